@@ -1,0 +1,8 @@
+"""What can go wrong on the user's side, told in one sentence."""
+
+
+class UsageError(Exception):
+    """Bad input or a missing prerequisite: printed as one sentence, exit code 2.
+
+    The sentence names what was given, what was expected and what to do about it.
+    """

@@ -1,0 +1,1 @@
+"""The virtual machine that stands in for hardware: kernels, guest root, QEMU, guest set-up."""

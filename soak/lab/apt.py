@@ -1,0 +1,195 @@
+"""Packages of any Debian suite, fetched with the machine's own apt and never installed.
+
+apt is given directories of its own (sources, state, an empty dpkg status), so nothing that it does
+shows in the machine's package database. The mirror is the one that the machine's apt already uses.
+"""
+
+from __future__ import annotations
+
+import getpass
+import json
+import re
+import shutil
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from soak.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# The keyring of the package debian-archive-keyring, which is where Debian keeps the keys of all suites.
+_KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+_INDEX_LIFETIME_SECONDS = 24 * 3600
+_TIMEOUT_SECONDS = 900
+
+
+@dataclass(frozen=True)
+class Mirror:
+    """The sites from which the machine's apt gets Debian: the archive and its security updates."""
+
+    archive: str
+    security: str | None
+
+
+def machine_mirror() -> Mirror:
+    """Read the machine's own apt configuration.
+
+    Raises:
+        UsageError: apt is missing, or knows no Debian archive.
+    """
+    if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
+        raise UsageError(
+            "apt-get and dpkg-deb are needed to fetch kernels and the guest's root, and were not "
+            "found: run the lab on Debian or a derivative."
+        )
+    wanted = "$(ORIGIN)|$(RELEASE)|$(SITE)"
+    listed = subprocess.run(
+        ["apt-get", "indextargets", "--format", wanted, "Created-By: Packages"],
+        check=True, capture_output=True, text=True, timeout=60,
+    ).stdout
+    sites: dict[bool, str] = {}
+    for line in listed.splitlines():
+        origin, release, site = line.split("|", 2)
+        if origin == "Debian":
+            sites.setdefault(release.endswith("-security"), site)
+    if False not in sites:
+        raise UsageError(
+            "apt on this machine has no Debian archive in its sources (or 'apt-get update' never "
+            "ran), so there is nowhere to fetch kernels from: add one and run 'apt-get update'."
+        )
+    return Mirror(sites[False], sites.get(True))
+
+
+class Suite:
+    """One Debian suite, seen through apt directories of its own below `directory`."""
+
+    def __init__(self, name: str, directory: Path, mirror: Mirror) -> None:
+        self.name = name
+        self._directory = directory
+        self._mirror = mirror
+        self._options = [
+            *("-o", f"Dir::Etc::sourcelist={directory}/sources.list"),
+            *("-o", "Dir::Etc::sourceparts=/dev/null"),
+            *("-o", f"Dir::State={directory}/state"),
+            *("-o", f"Dir::State::status={directory}/state/status"),
+            *("-o", f"Dir::Cache={directory}/cache"),
+            # apt would drop to a user that cannot read a private cache directory.
+            *("-o", f"APT::Sandbox::User={getpass.getuser()}"),
+            *("-o", "Debug::NoLocking=1"),
+            "-qq",
+        ]
+
+    def update(self) -> None:
+        """Fetch the package index unless a recent one is there.
+
+        Raises:
+            UsageError: the suite is unknown to the mirror, or the mirror cannot be reached and no
+                older index is there to fall back on.
+        """
+        stamp = self._directory / "updated"
+        fresh = stamp.exists() and time.time() - stamp.stat().st_mtime < _INDEX_LIFETIME_SECONDS
+        if fresh:
+            return
+        for part in ("state/lists/partial", "cache/archives/partial"):
+            (self._directory / part).mkdir(parents=True, exist_ok=True)
+        (self._directory / "state/status").touch()
+        signed = f"[signed-by={_KEYRING}] " if _KEYRING.exists() else ""
+        sources = [f"deb {signed}{self._mirror.archive} {self.name} main"]
+        if self._mirror.security and self.name.isalpha() and self.name != "sid":
+            sources.append(f"deb {signed}{self._mirror.security} {self.name}-security main")
+        (self._directory / "sources.list").write_text("\n".join(sources) + "\n")
+        result = self._apt("apt-get", "update", "--error-on=any")
+        if result.returncode == 0:
+            stamp.touch()
+        elif not stamp.exists():
+            raise UsageError(
+                f"The package index of Debian's suite {self.name!r} could not be fetched "
+                f"({_last_line(result.stderr)}): check the name and the network."
+            )
+
+    def remembered(
+        self, question: str, ask: Callable[[], tuple[list[str], str]]
+    ) -> tuple[list[str], str]:
+        """Answer from the last time where the index has not changed since: apt takes seconds."""
+        stamp, answer = self._directory / "updated", self._directory / f"{question}.json"
+        if answer.exists() and answer.stat().st_mtime >= stamp.stat().st_mtime:
+            names, version = json.loads(answer.read_text())
+            return names, version
+        found = ask()
+        answer.write_text(json.dumps(found))
+        return found
+
+    def depends(self, package: str) -> list[str]:
+        """Return the names that the newest version of `package` depends on."""
+        shown = self._apt("apt-cache", "show", "--no-all-versions", package)
+        if shown.returncode != 0:
+            raise UsageError(f"Debian's suite {self.name!r} has no package {package!r}.")
+        line = re.search(r"^Depends: (.*)$", shown.stdout, re.MULTILINE)
+        return [item.split()[0] for item in line[1].split(",")] if line else []
+
+    def version(self, package: str) -> str:
+        """Return the newest version of `package`."""
+        shown = self._apt("apt-cache", "show", "--no-all-versions", package)
+        line = re.search(r"^Version: (.*)$", shown.stdout, re.MULTILINE)
+        if line is None:
+            raise UsageError(f"Debian's suite {self.name!r} has no package {package!r}.")
+        return line[1]
+
+    def unpack(self, packages: list[str], target: Path) -> None:
+        """Fetch just these packages and unpack them below `target`."""
+        archives = self._fresh_archives()
+        result = self._apt("apt-get", "download", *packages, cwd=archives)
+        self._unpack_all(result, archives, target, frozenset())
+
+    def unpack_with_dependencies(
+        self, packages: list[str], target: Path, unwanted: frozenset[str]
+    ) -> None:
+        """Fetch these packages and all that they need, and unpack all but the `unwanted` ones."""
+        archives = self._fresh_archives()
+        result = self._apt(
+            "apt-get", "install", "--yes", "--no-install-recommends", "--download-only",
+            "-o", f"Dir::Cache::archives={archives}", *packages,
+        )  # fmt: skip
+        self._unpack_all(result, archives, target, unwanted)
+
+    def _fresh_archives(self) -> Path:
+        archives = self._directory / "archives"
+        shutil.rmtree(archives, ignore_errors=True)
+        (archives / "partial").mkdir(parents=True)
+        return archives
+
+    def _unpack_all(
+        self,
+        fetched: subprocess.CompletedProcess[str],
+        archives: Path,
+        target: Path,
+        unwanted: frozenset[str],
+    ) -> None:
+        if fetched.returncode != 0:
+            raise UsageError(
+                f"Packages of Debian's suite {self.name!r} could not be fetched: "
+                f"{_last_line(fetched.stderr)}"
+            )
+        for package in sorted(archives.glob("*.deb")):
+            if package.name.split("_")[0] not in unwanted:
+                subprocess.run(
+                    ["dpkg-deb", "--extract", package, target], check=True, timeout=_TIMEOUT_SECONDS
+                )
+        shutil.rmtree(archives)
+
+    def _apt(
+        self, tool: str, *arguments: str, cwd: Path | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [tool, *self._options, *arguments],
+            check=False, capture_output=True, text=True, cwd=cwd, timeout=_TIMEOUT_SECONDS,
+        )  # fmt: skip
+
+
+def _last_line(text: str) -> str:
+    lines = text.strip().splitlines()
+    return lines[-1] if lines else "no message"

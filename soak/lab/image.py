@@ -1,0 +1,177 @@
+"""The guest's own root: Debian packages unpacked once, kept as an initramfs layer.
+
+A live host root over 9p would die with the next upgrade on the host, and squashfs, erofs and loop are
+modules or missing in some kernels. An initramfs needs no driver at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import shutil
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from soak.lab.apt import Suite, machine_mirror
+from soak.lab.cpio import CpioWriter
+
+if TYPE_CHECKING:
+    from soak.lab.cache import Cache
+
+_SUITE = "bookworm"
+_PACKAGES = ["python3", "libc6", "ndctl", "e2fsprogs", "xfsprogs", "kmod"]
+# Dependencies of maintainer scripts and of tools that the guest does not run.
+_UNWANTED = frozenset(
+    """
+    dmsetup dpkg gcc-12-base init-system-helpers libdb5.3 libfile-find-rule-perl libgdbm-compat4
+    libgdbm6 libgssapi-krb5-2 libicu72 libk5crypto3 libkeyutils1 libkrb5-3 libkrb5support0
+    libncursesw6 libnsl2 libnumber-compare-perl libperl5.36 libsqlite3-0 libtext-glob-perl
+    libtirpc-common libtirpc3 logsave media-types perl perl-base perl-modules-5.36
+    readline-common tar usrmerge
+    """.split()
+)
+_PRUNED = (
+    *("usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/lintian", "usr/share/info"),
+    *("usr/share/bash-completion", "usr/share/zsh", "usr/share/perl5", "usr/share/python3"),
+    *("usr/lib/x86_64-linux-gnu/gconv", "usr/lib/x86_64-linux-gnu/perl-base", "usr/lib/udev"),
+    *("usr/lib/python3.11/lib2to3", "usr/lib/python3.11/pydoc_data", "usr/lib/python3.11/idlelib"),
+    *("usr/lib/python3.11/ensurepip", "usr/lib/python3.11/distutils", "usr/lib/python3.11/unittest"),
+)
+_MERGED = ("bin", "sbin", "lib", "lib64")
+_PYTHON = Path("/usr/bin/python3.11")
+_STANDARD_LIBRARY = "usr/lib/python3.11"
+_LOADER = "usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2"
+_LIBRARIES = "usr/lib/x86_64-linux-gnu"
+_TOOL_TIMEOUT_SECONDS = 600
+# What the guest imports besides the standard library and this project.
+_GUEST_DEPENDENCIES = ("schedule", "structlog")
+_GUEST_LIBRARY = "usr/lib/dax-soak"
+
+
+class GuestRoot:
+    """The unpacked packages, and the initramfs layer made of them."""
+
+    def __init__(self, cache: Cache) -> None:
+        self._cache = cache
+        key = hashlib.sha256(repr((_SUITE, _PACKAGES, sorted(_UNWANTED), _PRUNED)).encode())
+        self._directory = cache.directory(f"root/{_SUITE}-{_key(key)}", self._build)
+        self.layer = self._directory / "root.cpio"
+
+    def run(self, tool: str, *arguments: str) -> None:
+        """Run one of the root's own programs on the host."""
+        _run_in(self._directory / "root", tool, *arguments)
+
+    def compile(self, library: Path, seen_as: str) -> None:
+        """Write byte code beside the sources in `library`, which the guest has at `seen_as`."""
+        _compile(self._directory / "root", library, seen_as)
+
+    def _build(self, directory: Path) -> None:
+        root = directory / "root"
+        root.mkdir()
+        with self._cache.locked(f"apt/{_SUITE}.index"):
+            suite = Suite(_SUITE, self._cache.package_index(_SUITE), machine_mirror())
+            suite.update()
+            suite.unpack_with_dependencies(_PACKAGES, root, _UNWANTED)
+        _merge_usr(root)
+        _prune(root)
+        _compile(root, root / _STANDARD_LIBRARY, _STANDARD_LIBRARY)
+        with (directory / "root.cpio").open("wb") as out:
+            archive = CpioWriter(out)
+            for empty in ("dev", "proc", "sys", "run", "tmp", "mnt", "root", "var"):
+                archive.directory(empty)
+            archive.tree(root)
+            archive.close()
+
+
+def program_layer(cache: Cache, root: GuestRoot) -> Path:
+    """Return the initramfs layer with this program and its dependencies, keyed by their contents."""
+    sources = sorted(_program_files())
+    digest = hashlib.sha256()
+    for name, path in sources:
+        digest.update(f"{name}\0".encode())
+        digest.update(path.read_bytes())
+    digest.update(str(root.layer).encode())
+
+    def build(directory: Path) -> None:
+        library = directory / _GUEST_LIBRARY
+        for name, path in sources:
+            target = library / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(path.read_bytes())
+        root.compile(library, _GUEST_LIBRARY)
+        with (directory / "program.cpio").open("wb") as out:
+            archive = CpioWriter(out)
+            archive.tree(directory / "usr", "usr/")
+            archive.file("init", _INIT.encode(), 0o755)
+            archive.close()
+
+    return cache.directory(f"program/{_key(digest)}", build) / "program.cpio"
+
+
+_INIT = f"""#!{_PYTHON} -I
+import sys
+sys.path.insert(0, "/{_GUEST_LIBRARY}")
+from soak.lab.guest import main
+main()
+"""
+
+
+def _program_files() -> list[tuple[str, Path]]:
+    """List the source files that the guest needs, by their names below its library directory."""
+    files = []
+    for package in ("soak", *_GUEST_DEPENDENCIES):
+        spec = importlib.util.find_spec(package)
+        if spec is None or spec.origin is None:
+            raise ModuleNotFoundError(package)
+        place = Path(spec.origin).parent
+        files += [
+            (f"{package}/{path.relative_to(place)}", path)
+            for path in place.rglob("*.py")
+            if "__pycache__" not in path.parts
+        ]
+    return files
+
+
+def _merge_usr(root: Path) -> None:
+    """Move `bin`, `sbin`, `lib`, `lib64` into usr and leave links, as Debian's installer does."""
+    for name in _MERGED:
+        if (root / name).is_dir():
+            shutil.copytree(root / name, root / "usr" / name, symlinks=True, dirs_exist_ok=True)
+            shutil.rmtree(root / name)
+        (root / name).symlink_to(f"usr/{name}")
+
+
+def _prune(root: Path) -> None:
+    for name in _PRUNED:
+        shutil.rmtree(root / name, ignore_errors=True)
+
+
+def _run_in(root: Path, tool: str, *arguments: str) -> None:
+    """Run a program of a guest's root on the host, through that root's own loader.
+
+    It works without privileges and without the tool being on the host.
+    """
+    places = (root / "usr/bin" / tool, root / "usr/sbin" / tool)
+    program = next(path for path in places if path.is_symlink() or path.exists())
+    if program.is_symlink():
+        # An absolute link means a path below the root, not one of the host.
+        program = root / str(program.parent.relative_to(root) / program.readlink()).lstrip("/")
+    subprocess.run(
+        [root / _LOADER, "--library-path", root / _LIBRARIES, "--argv0", tool,
+         program, *arguments],
+        check=True, capture_output=True, timeout=_TOOL_TIMEOUT_SECONDS,
+        env={"PYTHONHOME": str(root / "usr"), "PATH": "/nonexistent"},
+    )  # fmt: skip
+
+
+def _compile(root: Path, library: Path, seen_as: str) -> None:
+    """Have the guest's own interpreter write byte code, which it then need not check."""
+    _run_in(
+        root, _PYTHON.name, "-s", "-m", "compileall", "-q", "--invalidation-mode",
+        "unchecked-hash", "-s", str(library), "-p", f"/{seen_as}", str(library),
+    )  # fmt: skip
+
+
+def _key(digest: hashlib._Hash) -> str:
+    return digest.hexdigest()[:16]

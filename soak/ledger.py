@@ -1,0 +1,438 @@
+"""The ledger: what a soak is doing and has done, in a file of fixed layout in shared memory.
+
+A header describes the layout, so that a reader needs nothing but the file. Then come blocks of 64-bit
+words. Each block has one writer and is read by anyone without a lock:
+
+* A word is written with one store. `memoryview.cast("Q")` does that; `struct.pack_into` clears the field
+  before it writes it.
+* Words that must agree form a group, whose first word is a sequence number: odd while its writer
+  changes the group. A reader tries again. When the number stays odd its writer was stopped in the
+  middle, and the group is reported as torn, never guessed.
+* Space is allocated in advance: a store into a hole on a full disk would be SIGBUS. Readers use
+  `pread`, which a file that shrinks cannot kill.
+
+Layout of the file, little-endian: 8 bytes magic, u64 format, u64 length of the JSON text that follows,
+u64 mirror sequence (odd while a copy of the whole ledger is under way), the JSON text, padding to a
+page, blocks. The JSON names each block, its offset, and each field with its offset (in words from the
+start of the block), its shape and the names along each axis.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import mmap
+import os
+import struct
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+MAGIC: Final = b"DAXSOAK\0"
+FORMAT: Final = 1
+WORD: Final = 8
+_PAGE: Final = 4096
+_PREFIX = struct.Struct("<8sQQQ")
+_MIRROR_WORD = 3
+_MAX_HEADER = 1 << 20
+_READ_ATTEMPTS = 64
+_OFFSET_DIGITS = 16
+
+
+class LedgerError(Exception):
+    """The file is no ledger, is damaged, or has a format that this program does not know."""
+
+
+@dataclass(frozen=True)
+class Field:
+    """Words of one meaning in a block.
+
+    `axes` names the entries along each dimension, or is a number where they are only counted.
+    `values` says what the numbers stand for, where they stand for words. A text field holds its
+    length in bytes in the first word.
+    """
+
+    name: str
+    axes: tuple[tuple[str, ...] | int, ...] = ()
+    values: tuple[str, ...] = ()
+    text: bool = False
+    offset: int = 0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(axis if isinstance(axis, int) else len(axis) for axis in self.axes)
+
+    @property
+    def words(self) -> int:
+        return math.prod(self.shape) + (1 if self.text else 0)
+
+
+@dataclass(frozen=True)
+class Block:
+    """The words of one writer. `labels` says whose they are."""
+
+    name: str
+    kind: str
+    fields: Mapping[str, Field]
+    labels: Mapping[str, Any]
+    offset: int = 0
+
+    @property
+    def words(self) -> int:
+        return sum(field.words for field in self.fields.values())
+
+
+@dataclass(frozen=True)
+class Layout:
+    """All blocks, and facts about the run that do not change."""
+
+    blocks: Mapping[str, Block]
+    run: Mapping[str, Any]
+    size: int
+
+    @classmethod
+    def of(cls, blocks: Iterable[Block], run: Mapping[str, Any]) -> Layout:
+        """Place the blocks one behind the other, each on a page of its own."""
+        unplaced = list(blocks)
+        # The offsets are not known yet, and take a few more digits when they are.
+        entries = sum(1 + len(block.fields) for block in unplaced)
+        header = _PREFIX.size + len(_describe(unplaced, run, 0)) + entries * _OFFSET_DIGITS
+        header_room = _round_up(header, _PAGE)
+        placed: dict[str, Block] = {}
+        offset = header_room
+        for block in unplaced:
+            fields, word = {}, 0
+            for field in block.fields.values():
+                fields[field.name] = replace(field, offset=word)
+                word += field.words
+            placed[block.name] = replace(block, fields=fields, offset=offset)
+            offset += _round_up(word * WORD, _PAGE)
+        # Memory that a virtual machine shares must be a power of two.
+        return cls(placed, run, 1 << (offset - 1).bit_length())
+
+    def to_bytes(self) -> bytes:
+        """Return the header as it stands at the start of the file."""
+        text = _describe(self.blocks.values(), self.run, self.size)
+        return _PREFIX.pack(MAGIC, FORMAT, len(text), 0) + text
+
+    @classmethod
+    def from_bytes(cls, head: bytes) -> Layout:
+        """Read a header.
+
+        Raises:
+            LedgerError: it is none, is damaged, or is of a format that is not known.
+        """
+        if len(head) < _PREFIX.size:
+            raise LedgerError(f"the file is only {len(head)} bytes long")
+        magic, version, length, _ = _PREFIX.unpack_from(head)
+        if magic != MAGIC:
+            raise LedgerError(f"it starts with {magic!r}, not with {MAGIC!r}")
+        if version != FORMAT:
+            raise LedgerError(f"its format is {version}, and this program reads format {FORMAT}")
+        if length > _MAX_HEADER or len(head) < _PREFIX.size + length:
+            raise LedgerError(f"its header should have {length} bytes and is cut short")
+        try:
+            described = json.loads(head[_PREFIX.size : _PREFIX.size + length])
+            blocks = {entry["name"]: _block(entry) for entry in described["blocks"]}
+            layout = cls(blocks, described["run"], int(described["size"]))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise LedgerError(f"its header does not describe a ledger ({error!r})") from None
+        for block in blocks.values():
+            if not (0 < block.offset and block.offset + block.words * WORD <= layout.size):
+                raise LedgerError(f"its header places block {block.name!r} outside the file")
+        return layout
+
+
+class Ledger:
+    """A ledger that this process writes to: the whole file, mapped shared."""
+
+    def __init__(self, layout: Layout, memory: mmap.mmap) -> None:
+        self.layout = layout
+        self._memory = memory
+        self._words = memoryview(memory).cast("Q")
+
+    @classmethod
+    def create(cls, path: Path, layout: Layout) -> Self:
+        """Make a new ledger file, its space allocated, readable by the file's group.
+
+        Raises:
+            OSError: the file is there already, or there is no space.
+        """
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
+        try:
+            os.posix_fallocate(descriptor, 0, layout.size)
+            ledger = cls(layout, mmap.mmap(descriptor, layout.size))
+        finally:
+            os.close(descriptor)
+        head = layout.to_bytes()
+        memoryview(ledger._memory)[: len(head)] = head  # noqa: SLF001 - its own class
+        return ledger
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Map an existing ledger (a file, or the memory that a virtual machine shares) for writing.
+
+        Raises:
+            LedgerError: the file is no ledger.
+        """
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            memory = mmap.mmap(descriptor, os.fstat(descriptor).st_size)
+        finally:
+            os.close(descriptor)
+        return cls(Layout.from_bytes(memory[:_MAX_HEADER]), memory)
+
+    def block(self, name: str) -> BlockWriter:
+        """Return the words of one block, for its one writer."""
+        block = self.layout.blocks[name]
+        first = block.offset // WORD
+        return BlockWriter(block, self._words[first : first + block.words])
+
+    def copy_from(self, source: Ledger) -> None:
+        """Make this ledger a copy of `source`, which has the same layout."""
+        start = min(block.offset for block in self.layout.blocks.values()) // WORD
+        end = max(block.offset + block.words * WORD for block in self.layout.blocks.values())
+        self._words[_MIRROR_WORD] += 1
+        self._words[start : end // WORD] = source._words[start : end // WORD]  # noqa: SLF001
+        self._words[_MIRROR_WORD] += 1
+
+
+class BlockWriter:
+    """The words of a block, by field. Whoever needs speed takes `view` once and indexes it."""
+
+    def __init__(self, block: Block, words: memoryview[int]) -> None:
+        self.block = block
+        self._words = words
+
+    def view(self, name: str) -> memoryview[int]:
+        """Return the words of a field, flat, for reading and writing."""
+        field = self.block.fields[name]
+        return self._words[field.offset : field.offset + field.words]
+
+    def set(self, name: str, value: int, *indices: int) -> None:
+        self._words[self._position(name, indices)] = value
+
+    def add(self, name: str, amount: int, *indices: int) -> None:
+        self._words[self._position(name, indices)] += amount
+
+    def get(self, name: str, *indices: int) -> int:
+        return self._words[self._position(name, indices)]
+
+    def index(self, name: str, *labels: str) -> tuple[int, ...]:
+        """Return the indices at which a field keeps the entry with these names."""
+        axes = self.block.fields[name].axes
+        found = []
+        for axis, label in zip(axes, labels, strict=True):
+            if isinstance(axis, int):
+                raise KeyError(f"{name} has no names along this axis")
+            found.append(axis.index(label))
+        return tuple(found)
+
+    def add_at(self, name: str, amount: int, *labels: str) -> None:
+        self.add(name, amount, *self.index(name, *labels))
+
+    def set_at(self, name: str, value: int, *labels: str) -> None:
+        self.set(name, value, *self.index(name, *labels))
+
+    def set_word(self, name: str, word: str) -> None:
+        """Store the number that stands for a word of the field's list."""
+        self.set(name, self.block.fields[name].values.index(word))
+
+    def set_text(self, name: str, value: str) -> None:
+        """Write a text, cut to the field's room; its length is stored last."""
+        field = self.block.fields[name]
+        words = self._words[field.offset : field.offset + field.words]
+        data = value.encode()[: (field.words - 1) * WORD]
+        words[0] = 0
+        padded = data + b"\0" * (-len(data) % WORD)
+        for position in range(len(padded) // WORD):
+            words[1 + position] = int.from_bytes(padded[position * WORD :][:WORD], "little")
+        words[0] = len(data)
+
+    def clear(self) -> None:
+        """Set all words to zero."""
+        for position in range(len(self._words)):
+            self._words[position] = 0
+
+    def _position(self, name: str, indices: tuple[int, ...]) -> int:
+        field = self.block.fields[name]
+        position = 0
+        for index, length in zip(indices, field.shape, strict=True):
+            if not 0 <= index < length:
+                raise IndexError(f"{name}{list(indices)} is outside {field.shape}")
+            position = position * length + index
+        return field.offset + position
+
+
+class LedgerReader:
+    """Reads a ledger that others write, without ever holding them up."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self.layout = Layout.from_bytes(os.pread(descriptor, _MAX_HEADER, 0))
+        actual = os.fstat(descriptor).st_size
+        if actual < self.layout.size:
+            raise LedgerError(f"it should have {self.layout.size} bytes and has {actual}")
+
+    @classmethod
+    def open(cls, path: Path, directory: int | None = None) -> Self:
+        """Open by path, which may be relative to a directory's descriptor.
+
+        Raises:
+            LedgerError: the file is no ledger.
+            OSError: it cannot be opened.
+        """
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
+        try:
+            return cls(descriptor)
+        except BaseException:
+            os.close(descriptor)
+            raise
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def blocks(self, kind: str) -> list[BlockSnapshot]:
+        """Read all blocks of a kind."""
+        return [self.block(block.name) for block in self.layout.blocks.values() if block.kind == kind]
+
+    def block(self, name: str) -> BlockSnapshot:
+        """Read one block in a single call.
+
+        Raises:
+            LedgerError: the file has shrunk since it was opened.
+        """
+        block = self.layout.blocks[name]
+        length = block.words * WORD
+        for _ in range(_READ_ATTEMPTS):
+            before = self._mirror_sequence()
+            data = os.pread(self._descriptor, length, block.offset)
+            if len(data) < length:
+                raise LedgerError(f"block {name!r} is cut short")
+            if before % 2 == 0 and before == self._mirror_sequence():
+                break
+        return BlockSnapshot(block, memoryview(data).cast("Q"), self)
+
+    def group(self, snapshot: BlockSnapshot, name: str) -> tuple[int, ...] | None:
+        """Return the words of a group after its sequence number, or None when it stays torn."""
+        field = snapshot.block.fields[name]
+        offset = snapshot.block.offset + field.offset * WORD
+        for _ in range(_READ_ATTEMPTS):
+            before = os.pread(self._descriptor, field.words * WORD, offset)
+            after = os.pread(self._descriptor, WORD, offset)
+            words = struct.unpack(f"<{field.words}Q", before)
+            if words[0] % 2 == 0 and before[:WORD] == after:
+                return words[1:]
+        return None
+
+    def _mirror_sequence(self) -> int:
+        data = os.pread(self._descriptor, WORD, _MIRROR_WORD * WORD)
+        return int.from_bytes(data, "little")
+
+
+class BlockSnapshot:
+    """The words of a block as they were at one moment."""
+
+    def __init__(self, block: Block, words: memoryview[int], reader: LedgerReader) -> None:
+        self.block = block
+        self._words = words
+        self._reader = reader
+
+    def get(self, name: str, *indices: int) -> int:
+        field = self.block.fields[name]
+        position = 0
+        for index, length in zip(indices, field.shape, strict=True):
+            position = position * length + index
+        return self._words[field.offset + position]
+
+    def word(self, name: str) -> str:
+        """Return the word that the field's number stands for."""
+        return self.block.fields[name].values[self.get(name)]
+
+    def flat(self, name: str) -> list[int]:
+        field = self.block.fields[name]
+        return list(self._words[field.offset : field.offset + field.words])
+
+    def rows(self, name: str) -> list[list[int]]:
+        """Return a two-dimensional field row by row."""
+        flat, width = self.flat(name), self.block.fields[name].shape[-1]
+        return [flat[start : start + width] for start in range(0, len(flat), width)]
+
+    def named(self, name: str) -> dict[str, int]:
+        """Return a one-dimensional field by the names along its axis."""
+        return dict(zip(self._names(name, 0), self.flat(name), strict=True))
+
+    def named_rows(self, name: str) -> dict[str, dict[str, int]]:
+        """Return a two-dimensional field by the names along both axes."""
+        columns = self._names(name, 1)
+        return {
+            row: dict(zip(columns, values, strict=True))
+            for row, values in zip(self._names(name, 0), self.rows(name), strict=True)
+        }
+
+    def text(self, name: str) -> str:
+        words = self.flat(name)
+        data = b"".join(word.to_bytes(WORD, "little") for word in words[1:])
+        return data[: min(words[0], len(data))].decode(errors="replace")
+
+    def group(self, name: str) -> tuple[int, ...] | None:
+        """Read a group afresh until it is whole; None when its writer was stopped in the middle."""
+        return self._reader.group(self, name)
+
+    def _names(self, name: str, axis: int) -> Sequence[str]:
+        names = self.block.fields[name].axes[axis]
+        return [str(number) for number in range(names)] if isinstance(names, int) else names
+
+
+def _describe(blocks: Iterable[Block], run: Mapping[str, Any], size: int) -> bytes:
+    described = {
+        "size": size,
+        "run": dict(run),
+        "blocks": [
+            {
+                "name": block.name,
+                "kind": block.kind,
+                "offset": block.offset,
+                "labels": dict(block.labels),
+                "fields": [
+                    {
+                        "name": field.name,
+                        "offset": field.offset,
+                        "axes": list(field.axes),
+                        "values": list(field.values),
+                        "text": field.text,
+                    }
+                    for field in block.fields.values()
+                ],
+            }
+            for block in blocks
+        ],
+    }
+    return json.dumps(described, separators=(",", ":")).encode()
+
+
+def _block(entry: dict[str, Any]) -> Block:
+    fields = {
+        field["name"]: Field(
+            field["name"],
+            tuple(axis if isinstance(axis, int) else tuple(axis) for axis in field["axes"]),
+            tuple(field["values"]),
+            bool(field["text"]),
+            int(field["offset"]),
+        )
+        for field in entry["fields"]
+    }
+    return Block(entry["name"], entry["kind"], fields, entry["labels"], int(entry["offset"]))
+
+
+def _round_up(value: int, unit: int) -> int:
+    return -(-value // unit) * unit

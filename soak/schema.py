@@ -1,0 +1,192 @@
+"""What each block of a soak's ledger holds: the one place where its fields are named."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from soak.ledger import Block, Field, Layout
+from soak.vocabulary import (
+    ERRNOS,
+    Detector,
+    Interface,
+    Operation,
+    RegionKind,
+    Role,
+    RunState,
+    VerdictWord,
+    Violation,
+    WorkerState,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+SUPERVISOR: Final = "supervisor"
+HOST: Final = "host"
+WORKER: Final = "worker"
+NO_KNOWN_ISSUE: Final = "none"
+
+# Upper bounds of the duration histogram, in nanoseconds: four to the octave, as a Prometheus native
+# histogram of schema 2 has them, from 1 us to 128 s; one more bucket takes the rest.
+BUCKETS_PER_OCTAVE: Final = 4
+_FIRST_EXPONENT, _LAST_EXPONENT = -20, 7
+BUCKET_BOUNDS_NS: Final = tuple(
+    int(1e9 * 2 ** (step / BUCKETS_PER_OCTAVE))
+    for step in range(_FIRST_EXPONENT * BUCKETS_PER_OCTAVE, _LAST_EXPONENT * BUCKETS_PER_OCTAVE + 1)
+)
+
+# The columns of a worker's counts.
+COUNT_COLUMNS: Final = (
+    *("done", "interrupted"),
+    *(f"refused {name}" for name in ERRNOS),
+    *(f"failed {name}" for name in ERRNOS),
+)
+DONE_COLUMN: Final = 0
+INTERRUPTED_COLUMN: Final = 1
+REFUSED_COLUMN: Final = 2
+FAILED_COLUMN: Final = 2 + len(ERRNOS)
+
+RECORDER_LENGTH: Final = 512
+# One line of the flight recorder. `result` is 0 or an errno; `start` and `end` are monotonic.
+RECORDER_COLUMNS: Final = (
+    *("choice", "cell", "start_ns", "end_ns", "result", "offset", "length"),
+)
+# The group that says what a worker is doing now: `cell` counts from 1, 0 means nothing.
+IN_FLIGHT_WORDS: Final = ("sequence", "cell", "start_ns", "offset", "length", "choice")
+
+# Values of the pause word.
+RUN_WORD: Final = 0
+STOP_WORD: Final = (1 << 64) - 1
+
+JOBS: Final = ("sweep", "sample", "counters")
+_TEXT_WORDS = 32
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A kind of operation as it is counted: what, on which kind of region, through which interface."""
+
+    operation: Operation
+    region: RegionKind
+    interface: Interface
+
+    @property
+    def label(self) -> str:
+        return f"{self.operation} {self.region} {self.interface}"
+
+    @classmethod
+    def parse(cls, label: str) -> Cell:
+        operation, region, interface = label.split(" ")
+        return cls(Operation(operation), RegionKind(region), Interface(interface))
+
+
+def worker_block(name: str, role: Role, cells: Sequence[Cell], regions: Sequence[str]) -> Block:
+    """Describe the block of one worker, which only that worker writes."""
+    labels = tuple(cell.label for cell in cells)
+    return _block(
+        name,
+        WORKER,
+        {"role": role},
+        Field("pid"),
+        Field("incarnation"),
+        Field("state", values=tuple(WorkerState)),
+        Field("iterations"),
+        Field("acknowledged"),
+        Field("quarantine"),
+        Field("in_flight", (IN_FLIGHT_WORDS,)),
+        # Pages whose pin was granted and given back, ever; the difference is what is held now.
+        Field("pages_mapped", (tuple(regions),)),
+        Field("pages_unmapped", (tuple(regions),)),
+        Field("counts", (labels, COUNT_COLUMNS)),
+        Field("duration_sum_ns", (labels,)),
+        Field("duration_buckets", (labels, len(BUCKET_BOUNDS_NS) + 1)),
+        Field("recorded"),
+        Field("recorder", (RECORDER_LENGTH, RECORDER_COLUMNS)),
+    )
+
+
+def supervisor_block(
+    regions: Sequence[str], workers: Sequence[str], known_issues: Sequence[str]
+) -> Block:
+    """Describe the supervisor's block: its state, and what its detectors and jobs found."""
+    issues = (*known_issues, NO_KNOWN_ISSUE)
+    return _block(
+        SUPERVISOR,
+        SUPERVISOR,
+        {},
+        Field("pid"),
+        Field("state", values=tuple(RunState)),
+        Field("kernel_release", (_TEXT_WORDS,), text=True),
+        Field("boot_id", (_TEXT_WORDS,), text=True),
+        Field("started_ns"),
+        Field("ends_ns"),
+        Field("heartbeats"),
+        Field("heartbeat_ns"),
+        # Add this to a monotonic time of this ledger to get nanoseconds since the epoch.
+        Field("realtime_offset_ns"),
+        Field("pause"),
+        Field("verdict", values=tuple(VerdictWord)),
+        Field("violations", (tuple(Violation), issues)),
+        Field("unexpected_pins", (tuple(regions), tuple(Interface))),
+        Field("leaked", (tuple(regions), issues)),
+        Field("leaked_total", (tuple(regions), issues)),
+        Field("predicted", (tuple(regions), issues)),
+        Field("headroom_ppm", (tuple(regions),)),
+        Field("sweeps", (tuple(regions),)),
+        Field("swept_pages", (tuple(regions),)),
+        Field("sweep_duration_ns", (tuple(regions),)),
+        Field("last_sweep_ns", (tuple(regions),)),
+        Field("detectors", (tuple(Detector), ("success", "runs", "duration_ns"))),
+        Field("restarts", (tuple(workers),)),
+        Field("wedged", (tuple(workers),)),
+        Field("dead", (tuple(workers),)),
+        Field("jobs", (JOBS, ("runs", "failures", "lateness_ns"))),
+        Field("journal_errors"),
+        Field("foll_pins_acquired"),
+        Field("foll_pins_released"),
+        Field("locked_bytes"),
+        Field("pinned_bytes"),
+        Field("tainted"),
+        Field("coverage_cells"),
+        Field("coverage_cells_required"),
+    )
+
+
+def host_block() -> Block:
+    """Describe the block of a lab's host, which alone knows that the guest died."""
+    return _block(
+        HOST,
+        HOST,
+        {},
+        Field("pid"),
+        Field("state", values=tuple(RunState)),
+        Field("accelerator", (_TEXT_WORDS,), text=True),
+        Field("heartbeat_realtime_ns"),
+        Field("boots"),
+        Field("verdict", values=tuple(VerdictWord)),
+        Field("lost_machines"),
+        Field("journal_lines"),
+        Field("journal_errors"),
+    )
+
+
+def soak_layout(
+    run: dict[str, Any],
+    workers: Sequence[tuple[str, Role, Sequence[Cell]]],
+    known_issues: Sequence[str],
+    *,
+    lab: bool,
+) -> Layout:
+    """Describe the whole ledger of a run; `run["regions"]` lists its regions."""
+    regions = [region["name"] for region in run["regions"]]
+    names = [name for name, _, _ in workers]
+    blocks = [supervisor_block(regions, names, known_issues)]
+    if lab:
+        blocks.append(host_block())
+    blocks += [worker_block(name, role, cells, regions) for name, role, cells in workers]
+    return Layout.of(blocks, {**run, "bucket_bounds_ns": list(BUCKET_BOUNDS_NS)})
+
+
+def _block(name: str, kind: str, labels: dict[str, str], *fields: Field) -> Block:
+    return Block(name, kind, {field.name: field for field in fields}, labels)
