@@ -1,20 +1,21 @@
 """The ledger: what a soak is doing and has done, in a file of fixed layout in shared memory.
 
-A header describes the layout, so that a reader needs nothing but the file. Then come blocks of 64-bit
-words. Each block has one writer and is read by anyone without a lock:
+A header describes the layout, so that a reader needs nothing but the file. Then come blocks of
+64-bit words. Each block has one writer and is read by anyone without a lock:
 
-* A word is written with one store. `memoryview.cast("Q")` does that; `struct.pack_into` clears the field
-  before it writes it.
-* Words that must agree form a group, whose first word is a sequence number: odd while its writer
-  changes the group. A reader tries again. When the number stays odd its writer was stopped in the
-  middle, and the group is reported as torn, never guessed.
+* A word is written with one store. `memoryview.cast("Q")` does that; `struct.pack_into` clears the
+  field before it writes it.
+* Words that must agree form a group, whose first word is a sequence number (and is named
+  `sequence`): odd while its writer changes the group. A reader tries again. When the number stays
+  odd its writer was stopped in the middle, and the group is reported as torn, never guessed.
 * Space is allocated in advance: a store into a hole on a full disk would be SIGBUS. Readers use
   `pread`, which a file that shrinks cannot kill.
 
-Layout of the file, little-endian: 8 bytes magic, u64 format, u64 length of the JSON text that follows,
-u64 mirror sequence (odd while a copy of the whole ledger is under way), the JSON text, padding to a
-page, blocks. The JSON names each block, its offset, and each field with its offset (in words from the
-start of the block), its shape and the names along each axis.
+Layout of the file, little-endian: 8 bytes magic, u64 format, u64 length of the JSON text that
+follows, u64 mirror sequence (odd while a copy of the whole ledger is under way), u64 CRC-32 of the
+JSON text, the JSON text, padding to a page, blocks. The JSON names each block, its offset, and each
+field with its offset (in words from the start of the block), its shape and the names along each
+axis. The fields of a block follow each other without a gap.
 """
 
 from __future__ import annotations
@@ -24,22 +25,24 @@ import math
 import mmap
 import os
 import struct
+import zlib
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
 
 MAGIC: Final = b"DAXSOAK\0"
 FORMAT: Final = 1
 WORD: Final = 8
 _PAGE: Final = 4096
-_PREFIX = struct.Struct("<8sQQQ")
+_PREFIX = struct.Struct("<8sQQQQ")
 _MIRROR_WORD = 3
 _MAX_HEADER = 1 << 20
 _READ_ATTEMPTS = 64
 _OFFSET_DIGITS = 16
+_SEQUENCE = "sequence"
 
 
 class LedgerError(Exception):
@@ -69,6 +72,21 @@ class Field:
     def words(self) -> int:
         return math.prod(self.shape) + (1 if self.text else 0)
 
+    @property
+    def is_group(self) -> bool:
+        """Whether these words must agree, and the first of them is their sequence number."""
+        first = self.axes[0] if len(self.axes) == 1 else 0
+        return not isinstance(first, int) and first[:1] == (_SEQUENCE,)
+
+    def position(self, indices: tuple[int, ...]) -> int:
+        """Return where the block keeps the entry at these indices."""
+        position = 0
+        for index, length in zip(indices, self.shape, strict=True):
+            if not 0 <= index < length:
+                raise IndexError(f"{self.name}{list(indices)} is outside {self.shape}")
+            position = position * length + index
+        return self.offset + position
+
 
 @dataclass(frozen=True)
 class Block:
@@ -95,15 +113,23 @@ class Layout:
 
     @classmethod
     def of(cls, blocks: Iterable[Block], run: Mapping[str, Any]) -> Layout:
-        """Place the blocks one behind the other, each on a page of its own."""
+        """Place the blocks one behind the other, each on a page of its own.
+
+        Raises:
+            ValueError: two blocks have one name, or the description is too long to be read back.
+        """
         unplaced = list(blocks)
         # The offsets are not known yet, and take a few more digits when they are.
-        entries = sum(1 + len(block.fields) for block in unplaced)
+        entries = 1 + sum(1 + len(block.fields) for block in unplaced)
         header = _PREFIX.size + len(_describe(unplaced, run, 0)) + entries * _OFFSET_DIGITS
         header_room = _round_up(header, _PAGE)
+        if header_room > _MAX_HEADER:
+            raise ValueError(f"the header of this ledger would have {header} bytes")
         placed: dict[str, Block] = {}
         offset = header_room
         for block in unplaced:
+            if block.name in placed:
+                raise ValueError(f"two blocks of this ledger are called {block.name!r}")
             fields, word = {}, 0
             for field in block.fields.values():
                 fields[field.name] = replace(field, offset=word)
@@ -116,7 +142,7 @@ class Layout:
     def to_bytes(self) -> bytes:
         """Return the header as it stands at the start of the file."""
         text = _describe(self.blocks.values(), self.run, self.size)
-        return _PREFIX.pack(MAGIC, FORMAT, len(text), 0) + text
+        return _PREFIX.pack(MAGIC, FORMAT, len(text), 0, zlib.crc32(text)) + text
 
     @classmethod
     def from_bytes(cls, head: bytes) -> Layout:
@@ -127,22 +153,27 @@ class Layout:
         """
         if len(head) < _PREFIX.size:
             raise LedgerError(f"the file is only {len(head)} bytes long")
-        magic, version, length, _ = _PREFIX.unpack_from(head)
+        magic, version, length, _, checksum = _PREFIX.unpack_from(head)
         if magic != MAGIC:
             raise LedgerError(f"it starts with {magic!r}, not with {MAGIC!r}")
         if version != FORMAT:
             raise LedgerError(f"its format is {version}, and this program reads format {FORMAT}")
         if length > _MAX_HEADER or len(head) < _PREFIX.size + length:
             raise LedgerError(f"its header should have {length} bytes and is cut short")
+        end = _PREFIX.size + length
+        text = head[_PREFIX.size : end]
+        if zlib.crc32(text) != checksum:
+            raise LedgerError("its header is damaged: the checksum does not fit")
         try:
-            described = json.loads(head[_PREFIX.size : _PREFIX.size + length])
-            blocks = {entry["name"]: _block(entry) for entry in described["blocks"]}
-            layout = cls(blocks, described["run"], int(described["size"]))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            layout = _layout(json.loads(text))
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise LedgerError(f"its header does not describe a ledger ({error!r})") from None
-        for block in blocks.values():
-            if not (0 < block.offset and block.offset + block.words * WORD <= layout.size):
-                raise LedgerError(f"its header places block {block.name!r} outside the file")
+        for block in sorted(layout.blocks.values(), key=lambda block: block.offset):
+            if block.offset < end or block.offset % WORD:
+                raise LedgerError(f"its header places block {block.name!r} where it cannot be")
+            end = block.offset + block.words * WORD
+        if end > layout.size:
+            raise LedgerError(f"its header describes {end} bytes in a file of {layout.size}")
         return layout
 
 
@@ -163,12 +194,16 @@ class Ledger:
         """
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
         try:
+            os.fchmod(descriptor, 0o640)  # whatever the umask is
             os.posix_fallocate(descriptor, 0, layout.size)
             ledger = cls(layout, mmap.mmap(descriptor, layout.size))
+        except BaseException:
+            path.unlink()
+            raise
         finally:
             os.close(descriptor)
         head = layout.to_bytes()
-        memoryview(ledger._memory)[: len(head)] = head  # noqa: SLF001 - its own class
+        memoryview(ledger._memory)[: len(head)] = head
         return ledger
 
     @classmethod
@@ -180,10 +215,15 @@ class Ledger:
         """
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:
-            memory = mmap.mmap(descriptor, os.fstat(descriptor).st_size)
+            size = os.fstat(descriptor).st_size
+            if size == 0:
+                raise LedgerError("the file is empty")
+            memory = mmap.mmap(descriptor, size)
         finally:
             os.close(descriptor)
-        return cls(Layout.from_bytes(memory[:_MAX_HEADER]), memory)
+        layout = Layout.from_bytes(memory[:_MAX_HEADER])
+        _check_size(layout, size)
+        return cls(layout, memory)
 
     def block(self, name: str) -> BlockWriter:
         """Return the words of one block, for its one writer."""
@@ -195,9 +235,24 @@ class Ledger:
         """Make this ledger a copy of `source`, which has the same layout."""
         start = min(block.offset for block in self.layout.blocks.values()) // WORD
         end = max(block.offset + block.words * WORD for block in self.layout.blocks.values())
+        # A copier that was killed left an odd number.
+        self._words[_MIRROR_WORD] |= 1
+        self._words[start : end // WORD] = source._words[start : end // WORD]
+        for block in self.layout.blocks.values():
+            for field in block.fields.values():
+                if field.is_group:
+                    self._copy_group(source, block.offset // WORD + field.offset, field.words)
         self._words[_MIRROR_WORD] += 1
-        self._words[start : end // WORD] = source._words[start : end // WORD]  # noqa: SLF001
-        self._words[_MIRROR_WORD] += 1
+
+    def _copy_group(self, source: Ledger, first: int, length: int) -> None:
+        """Copy words that agree; where they go on changing, the copy is torn and says so."""
+        for _ in range(_READ_ATTEMPTS):
+            sequence = source._words[first]
+            self._words[first : first + length] = source._words[first : first + length]
+            if sequence % 2 == 0 and source._words[first] == sequence:
+                self._words[first] = sequence
+                return
+        self._words[first] = sequence | 1
 
 
 class BlockWriter:
@@ -213,13 +268,13 @@ class BlockWriter:
         return self._words[field.offset : field.offset + field.words]
 
     def set(self, name: str, value: int, *indices: int) -> None:
-        self._words[self._position(name, indices)] = value
+        self._words[self.block.fields[name].position(indices)] = value
 
     def add(self, name: str, amount: int, *indices: int) -> None:
-        self._words[self._position(name, indices)] += amount
+        self._words[self.block.fields[name].position(indices)] += amount
 
     def get(self, name: str, *indices: int) -> int:
-        return self._words[self._position(name, indices)]
+        return self._words[self.block.fields[name].position(indices)]
 
     def index(self, name: str, *labels: str) -> tuple[int, ...]:
         """Return the indices at which a field keeps the entry with these names."""
@@ -241,11 +296,22 @@ class BlockWriter:
         """Store the number that stands for a word of the field's list."""
         self.set(name, self.block.fields[name].values.index(word))
 
+    def set_group(self, name: str, values: Sequence[int]) -> None:
+        """Write the words of a group after its sequence number, which is odd meanwhile."""
+        words = self.view(name)
+        if len(values) != len(words) - 1:
+            raise ValueError(f"{name} has {len(words) - 1} words, not {len(values)}")
+        words[0] += 1
+        for position, value in enumerate(values, start=1):
+            words[position] = value
+        words[0] += 1
+
     def set_text(self, name: str, value: str) -> None:
-        """Write a text, cut to the field's room; its length is stored last."""
+        """Write a text, cut to the characters that have room; its length is stored last."""
         field = self.block.fields[name]
         words = self._words[field.offset : field.offset + field.words]
-        data = value.encode()[: (field.words - 1) * WORD]
+        room = (field.words - 1) * WORD
+        data = value.encode(errors="replace")[:room].decode(errors="ignore").encode()
         words[0] = 0
         padded = data + b"\0" * (-len(data) % WORD)
         for position in range(len(padded) // WORD):
@@ -253,18 +319,15 @@ class BlockWriter:
         words[0] = len(data)
 
     def clear(self) -> None:
-        """Set all words to zero."""
+        """Set all words to zero, except that the sequence numbers of groups go on."""
+        sequences = {field.offset for field in self.block.fields.values() if field.is_group}
+        for position in sequences:
+            self._words[position] |= 1
         for position in range(len(self._words)):
-            self._words[position] = 0
-
-    def _position(self, name: str, indices: tuple[int, ...]) -> int:
-        field = self.block.fields[name]
-        position = 0
-        for index, length in zip(indices, field.shape, strict=True):
-            if not 0 <= index < length:
-                raise IndexError(f"{name}{list(indices)} is outside {field.shape}")
-            position = position * length + index
-        return field.offset + position
+            if position not in sequences:
+                self._words[position] = 0
+        for position in sequences:
+            self._words[position] += 1
 
 
 class LedgerReader:
@@ -273,9 +336,7 @@ class LedgerReader:
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
         self.layout = Layout.from_bytes(os.pread(descriptor, _MAX_HEADER, 0))
-        actual = os.fstat(descriptor).st_size
-        if actual < self.layout.size:
-            raise LedgerError(f"it should have {self.layout.size} bytes and has {actual}")
+        _check_size(self.layout, os.fstat(descriptor).st_size)
 
     @classmethod
     def open(cls, path: Path, directory: int | None = None) -> Self:
@@ -303,7 +364,9 @@ class LedgerReader:
 
     def blocks(self, kind: str) -> list[BlockSnapshot]:
         """Read all blocks of a kind."""
-        return [self.block(block.name) for block in self.layout.blocks.values() if block.kind == kind]
+        return [
+            self.block(block.name) for block in self.layout.blocks.values() if block.kind == kind
+        ]
 
     def block(self, name: str) -> BlockSnapshot:
         """Read one block in a single call.
@@ -323,15 +386,23 @@ class LedgerReader:
         return BlockSnapshot(block, memoryview(data).cast("Q"), self)
 
     def group(self, snapshot: BlockSnapshot, name: str) -> tuple[int, ...] | None:
-        """Return the words of a group after its sequence number, or None when it stays torn."""
+        """Return the words of a group after its sequence number, or None when it stays torn.
+
+        Raises:
+            LedgerError: the file has shrunk since it was opened.
+        """
         field = snapshot.block.fields[name]
-        offset = snapshot.block.offset + field.offset * WORD
+        offset, length = snapshot.block.offset + field.offset * WORD, field.words * WORD
         for _ in range(_READ_ATTEMPTS):
-            before = os.pread(self._descriptor, field.words * WORD, offset)
+            mirror = self._mirror_sequence()
+            data = os.pread(self._descriptor, length, offset)
             after = os.pread(self._descriptor, WORD, offset)
-            words = struct.unpack(f"<{field.words}Q", before)
-            if words[0] % 2 == 0 and before[:WORD] == after:
-                return words[1:]
+            if len(data) < length or len(after) < WORD:
+                raise LedgerError(f"group {name!r} of block {snapshot.block.name!r} is cut short")
+            sequence, *words = struct.unpack(f"<{field.words}Q", data)
+            settled = sequence % 2 == 0 and data[:WORD] == after
+            if settled and mirror % 2 == 0 and mirror == self._mirror_sequence():
+                return tuple(words)
         return None
 
     def _mirror_sequence(self) -> int:
@@ -348,15 +419,18 @@ class BlockSnapshot:
         self._reader = reader
 
     def get(self, name: str, *indices: int) -> int:
-        field = self.block.fields[name]
-        position = 0
-        for index, length in zip(indices, field.shape, strict=True):
-            position = position * length + index
-        return self._words[field.offset + position]
+        return self._words[self.block.fields[name].position(indices)]
 
     def word(self, name: str) -> str:
-        """Return the word that the field's number stands for."""
-        return self.block.fields[name].values[self.get(name)]
+        """Return the word that the field's number stands for.
+
+        Raises:
+            LedgerError: it stands for none.
+        """
+        number, words = self.get(name), self.block.fields[name].values
+        if number >= len(words):
+            raise LedgerError(f"{name} is {number}, which stands for none of {words}")
+        return words[number]
 
     def flat(self, name: str) -> list[int]:
         field = self.block.fields[name]
@@ -364,8 +438,8 @@ class BlockSnapshot:
 
     def rows(self, name: str) -> list[list[int]]:
         """Return a two-dimensional field row by row."""
-        flat, width = self.flat(name), self.block.fields[name].shape[-1]
-        return [flat[start : start + width] for start in range(0, len(flat), width)]
+        flat, (count, width) = self.flat(name), self.block.fields[name].shape
+        return [flat[row * width : (row + 1) * width] for row in range(count)]
 
     def named(self, name: str) -> dict[str, int]:
         """Return a one-dimensional field by the names along its axis."""
@@ -420,18 +494,69 @@ def _describe(blocks: Iterable[Block], run: Mapping[str, Any], size: int) -> byt
     return json.dumps(described, separators=(",", ":")).encode()
 
 
+def _layout(described: dict[str, Any]) -> Layout:
+    """Build what a header describes; ValueError, KeyError or TypeError where that is nothing."""
+    blocks = {entry["name"]: _block(entry) for entry in described["blocks"]}
+    if len(blocks) < len(described["blocks"]):
+        raise ValueError("two blocks have one name")
+    return Layout(blocks, _mapping(described["run"]), _whole(described["size"]))
+
+
 def _block(entry: dict[str, Any]) -> Block:
-    fields = {
-        field["name"]: Field(
-            field["name"],
-            tuple(axis if isinstance(axis, int) else tuple(axis) for axis in field["axes"]),
-            tuple(field["values"]),
-            bool(field["text"]),
-            int(field["offset"]),
+    fields: dict[str, Field] = {}
+    word = 0
+    for described in entry["fields"]:
+        field = Field(
+            _string(described["name"]),
+            tuple(_axis(axis) for axis in described["axes"]),
+            _strings(described["values"]),
+            bool(described["text"]),
+            _whole(described["offset"]),
         )
-        for field in entry["fields"]
-    }
-    return Block(entry["name"], entry["kind"], fields, entry["labels"], int(entry["offset"]))
+        if field.name in fields or field.offset != word:
+            raise ValueError(f"field {field.name!r} is there twice or is out of place")
+        fields[field.name] = field
+        word += field.words
+    return Block(
+        _string(entry["name"]),
+        _string(entry["kind"]),
+        fields,
+        _mapping(entry["labels"]),
+        _whole(entry["offset"]),
+    )
+
+
+def _axis(value: object) -> tuple[str, ...] | int:
+    return _strings(value) if isinstance(value, list) else _whole(value)
+
+
+def _whole(value: object) -> int:
+    if not isinstance(value, int) or value < 0:
+        raise ValueError(f"{value!r} should be a whole number")
+    return value
+
+
+def _string(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} should be a text")
+    return value
+
+
+def _strings(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise TypeError(f"{value!r} should be a list")
+    return tuple(_string(item) for item in value)
+
+
+def _mapping(value: object) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise TypeError(f"{value!r} should be an object")
+    return value
+
+
+def _check_size(layout: Layout, actual: int) -> None:
+    if actual < layout.size:
+        raise LedgerError(f"it should have {layout.size} bytes and has {actual}")
 
 
 def _round_up(value: int, unit: int) -> int:

@@ -48,12 +48,12 @@ REFUSED_COLUMN: Final = 2
 FAILED_COLUMN: Final = 2 + len(ERRNOS)
 
 RECORDER_LENGTH: Final = 512
-# One line of the flight recorder. `result` is 0 or an errno; `start` and `end` are monotonic.
+# One line of the flight recorder: written up to `length` before the operation, then `begun` is counted
+# up; `result` (0 or an errno) and `end_ns` after it, then `ended`. What is in flight is therefore the
+# newest line, when `begun` is ahead of `ended`; a worker killed at any moment leaves that readable.
 RECORDER_COLUMNS: Final = (
-    *("choice", "cell", "start_ns", "end_ns", "result", "offset", "length"),
+    *("choice", "cell", "start_ns", "offset", "length", "end_ns", "result"),
 )
-# The group that says what a worker is doing now: `cell` counts from 1, 0 means nothing.
-IN_FLIGHT_WORDS: Final = ("sequence", "cell", "start_ns", "offset", "length", "choice")
 
 # Values of the pause word.
 RUN_WORD: Final = 0
@@ -81,6 +81,22 @@ class Cell:
         return cls(Operation(operation), RegionKind(region), Interface(interface))
 
 
+def leaks_field(region: str) -> str:
+    """Return the name of the field with the leaks of a region."""
+    return f"leaks {region}"
+
+
+def leak_columns(known_issues: Sequence[str]) -> tuple[str, ...]:
+    """Name the words of a leak group: references now, ever, and predicted, for each explanation."""
+    issues = (*known_issues, NO_KNOWN_ISSUE)
+    return (
+        "sequence",
+        *(f"leaked {issue}" for issue in issues),
+        *(f"leaked_total {issue}" for issue in issues),
+        *(f"predicted {issue}" for issue in issues),
+    )
+
+
 def worker_block(name: str, role: Role, cells: Sequence[Cell], regions: Sequence[str]) -> Block:
     """Describe the block of one worker, which only that worker writes."""
     labels = tuple(cell.label for cell in cells)
@@ -94,14 +110,14 @@ def worker_block(name: str, role: Role, cells: Sequence[Cell], regions: Sequence
         Field("iterations"),
         Field("acknowledged"),
         Field("quarantine"),
-        Field("in_flight", (IN_FLIGHT_WORDS,)),
+        Field("begun"),
+        Field("ended"),
         # Pages whose pin was granted and given back, ever; the difference is what is held now.
         Field("pages_mapped", (tuple(regions),)),
         Field("pages_unmapped", (tuple(regions),)),
         Field("counts", (labels, COUNT_COLUMNS)),
         Field("duration_sum_ns", (labels,)),
         Field("duration_buckets", (labels, len(BUCKET_BOUNDS_NS) + 1)),
-        Field("recorded"),
         Field("recorder", (RECORDER_LENGTH, RECORDER_COLUMNS)),
     )
 
@@ -129,9 +145,8 @@ def supervisor_block(
         Field("verdict", values=tuple(VerdictWord)),
         Field("violations", (tuple(Violation), issues)),
         Field("unexpected_pins", (tuple(regions), tuple(Interface))),
-        Field("leaked", (tuple(regions), issues)),
-        Field("leaked_total", (tuple(regions), issues)),
-        Field("predicted", (tuple(regions), issues)),
+        # One group for each region: what its pages carry too much, by what explains it.
+        *(Field(leaks_field(region), (leak_columns(known_issues),)) for region in regions),
         Field("headroom_ppm", (tuple(regions),)),
         Field("sweeps", (tuple(regions),)),
         Field("swept_pages", (tuple(regions),)),

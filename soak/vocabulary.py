@@ -75,7 +75,7 @@ class Role(StrEnum):
     """What a worker does."""
 
     MAPPER = "mapper"
-    TRUNCATOR = "truncator"
+    INVALIDATOR = "invalidator"
 
 
 class WorkerState(StrEnum):

@@ -1,0 +1,119 @@
+"""Where a field lies in a kernel structure, from the running kernel's own type information.
+
+Format: Documentation/bpf/btf.rst.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+VMLINUX: Final = Path("/sys/kernel/btf/vmlinux")
+
+_MAGIC: Final = 0xEB9F
+_HEADER = struct.Struct("<HBBIIIII")
+_TYPE = struct.Struct("<III")
+_MEMBER = struct.Struct("<III")
+_STRUCT, _UNION = 4, 5
+# Bytes that follow a type, by its kind: a fixed part, and a part for each of its `vlen` entries.
+_TRAILERS: Final = {
+    1: (4, 0),  # int
+    3: (12, 0),  # array
+    _STRUCT: (0, 12),
+    _UNION: (0, 12),
+    6: (0, 8),  # enum
+    13: (0, 8),  # function prototype
+    14: (4, 0),  # variable
+    15: (0, 12),  # section
+    17: (4, 0),  # declaration tag
+    19: (0, 12),  # enum64
+}
+
+
+@dataclass(frozen=True)
+class StructLayout:
+    """Size of a structure and the offset of each of its fields, those of anonymous parts included."""
+
+    size: int
+    offsets: dict[str, int]
+
+
+class BtfError(Exception):
+    """The type information is damaged, or lacks what was asked for."""
+
+
+class Btf:
+    """Type information, read no further than a question needs."""
+
+    def __init__(self, data: bytes) -> None:
+        magic, _, _, header, self._types, length, strings, _ = _HEADER.unpack_from(data)
+        if magic != _MAGIC:
+            raise BtfError(f"type information starts with {magic:#x}, not with {_MAGIC:#x}")
+        self._data = data
+        self._types += header
+        self._end = self._types + length
+        self._strings = header + strings
+        self._known = [0, self._types]  # where type 1 is; type 0 is void
+
+    @classmethod
+    def of_running_kernel(cls) -> Btf:
+        """Read the running kernel's.
+
+        Raises:
+            OSError: it was built without CONFIG_DEBUG_INFO_BTF.
+        """
+        return cls(VMLINUX.read_bytes())
+
+    def structure(self, name: str) -> StructLayout:
+        """Return the layout of `struct name`.
+
+        Raises:
+            BtfError: there is no such structure.
+        """
+        number = 1
+        while (offset := self._offset(number)) is not None:
+            name_offset, info, size = _TYPE.unpack_from(self._data, offset)
+            if _kind(info) == _STRUCT and name_offset and self._string(name_offset) == name:
+                found: dict[str, int] = {}
+                self._collect(offset, 0, found)
+                return StructLayout(size, found)
+            number += 1
+        raise BtfError(f"the kernel's type information has no struct {name}")
+
+    def _collect(self, offset: int, base: int, found: dict[str, int]) -> None:
+        _, info, _ = _TYPE.unpack_from(self._data, offset)
+        for index in range(info & 0xFFFF):
+            position = offset + _TYPE.size + index * _MEMBER.size
+            name_offset, number, bits = _MEMBER.unpack_from(self._data, position)
+            start = base + (bits & 0xFFFFFF if info >> 31 else bits) // 8
+            if name_offset:
+                found.setdefault(self._string(name_offset), start)
+            else:
+                inner = self._offset(number)
+                if inner is not None and self._is_aggregate(inner):
+                    self._collect(inner, start, found)
+
+    def _is_aggregate(self, offset: int) -> bool:
+        return _kind(_TYPE.unpack_from(self._data, offset)[1]) in {_STRUCT, _UNION}
+
+    def _offset(self, number: int) -> int | None:
+        """Return where a type stands, walking on from the last known one; None past the end."""
+        known = self._known
+        while len(known) <= number:
+            offset = known[-1]
+            if offset >= self._end:
+                return None
+            info = _TYPE.unpack_from(self._data, offset)[1]
+            fixed, each = _TRAILERS.get(_kind(info), (0, 0))
+            known.append(offset + _TYPE.size + fixed + each * (info & 0xFFFF))
+        return known[number] if known[number] < self._end else None
+
+    def _string(self, offset: int) -> str:
+        start = self._strings + offset
+        return self._data[start : self._data.index(b"\0", start)].decode()
+
+
+def _kind(info: int) -> int:
+    return info >> 24 & 0x1F

@@ -1,0 +1,28 @@
+"""Changing the size and the blocks of a file (include/uapi/linux/falloc.h).
+
+Each call returns 0 or an errno and raises nothing: they are the calls under test.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Final
+
+from soak.abi.libc import LIBC
+
+KEEP_SIZE: Final = 0x01
+PUNCH_HOLE: Final = 0x02
+
+
+def truncate(descriptor: int, size: int) -> int:
+    """Set a file's size in bytes with ftruncate(2)."""
+    if LIBC.ftruncate(descriptor, size) < 0:
+        return ctypes.get_errno()
+    return 0
+
+
+def punch_hole(descriptor: int, offset: int, length: int) -> int:
+    """Give back the blocks of a range, in bytes, without changing the size."""
+    if LIBC.fallocate(descriptor, PUNCH_HOLE | KEEP_SIZE, offset, length) < 0:
+        return ctypes.get_errno()
+    return 0

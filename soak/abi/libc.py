@@ -1,0 +1,58 @@
+"""The C library, called so that errno is kept and EINTR comes back.
+
+Python's own wrappers call again when a signal interrupts them, and so could never be freed from a call
+that hangs; a call through ctypes returns with EINTR once a handler, even an empty one, is installed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from typing import Any, Final
+
+LIBC: Final = ctypes.CDLL(None, use_errno=True)
+
+# Argument types are given once: without them ctypes guesses, and cuts 64-bit offsets.
+LIBC.ioctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p)
+LIBC.ftruncate.argtypes = (ctypes.c_int, ctypes.c_int64)
+LIBC.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+LIBC.mmap.argtypes = (
+    *(ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int),
+    *(ctypes.c_int, ctypes.c_int, ctypes.c_int64),
+)
+LIBC.mmap.restype = ctypes.c_void_p
+LIBC.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+LIBC.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+LIBC.prctl.argtypes = (ctypes.c_int, *([ctypes.c_ulong] * 4))
+LIBC.mount.argtypes = (*([ctypes.c_char_p] * 3), ctypes.c_ulong, ctypes.c_char_p)
+LIBC.vmsplice.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint)
+LIBC.vmsplice.restype = ctypes.c_ssize_t
+LIBC.syscall.restype = ctypes.c_long
+
+_PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h
+
+
+def checked(result: int, what: str) -> int:
+    """Return the result of a call.
+
+    Raises:
+        OSError: the result is negative; the error is the thread's errno.
+    """
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), what)
+    return result
+
+
+def ioctl(descriptor: int, request: int, argument: Any, what: str) -> int:  # noqa: ANN401
+    """Call ioctl(2); `argument` is whatever ctypes takes for a pointer, or an integer.
+
+    Raises:
+        OSError: the kernel refused.
+    """
+    return checked(LIBC.ioctl(descriptor, request, argument), what)
+
+
+def die_with_parent(signal_number: int) -> None:
+    """Have the kernel send this process a signal when the one that started it ends."""
+    checked(LIBC.prctl(_PR_SET_PDEATHSIG, signal_number, 0, 0, 0), "prctl")

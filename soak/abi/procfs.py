@@ -1,0 +1,67 @@
+"""What the kernel tells in /proc, as far as reading it can never hang.
+
+`/proc/PID/maps`, `smaps` and `cmdline` take the memory lock of a process that may be stuck: they are not
+here on purpose.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Final
+
+_PROC = Path("/proc")
+_CHUNK: Final = 1 << 20
+_KIB: Final = 1024
+
+
+def kernel_release() -> str:
+    return (_PROC / "sys/kernel/osrelease").read_text().strip()
+
+
+def boot_id() -> str:
+    return (_PROC / "sys/kernel/random/boot_id").read_text().strip()
+
+
+def taint() -> int:
+    """Return the kernel's taint flags (Documentation/admin-guide/tainted-kernels.rst)."""
+    return int((_PROC / "sys/kernel/tainted").read_text())
+
+
+def symbol_address(name: str) -> int:
+    """Return the address of a kernel symbol from /proc/kallsyms.
+
+    Raises:
+        LookupError: there is no such symbol, or kptr_restrict hides addresses from this process.
+    """
+    pattern = re.compile(rb"^([0-9a-f]+) \w %s$" % re.escape(name.encode()), re.MULTILINE)
+    with (_PROC / "kallsyms").open("rb", buffering=0) as symbols:
+        rest = b""
+        while chunk := symbols.read(_CHUNK):
+            text = rest + chunk
+            found = pattern.search(text)
+            if found and int(found[1], 16):
+                return int(found[1], 16)
+            rest = text[text.rfind(b"\n") + 1 :]
+    raise LookupError(f"/proc/kallsyms shows no address of {name}")
+
+
+def foll_pins() -> tuple[int, int]:
+    """Return how many FOLL_PIN pins the whole system has taken and given back since boot.
+
+    The counters are folded per CPU: writing to stat_refresh brings them up to date.
+    """
+    (_PROC / "sys/vm/stat_refresh").write_text("1")
+    counters = dict(line.split() for line in (_PROC / "vmstat").read_text().splitlines())
+    return int(counters["nr_foll_pin_acquired"]), int(counters["nr_foll_pin_released"])
+
+
+def locked_and_pinned_bytes(pid: int) -> tuple[int, int]:
+    """Return VmLck and VmPin of a process.
+
+    Raises:
+        OSError: the process is gone.
+    """
+    fields = re.findall(r"^(VmLck|VmPin):\s+(\d+) kB$", (_PROC / f"{pid}/status").read_text(), re.M)
+    values = {name: int(value) * _KIB for name, value in fields}
+    return values.get("VmLck", 0), values.get("VmPin", 0)

@@ -1,0 +1,34 @@
+"""What statx(2) tells beyond stat(2) (include/uapi/linux/stat.h)."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+from typing import Final
+
+from soak.abi.libc import LIBC, checked
+
+_AT_EMPTY_PATH: Final = 0x1000
+_ATTR_DAX: Final = 0x00200000
+_SIZE: Final = 256
+_ATTRIBUTES_OFFSET: Final = 8
+
+
+def is_dax(descriptor: int) -> bool:
+    """Say whether the file's mappings are DAX now.
+
+    Raises:
+        OSError: the file cannot be asked.
+    """
+    room = ctypes.create_string_buffer(_SIZE)
+    checked(
+        LIBC.statx(ctypes.c_int(descriptor), b"", _AT_EMPTY_PATH, 0, room), f"statx({descriptor})"
+    )
+    return bool(struct.unpack_from("<Q", room, _ATTRIBUTES_OFFSET)[0] & _ATTR_DAX)
+
+
+def device_number(path: str | os.PathLike[str]) -> str:
+    """Return MAJOR:MINOR of the device that holds a file."""
+    device = os.stat(path).st_dev
+    return f"{os.major(device)}:{os.minor(device)}"

@@ -1,0 +1,276 @@
+"""The configuration of a run: what `soak.toml` may say, and what holds where it is silent.
+
+Each key stands once, as a field with its parser and its meaning; unknown keys are errors.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from dataclasses import MISSING, Field, dataclass, field, fields
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from soak.errors import UsageError
+from soak.vocabulary import RegionKind
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+_T = TypeVar("_T")
+
+_DURATION_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w)")
+_SIZE_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_SIZE = re.compile(r"(\d+)([KMGT]?)(?:i?B)?")
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,31}")
+_MAX_WORKERS = 64
+_MAX_DURATION_SECONDS = 366 * 86400.0
+_MAX_SEED = 2**63 - 1
+_FUNCTION = re.compile(r"[0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
+
+
+def parse_duration(value: object) -> float:
+    """Return seconds from `90`, `"90s"`, `"2m"` or `"1h30m"`.
+
+    Raises:
+        ValueError: it is none of these, is not positive, or is more than a year.
+    """
+    seconds = 0.0
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        seconds = float(value)
+    elif isinstance(value, str):
+        text = value.strip()
+        if re.fullmatch(r"\d+(\.\d+)?", text):
+            seconds = float(text)
+        elif text and _DURATION.sub("", text) == "":
+            seconds = sum(float(n) * _DURATION_UNITS[unit] for n, unit in _DURATION.findall(text))
+    if not 0 < seconds <= _MAX_DURATION_SECONDS:
+        raise ValueError('a duration such as "90s", "2m" or "1h30m", of at most a year')
+    return seconds
+
+
+def parse_size(value: object) -> int:
+    """Return bytes from a number or from `"512M"`.
+
+    Raises:
+        ValueError: it is neither, or not positive.
+    """
+    size = 0
+    if isinstance(value, int) and not isinstance(value, bool):
+        size = value
+    elif isinstance(value, str) and (match := _SIZE.fullmatch(value.strip())):
+        size = int(match[1]) * _SIZE_UNITS[match[2]]
+    if size <= 0:
+        raise ValueError('a size in bytes or such as "512M" or "4G"')
+    return size
+
+
+def parse_seed(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _MAX_SEED:
+        raise ValueError(f"a whole number from 0 to {_MAX_SEED}")
+    return value
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str) or not value:
+        raise ValueError("a text that is not empty")
+    return value
+
+
+def _name(value: object) -> str:
+    if not isinstance(value, str) or not _NAME.fullmatch(value):
+        raise ValueError("a name of up to 32 small letters, digits, dots and dashes")
+    return value
+
+
+def _kind(value: object) -> RegionKind:
+    if value not in set(RegionKind):
+        raise ValueError(f"one of {', '.join(RegionKind)}")
+    return RegionKind(str(value))
+
+
+def _workers(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _MAX_WORKERS:
+        raise ValueError(f"a whole number from 0 to {_MAX_WORKERS}")
+    return value
+
+
+def _functions(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(
+        isinstance(item, str) and _FUNCTION.fullmatch(item) for item in value
+    ):
+        raise ValueError('a list of PCI functions such as ["0000:00:05.0"]')
+    return tuple(value)
+
+
+def _switch(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("true or false")  # noqa: TRY004 - one kind of error for all parsers
+    return value
+
+
+def _key(
+    parse: Callable[[object], Any], meaning: str, default: Any = MISSING  # noqa: ANN401
+) -> Any:  # noqa: ANN401 - dataclasses.field() itself is typed so
+    return field(default=default, metadata={"parse": parse, "meaning": meaning})
+
+
+@dataclass(frozen=True)
+class RunSection:
+    """[run]."""
+
+    duration: float = _key(parse_duration, "how long to soak", 120.0)
+    seed: int = _key(parse_seed, "from which all choices follow", 1)
+
+
+@dataclass(frozen=True)
+class RegionSection:
+    """[[region]]."""
+
+    name: str = _key(_name, "by which the region is told apart in journal, report and region_info")
+    kind: RegionKind = _key(_kind, "device-dax, fs-dax or anonymous")
+    path: str = _key(_text, "device file (device-dax) or directory on a DAX file system (fs-dax)", "")
+    size: int = _key(parse_size, "bytes to use; the whole device where it is not given", 0)
+
+
+@dataclass(frozen=True)
+class VfioSection:
+    """[vfio]."""
+
+    devices: tuple[str, ...] = _key(
+        _functions, "PCI functions bound to vfio-pci: the first for probes, one for each mapper", ()
+    )
+
+
+@dataclass(frozen=True)
+class WorkloadSection:
+    """[workload]."""
+
+    scenario: str = _key(_name, "which mix of operations to run", "mixed")
+    mappers: int = _key(_workers, "processes that map and unmap", 2)
+    invalidators: int = _key(_workers, "processes that truncate and punch the fs-dax files", 1)
+
+
+@dataclass(frozen=True)
+class LeaksSection:
+    """[leaks]."""
+
+    sweep: float = _key(parse_duration, "time between two sweeps over all pages", 10.0)
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole configuration."""
+
+    run: RunSection = field(default_factory=RunSection)
+    regions: tuple[RegionSection, ...] = ()
+    vfio: VfioSection = field(default_factory=VfioSection)
+    workload: WorkloadSection = field(default_factory=WorkloadSection)
+    leaks: LeaksSection = field(default_factory=LeaksSection)
+    known_issues: Mapping[str, bool] = field(default_factory=dict)
+
+    def to_table(self) -> dict[str, Any]:
+        """Return what a TOML file with just this configuration holds."""
+        return {
+            "run": _plain(self.run),
+            "vfio": _plain(self.vfio),
+            "workload": _plain(self.workload),
+            "leaks": _plain(self.leaks),
+            "known-issues": dict(self.known_issues),
+            "region": [_plain(region) for region in self.regions],
+        }
+
+
+_SECTIONS: Mapping[str, type[Any]] = {
+    "run": RunSection,
+    "vfio": VfioSection,
+    "workload": WorkloadSection,
+    "leaks": LeaksSection,
+}
+_KNOWN_ISSUES, _REGION = "known-issues", "region"
+
+
+def load_config(path: Path) -> Config:
+    """Read a configuration file.
+
+    Raises:
+        UsageError: the file cannot be read, is no TOML, or says something that cannot be meant.
+    """
+    try:
+        table = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise UsageError(f"The configuration {str(path)!r} cannot be read: {error.strerror}.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"The configuration {str(path)!r} is no TOML: {error}.") from None
+    return parse_config(table, str(path))
+
+
+def parse_config(table: Mapping[str, Any], source: str) -> Config:
+    """Check a configuration that was read from `source`.
+
+    Raises:
+        UsageError: names the key, what was found and what was expected.
+    """
+    _refuse_unknown(table, {*_SECTIONS, _KNOWN_ISSUES, _REGION}, source, "")
+    sections = {
+        name: _section(kind, table.get(name, {}), source, name) for name, kind in _SECTIONS.items()
+    }
+    entries = table.get(_REGION, [])
+    if not isinstance(entries, list):
+        raise UsageError(f"{source}: [region] must be a list: write [[region]].")
+    regions = tuple(
+        _section(RegionSection, entry, source, f"region[{number}]")
+        for number, entry in enumerate(entries)
+    )
+    names = [region.name for region in regions]
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(f"{source}: two regions are named {name!r}: give each its own name.")
+    for region in regions:
+        if region.kind is not RegionKind.ANONYMOUS and not region.path:
+            raise UsageError(f"{source}: the region {region.name!r} of kind {region.kind} needs a path.")
+    issues = table.get(_KNOWN_ISSUES, {})
+    if not isinstance(issues, dict) or not all(isinstance(on, bool) for on in issues.values()):
+        raise UsageError(f"{source}: [known-issues] holds names with true or false.")
+    return Config(regions=regions, known_issues=issues, **sections)
+
+
+def _section(kind: type[_T], table: object, source: str, name: str) -> _T:
+    if not isinstance(table, dict):
+        raise UsageError(f"{source}: {name} must be a table, found {table!r}.")
+    known: dict[str, Field[Any]] = {_spelled(item.name): item for item in fields(kind)}  # type: ignore[arg-type]  # every section is a dataclass
+    _refuse_unknown(table, set(known), source, f"{name}.")
+    values = {}
+    for key, item in known.items():
+        if key in table:
+            try:
+                values[item.name] = item.metadata["parse"](table[key])
+            except ValueError as error:
+                raise UsageError(
+                    f"{source}: {name}.{key} is {table[key]!r}, expected {error}."
+                ) from None
+        elif item.default is MISSING:
+            raise UsageError(f"{source}: {name}.{key} is missing: {item.metadata['meaning']}.")
+    return kind(**values)
+
+
+def _refuse_unknown(table: Mapping[str, Any], known: set[str], source: str, prefix: str) -> None:
+    for key in table:
+        if key not in known:
+            raise UsageError(
+                f"{source}: {prefix}{key} is no known key: known here are {', '.join(sorted(known))}."
+            )
+
+
+def _plain(section: Any) -> dict[str, Any]:  # noqa: ANN401 - any of the sections
+    values = {_spelled(item.name): getattr(section, item.name) for item in fields(section)}
+    return {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in values.items()
+        if value not in ("", 0) or key in {"seed", "mappers", "invalidators"}
+    }
+
+
+def _spelled(name: str) -> str:
+    return name.replace("_", "-")

@@ -1,0 +1,45 @@
+"""Violations that are understood: a name, a scope, a prediction and where it is written down.
+
+One applies only where a probe at the start of the run confirmed it, and explains an observation only
+when that equals its prediction, neither more nor less.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from soak.vocabulary import Interface, Operation, RegionKind, Violation
+
+if TYPE_CHECKING:
+    from soak.expectations import Release
+
+
+@dataclass(frozen=True)
+class KnownIssue:
+    """A violation that is understood."""
+
+    name: str
+    violation: Violation
+    region: RegionKind
+    interface: Interface
+    operation: Operation
+    kernels: tuple[Release, Release]
+    prediction: str
+    reference: str
+
+
+TYPE1_DEVICE_DAX_LEAK: Final = KnownIssue(
+    "type1-device-dax-leak",
+    Violation.LEAK,
+    RegionKind.DEVICE_DAX,
+    Interface.VFIO_TYPE1,
+    Operation.UNMAP,
+    # ZONE_DEVICE pages keep PG_reserved, and put_pfn() skips reserved pages.
+    ((4, 2), (1 << 30, 0)),
+    "every page that was mapped keeps one page reference after it was unmapped",
+    "drivers/vfio/vfio_iommu_type1.c: put_pfn() does not unpin reserved pages, and pages of device "
+    "DAX stay reserved (seen on 5.10, 6.1, 6.12 and 7.2)",
+)
+
+KNOWN_ISSUES: Final = (TYPE1_DEVICE_DAX_LEAK,)

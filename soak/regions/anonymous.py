@@ -1,0 +1,36 @@
+"""Anonymous memory: the control that tells "vfio is broken" from "DAX is broken"."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from soak.abi.mmap import MADV_NOHUGEPAGE, MAP_ANONYMOUS, MAP_PRIVATE, PROT_READ, PROT_WRITE, Mapping
+from soak.regions.pages import PAGE_SIZE, PageSpan
+from soak.vocabulary import RegionKind
+
+if TYPE_CHECKING:
+    from soak.config import RegionSection
+
+_DEFAULT_SIZE = 16 << 20
+
+
+@dataclass(frozen=True)
+class AnonymousRegion:
+    """Private memory of each worker; its pages belong to no device, so nobody sweeps them."""
+
+    name: str
+    size: int
+    kind: RegionKind = RegionKind.ANONYMOUS
+    pages: PageSpan | None = None
+
+    @classmethod
+    def find(cls, section: RegionSection) -> AnonymousRegion:
+        size = section.size or _DEFAULT_SIZE
+        return cls(section.name, -(-size // PAGE_SIZE) * PAGE_SIZE)
+
+    def map(self) -> Mapping:
+        """Map the region; huge pages are refused so that one page is one page."""
+        mapping = Mapping(self.size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS)
+        mapping.advise(MADV_NOHUGEPAGE)
+        return mapping

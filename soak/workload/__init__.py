@@ -1,0 +1,1 @@
+"""What workers do: seeded choices, the operations, and the loop that notes them in the ledger."""

@@ -1,0 +1,86 @@
+"""Mappers: long-term pins over vfio type1, taken and given back.
+
+Each mapper has a PCI function, an IOMMU group and a container of its own: a group opens once, and
+mappings in a shared container would outlive the worker that made them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from soak.abi.vfio import Container
+from soak.regions.fs_dax import FILE_SIZE
+from soak.regions.pages import PAGE_SIZE
+from soak.vocabulary import Operation, RegionKind
+from soak.workload.choices import SLOTS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from soak.ledger import BlockWriter
+    from soak.regions import Region
+    from soak.workload.choices import Choice
+
+# Where a guest of the original report had its first memory above 4 GiB: clear of the MSI window.
+_IOVA_BASE: Final = 0x1_4000_0000
+_GIB: Final = 1 << 30
+
+
+class Mapper:
+    """Maps and unmaps parts of every region; one mapping lives in each slot."""
+
+    def __init__(self, block: BlockWriter, regions: Sequence[Region], function: str) -> None:
+        """Open the container of a PCI function and map the regions into this process.
+
+        Raises:
+            OSError: the function cannot be used, or a region cannot be mapped.
+        """
+        self._container = Container(function)
+        self._mappings = [region.map() for region in regions]
+        self._addresses = [mapping.address for mapping in self._mappings]
+        self._is_file = [region.kind is RegionKind.FS_DAX for region in regions]
+        # Slots are so far apart that two of them never overlap, whatever they hold.
+        stride = -(-max(region.size for region in regions) // _GIB) * _GIB
+        self._iovas = [_IOVA_BASE + slot * stride for slot in range(SLOTS)]
+        self._mapped = block.view("pages_mapped")
+        self._unmapped = block.view("pages_unmapped")
+        self._quarantine = block.view("quarantine")
+
+    def calls(self) -> Mapping[Operation, Callable[[Choice], int]]:
+        return {Operation.MAP: self._map, Operation.UNMAP: self._unmap}
+
+    def close(self) -> None:
+        """Give back every mapping: the slots first, so that they are counted as given back."""
+        self._container.close()
+        for position, mapped in enumerate(self._mapped):
+            self._unmapped[position] = mapped
+        for mapping in self._mappings:
+            mapping.close()
+
+    def _map(self, choice: Choice) -> int:
+        _, _, _, region, slot, offset, length, access = choice
+        iova = self._iovas[slot] + offset
+        result = self._container.map(self._addresses[region] + offset, iova, length, access)
+        if result == 0:
+            self._mapped[region] += length // PAGE_SIZE
+            if self._is_file[region]:
+                self._give_back_file(choice, iova)
+        return result
+
+    def _unmap(self, choice: Choice) -> int:
+        _, _, _, region, slot, offset, length, _ = choice
+        result = self._container.unmap(self._iovas[slot] + offset, length)
+        if result == 0:
+            self._unmapped[region] += self._container.unmapped // PAGE_SIZE
+        return result
+
+    def _give_back_file(self, choice: Choice, iova: int) -> None:
+        """End a pin that should never have been granted, and have its files left alone.
+
+        The pages may keep their references, and then a truncate of the file would wait for ever.
+        """
+        first, last = choice.offset // FILE_SIZE, (choice.offset + choice.length - 1) // FILE_SIZE
+        for file in range(first, last + 1):
+            self._quarantine[0] |= 1 << file
+        if self._container.unmap(iova, choice.length) == 0:
+            self._unmapped[choice.region] += self._container.unmapped // PAGE_SIZE

@@ -1,0 +1,147 @@
+"""A worker: one process that does operations and notes them in the ledger, and nothing else.
+
+The order of the stores is the ledger's promise: what is about to be done is written before it is begun,
+how it ended before it is counted. So a worker that hangs or is killed leaves its block readable.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from bisect import bisect_left
+from typing import TYPE_CHECKING, Final, Protocol
+
+from soak.abi.libc import die_with_parent
+from soak.expectations import expected
+from soak.schema import (
+    BUCKET_BOUNDS_NS,
+    COUNT_COLUMNS,
+    DONE_COLUMN,
+    FAILED_COLUMN,
+    INTERRUPTED_COLUMN,
+    RECORDER_COLUMNS,
+    RECORDER_LENGTH,
+    REFUSED_COLUMN,
+    STOP_WORD,
+)
+from soak.vocabulary import ERRNO_COLUMN, ERRNOS, WorkerState
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from soak.expectations import Release
+    from soak.ledger import BlockWriter
+    from soak.schema import Cell
+    from soak.vocabulary import Operation
+    from soak.workload.choices import Choice
+
+# Frees a call that is stuck: the handler does nothing, and the call returns EINTR.
+NUDGE_SIGNAL: Final = signal.SIGUSR1
+
+_EINTR: Final = 4
+_BUCKETS: Final = len(BUCKET_BOUNDS_NS) + 1
+_PAUSE_POLL_SECONDS: Final = 0.005
+
+
+class Operator(Protocol):
+    """Does the operations of one role. A call takes a choice and returns 0 or an errno."""
+
+    def calls(self) -> Mapping[Operation, Callable[[Choice], int]]: ...
+
+    def close(self) -> None: ...
+
+
+def outcome_columns(cells: Sequence[Cell], release: Release) -> list[dict[int, int]]:
+    """Say, for each cell, in which column of the counts an errno is counted."""
+    tables = []
+    for cell in cells:
+        row = expected(cell, release)
+        columns = {0: DONE_COLUMN, _EINTR: INTERRUPTED_COLUMN}
+        for number, column in ERRNO_COLUMN.items():
+            refused = row is not None and number == row.refusal
+            columns[number] = (REFUSED_COLUMN if refused else FAILED_COLUMN) + column
+        tables.append(columns)
+    return tables
+
+
+def work(
+    block: BlockWriter,
+    pause: memoryview[int],
+    choices: Iterator[Choice],
+    calls: Mapping[Operation, Callable[[Choice], int]],
+    columns: Sequence[Mapping[int, int]],
+) -> None:
+    """Do what `choices` say until the pause word says stop."""
+    recorder, counts = block.view("recorder"), block.view("counts")
+    buckets, sums = block.view("duration_buckets"), block.view("duration_sum_ns")
+    begun, ended = block.view("begun"), block.view("ended")
+    acknowledged = block.view("acknowledged")
+    width, row_words = len(COUNT_COLUMNS), len(RECORDER_COLUMNS)
+    other = FAILED_COLUMN + len(ERRNOS) - 1
+    now, bounds = time.monotonic_ns, BUCKET_BOUNDS_NS
+
+    for choice in choices:
+        if pause[0] != acknowledged[0] and not _wait(block, pause):
+            return
+        cell = choice.cell
+        row = begun[0] % RECORDER_LENGTH * row_words
+        recorder[row] = choice.number
+        recorder[row + 1] = cell
+        recorder[row + 3] = choice.offset
+        recorder[row + 4] = choice.length
+        recorder[row + 5] = 0
+        call = calls[choice.operation]
+        start = now()
+        recorder[row + 2] = start
+        begun[0] += 1
+
+        result = call(choice)
+
+        end = now()
+        recorder[row + 6] = result
+        recorder[row + 5] = end
+        counts[cell * width + columns[cell].get(result, other)] += 1
+        sums[cell] += end - start
+        buckets[cell * _BUCKETS + bisect_left(bounds, end - start)] += 1
+        ended[0] += 1
+
+
+def run_worker(
+    block: BlockWriter,
+    pause: memoryview[int],
+    choices: Iterator[Choice],
+    make_operator: Callable[[BlockWriter], Operator],
+    columns: Sequence[Mapping[int, int]],
+) -> None:
+    """Be a worker: the body of its process, from preparation to the end."""
+    die_with_parent(signal.SIGKILL)
+    signal.signal(NUDGE_SIGNAL, _nothing)
+    # An interrupt from the terminal is for the supervisor, which then stops its workers in order.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    block.set("pid", os.getpid())
+    block.set_word("state", WorkerState.STARTING)
+    with contextlib.closing(make_operator(block)) as operator:
+        block.set("acknowledged", 0)
+        block.set_word("state", WorkerState.RUNNING)
+        work(block, pause, choices, operator.calls(), columns)
+    block.set_word("state", WorkerState.ENDED)
+
+
+def _wait(block: BlockWriter, pause: memoryview[int]) -> bool:
+    """Acknowledge the pause word and wait until it says run; False when it says stop."""
+    while (word := pause[0]) != 0:
+        if word == STOP_WORD:
+            return False
+        block.set("acknowledged", word)
+        block.set_word("state", WorkerState.PAUSED)
+        time.sleep(_PAUSE_POLL_SECONDS)
+    block.set("acknowledged", 0)
+    block.set_word("state", WorkerState.RUNNING)
+    return True
+
+
+def _nothing(_signal: int, _frame: object) -> None:
+    pass
