@@ -52,7 +52,7 @@ RECORDER_LENGTH: Final = 512
 # up; `result` (0 or an errno) and `end_ns` after it, then `ended`. What is in flight is therefore the
 # newest line, when `begun` is ahead of `ended`; a worker killed at any moment leaves that readable.
 RECORDER_COLUMNS: Final = (
-    *("choice", "cell", "start_ns", "offset", "length", "end_ns", "result"),
+    *("choice", "cell", "start_ns", "region", "offset", "length", "end_ns", "result"),
 )
 
 # Values of the pause word.
@@ -97,8 +97,13 @@ def leak_columns(known_issues: Sequence[str]) -> tuple[str, ...]:
     )
 
 
-def worker_block(name: str, role: Role, cells: Sequence[Cell], regions: Sequence[str]) -> Block:
-    """Describe the block of one worker, which only that worker writes."""
+def worker_block(
+    name: str, role: Role, cells: Sequence[Cell], regions: Sequence[str], files: int
+) -> Block:
+    """Describe the block of one worker, which only that worker writes.
+
+    `files` counts the files of all fs-dax regions.
+    """
     labels = tuple(cell.label for cell in cells)
     return _block(
         name,
@@ -109,7 +114,8 @@ def worker_block(name: str, role: Role, cells: Sequence[Cell], regions: Sequence
         Field("state", values=tuple(WorkerState)),
         Field("iterations"),
         Field("acknowledged"),
-        Field("quarantine"),
+        # Files on which a pin was granted: nobody touches them again.
+        Field("quarantine", (max(files, 1),)),
         Field("begun"),
         Field("ended"),
         # Pages whose pin was granted and given back, ever; the difference is what is held now.
@@ -144,7 +150,7 @@ def supervisor_block(
         Field("pause"),
         Field("verdict", values=tuple(VerdictWord)),
         Field("violations", (tuple(Violation), issues)),
-        Field("unexpected_pins", (tuple(regions), tuple(Interface))),
+        Field("unexpected_pins", (tuple(RegionKind), tuple(Interface))),
         # One group for each region: what its pages carry too much, by what explains it.
         *(Field(leaks_field(region), (leak_columns(known_issues),)) for region in regions),
         Field("headroom_ppm", (tuple(regions),)),
@@ -193,13 +199,14 @@ def soak_layout(
     *,
     lab: bool,
 ) -> Layout:
-    """Describe the whole ledger of a run; `run["regions"]` lists its regions."""
+    """Describe the whole ledger of a run; `run["regions"]` lists its regions (name, kind, size, files)."""
     regions = [region["name"] for region in run["regions"]]
+    files = sum(region["files"] for region in run["regions"])
     names = [name for name, _, _ in workers]
     blocks = [supervisor_block(regions, names, known_issues)]
     if lab:
         blocks.append(host_block())
-    blocks += [worker_block(name, role, cells, regions) for name, role, cells in workers]
+    blocks += [worker_block(name, role, cells, regions, files) for name, role, cells in workers]
     return Layout.of(blocks, {**run, "bucket_bounds_ns": list(BUCKET_BOUNDS_NS)})
 
 

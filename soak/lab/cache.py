@@ -6,7 +6,6 @@ import contextlib
 import fcntl
 import os
 import shutil
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,8 +44,11 @@ class Cache:
         with self.locked(name) as path:
             if path.is_dir():
                 return path
-            scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+            scratch = path.parent / f".{path.name}.partial"
+            if scratch.exists():
+                shutil.rmtree(scratch)  # of a build that was killed: nobody else holds the lock
             try:
+                scratch.mkdir()
                 scratch.chmod(0o755)
                 build(scratch)
                 scratch.rename(path)

@@ -1,11 +1,13 @@
 """Initial RAM file systems: archives in the "newc" format that a kernel unpacks at boot.
 
-The kernel concatenates archives, so the guest's root, a kernel's modules and this run's own files are
-separate layers, each cached by its contents (Documentation/driver-api/early-userspace/buffer-format.rst).
+The kernel concatenates archives, so the guest's root, a kernel's modules and this run's own files
+are separate layers, each cached by its contents
+(Documentation/driver-api/early-userspace/buffer-format.rst).
 """
 
 from __future__ import annotations
 
+import os
 import stat
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -39,7 +41,7 @@ class CpioWriter:
 
     def symlink(self, name: str, target: str) -> None:
         self._parents(name)
-        self._entry(name, stat.S_IFLNK | 0o777, target.encode())
+        self._entry(name, stat.S_IFLNK | 0o777, os.fsencode(target))
 
     def tree(self, source: Path, prefix: str = "") -> None:
         """Add everything below `source`, in a stable order."""
@@ -64,7 +66,7 @@ class CpioWriter:
 
     def _entry(self, name: str, mode: int, data: bytes) -> None:
         self._inode += 1
-        encoded = name.encode() + b"\0"
+        encoded = os.fsencode(name) + b"\0"
         links = 2 if stat.S_ISDIR(mode) else 1
         numbers = (self._inode, mode, 0, 0, links, 0, len(data), 0, 0, 0, 0, len(encoded), 0)
         self._out.write(b"070701" + b"".join(b"%08X" % number for number in numbers) + encoded)

@@ -1,12 +1,13 @@
 """The kernel that a lab boots: which image, which release, and which of its modules.
 
-A kernel is named on the command line as `debian:SUITE` or as a file; what comes out is always a boot
-image and, for kernels that have modules, an initramfs layer with those the guest loads.
+A kernel is named on the command line as `debian:SUITE` or as a file; what comes out is always a
+boot image and, for kernels that have modules, an initramfs layer with those the guest loads.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 import struct
 import tempfile
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
 # Which suite of Debian has which kernel.
 DEBIAN_SUITES = {"5.10": "bullseye", "6.1": "bookworm", "6.12": "trixie", "sid": "sid"}
 
-# What the guest loads, in this order, where it is a module. The checksum drivers are requested by the
-# file systems under alias names, which no dependency list shows.
+# What the guest loads, in this order, where it is a module. The checksum drivers are requested by
+# the file systems under alias names, which no dependency list shows.
 GUEST_MODULES = (
     *("virtio_pci", "virtio_console", "virtio_rng"),
     *("nfit", "nd_pmem", "dax_pmem", "device_dax"),
@@ -39,6 +40,8 @@ _BOOT_FLAG_OFFSET, _BOOT_FLAG = 0x1FE, 0xAA55
 _MAGIC_OFFSET, _MAGIC = 0x202, b"HdrS"
 _VERSION_OFFSET, _SETUP_START = 0x20E, 0x200
 _SETUP_SIZE = 0x8000
+# A release becomes the name of a directory.
+_RELEASE = re.compile(rb"([0-9][!-.0-~]*)[ \0]")
 
 _LAYER = "modules.cpio"
 _INDEXES = ("modules.builtin", "modules.builtin.modinfo", "modules.order")
@@ -74,11 +77,18 @@ def boot_image_release(image: Path) -> str:
         or setup[_MAGIC_OFFSET : _MAGIC_OFFSET + len(_MAGIC)] != _MAGIC
     ):
         raise UsageError(
-            f"The file {str(image)!r} is no x86 boot image (it lacks the header of a bzImage): give "
-            f"arch/x86/boot/bzImage or a vmlinuz, not the ELF file vmlinux."
+            f"The file {str(image)!r} is no x86 boot image (it lacks the header of a bzImage): "
+            f"give arch/x86/boot/bzImage or a vmlinuz, not the ELF file vmlinux."
         )
-    start = struct.unpack_from("<H", setup, _VERSION_OFFSET)[0] + _SETUP_START
-    return setup[start : setup.find(b"\0", start)].split(b" ")[0].decode("ascii", "replace")
+    # The pointer is 0 where an image names no release.
+    pointer = struct.unpack_from("<H", setup, _VERSION_OFFSET)[0]
+    release = _RELEASE.match(setup, pointer + _SETUP_START)
+    if pointer == 0 or release is None:
+        raise UsageError(
+            f"The boot image {str(image)!r} names no kernel release in its header, or is cut "
+            f"short: build or copy it again."
+        )
+    return release[1].decode()
 
 
 class KernelStore:
@@ -98,7 +108,9 @@ class KernelStore:
         if separator and kind == "debian":
             return self._debian(name, argument)
         if separator and not Path(name).exists():
-            raise UsageError(f"The kernel {name!r} is unknown: give one of {_known_names()}, or a file.")
+            raise UsageError(
+                f"The kernel {name!r} is unknown: give one of {_known_names()}, or a file."
+            )
         return self._file(Path(name), modules)
 
     def _debian(self, name: str, argument: str) -> Kernel:
@@ -200,7 +212,7 @@ def _closure(tree: Path) -> list[str]:
 
 
 def _module_name(file: str) -> str:
-    return file.rsplit("/", 1)[-1].split(".")[0].replace("-", "_")
+    return file.rsplit("/", 1)[-1].partition(".")[0].replace("-", "_")
 
 
 def _modules_beside(image: Path, release: str) -> Path | None:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from soak.abi.mmap import MAP_FIXED, MAP_SHARED, PROT_READ, PROT_WRITE, Mapping
 from soak.abi.statx import device_number, is_dax
@@ -18,6 +19,8 @@ from soak.regions.pages import PAGE_SIZE, PageSpan
 from soak.vocabulary import RegionKind
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from soak.config import RegionSection
 
 FILE_SIZE: Final = 8 << 20
@@ -96,6 +99,25 @@ class FsDaxRegion:
             with path.open("wb") as file:
                 for _ in range(FILE_SIZE // len(_FILL)):
                     file.write(_FILL)
+
+
+class Sized(Protocol):
+    """Anything that has the kind and the size of a region."""
+
+    @property
+    def kind(self) -> RegionKind: ...
+    @property
+    def size(self) -> int: ...
+
+
+def file_count(region: Sized) -> int:
+    """Return how many files a region consists of."""
+    return region.size // FILE_SIZE if region.kind is RegionKind.FS_DAX else 0
+
+
+def first_files(regions: Sequence[Sized]) -> list[int]:
+    """Number the files of all regions through, and return the number of each region's first."""
+    return [0, *accumulate(file_count(region) for region in regions)][:-1]
 
 
 def _device_pages(section: RegionSection) -> PageSpan:

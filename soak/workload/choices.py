@@ -100,9 +100,10 @@ class WorkerPlan:
     scenario: Scenario
     seed: int
 
-    def choices(self) -> Iterator[Choice]:
-        """Draw for ever, from the beginning."""
-        generator = random.Random(f"{self.seed}/{self.name}")  # noqa: S311 - repeatable on purpose
+    def choices(self, incarnation: int = 0) -> Iterator[Choice]:
+        """Draw for ever. A worker that was replaced goes another way than the one before it."""
+        key = f"{self.seed}/{self.name}/{incarnation}"
+        generator = random.Random(key)  # noqa: S311 - repeatable on purpose
         if self.role is Role.MAPPER:
             return _mapper_choices(self, generator)
         return _invalidator_choices(self, generator)

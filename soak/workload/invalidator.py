@@ -9,6 +9,7 @@ from soak.abi.fallocate import punch_hole, truncate
 from soak.regions.fs_dax import FILE_SIZE
 from soak.regions.pages import PAGE_SIZE
 from soak.vocabulary import Operation
+from soak.workload.worker import SKIPPED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -32,11 +33,12 @@ class Invalidator:
         """
         paths = region.paths()
         self._files = {file: os.open(paths[file], os.O_RDWR | os.O_CLOEXEC) for file in files}
-        for descriptor in self._files.values():
-            os.ftruncate(descriptor, FILE_SIZE)
+        self._quarantines = quarantines
+        for file, descriptor in self._files.items():
+            if not self._is_quarantined(file):
+                os.ftruncate(descriptor, FILE_SIZE)
         self._mapping = region.map()
         self._memory = self._mapping.bytes
-        self._quarantines = quarantines
 
     def calls(self) -> Mapping[Operation, Callable[[Choice], int]]:
         return {
@@ -55,18 +57,18 @@ class Invalidator:
 
     def _truncate(self, choice: Choice) -> int:
         if self._is_quarantined(choice.place):
-            return 0
+            return SKIPPED
         return truncate(self._files[choice.place], choice.offset)
 
     def _punch(self, choice: Choice) -> int:
         if self._is_quarantined(choice.place):
-            return 0
+            return SKIPPED
         return punch_hole(self._files[choice.place], choice.offset, choice.length)
 
     def _fault(self, choice: Choice) -> int:
         """Store one byte into each page: a hole or an unwritten extent gets its block."""
         if self._is_quarantined(choice.place):
-            return 0
+            return SKIPPED
         start = choice.place * FILE_SIZE + choice.offset
         pages = choice.length // PAGE_SIZE
         self._memory[start : start + choice.length : PAGE_SIZE] = _TOUCH[:pages]
@@ -74,4 +76,4 @@ class Invalidator:
 
     def _is_quarantined(self, file: int) -> bool:
         """Say whether a pin was granted on the file: it is never touched again in this run."""
-        return any(words[0] >> file & 1 for words in self._quarantines)
+        return any(words[file] for words in self._quarantines)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from soak.abi.vfio import Container
-from soak.regions.fs_dax import FILE_SIZE
+from soak.regions.fs_dax import FILE_SIZE, first_files
 from soak.regions.pages import PAGE_SIZE
 from soak.vocabulary import Operation, RegionKind
 from soak.workload.choices import SLOTS
@@ -39,6 +39,7 @@ class Mapper:
         self._mappings = [region.map() for region in regions]
         self._addresses = [mapping.address for mapping in self._mappings]
         self._is_file = [region.kind is RegionKind.FS_DAX for region in regions]
+        self._first_file = first_files(regions)
         # Slots are so far apart that two of them never overlap, whatever they hold.
         stride = -(-max(region.size for region in regions) // _GIB) * _GIB
         self._iovas = [_IOVA_BASE + slot * stride for slot in range(SLOTS)]
@@ -80,7 +81,8 @@ class Mapper:
         The pages may keep their references, and then a truncate of the file would wait for ever.
         """
         first, last = choice.offset // FILE_SIZE, (choice.offset + choice.length - 1) // FILE_SIZE
-        for file in range(first, last + 1):
-            self._quarantine[0] |= 1 << file
+        base = self._first_file[choice.region]
+        for file in range(base + first, base + last + 1):
+            self._quarantine[file] = 1
         if self._container.unmap(iova, choice.length) == 0:
             self._unmapped[choice.region] += self._container.unmapped // PAGE_SIZE

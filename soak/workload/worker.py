@@ -40,6 +40,9 @@ if TYPE_CHECKING:
 # Frees a call that is stuck: the handler does nothing, and the call returns EINTR.
 NUDGE_SIGNAL: Final = signal.SIGUSR1
 
+# What a call returns when it left its operation out on purpose: it is not counted.
+SKIPPED: Final = -1
+
 _EINTR: Final = 4
 _BUCKETS: Final = len(BUCKET_BOUNDS_NS) + 1
 _PAUSE_POLL_SECONDS: Final = 0.005
@@ -89,9 +92,10 @@ def work(
         row = begun[0] % RECORDER_LENGTH * row_words
         recorder[row] = choice.number
         recorder[row + 1] = cell
-        recorder[row + 3] = choice.offset
-        recorder[row + 4] = choice.length
-        recorder[row + 5] = 0
+        recorder[row + 3] = choice.region
+        recorder[row + 4] = choice.offset
+        recorder[row + 5] = choice.length
+        recorder[row + 6] = 0
         call = calls[choice.operation]
         start = now()
         recorder[row + 2] = start
@@ -100,8 +104,11 @@ def work(
         result = call(choice)
 
         end = now()
-        recorder[row + 6] = result
-        recorder[row + 5] = end
+        if result == SKIPPED:
+            ended[0] += 1
+            continue
+        recorder[row + 7] = result
+        recorder[row + 6] = end
         counts[cell * width + columns[cell].get(result, other)] += 1
         sums[cell] += end - start
         buckets[cell * _BUCKETS + bisect_left(bounds, end - start)] += 1

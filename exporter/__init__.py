@@ -1,0 +1,1 @@
+"""Serves a run's ledger to Prometheus: a process of its own, without privileges."""

@@ -1,0 +1,92 @@
+"""`python -m exporter`: serves a run directory."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from exporter.server import DEFAULT_LISTEN, parse_listen, serve
+from soak.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+_USAGE_EXIT = 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Serve until SIGTERM or SIGINT and return the exit code."""
+    parent = os.getppid()
+    arguments = _parser().parse_args(argv)
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.INFO)
+    try:
+        host, port = parse_listen(arguments.listen)
+        serve(
+            _open_directory(arguments.run_dir),
+            host,
+            port,
+            ready=_announcer(arguments.ready_fd),
+            parent=parent if arguments.die_with_parent else None,
+        )
+    except UsageError as error:
+        print(error, file=sys.stderr)  # noqa: T201 - the sentence for the user
+        return _USAGE_EXIT
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="dax-soak exporter", description="Serve the ledger of a run to Prometheus."
+    )
+    parser.add_argument("--run-dir", type=Path, required=True, help="the directory of the run")
+    parser.add_argument(
+        "--listen",
+        default=DEFAULT_LISTEN,
+        metavar="HOST:PORT",
+        help="where to listen; port 0 takes any that is free (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--ready-fd",
+        type=int,
+        metavar="N",
+        help="write HOST:PORT to this descriptor and close it when connections are accepted",
+    )
+    parser.add_argument(
+        "--die-with-parent",
+        action="store_true",
+        help="end when the process (on Linux: the thread) that started this one has ended",
+    )
+    return parser
+
+
+def _open_directory(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise UsageError(f"The run directory {path} cannot be opened: {error.strerror}.") from error
+
+
+def _announcer(descriptor: int | None) -> Callable[[str], None]:
+    if descriptor is None:
+        return partial(logging.getLogger("exporter").info, "listening on %s")
+    try:
+        os.fstat(descriptor)
+    except OSError as error:
+        raise UsageError(f"--ready-fd {descriptor} is no open descriptor.") from error
+    return partial(_announce, descriptor)
+
+
+def _announce(descriptor: int, address: str) -> None:
+    # Bytes: a text file would look its codec up in Python's own files, which this process, nobody
+    # by now, may not be allowed to read.
+    os.write(descriptor, f"{address}\n".encode())
+    os.close(descriptor)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

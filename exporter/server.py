@@ -1,0 +1,251 @@
+"""The HTTP server, which no client can stop from answering the others for long.
+
+The one in prometheus-client has no read timeout, no limit on threads, and answers every path.
+"""
+
+from __future__ import annotations
+
+import errno
+import gzip
+import io
+import logging
+import os
+import re
+import signal
+import socket
+import sys
+import threading
+import time
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socketserver import TCPServer
+from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
+
+from prometheus_client.exposition import gzip_accepted
+
+from exporter.collector import LedgerCollector
+from exporter.exposition import HTML, PLAIN, landing_page, metrics_page
+from exporter.privileges import die_with_parent, drop_privileges
+from exporter.source import LedgerSource
+from soak import __version__
+from soak.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from _typeshed import WriteableBuffer
+
+    _Request = socket.socket | tuple[bytes, socket.socket]  # as socketserver passes it on
+
+DEFAULT_LISTEN: Final = "127.0.0.1:9823"
+REQUEST_SECONDS: Final = 10.0
+MAX_CONNECTIONS: Final = 16
+_ENDING: Final = frozenset({signal.SIGTERM, signal.SIGINT})
+_LISTEN: Final = re.compile(r"(?:\[(?P<six>[^\[\]]+)\]|(?P<host>[^:\[\]]+)):(?P<port>[0-9]{1,5})")
+_MAX_PORT: Final = 65535
+_BUSY: Final = b"HTTP/1.0 503 Service Unavailable\r\nRetry-After: 10\r\nContent-Length: 0\r\n\r\n"
+_LOG: Final = logging.getLogger(__name__)
+
+
+def parse_listen(text: str) -> tuple[str, int]:
+    """Read "HOST:PORT", an IPv6 address in brackets; port 0 leaves the choice to the kernel.
+
+    Raises:
+        UsageError: the text is no such address.
+    """
+    match = _LISTEN.fullmatch(text)
+    if match is None or int(match["port"]) > _MAX_PORT:
+        raise UsageError(
+            f"--listen takes HOST:PORT, such as {DEFAULT_LISTEN} or [::1]:9823, not {text!r}."
+        )
+    return match["six"] or match["host"], int(match["port"])
+
+
+def serve(
+    run_directory: int,
+    host: str,
+    port: int,
+    *,
+    ready: Callable[[str], None] = lambda _address: None,
+    parent: int | None = None,
+) -> None:
+    """Serve the ledger of a run directory, given by its descriptor, until SIGTERM or SIGINT.
+
+    Belongs into the main thread of a process of its own, which gives up root's rights here.
+    `ready` is called with "HOST:PORT" when connections are accepted. With `parent`, the process
+    ends when that one does.
+
+    Raises:
+        UsageError: nothing can listen there, or the rights cannot be given up.
+    """
+    source = LedgerSource(run_directory)
+    collector = LedgerCollector(source.reader)
+    with _listen(host, port, collector) as server:
+        collector.collect()  # opens the ledger while this process may read any file
+        # Blocked for good: the threads inherit it, and a second signal must not end otherwise.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+        drop_privileges()
+        if parent is not None:
+            die_with_parent(parent)
+        loop = threading.Thread(target=server.serve_forever, name="http", daemon=True)
+        loop.start()
+        ready(server.address)
+        while signal.sigtimedwait(_ENDING, 1.0) is None:
+            if not loop.is_alive():
+                raise RuntimeError("the HTTP server has ended by itself")
+
+
+class ExporterServer(ThreadingHTTPServer):
+    """Serves one collector, with a bounded number of threads."""
+
+    daemon_threads = True  # an open connection must not delay the end of the process
+
+    def __init__(
+        self,
+        family: socket.AddressFamily,
+        address: tuple[str, int],
+        collector: LedgerCollector,
+        request_seconds: float = REQUEST_SECONDS,
+    ) -> None:
+        """A request has `request_seconds` to arrive, and its answer as long to be taken."""
+        self.address_family = family
+        self.request_seconds = request_seconds
+        self.collector = collector
+        self._slots = threading.BoundedSemaphore(MAX_CONNECTIONS)
+        super().__init__(address, _Handler)
+
+    @property
+    def address(self) -> str:
+        """The address that it is bound to, as "HOST:PORT"."""
+        host, port = self.socket.getsockname()[:2]
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+    def server_bind(self) -> None:
+        # HTTPServer's own asks the name service who this address is, which can take long.
+        TCPServer.server_bind(self)
+
+    def process_request(self, request: _Request, client_address: object) -> None:
+        if not self._slots.acquire(blocking=False):
+            if isinstance(request, socket.socket):
+                request.send(_BUSY)  # its buffer is still empty, so this does not wait
+            self.shutdown_request(request)
+            return
+        try:
+            super().process_request(request, client_address)
+        except RuntimeError:  # no thread could be started
+            self._slots.release()
+            raise
+
+    def process_request_thread(self, request: _Request, client_address: object) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._slots.release()
+
+    def handle_error(self, request: _Request, client_address: object) -> None:
+        del request  # the base closes it
+        if isinstance(sys.exception(), ConnectionError):
+            _LOG.debug("%s went away", client_address)
+        else:
+            _LOG.exception("cannot answer %s", client_address)
+
+
+class _DeadlineReader(io.RawIOBase):
+    """Reads from a socket until a deadline, however slowly the bytes drip in."""
+
+    def __init__(self, connection: socket.socket, seconds: float) -> None:
+        self._connection = connection
+        self._deadline = time.monotonic() + seconds
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        remaining = self._deadline - time.monotonic()
+        if remaining <= 0:
+            raise TimeoutError("the request took too long to arrive")
+        self._connection.settimeout(remaining)
+        return self._connection.recv_into(buffer)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: ExporterServer
+    server_version = f"dax-soak-exporter/{__version__}"
+    sys_version = ""
+
+    def setup(self) -> None:
+        super().setup()
+        self.rfile.close()
+        self.rfile = io.BufferedReader(
+            _DeadlineReader(self.connection, self.server.request_seconds)
+        )
+
+    def do_GET(self) -> None:
+        answer = _PATHS.get(urlsplit(self.path).path, _Handler._not_found)
+        answer(self)
+
+    do_HEAD = do_GET  # noqa: N815 - the base looks methods up by these names
+
+    def do_POST(self) -> None:
+        body = b"Only GET and HEAD are answered here.\n"
+        self._respond(HTTPStatus.METHOD_NOT_ALLOWED, PLAIN, body)
+
+    do_PUT = do_DELETE = do_PATCH = do_OPTIONS = do_POST  # noqa: N815 - the same
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base's name
+        _LOG.debug("%s: " + format, self.address_string(), *args)
+
+    def _metrics(self) -> None:
+        body, content_type = metrics_page(self.server.collector, self.headers.get("Accept", ""))
+        self._respond(HTTPStatus.OK, content_type, body)
+
+    def _landing(self) -> None:
+        self._respond(HTTPStatus.OK, HTML, landing_page(self.server.collector))
+
+    def _healthy(self) -> None:
+        self._respond(HTTPStatus.OK, PLAIN, b"healthy\n")
+
+    def _not_found(self) -> None:
+        self._respond(HTTPStatus.NOT_FOUND, PLAIN, b"There is no such page: see /metrics.\n")
+
+    def _respond(self, status: HTTPStatus, content_type: str, body: bytes) -> None:
+        # What is left of the time for reading may be too short.
+        self.connection.settimeout(self.server.request_seconds)
+        compressed = gzip_accepted(self.headers.get("Accept-Encoding", ""))
+        if compressed:
+            body = gzip.compress(body, compresslevel=1)
+        self.send_response(status)
+        if status == HTTPStatus.METHOD_NOT_ALLOWED:
+            self.send_header("Allow", "GET, HEAD")
+        if compressed:
+            self.send_header("Content-Encoding", "gzip")
+        self.send_header("Content-Type", content_type)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+
+_PATHS: Final[dict[str, Callable[[_Handler], None]]] = {
+    "/": _Handler._landing,  # noqa: SLF001 - its own table
+    "/metrics": _Handler._metrics,  # noqa: SLF001 - the same
+    "/-/healthy": _Handler._healthy,  # noqa: SLF001 - the same
+}
+
+
+def _listen(host: str, port: int, collector: LedgerCollector) -> ExporterServer:
+    try:
+        family, _, _, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        return ExporterServer(family, (str(address[0]), port), collector)
+    except OSError as error:
+        where = f"{host} port {port}"
+        if error.errno == errno.EADDRINUSE:
+            raise UsageError(
+                f"Another program listens on {where}: stop it, or choose another with"
+                " --listen HOST:PORT."
+            ) from error
+        reason = error.strerror or os.strerror(error.errno or 0)
+        raise UsageError(f"The exporter cannot listen on {where}: {reason}.") from error

@@ -1,0 +1,212 @@
+"""The command `dax-soak`.
+
+What a subcommand needs is imported when it runs: in the guest of a lab, imports are what is slow.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from soak import __version__
+from soak.errors import UsageError
+from soak.verdict import EXIT_CODES, USAGE_EXIT_CODE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code: 0 pass, 1 fail, 2 usage, 3 unknown."""
+    options = _parser().parse_args(arguments)
+    work: Callable[[argparse.Namespace], int] = options.work
+    try:
+        return work(options)
+    except UsageError as error:
+        print(f"dax-soak: {error}", file=sys.stderr)
+        return USAGE_EXIT_CODE
+    except BrokenPipeError:
+        # Whoever read the output has seen enough.
+        sys.stderr.close()
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="dax-soak", description="Proves, on a real kernel, that DMA and DAX get along."
+    )
+    parser.add_argument("--version", action="version", version=f"dax-soak {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_lab(commands.add_parser("lab", help="boot a virtual machine and soak in it"))
+    _add_run(commands.add_parser("run", help="soak on this machine's own devices"))
+    check = commands.add_parser("check", help="say what this machine offers and what is missing")
+    check.add_argument("--install", action="store_true", help="install what is missing (as root)")
+    check.set_defaults(work=_check)
+    exporter = commands.add_parser("exporter", help="serve the metrics of a run")
+    exporter.add_argument("run", metavar="RUN", help="run directory, run id or 'latest'")
+    exporter.add_argument("--listen", default=None, metavar="HOST:PORT")
+    exporter.set_defaults(work=_exporter)
+    report = commands.add_parser("report", help="tell what a run found")
+    report.add_argument("run", metavar="RUN", help="run directory, run id or 'latest'")
+    report.add_argument("--format", choices=("text", "json"), default="text")
+    report.add_argument("--strict", action="store_true", help="a known issue fails the run, too")
+    report.set_defaults(work=_report)
+    for name, work, meaning in (
+        ("expectations", _expectations, "print what a kernel owes"),
+        ("known-issues", _known_issues, "print the violations that are understood"),
+        ("faults", _faults, "print the faults that a lab can plant"),
+        ("scenarios", _scenarios, "print the mixes of operations"),
+    ):
+        commands.add_parser(name, help=meaning).set_defaults(work=work)
+    return parser
+
+
+def _add_lab(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--kernel", default="debian:6.1", help="debian:6.1, debian:6.12, or a bzImage file")
+    add("--modules", type=Path, metavar="DIR", help="the modules of a kernel given as a file")
+    add("--filesystem", default="ext4", choices=("ext4", "xfs"))
+    add("--accel", default="auto", choices=("auto", "kvm", "tcg"))
+    add("--append", default="", metavar="TEXT", help="more of the kernel's command line")
+    add("--fault", action="append", default=[], metavar="NAME[:SECONDS]", help="plant a fault")
+    add("--listen", default=None, metavar="HOST:PORT", help="where metrics are served")
+    add("--run-dir", type=Path, metavar="DIR", help="a new directory for the run")
+    add("--strict", action="store_true", help="a known issue fails the run, too")
+    add("-c", "--config", type=Path, metavar="FILE", help="a soak.toml")
+    _add_choices(parser)
+    parser.set_defaults(work=_lab)
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("-c", "--config", type=Path, required=True, metavar="FILE", help="a soak.toml")
+    add("--run-dir", type=Path, metavar="DIR", help="a new directory for the run")
+    add("--strict", action="store_true", help="a known issue fails the run, too")
+    add("--run-id", help=argparse.SUPPRESS)
+    add("--ledger", type=Path, help=argparse.SUPPRESS)
+    add("--journal-port", type=Path, help=argparse.SUPPRESS)
+    _add_choices(parser)
+    parser.set_defaults(work=_run)
+
+
+def _add_choices(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--duration", type=_duration, metavar="TIME", help="such as 90s, 2m or 1h30m")
+    add("--seed", type=_seed, metavar="N", help="from which all choices follow")
+    add("--scenario", help="the mix of operations; 'dax-soak scenarios' lists them")
+    add("--print-choices", type=int, metavar="N", help="print each worker's first N and end")
+
+
+def _duration(text: str) -> float:
+    from soak.config import parse_duration
+
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not {error}") from None
+
+
+def _seed(text: str) -> int:
+    from soak.config import parse_seed
+
+    try:
+        return parse_seed(int(text) if text.isdigit() else text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not {error}") from None
+
+
+def _lab(options: argparse.Namespace) -> int:
+    from soak.lab.command import lab
+
+    return lab(options)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from soak.config import load_config
+    from soak.plan import make_plan, with_overrides
+
+    config = with_overrides(
+        load_config(options.config),
+        duration=options.duration,
+        seed=options.seed,
+        scenario=options.scenario,
+    )
+    if options.print_choices is not None:
+        return print_choices(make_plan(config), options.print_choices)
+    from soak.run import Places, run_soak
+
+    if options.ledger is not None:
+        run_soak(config, Places(options.run_id, options.ledger, options.journal_port, in_lab=True))
+        return 0
+    raise UsageError("'dax-soak run' on this machine's own devices is not there yet: use the lab.")
+
+
+def print_choices(plan: object, count: int) -> int:
+    """Print what each worker of a plan does first."""
+    from soak.plan import RunPlan, choice_line
+
+    assert isinstance(plan, RunPlan)
+    for worker, choice in plan.first_choices(count):
+        print(choice_line(worker, choice))
+    return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    from soak.lab.requirements import check
+
+    return check(install=options.install)
+
+
+def _exporter(options: argparse.Namespace) -> int:
+    from exporter.__main__ import main as serve
+    from soak.lab.rundir import find_run
+
+    listen = ["--listen", options.listen] if options.listen else []
+    return serve(["--run-dir", str(find_run(options.run)), *listen])
+
+
+def _report(options: argparse.Namespace) -> int:
+    from soak.journal import read_journal
+    from soak.lab.rundir import JOURNAL, find_run
+    from soak.report.text import text_report
+    from soak.verdict import judge
+
+    directory = find_run(options.run)
+    verdict = judge(read_journal(directory / JOURNAL), strict=options.strict)
+    shown = verdict.to_json() if options.format == "json" else text_report(verdict, directory)
+    print(shown, end="")
+    return EXIT_CODES[verdict.verdict]
+
+
+def _expectations(_options: argparse.Namespace) -> int:
+    from soak.report.tables import expectations_table
+
+    print(expectations_table(), end="")
+    return 0
+
+
+def _known_issues(_options: argparse.Namespace) -> int:
+    from soak.report.tables import known_issues_table
+
+    print(known_issues_table(), end="")
+    return 0
+
+
+def _faults(_options: argparse.Namespace) -> int:
+    from soak.report.tables import faults_table
+
+    print(faults_table(), end="")
+    return 0
+
+
+def _scenarios(_options: argparse.Namespace) -> int:
+    from soak.report.tables import scenarios_table
+
+    print(scenarios_table(), end="")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

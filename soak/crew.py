@@ -1,0 +1,209 @@
+"""The crew: the worker processes of a run, started, watched, paused, replaced and ended by one owner."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+import traceback
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from soak.regions.pages import PAGE_SIZE
+from soak.schema import RECORDER_COLUMNS, RECORDER_LENGTH, RUN_WORD, STOP_WORD
+from soak.vocabulary import Operation, WorkerState
+from soak.workload.worker import NUDGE_SIGNAL, run_worker
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from soak.ledger import BlockWriter
+    from soak.workload.choices import WorkerPlan
+    from soak.workload.worker import Operator
+
+    OperatorFactory = Callable[[BlockWriter], Operator]
+
+_POLL_SECONDS: Final = 0.01
+_CRASH_EXIT: Final = 70  # EX_SOFTWARE
+_FIRST_OWN_DESCRIPTOR: Final = 3
+_LAST_DESCRIPTOR: Final = 4096
+# A worker that dies so soon after its start, so often in a row, is not started again.
+_QUICK_DEATH_SECONDS: Final = 5.0
+_QUICK_DEATHS: Final = 5
+
+
+@dataclass(frozen=True)
+class Death:
+    """A worker that ended though nobody asked it to. `signal_number` is 0 where it exited."""
+
+    worker: str
+    incarnation: int
+    exit_code: int
+    signal_number: int
+    in_flight: dict[str, int] | None
+    gave_up: bool
+
+
+@dataclass
+class Member:
+    """One worker and what is needed to start it again."""
+
+    plan: WorkerPlan
+    block: BlockWriter
+    columns: Sequence[Mapping[int, int]]
+    make_operator: OperatorFactory
+    pid: int = 0
+    started: float = 0.0
+    quick_deaths: int = 0
+    # Pages of maps that were in flight when a worker died, by region, until a sweep has settled them.
+    uncertain: dict[int, int] | None = None
+
+    @property
+    def running(self) -> bool:
+        return self.pid != 0
+
+
+class Crew:
+    """Owns the worker processes. Nothing here blocks for longer than its deadline."""
+
+    def __init__(self, members: Sequence[Member], pause: memoryview[int]) -> None:
+        self.members = members
+        self._pause = pause
+        self._barriers = 0
+
+    def start(self) -> None:
+        for member in self.members:
+            self._start(member)
+
+    def reap(self) -> Iterator[Death]:
+        """Tell which workers died since the last call, and start others in their place."""
+        for member in self.members:
+            status = self._ended(member)
+            if status is None:
+                continue
+            code = os.waitstatus_to_exitcode(status)
+            quick = time.monotonic() - member.started < _QUICK_DEATH_SECONDS
+            member.quick_deaths = member.quick_deaths + 1 if quick else 0
+            gave_up = member.quick_deaths >= _QUICK_DEATHS
+            death = Death(
+                member.plan.name, member.block.get("incarnation"), max(code, 0), max(-code, 0),
+                in_flight(member.block), gave_up,
+            )  # fmt: skip
+            self._settle(member)
+            if not gave_up:
+                self._start(member)
+            yield death
+
+    def pause(self, seconds: float) -> list[str]:
+        """Ask every worker to rest between two operations; return those that did not in time."""
+        self._barriers += 1
+        self._pause[0] = self._barriers
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            late = self._not_resting()
+            if not late:
+                return []
+            time.sleep(_POLL_SECONDS)
+        return self._not_resting()
+
+    def resume(self) -> None:
+        self._pause[0] = RUN_WORD
+
+    def stop(self, seconds: float) -> list[str]:
+        """End every worker: by the pause word, then by force; return those that had to be killed."""
+        self._pause[0] = STOP_WORD
+        deadline = time.monotonic() + seconds
+        killed: list[str] = []
+        while any(member.running for member in self.members):
+            for member in self.members:
+                if self._ended(member) is not None:
+                    self._settle(member)
+            late = time.monotonic() >= deadline
+            for member in self.members if late else ():
+                if member.running:
+                    killed.append(member.plan.name)
+                    # The nudge frees a call that sleeps interruptibly; the rest is for the kernel.
+                    os.kill(member.pid, NUDGE_SIGNAL)
+                    os.kill(member.pid, signal.SIGKILL)
+            if late and time.monotonic() >= deadline + seconds:
+                break
+            time.sleep(_POLL_SECONDS if not late else seconds / 10)
+        return sorted(set(killed))
+
+    def _not_resting(self) -> list[str]:
+        return [
+            member.plan.name
+            for member in self.members
+            if member.running and member.block.get("acknowledged") != self._barriers
+        ]
+
+    def _start(self, member: Member) -> None:
+        block, plan = member.block, member.plan
+        incarnation = block.get("incarnation")
+        block.add("incarnation", 1)
+        block.set_word("state", WorkerState.STARTING)
+        block.set("acknowledged", 0)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        pid = os.fork()
+        if pid == 0:
+            code = _CRASH_EXIT
+            try:
+                # A worker inherits nothing: a copy of a pipe's end would keep a pin.
+                os.closerange(_FIRST_OWN_DESCRIPTOR, _LAST_DESCRIPTOR)
+                signal.pthread_sigmask(signal.SIG_SETMASK, set())
+                run_worker(
+                    block, self._pause, plan.choices(incarnation), member.make_operator,
+                    member.columns,
+                )  # fmt: skip
+                code = 0
+            except BaseException:  # noqa: BLE001 - the last thing that this process does is to say why
+                traceback.print_exc()
+            finally:
+                sys.stderr.flush()
+                os._exit(code)
+        member.pid = pid
+        member.started = time.monotonic()
+
+    def _ended(self, member: Member) -> int | None:
+        if not member.running:
+            return None
+        pid, status = os.waitpid(member.pid, os.WNOHANG)
+        if pid == 0:
+            return None
+        member.pid = 0
+        return status
+
+    def _settle(self, member: Member) -> None:
+        """Put the books of a worker in order that can no longer do it.
+
+        Its container closed with it, so the kernel has unmapped all that it held. Whether a map that
+        was in flight had been granted is not known: its pages are uncertain until the next sweep.
+        """
+        block = member.block
+        flight = in_flight(block)
+        if flight is not None:
+            cell = member.plan.cells[flight["cell"]]
+            if cell.operation is Operation.MAP:
+                uncertain = member.uncertain or {}
+                pages = flight["length"] // PAGE_SIZE
+                uncertain[flight["region"]] = uncertain.get(flight["region"], 0) + pages
+                member.uncertain = uncertain
+        mapped, unmapped = block.view("pages_mapped"), block.view("pages_unmapped")
+        for position, pages in enumerate(mapped):
+            unmapped[position] = pages
+        block.set("ended", block.get("begun"))
+        if block.block.fields["state"].values[block.get("state")] != WorkerState.ENDED:
+            block.set_word("state", WorkerState.DEAD)
+
+
+def in_flight(block: BlockWriter) -> dict[str, int] | None:
+    """Return the flight recorder's line of the operation that was begun and has not ended."""
+    begun = block.get("begun")
+    if begun == block.get("ended"):
+        return None
+    width = len(RECORDER_COLUMNS)
+    start = (begun - 1) % RECORDER_LENGTH * width
+    line = block.view("recorder")[start : start + width]
+    return dict(zip(RECORDER_COLUMNS, line, strict=True))

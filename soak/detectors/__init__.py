@@ -1,0 +1,1 @@
+"""Detectors: each reads the ledger or the kernel, judges, and reports findings."""

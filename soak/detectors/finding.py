@@ -1,0 +1,26 @@
+"""What a detector reports."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from soak.vocabulary import Interface, Operation, RegionKind, Violation
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A broken expectation: `count` operations, or page references for a leak."""
+
+    kind: Violation
+    region: RegionKind
+    interface: Interface
+    operation: Operation
+    count: int
+    summary: str
+    region_name: str | None = None
+    known_issue: str | None = None
+    evidence: Mapping[str, Any] = field(default_factory=dict)

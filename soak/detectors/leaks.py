@@ -1,0 +1,180 @@
+"""Leaks: does the kernel give back every page reference?
+
+While the workers rest, the reference counts of all pages of a region are summed. What is above the idle
+sum must be what the soak itself holds, and nothing more. The idle counts are those of the fresh region,
+and the worth of one pin is measured, not assumed: it is 1 or 1024, as the page is part of a large folio
+or not (include/linux/mm_types.h, GUP_PIN_COUNTING_BIAS).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from soak.abi.vfio import DMA_MAP_FLAG_READ, DMA_MAP_FLAG_WRITE, Container
+from soak.helper import in_helper
+from soak.regions.pages import PAGE_SIZE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from soak.detectors.struct_pages import StructPages
+    from soak.regions import Region
+    from soak.regions.pages import PageSpan
+
+REFCOUNT_LIMIT: Final = 1 << 31  # the kernel's count is a signed int, and gup refuses below zero
+
+_PROBE_IOVA: Final = 0x1_4000_0000
+_PROBE_SECONDS: Final = 60.0
+_MOST_PREEXISTING: Final = 20
+
+
+@dataclass(frozen=True)
+class Idle:
+    """The counts of a region that nobody uses."""
+
+    head: int
+    tail: int
+    total: int
+    # Pages that carried another count when the region was fresh: frame number and count.
+    preexisting: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class PinProbe:
+    """What one pinned page adds to the sum of counts, and what stays when it was unpinned.
+
+    `refused` is the errno where the kernel did not grant the pin.
+    """
+
+    pinned: int
+    left: int
+    refused: int = 0
+
+
+@dataclass(frozen=True)
+class Held:
+    """What the soak did to a region's pages, in pages: from the workers' own books.
+
+    `uncertain` counts pages of maps whose worker was killed before it could note how they ended.
+    """
+
+    live: int
+    given_back: int
+    uncertain: int = 0
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """References that a region's pages carry beyond idle and beyond what is held, in pinned pages.
+
+    `reconciled` pages were left by workers that were killed in the middle of a map.
+    """
+
+    pages: int
+    explained: int
+    unexplained: int
+    predicted: int
+    reconciled: int
+    highest: int
+
+
+class RegionLeaks:
+    """Watches one region whose physical pages are known."""
+
+    def __init__(self, region: Region, span: PageSpan, pages: StructPages) -> None:
+        """Calibrate on the region as it is now: nobody may be using it."""
+        self.region = region
+        self._span = span
+        self._pages = pages
+        self.idle = _calibrate(span, pages)
+        self.unit = 1
+        self.leaks_by_design = False
+        self._offset = 0
+
+    def probe(self, function: str) -> PinProbe:
+        """Pin one page over vfio and unpin it again, in a helper, and learn what that is worth.
+
+        What the probe leaves behind is known from then on.
+
+        Raises:
+            HelperError: the kernel does not answer, or vfio cannot be used.
+        """
+        before = self._sum()[0]
+
+        def pin() -> list[int]:
+            with Container(function) as container, self.region.map() as mapping:
+                flags = DMA_MAP_FLAG_READ | DMA_MAP_FLAG_WRITE
+                refused = container.map(mapping.address, _PROBE_IOVA, PAGE_SIZE, flags)
+                if refused:
+                    return [refused, before]
+                pinned = self._sum()[0]
+                container.unmap(_PROBE_IOVA, PAGE_SIZE)
+                return [0, pinned]
+
+        refused, pinned = in_helper(pin, _PROBE_SECONDS)
+        result = PinProbe(pinned - before, self._sum()[0] - before, refused)
+        if result.pinned > 0:
+            self.unit = result.pinned
+            self.leaks_by_design = result.left == result.pinned
+        if self.leaks_by_design:
+            self._offset += result.left
+        return result
+
+    def measure(self, held: Held) -> Measurement:
+        """Read all counts and compare: nobody may take or give a pin meanwhile."""
+        total, highest = self._sum()
+        excess = total - self.idle.total - held.live * self.unit
+        predicted = self._offset
+        if self.leaks_by_design:
+            predicted += held.given_back * self.unit
+        difference = excess - predicted
+        reconciled = 0
+        if self.leaks_by_design and 0 < difference <= held.uncertain * self.unit:
+            # Only the kernel knows how much of the killed worker's last map was done.
+            self._offset += difference
+            predicted += difference
+            reconciled, difference = difference, 0
+        return Measurement(
+            pages=self._span.count,
+            explained=self._in_pages(min(excess, predicted)),
+            unexplained=self._in_pages(abs(difference)),
+            predicted=self._in_pages(predicted),
+            reconciled=self._in_pages(reconciled),
+            highest=highest,
+        )
+
+    def _in_pages(self, references: int) -> int:
+        """Count whole pins as one each; what is left over came one by one."""
+        pins, rest = divmod(max(references, 0), self.unit)
+        return pins + rest
+
+    def _sum(self) -> tuple[int, int]:
+        total = highest = 0
+        for counts in self._pages.counts(self._span):
+            total += sum(counts)
+            highest = max(highest, *counts)
+        return total, highest
+
+
+def _calibrate(span: PageSpan, pages: StructPages) -> Idle:
+    """Take the commonest count of folio heads, and of other pages, for the idle one."""
+    counts = [count for chunk in pages.counts(span) for count in chunk]
+    step = span.folio_pages
+    first_head = -span.first % step
+    heads = counts[first_head::step]
+    head = _commonest(heads)
+    tails = Counter(counts)
+    tails.subtract(Counter(heads))
+    tail = tails.most_common(1)[0][0] if step > 1 else head
+    odd = tuple(
+        (span.first + index, count)
+        for index, count in enumerate(counts)
+        if count != (head if (index - first_head) % step == 0 else tail)
+    )
+    return Idle(head, tail, sum(counts), odd[:_MOST_PREEXISTING])
+
+
+def _commonest(counts: Iterable[int]) -> int:
+    return Counter(counts).most_common(1)[0][0]

@@ -1,0 +1,128 @@
+"""Refusals: did every operation end as the kernel owes it?
+
+It reads the counts of the workers and compares them with the expectations; the flight recorders give the
+evidence. The workers know nothing of it.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any, Final
+
+from soak.detectors.finding import Finding
+from soak.expectations import expected
+from soak.schema import (
+    COUNT_COLUMNS,
+    DONE_COLUMN,
+    FAILED_COLUMN,
+    RECORDER_COLUMNS,
+    RECORDER_LENGTH,
+    Cell,
+)
+from soak.vocabulary import ERRNOS, Violation
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from soak.expectations import Expectation, Release
+    from soak.ledger import BlockWriter
+
+_EVIDENCE_LINES: Final = 5
+
+
+class RefusalDetector:
+    """Compares what was counted since the last look with what the kernel owes."""
+
+    def __init__(self, blocks: Sequence[BlockWriter], release: Release) -> None:
+        self._blocks = blocks
+        self._cells = [
+            [Cell.parse(str(label)) for label in _labels(block)] for block in blocks
+        ]
+        self._rows = [[expected(cell, release) for cell in cells] for cells in self._cells]
+        self._seen = [[0] * (len(cells) * len(COUNT_COLUMNS)) for cells in self._cells]
+
+    def uncovered(self) -> list[Cell]:
+        """Return the cells of this run for which no expectation says what is owed."""
+        missing = {
+            cell: None
+            for cells, rows in zip(self._cells, self._rows, strict=True)
+            for cell, row in zip(cells, rows, strict=True)
+            if row is None
+        }
+        return list(missing)
+
+    def look(self) -> list[Finding]:
+        """Judge what was counted since the last call."""
+        found: list[Finding] = []
+        for number, block in enumerate(self._blocks):
+            counts = list(block.view("counts"))
+            if counts == self._seen[number]:
+                continue
+            for index, (cell, row) in enumerate(
+                zip(self._cells[number], self._rows[number], strict=True)
+            ):
+                start = index * len(COUNT_COLUMNS)
+                stop = start + len(COUNT_COLUMNS)
+                new = [
+                    now - before
+                    for now, before in zip(
+                        counts[start:stop], self._seen[number][start:stop], strict=True
+                    )
+                ]
+                if row is not None:
+                    found += _judge(block, index, cell, row, new)
+            self._seen[number] = counts
+        return found
+
+
+def _labels(block: BlockWriter) -> Iterable[str]:
+    axis = block.block.fields["counts"].axes[0]
+    if isinstance(axis, int):
+        raise TypeError(f"the counts of {block.block.name} have no names")
+    return axis
+
+
+def _judge(
+    block: BlockWriter, index: int, cell: Cell, row: Expectation, new: Sequence[int]
+) -> Iterable[Finding]:
+    label = f"{cell.operation} of {cell.region} over {cell.interface}"
+    worker = block.block.name
+    if row.refusal is not None and new[DONE_COLUMN]:
+        yield Finding(
+            Violation.UNEXPECTED_PIN, cell.region, cell.interface, cell.operation,
+            new[DONE_COLUMN],
+            f"{label} was granted, and the kernel owes {os.strerror(row.refusal)}",
+            evidence={"worker": worker, "operations": _recent(block, index, 0), "owed": row.reason},
+        )  # fmt: skip
+    for column, name in enumerate(ERRNOS):
+        count = new[FAILED_COLUMN + column]
+        if count:
+            kind = Violation.WRONG_ERRNO if row.refusal else Violation.UNEXPECTED_REFUSAL
+            owed = f"the kernel owes {os.strerror(row.refusal)}" if row.refusal else "it must be done"
+            yield Finding(
+                kind, cell.region, cell.interface, cell.operation, count,
+                f"{label} ended with {name}, and {owed}",
+                evidence={
+                    "worker": worker,
+                    "errno": name,
+                    "operations": _recent(block, index, None),
+                    "owed": row.reason,
+                },
+            )  # fmt: skip
+
+
+def _recent(block: BlockWriter, cell: int, result: int | None) -> list[dict[str, Any]]:
+    """Return the newest lines of the flight recorder for a cell: those with `result`, or any error."""
+    width = len(RECORDER_COLUMNS)
+    recorder = list(block.view("recorder"))
+    ended = block.get("ended")
+    lines = []
+    for number in range(ended - 1, max(ended - RECORDER_LENGTH, 0) - 1, -1):
+        start = number % RECORDER_LENGTH * width
+        line = dict(zip(RECORDER_COLUMNS, recorder[start : start + width], strict=True))
+        matches = line["result"] == result if result is not None else line["result"] != 0
+        if line["cell"] == cell and matches:
+            lines.append(line)
+            if len(lines) == _EVIDENCE_LINES:
+                break
+    return lines

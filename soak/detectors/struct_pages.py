@@ -1,0 +1,75 @@
+"""The reference counts of physical pages, read exactly from the kernel's `struct page` array."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Self
+
+from soak.abi.bpf import KernelReader
+from soak.abi.btf import Btf
+from soak.abi.procfs import symbol_address
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from soak.regions.pages import PageSpan
+
+_CHUNK_PAGES: Final = 512
+
+
+@dataclass(frozen=True)
+class PageLayout:
+    """Where `struct page` has its reference count, in bytes."""
+
+    size: int
+    refcount: int
+
+    @classmethod
+    def of_running_kernel(cls) -> PageLayout:
+        """Ask the kernel's type information.
+
+        Raises:
+            OSError, BtfError: it has none, or it does not know the structure.
+        """
+        page = Btf.of_running_kernel().structure("page")
+        return cls(page.size, page.offsets["_refcount"])
+
+
+class StructPages:
+    """Reads `_refcount` of any page, through BPF; raises OSError where there is no such page."""
+
+    def __init__(self) -> None:
+        """Find the array of `struct page`.
+
+        Raises:
+            OSError, BtfError, LookupError: the kernel does not let it be found or read.
+        """
+        self._layout = PageLayout.of_running_kernel()
+        # The array's place is randomised, and differs with five levels of page tables: x86 keeps it in
+        # a variable (arch/x86/mm/kaslr.c).
+        with KernelReader(8) as word:
+            self._base = struct.unpack("<Q", word.read(symbol_address("vmemmap_base")))[0]
+        self._chunk = KernelReader(_CHUNK_PAGES * self._layout.size)
+        self._single = KernelReader(self._layout.size)
+
+    def counts(self, span: PageSpan) -> Iterator[list[int]]:
+        """Yield the reference counts of a span, piece by piece, as unsigned 32-bit numbers."""
+        frame, end = span.first, span.first + span.count
+        while frame < end:
+            reader, pages = (
+                (self._chunk, _CHUNK_PAGES) if end - frame >= _CHUNK_PAGES else (self._single, 1)
+            )
+            words = reader.read(self._base + frame * self._layout.size).cast("I")
+            yield words[self._layout.refcount // 4 :: self._layout.size // 4].tolist()
+            frame += pages
+
+    def close(self) -> None:
+        self._chunk.close()
+        self._single.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,78 @@
+"""Short-lived processes for calls that can hang: each has a deadline and is ended by its own id."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import sys
+import time
+import traceback
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_CHUNK: Final = 65536
+
+
+class HelperError(Exception):
+    """A helper raised, died, or did not answer in time."""
+
+
+def in_helper(work: Callable[[], Any], seconds: float) -> Any:  # noqa: ANN401 - any JSON value
+    """Fork, have the child do `work`, and return its result, which must be a JSON value.
+
+    Raises:
+        HelperError: the child raised, died, or took longer than `seconds`. It is killed then; where
+            the kernel does not let it die it is left behind, as nothing else can be done.
+    """
+    reader, writer = os.pipe()
+    sys.stdout.flush()
+    pid = os.fork()
+    if pid == 0:
+        os.close(reader)
+        os._exit(_child(work, writer))
+    os.close(writer)
+    try:
+        answer = _read(reader, time.monotonic() + seconds)
+    finally:
+        os.close(reader)
+        os.kill(pid, signal.SIGKILL)
+        # A child in state D cannot be waited for: ask, and leave it to be reaped at our own end.
+        for _ in range(100):
+            if os.waitpid(pid, os.WNOHANG)[0]:
+                break
+            time.sleep(0.01)
+    if answer is None:
+        raise HelperError(f"a helper did not answer within {seconds:g} s")
+    if not answer:
+        raise HelperError("a helper died before it answered")
+    status, value = json.loads(answer)
+    if status != "done":
+        raise HelperError(value)
+    return value
+
+
+def _child(work: Callable[[], Any], writer: int) -> int:
+    signal.pthread_sigmask(signal.SIG_SETMASK, set())
+    try:
+        answer = ["done", work()]
+    except Exception as error:  # noqa: BLE001 - whatever it was, the parent tells it
+        answer = ["raised", "".join(traceback.format_exception_only(error)).strip()]
+    with os.fdopen(writer, "w") as out:
+        json.dump(answer, out)
+    return 0
+
+
+def _read(reader: int, deadline: float) -> bytes | None:
+    """Return all that the child wrote, or None when the deadline passed first."""
+    data = b""
+    while (left := deadline - time.monotonic()) > 0:
+        if select.select([reader], [], [], left)[0]:
+            chunk = os.read(reader, _CHUNK)
+            if not chunk:
+                return data
+            data += chunk
+    return None

@@ -1,0 +1,100 @@
+"""`dax-soak lab`: from the command line to a booted guest and a verdict."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import sys
+from typing import TYPE_CHECKING, Final
+
+from exporter.server import DEFAULT_LISTEN, parse_listen
+from soak.config import load_config
+from soak.errors import UsageError
+from soak.lab import rundir
+from soak.lab.cache import Cache, cache_directory
+from soak.lab.faults import parse_fault
+from soak.lab.host import SPACE_NEEDED, BootError, LabRequest, LabRun, lab_config
+from soak.lab.image import GuestRoot, program_layer
+from soak.lab.kernels import KernelStore
+from soak.lab.progress import Progress
+from soak.lab.qemu import accelerators, find_qemu
+from soak.plan import make_plan, with_overrides
+from soak.report.text import text_report
+from soak.verdict import EXIT_CODES
+
+if TYPE_CHECKING:
+    import argparse
+
+    from soak.verdict import Verdict
+
+_INTERRUPTED_EXIT: Final = 130
+
+
+def lab(options: argparse.Namespace) -> int:
+    """Soak in a virtual machine and return the exit code of the verdict.
+
+    Raises:
+        UsageError: something is wrong or missing; nothing is left behind.
+    """
+    config = load_config(options.config) if options.config else None
+    config = with_overrides(
+        lab_config(config), duration=options.duration, seed=options.seed, scenario=options.scenario
+    )
+    plan = make_plan(config)
+    if options.print_choices is not None:
+        from soak.cli import print_choices
+
+        return print_choices(plan, options.print_choices)
+    faults = tuple(parse_fault(text) for text in options.fault)
+    listen = options.listen or DEFAULT_LISTEN
+    parse_listen(listen)
+    progress = Progress()
+    try:
+        version = find_qemu()
+        tried, why = accelerators(options.accel)
+        progress.say(f"QEMU {version}: {why}")
+        progress.tick("Finding the guest's root and the kernel (the first time they are fetched)")
+        cache = Cache(cache_directory())
+        root = GuestRoot(cache)
+        kernel = KernelStore(cache, root).find(options.kernel, options.modules)
+        layers = [root.layer, *([kernel.modules] if kernel.modules else [])]
+        layers.append(program_layer(cache, root))
+    except KeyboardInterrupt:
+        return _INTERRUPTED_EXIT
+    run_id = rundir.new_run_id()
+    for position, accelerator in enumerate(tried):
+        directory = rundir.make_run_directory(options.run_dir, run_id, SPACE_NEEDED)
+        request = LabRequest(
+            kernel=kernel,
+            config=config,
+            filesystem=options.filesystem,
+            faults=faults,
+            append=options.append,
+            listen=listen,
+            strict=options.strict,
+            directory=directory,
+            run_id=run_id,
+            layers=tuple(layers),
+        )
+        progress.say(f"Linux {kernel.release} ({kernel.name}) under {accelerator}, run {run_id}")
+        try:
+            verdict = asyncio.run(LabRun(request, accelerator, progress).run())
+        except BootError as error:
+            rundir.discard(directory)
+            if position + 1 == len(tried):
+                raise
+            progress.say(f"{error}\nThe guest does not start under {accelerator}: emulating it.")
+        except UsageError:
+            rundir.discard(directory)
+            raise
+        else:
+            return _tell(verdict, request)
+    raise UsageError("There is no accelerator to try.")
+
+
+def _tell(verdict: Verdict, request: LabRequest) -> int:
+    report = text_report(verdict, request.directory)
+    (request.directory / rundir.REPORT).write_text(report)
+    sys.stdout.write(report)
+    sys.stdout.flush()
+    return EXIT_CODES[verdict.verdict]

@@ -1,0 +1,157 @@
+"""Faults that a lab can plant, so that what watches is seen to notice.
+
+Each is real: the kernel panics, a process is killed, a page is held, a limit is lowered. The guest's
+first process plants them, some time after the workers have started.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from soak.abi.libc import LIBC, checked
+from soak.abi.mmap import MAP_SHARED, PROT_READ, PROT_WRITE, Mapping
+from soak.abi.splice import HeldPages
+from soak.errors import UsageError
+from soak.regions.pages import PAGE_SIZE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from soak.lab.guest import Scene
+
+_MS_BIND: Final = 0x1000
+_DEFAULT_SECONDS: Final = 15.0
+_REALTIME_PRIORITY: Final = 99
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A fault by name; its argument is the number of seconds after which it is planted."""
+
+    name: str
+    does: str
+    shows_as: str
+    plant: Callable[[Scene], None]
+
+
+def parse_fault(text: str) -> tuple[str, float]:
+    """Return name and delay in seconds from NAME or NAME:SECONDS.
+
+    Raises:
+        UsageError: there is no such fault, or the argument is no number of seconds.
+    """
+    name, separator, argument = text.partition(":")
+    if name not in FAULTS:
+        raise UsageError(f"The fault {name!r} is unknown: there is {', '.join(sorted(FAULTS))}.")
+    if not separator:
+        return name, _DEFAULT_SECONDS
+    try:
+        seconds = float(argument)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < float("inf"):
+        raise UsageError(
+            f"The fault {text!r} has the argument {argument!r}: expected seconds, as in {name}:20."
+        )
+    return name, seconds
+
+
+def _panic(_scene: Scene) -> None:
+    Path("/proc/sysrq-trigger").write_text("c")
+
+
+def _hang(_scene: Scene) -> None:
+    """Take every processor for good: nothing in user space runs again."""
+    Path("/proc/sys/kernel/sched_rt_runtime_us").write_text("-1")
+    for processor in os.sched_getaffinity(0):
+        if os.fork() == 0:
+            os.sched_setaffinity(0, {processor})
+            os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(_REALTIME_PRIORITY))
+            while True:
+                pass
+
+
+def _kill_worker(scene: Scene) -> None:
+    os.kill(scene.worker_pid("mapper-0"), signal.SIGKILL)
+
+
+def _kill_supervisor(scene: Scene) -> None:
+    os.kill(scene.supervisor_pid, signal.SIGKILL)
+
+
+def _stop_supervisor(scene: Scene) -> None:
+    os.kill(scene.supervisor_pid, signal.SIGSTOP)
+
+
+def _leak(scene: Scene) -> None:
+    """Hold one page of the device-dax, which nobody knows of, until the machine ends."""
+    descriptor = os.open(scene.device_dax, os.O_RDWR | os.O_CLOEXEC)
+    mapping = Mapping(scene.alignment, PROT_READ | PROT_WRITE, MAP_SHARED, descriptor)
+    mapping.bytes[0] = 1
+    scene.keep(HeldPages(mapping.address, PAGE_SIZE))
+
+
+def _leak_file(scene: Scene) -> None:
+    """Hold one page of an fs-dax file that no worker uses."""
+    path = scene.fs_dax / "held-by-a-fault"
+    path.write_bytes(b"\xa5" * PAGE_SIZE)
+    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    mapping = Mapping(PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, descriptor)
+    mapping.bytes[0] = 1
+    scene.keep(HeldPages(mapping.address, PAGE_SIZE))
+
+
+def _refuse_map(scene: Scene) -> None:
+    """Let a container hold one mapping only: further ones are refused with ENOSPC.
+
+    The limit is read when a container is opened, so a mapper is replaced.
+    """
+    limit = Path("/sys/module/vfio_iommu_type1/parameters/dma_entry_limit")
+    limit.write_text("1")
+    _kill_worker(scene)
+
+
+def _page_cache(scene: Scene) -> None:
+    """Put files without DAX where the fs-dax files are: the kernel pins those.
+
+    A mapper opens files when it starts, so one is replaced.
+    """
+    copy = Path("/run/page-cache")
+    shutil.copytree(scene.fs_dax_files, copy)
+    checked(
+        LIBC.mount(bytes(copy), bytes(scene.fs_dax_files), None, _MS_BIND, None), "bind mount"
+    )
+    _kill_worker(scene)
+    time.sleep(1.0)
+
+
+FAULTS: Final = {
+    fault.name: fault
+    for fault in (
+        Fault("panic", "crashes the guest's kernel", "lost-machine", _panic),
+        Fault("hang", "takes every processor of the guest for good", "lost-machine", _hang),
+        Fault("kill-worker", "kills a mapper", "a restart, no violation", _kill_worker),
+        Fault("kill-supervisor", "kills the supervisor", "verdict unknown", _kill_supervisor),
+        Fault("stop-supervisor", "stops the supervisor", "verdict unknown", _stop_supervisor),
+        Fault("leak", "holds a page of the device-dax", "leak of one reference", _leak),
+        Fault("leak-file", "holds a page of an fs-dax file", "leak of one reference", _leak_file),
+        Fault(
+            "refuse-map",
+            "lets a vfio container hold one mapping only",
+            "unexpected-refusal, wrong-errno",
+            _refuse_map,
+        ),
+        Fault(
+            "page-cache",
+            "puts files without DAX in the place of the fs-dax files",
+            "unexpected-pin",
+            _page_cache,
+        ),
+    )
+}

@@ -1,0 +1,475 @@
+"""The host's side of a lab run: it boots the guest, writes the journal, and sees when the guest dies.
+
+Everything that outlives the guest is here: ledger, journal, exporter, verdict.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import tomli_w
+
+from soak.config import Config, RegionSection
+from soak.errors import UsageError
+from soak.journal import FileJournal, Level, stamped
+from soak.lab import protocol, rundir
+from soak.lab.cpio import CpioWriter
+from soak.lab.progress import Progress
+from soak.lab.protocol import Order
+from soak.lab.qemu import Machine
+from soak.lab.vm import VirtualMachine, decode, signal_name
+from soak.ledger import Ledger, LedgerReader
+from soak.plan import make_plan
+from soak.schema import HOST, SUPERVISOR
+from soak.verdict import Judge, Verdict, lost_machine_event
+from soak.vocabulary import RegionKind, RunState, VerdictWord
+
+if TYPE_CHECKING:
+    from soak.lab.kernels import Kernel
+
+NVDIMM_SIZE: Final = 1 << 30
+DEVICE_DAX_SIZE: Final = 512 << 20
+# A namespace keeps its own struct pages, so less than its size can be mapped.
+DEVICE_DAX_REGION: Final = 480 << 20
+FS_DAX_SIZE: Final = 384 << 20
+SPACE_NEEDED: Final = NVDIMM_SIZE + (256 << 20)
+
+# Deadlines count beats of this program, not time: a host that stood still makes no guest silent.
+_BEAT_SECONDS: Final = 0.5
+_BOOT_BEATS: Final = 360
+_PREPARE_BEATS: Final = 600
+_SILENT_BEATS: Final = 90
+_STUCK_BEATS: Final = 180
+_NMI_BEATS: Final = 60
+_END_BEATS: Final = 360
+_GUEST_GRACE_SECONDS: Final = 300.0
+_CONSOLE_TAIL_LINES: Final = 60
+_CONSOLE_SHOWN_LINES: Final = 15
+_EXPORTER_SECONDS: Final = 60.0
+
+
+class BootError(UsageError):
+    """The guest did not come up: the sentence says how far it came, with the end of its console."""
+
+
+class _Interrupted(Exception):
+    """Somebody asked to end while there was nothing to end in order."""
+
+
+@dataclass(frozen=True)
+class LabRequest:
+    """What somebody wants soaked."""
+
+    kernel: Kernel
+    config: Config
+    filesystem: str
+    faults: tuple[tuple[str, float], ...]
+    append: str
+    listen: str | None
+    strict: bool
+    directory: Path
+    run_id: str
+    layers: tuple[Path, ...]
+
+
+@dataclass
+class _Guest:
+    """What the host knows of the guest."""
+
+    booted: bool = False
+    ready: bool = False
+    failure: str | None = None
+    exit_code: int | None = None
+    lost: bool = False
+    silent_beats: int = 0
+    stuck_beats: int = 0
+    signs: tuple[int, int] = (0, 0)
+    alive: int = 0
+    order_of_events: list[str] = field(default_factory=list)
+
+
+def lab_config(config: Config | None) -> Config:
+    """Return a configuration with the lab's own regions, where one is given without any."""
+    config = config or Config()
+    if config.regions:
+        return config
+    regions = (
+        RegionSection("device-dax", RegionKind.DEVICE_DAX, "lab", DEVICE_DAX_REGION),
+        RegionSection("fs-dax", RegionKind.FS_DAX, "lab", 64 << 20),
+        RegionSection("anonymous", RegionKind.ANONYMOUS, "", 16 << 20),
+    )
+    return Config(config.run, regions, config.vfio, config.workload, config.leaks, config.known_issues)
+
+
+class LabRun:
+    """One boot of the lab and the soak in it."""
+
+    def __init__(self, request: LabRequest, accelerator: str, progress: Progress) -> None:
+        self._request = request
+        self._accelerator = accelerator
+        self._progress = progress
+        self._plan = make_plan(request.config)
+        self._judge = Judge(request.strict)
+        self._guest = _Guest()
+        self._stopping = 0
+        self._exporter: subprocess.Popen[bytes] | None = None
+        self._began = time.monotonic()
+        self._first_operation: float | None = None
+
+    async def run(self) -> Verdict:
+        """Boot, soak, and judge.
+
+        Raises:
+            BootError: the guest did not come up.
+            UsageError: the exporter cannot listen.
+        """
+        directory = self._request.directory
+        (directory / rundir.CONFIG).write_text(tomli_w.dumps(self._request.config.to_table()))
+        layout = self._plan.layout(
+            {"run_id": self._request.run_id, "filesystem": self._request.filesystem}, lab=True
+        )
+        self._ledger = Ledger.create(directory / rundir.LEDGER, layout)
+        self._ledger_path = directory / rundir.LEDGER
+        self._host = self._ledger.block(HOST)
+        self._host.set("pid", os.getpid())
+        self._host.set_text("accelerator", self._accelerator)
+        self._host.set_word("state", RunState.PREPARING)
+        self._host.set_word("verdict", VerdictWord.UNKNOWN)
+        self._beat_host()
+        with FileJournal(directory / rundir.JOURNAL) as self._journal:
+            try:
+                if self._request.listen is not None:
+                    self._start_exporter(self._request.listen)
+                with self._scratch_files() as (initrd, nvdimm):
+                    await self._boot_and_watch(initrd, nvdimm)
+                return self._conclude()
+            finally:
+                self._stop_exporter()
+
+    @contextlib.contextmanager
+    def _scratch_files(self) -> Any:  # noqa: ANN401 - a context manager of two paths
+        """Make what QEMU needs as files and nobody wants afterwards."""
+        initrd = self._request.directory / ".initrd"
+        nvdimm = self._request.directory / ".nvdimm"
+        try:
+            with initrd.open("wb") as out:
+                for layer in self._request.layers:
+                    with layer.open("rb") as source:
+                        shutil.copyfileobj(source, out)
+                order = CpioWriter(out)
+                order.file(protocol.ORDER_FILE, self._order().to_json().encode())
+                order.close()
+            with nvdimm.open("wb") as image:
+                # A store into a hole on a full disk would kill QEMU.
+                os.posix_fallocate(image.fileno(), 0, NVDIMM_SIZE)
+            yield initrd, nvdimm
+        except OSError as error:
+            raise UsageError(
+                f"The lab's files in {self._request.directory} cannot be written: {error.strerror}."
+            ) from None
+        finally:
+            initrd.unlink(missing_ok=True)
+            nvdimm.unlink(missing_ok=True)
+
+    def _order(self) -> Order:
+        table = self._request.config.to_table()
+        return Order(
+            run_id=self._request.run_id,
+            config=table,
+            filesystem=self._request.filesystem,
+            device_dax_size=DEVICE_DAX_SIZE,
+            fs_dax_size=FS_DAX_SIZE,
+            deadline_seconds=self._request.config.run.duration + _GUEST_GRACE_SECONDS,
+            faults=[list(fault) for fault in self._request.faults],
+        )
+
+    async def _boot_and_watch(self, initrd: Path, nvdimm: Path) -> None:
+        request = self._request
+        console = request.directory / rundir.CONSOLE
+        console.touch()
+        machine = Machine(
+            kernel=request.kernel.image,
+            initrd=initrd,
+            nvdimm=nvdimm,
+            nvdimm_size=NVDIMM_SIZE,
+            ledger=self._ledger_path,
+            ledger_size=self._ledger.layout.size,
+            console=console,
+            functions=request.config.workload.mappers + 1,
+            accelerator=self._accelerator,
+            append=request.append,
+            monitor_port=-1,
+            journal_port=-1,
+            control_port=-1,
+        )
+        vm = VirtualMachine(machine)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._interrupt, vm)
+        tasks: list[asyncio.Task[None]] = []
+        try:
+            try:
+                await vm.start()
+            except OSError as error:
+                raise BootError(str(error)) from None
+            self._host.add("boots", 1)
+            self._journal_event("lab.started", kernel=request.kernel.name, qemu_pid=vm.pid)
+            tasks = [
+                asyncio.create_task(self._pump_journal(vm)),
+                asyncio.create_task(self._pump_control(vm)),
+            ]
+            await self._watch(vm)
+            await self._drain(tasks)
+            await self._judge_end(vm)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await vm.stop()
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(number)
+
+    def _interrupt(self, vm: VirtualMachine) -> None:
+        """End in order at the first signal, at once at the second."""
+        self._stopping += 1
+        if self._stopping == 1 and self._guest.ready:
+            self._progress.say("Stopping: the soak ends in order; once more ends it at once.")
+            vm.send_control(protocol.STOP)
+
+    async def _watch(self, vm: VirtualMachine) -> None:
+        """Beat until QEMU has ended, whoever ended it."""
+        beats = 0
+        ending = 0
+        with LedgerReader.open(self._ledger_path) as reader:
+            while not vm.ended:
+                await asyncio.sleep(_BEAT_SECONDS)
+                beats += 1
+                self._beat_host()
+                self._show(reader)
+                if self._stopping and (self._stopping > 1 or not self._guest.ready):
+                    return
+                ending += bool(self._stopping or self._guest.exit_code is not None)
+                if ending > _END_BEATS:
+                    self._harness_failed("the guest did not end when it was told to")
+                    return
+                await self._check_signs(vm, beats)
+                if self._guest.lost or self._guest.failure:
+                    return
+
+    async def _check_signs(self, vm: VirtualMachine, beats: int) -> None:
+        """Look for signs of life: of the guest's first process, and of its supervisor."""
+        guest = self._guest
+        if not guest.booted:
+            if beats > _BOOT_BEATS:
+                raise BootError(self._boot_failure("never answered"))
+            return
+        heartbeats = self._ledger.block(SUPERVISOR).get("heartbeats")
+        signs = (guest.alive, heartbeats)
+        guest.silent_beats = 0 if signs != guest.signs else guest.silent_beats + 1
+        guest.stuck_beats = 0 if heartbeats != guest.signs[1] else guest.stuck_beats + 1
+        guest.signs = signs
+        limit = _SILENT_BEATS if guest.ready else _PREPARE_BEATS
+        if guest.silent_beats >= limit:
+            await self._handle_silence(vm)
+        elif guest.ready and guest.exit_code is None and guest.stuck_beats >= _STUCK_BEATS:
+            self._harness_failed("the supervisor in the guest stopped, though the guest is alive")
+            self._stopping = 2
+
+    async def _handle_silence(self, vm: VirtualMachine) -> None:
+        """Decide why nothing comes from the guest any more."""
+        self._guest.silent_beats = 0
+        if not await vm.running():
+            self._harness_failed("QEMU does not run the guest: somebody paused or stopped it")
+            self._stopping = 2
+            return
+        self._journal_event("guest.silent", Level.WARNING, summary="the guest is silent: sending an NMI")
+        await vm.inject_nmi()
+        for _ in range(_NMI_BEATS):
+            if vm.ended:
+                break
+            await asyncio.sleep(_BEAT_SECONDS)
+            self._beat_host()
+        how = "panicked at an NMI" if vm.ended else "did not even answer an NMI"
+        self._lose(f"the guest went silent and {how}")
+
+    async def _drain(self, tasks: list[asyncio.Task[None]]) -> None:
+        """Take in what the guest had sent before its end: the ports end with QEMU."""
+        await asyncio.wait(tasks, timeout=5.0)
+
+    async def _judge_end(self, vm: VirtualMachine) -> None:
+        """Say why the machine ended, where that was not as it should be."""
+        guest = self._guest
+        if guest.failure is not None:
+            raise BootError(self._boot_failure(guest.failure))
+        if guest.lost or self._stopping > 1 or not vm.ended:
+            return
+        status = await vm.wait()
+        if status < 0:
+            self._harness_failed(f"QEMU was ended by {signal_name(status)}")
+        elif vm.shutdown_reason == "host-signal":
+            self._harness_failed("QEMU was ended by a signal from outside")
+        elif guest.exit_code is None:
+            if not guest.ready:
+                raise BootError(self._boot_failure("ended before it was ready"))
+            self._lose("the guest's kernel panicked or reset the machine")
+        elif guest.exit_code != 0:
+            self._report_exit(guest.exit_code)
+
+    def _report_exit(self, code: int) -> None:
+        if "run.started" not in self._guest.order_of_events:
+            raise BootError(self._boot_failure("could not start the soak"))
+        how = f"by {signal_name(code)}" if code < 0 else f"with exit code {code}"
+        self._harness_failed(f"the supervisor in the guest ended {how}")
+
+    def _boot_failure(self, what: str) -> str:
+        shown = "\n".join(self._console_tail()[-_CONSOLE_SHOWN_LINES:])
+        return f"The guest with kernel {self._request.kernel.name} {what}. Its console ended:\n{shown}"
+
+    def _console_tail(self) -> list[str]:
+        console = self._request.directory / rundir.CONSOLE
+        lines = console.read_text(errors="replace").splitlines()
+        return [line for line in lines if line.strip()][-_CONSOLE_TAIL_LINES:]
+
+    def _lose(self, summary: str) -> None:
+        self._guest.lost = True
+        self._host.set_word("state", RunState.LOST)
+        self._journal_event(
+            "violation.found",
+            Level.ERROR,
+            **lost_machine_event(summary, {"console": self._console_tail()}),
+        )
+        self._host.add("lost_machines", 1)
+
+    def _harness_failed(self, summary: str) -> None:
+        self._journal_event("harness.failed", Level.ERROR, summary=summary)
+
+    async def _pump_journal(self, vm: VirtualMachine) -> None:
+        """Write what the guest reports, and acknowledge it."""
+        reader, writer = vm.journal
+        while text := await reader.readline():
+            line = decode(text)
+            if line is None:
+                continue
+            number = line.pop("number")
+            self._append(line)
+            writer.write(f"{number}\n".encode())
+
+    async def _pump_control(self, vm: VirtualMachine) -> None:
+        reader, _ = vm.control
+        while text := await reader.readline():
+            message = decode(text)
+            if message is not None:
+                self._hear(vm, message)
+
+    def _hear(self, vm: VirtualMachine, message: dict[str, Any]) -> None:
+        guest = self._guest
+        match message["message"]:
+            case protocol.BOOTED:
+                guest.booted = True
+                self._progress.say(
+                    f"Linux {message['release']} answers after {self._elapsed():.1f} s"
+                )
+            case protocol.READY:
+                guest.ready = True
+                self._host.set_word("state", RunState.RUNNING)
+                if self._stopping:
+                    vm.send_control(protocol.STOP)
+            case protocol.ALIVE:
+                guest.alive += 1
+            case protocol.FAULT:
+                self._journal_event("fault.planted", Level.WARNING, fault=message["name"])
+            case protocol.FAILED:
+                guest.failure = f"cannot be used: {message['summary']}"
+            case protocol.EXITED:
+                guest.exit_code = message["code"]
+
+    def _show(self, reader: LedgerReader) -> None:
+        supervisor = self._ledger.block(SUPERVISOR)
+        if supervisor.get("started_ns") == 0:
+            self._progress.tick(f"{self._elapsed():5.1f} s  {self._phase()}")
+            return
+        begun = sum(
+            self._ledger.block(worker.name).get("begun") for worker in self._plan.workers
+        )
+        if self._first_operation is None and begun:
+            self._first_operation = self._elapsed()
+            self._journal_event("lab.soaking", seconds_to_first_operation=self._first_operation)
+            self._progress.say(f"First operation after {self._first_operation:.1f} s")
+        if begun:
+            duration = self._request.config.run.duration
+            elapsed = self._elapsed() - (self._first_operation or 0.0)
+            self._progress.tick(self._progress.ledger_line(reader, elapsed, duration))
+
+    def _phase(self) -> str:
+        if self._guest.ready:
+            return "calibrating on fresh pages"
+        return "preparing NVDIMM, file system and vfio" if self._guest.booted else "booting"
+
+    def _elapsed(self) -> float:
+        return time.monotonic() - self._began
+
+    def _journal_event(self, event: str, level: Level = Level.INFO, **fields: Any) -> None:  # noqa: ANN401
+        self._journal.write(event, level, **fields)
+        self._judge.see({"seq": self._journal.seq, **stamped(event, level, fields, "")})
+
+    def _append(self, line: dict[str, Any]) -> None:
+        seq = self._journal.append(line)
+        self._guest.order_of_events.append(line["event"])
+        self._judge.see({"seq": seq, **line})
+        if line["level"] != Level.INFO:
+            self._progress.say(f"{line['level']}: {line.get('summary', line['event'])}")
+        self._host.set("journal_lines", seq)
+
+    def _beat_host(self) -> None:
+        self._host.set("heartbeat_realtime_ns", time.time_ns())
+        self._host.set_word("verdict", self._judge.verdict().verdict)
+
+    def _conclude(self) -> Verdict:
+        """Judge the whole run and write the verdict down."""
+        if not self._guest.lost:
+            self._host.set_word("state", RunState.ENDED)
+        verdict = self._judge.verdict()
+        self._journal_event("lab.ended", verdict=verdict.verdict)
+        self._beat_host()
+        verdict.write(self._request.directory / rundir.VERDICT)
+        self._progress.say("")
+        return verdict
+
+    def _start_exporter(self, listen: str) -> None:
+        """Start the exporter: it is handed the run directory and gives up its privileges."""
+        reader, writer = os.pipe()
+        self._exporter = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "exporter", "--run-dir", str(self._request.directory)),
+                *("--listen", listen, "--ready-fd", str(writer), "--die-with-parent"),
+            ],
+            pass_fds=[writer],
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+        os.close(writer)
+        with os.fdopen(reader) as ready:
+            address = ready.readline().strip()
+        if not address:
+            _, said = self._exporter.communicate(timeout=_EXPORTER_SECONDS)
+            self._exporter = None
+            raise UsageError(said.decode().strip().splitlines()[-1])
+        self._progress.say(f"Metrics at http://{address}/metrics")
+        self._journal_event("exporter.started", address=address)
+
+    def _stop_exporter(self) -> None:
+        if self._exporter is not None:
+            self._exporter.terminate()
+            self._exporter.wait(_EXPORTER_SECONDS)
+            self._exporter = None

@@ -1,0 +1,96 @@
+"""What a lab run shows while it runs."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING, Final, TextIO
+
+from soak.schema import (
+    COUNT_COLUMNS,
+    FAILED_COLUMN,
+    NO_KNOWN_ISSUE,
+    REFUSED_COLUMN,
+    SUPERVISOR,
+    WORKER,
+    Cell,
+)
+from soak.vocabulary import Operation, Violation
+
+if TYPE_CHECKING:
+    from soak.ledger import LedgerReader
+
+_PLAIN_SECONDS: Final = 10.0
+_WIDTH: Final = 79
+
+
+class Progress:
+    """Sentences, and one line that is written over on a terminal and now and then elsewhere."""
+
+    def __init__(self, out: TextIO | None = None) -> None:
+        self._out = out or sys.stderr
+        self._live = self._out.isatty()
+        self._shown = False
+        self._last = 0.0
+        self._before: tuple[float, int] | None = None
+
+    def say(self, sentence: str) -> None:
+        """Print a sentence that stays."""
+        self._erase()
+        print(sentence, file=self._out, flush=True)
+
+    def tick(self, text: str) -> None:
+        """Show the state of now."""
+        if self._live:
+            self._erase()
+            print(text[:_WIDTH], end="", file=self._out, flush=True)
+            self._shown = True
+        elif time.monotonic() - self._last >= _PLAIN_SECONDS:
+            self._last = time.monotonic()
+            print(text, file=self._out, flush=True)
+
+    def ledger_line(self, reader: LedgerReader, elapsed: float, duration: float) -> str:
+        """Describe a ledger in less than 80 columns."""
+        operations = maps = refused = failed = 0
+        for block in reader.blocks(WORKER):
+            for label, row in zip(
+                block.named_rows("counts"), block.rows("counts"), strict=True
+            ):
+                operations += sum(row)
+                refused += sum(row[REFUSED_COLUMN:FAILED_COLUMN])
+                failed += sum(row[FAILED_COLUMN : len(COUNT_COLUMNS)])
+                if Cell.parse(label).operation is Operation.UNMAP:
+                    maps += row[0]
+        supervisor = reader.block(SUPERVISOR)
+        now = time.monotonic()
+        rate = 0.0
+        if self._before is not None and now > self._before[0]:
+            rate = (maps - self._before[1]) / (now - self._before[0])
+        self._before = (now, maps)
+        found = supervisor.named_rows("violations")
+        unexplained = sum(row[NO_KNOWN_ISSUE] for row in found.values())
+        leaked = sum(found[Violation.LEAK].values())
+        return (
+            f"{_clock(elapsed)}/{_clock(duration)}  {_short(operations)} ops  {rate:.0f} cycles/s  "
+            f"{_short(refused)} refused  {_short(leaked)} leaked  {unexplained} unexplained"
+        )
+
+    def _erase(self) -> None:
+        if self._shown:
+            print(f"\r{' ' * _WIDTH}\r", end="", file=self._out)
+            self._shown = False
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(int(max(seconds, 0)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes:02}:{rest:02}"
+
+
+def _short(number: int) -> str:
+    for unit, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
+        if number >= 10 * size:
+            return f"{number / size:.0f}{unit}"
+        if number >= size:
+            return f"{number / size:.1f}{unit}"
+    return str(number)

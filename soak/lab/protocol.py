@@ -1,0 +1,47 @@
+"""What host and guest of a lab agree on: names of ports and files, and the messages between them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final, Self
+
+# Names of the virtio-serial ports.
+JOURNAL_PORT: Final = "dax-soak.journal"
+CONTROL_PORT: Final = "dax-soak.control"
+
+# Where the initramfs has what the host tells the guest.
+ORDER_FILE: Final = "etc/dax-soak/order.json"
+
+# Messages of the guest over the control port, as the "message" of a JSON object.
+BOOTED: Final = "booted"
+READY: Final = "ready"
+ALIVE: Final = "alive"
+FAULT: Final = "fault"
+FAILED: Final = "failed"
+EXITED: Final = "exited"
+
+# What the host may send.
+STOP: Final = "stop"
+
+ALIVE_SECONDS: Final = 1.0
+
+
+@dataclass(frozen=True)
+class Order:
+    """What the host wants of the guest. `config` is a configuration but for what only a guest knows."""
+
+    run_id: str
+    config: dict[str, Any]
+    filesystem: str
+    device_dax_size: int
+    fs_dax_size: int
+    deadline_seconds: float
+    faults: list[list[Any]] = field(default_factory=list)
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        return cls(**json.loads(text))

@@ -1,0 +1,129 @@
+"""The virtual machine: what it consists of, and which accelerator runs it."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from soak.errors import UsageError
+from soak.lab.protocol import CONTROL_PORT, JOURNAL_PORT
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+BINARY: Final = "qemu-system-x86_64"
+PACKAGE: Final = "qemu-system-x86"
+MEMORY_MIB: Final = 2560
+LABEL_SIZE: Final = 2 << 20
+_KVM: Final = Path("/dev/kvm")
+_FIRST_EDU_SLOT: Final = 0x10
+_VIRTUALISATION_FLAGS: Final = re.compile(r"^flags\s*:.*\b(vmx|svm)\b", re.MULTILINE)
+
+# The serial console is the guest's last word, the IOMMU is off by default in Debian's kernels, an NMI
+# must show where a guest that hangs is stuck, and a panic must end the machine.
+_APPEND: Final = (
+    "console=ttyS0 panic=-1 intel_iommu=on unknown_nmi_panic=1 tsc=reliable loglevel=5 rdinit=/init"
+)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """All that QEMU is told. Ports are descriptors of connected sockets that it inherits."""
+
+    kernel: Path
+    initrd: Path
+    nvdimm: Path
+    nvdimm_size: int
+    ledger: Path
+    ledger_size: int
+    console: Path
+    functions: int
+    accelerator: str
+    append: str
+    monitor_port: int
+    journal_port: int
+    control_port: int
+
+    def arguments(self) -> list[str]:
+        """Return QEMU's command line. It dies with the process that starts it."""
+        acceleration = "kvm" if self.accelerator == "kvm" else "tcg,thread=multi,tb-size=512"
+        return [
+            *("setpriv", "--pdeathsig", "KILL", "--", BINARY),
+            *("-accel", acceleration, "-cpu", "max", "-smp", "2"),
+            *("-machine", "q35,nvdimm=on", "-m", f"{MEMORY_MIB}M,slots=4,maxmem=16G"),
+            *("-nodefaults", "-no-reboot", "-display", "none"),
+            *self._memory("nvdimm", self.nvdimm, self.nvdimm_size),
+            *("-device", f"nvdimm,memdev=nvdimm,label-size={LABEL_SIZE}"),
+            *("-device", "intel-iommu,intremap=on,caching-mode=on,device-iotlb=on"),
+            *self._functions(),
+            *self._memory("ledger", self.ledger, self.ledger_size),
+            *("-device", "ivshmem-plain,memdev=ledger"),
+            *("-device", "virtio-rng-pci"),
+            *("-device", "virtio-serial-pci"),
+            *self._port("journal", self.journal_port, JOURNAL_PORT),
+            *self._port("control", self.control_port, CONTROL_PORT),
+            *("-chardev", f"socket,id=monitor,fd={self.monitor_port}"),
+            *("-mon", "chardev=monitor,mode=control"),
+            *("-serial", f"file:{self.console}"),
+            *("-kernel", str(self.kernel), "-initrd", str(self.initrd)),
+            *("-append", f"{_APPEND} {self.append}".strip()),
+        ]
+
+    def _memory(self, name: str, path: Path, size: int) -> Sequence[str]:
+        backend = f"memory-backend-file,id={name},share=on,mem-path={_escaped(path)},size={size}"
+        return ("-object", backend)
+
+    def _functions(self) -> list[str]:
+        """Return edu devices, each in a slot and so in an IOMMU group of its own."""
+        devices = []
+        for index in range(self.functions):
+            slot = f"{_FIRST_EDU_SLOT + index:02x}.0"
+            devices += ["-device", f"edu,addr={slot},dma_mask=0xffffffffffffffff"]
+        return devices
+
+    def _port(self, name: str, descriptor: int, seen_as: str) -> Sequence[str]:
+        return (
+            *("-chardev", f"socket,id={name},fd={descriptor}"),
+            *("-device", f"virtserialport,chardev={name},name={seen_as}"),
+        )
+
+
+def find_qemu() -> str:
+    """Return QEMU's version.
+
+    Raises:
+        UsageError: it is not there; the sentence says how to get it.
+    """
+    if shutil.which(BINARY) is None:
+        raise UsageError(
+            f"{BINARY} is not installed: 'apt-get install --no-install-recommends {PACKAGE}' gets it."
+        )
+    shown = subprocess.run(
+        [BINARY, "--version"], check=True, capture_output=True, text=True, timeout=30
+    ).stdout
+    match = re.search(r"version (\S+)", shown)
+    return match[1] if match else "of an unknown version"
+
+
+def accelerators(wanted: str) -> tuple[list[str], str]:
+    """Return what to try, in order, and a sentence that says why.
+
+    /dev/kvm alone is no proof: there are hosts on which it opens, answers, and no stock kernel starts.
+    """
+    if wanted != "auto":
+        return [wanted], f"accelerator {wanted}, as asked"
+    if not os.access(_KVM, os.R_OK | os.W_OK):
+        return ["tcg"], f"emulation, because {_KVM} cannot be used"
+    if not _VIRTUALISATION_FLAGS.search(Path("/proc/cpuinfo").read_text()):
+        return ["tcg"], f"emulation: {_KVM} is there, but the processor shows neither vmx nor svm"
+    return ["kvm", "tcg"], "KVM, with emulation to fall back on if the guest does not start"
+
+
+def _escaped(path: Path) -> str:
+    """Double the commas, which separate QEMU's options."""
+    return str(path).replace(",", ",,")

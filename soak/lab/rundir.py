@@ -1,0 +1,86 @@
+"""The run directory: where a run leaves what it did."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from soak.errors import UsageError
+
+LEDGER: Final = "ledger"
+JOURNAL: Final = "journal.jsonl"
+VERDICT: Final = "verdict.json"
+CONFIG: Final = "run.toml"
+CONSOLE: Final = "console.log"
+REPORT: Final = "report.txt"
+LATEST: Final = "latest"
+
+
+def new_run_id() -> str:
+    """Return a name that sorts by time."""
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"
+
+
+def runs_directory() -> Path:
+    """Return where runs are kept: not under a private home where an exporter's user may not look."""
+    if os.geteuid() == 0:
+        return Path("/var/lib/dax-soak/runs")
+    base = os.environ.get("XDG_STATE_HOME")
+    return (Path(base) if base else Path.home() / ".local/state") / "dax-soak" / "runs"
+
+
+def make_run_directory(wanted: Path | None, run_id: str, space: int) -> Path:
+    """Make the directory of a run, in which `space` bytes must fit.
+
+    Raises:
+        UsageError: it is in use, cannot be made, or has no space.
+    """
+    path = (wanted or runs_directory() / run_id).absolute()
+    try:
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise UsageError(f"The run directory {path} is not empty: give a new one.")
+        parent = next(parent for parent in (path, *path.parents) if parent.exists())
+        free = shutil.disk_usage(parent).free
+        if free < space:
+            raise UsageError(
+                f"The run directory {path} needs {space >> 20} MiB and has {free >> 20} MiB: free "
+                f"some space or give another one with --run-dir."
+            )
+        path.mkdir(parents=True, exist_ok=True)
+        path.chmod(0o750 if wanted else 0o755)
+    except OSError as error:
+        raise UsageError(f"The run directory {path} cannot be made: {error.strerror}.") from None
+    if wanted is None:
+        _point_latest(path)
+    return path
+
+
+def find_run(name: str) -> Path:
+    """Return the directory of a run: a path, a run's id, or `latest`.
+
+    Raises:
+        UsageError: there is no such run.
+    """
+    for path in (Path(name), runs_directory() / name):
+        if (path / JOURNAL).exists():
+            return path.resolve()
+    raise UsageError(f"There is no run {name!r}: give a run directory, or an id in {runs_directory()}.")
+
+
+def _point_latest(path: Path) -> None:
+    link = path.parent / LATEST
+    unfinished = path.parent / f".{LATEST}.{os.getpid()}"
+    unfinished.symlink_to(path.name)
+    unfinished.rename(link)
+
+
+def discard(path: Path) -> None:
+    """Remove the directory of a run that never was."""
+    shutil.rmtree(path, ignore_errors=True)
+    link = path.parent / LATEST
+    if link.is_symlink() and not link.exists():
+        link.unlink()

@@ -1,0 +1,160 @@
+"""A running virtual machine: its process, its ports, its monitor."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import signal
+import socket
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
+
+from qemu.qmp import ConnectError, ExecuteError, ExecInterruptedError, QMPClient, StateError
+
+if TYPE_CHECKING:
+    from soak.lab.qemu import Machine
+
+_CONNECT_SECONDS: Final = 30.0
+_COMMAND_SECONDS: Final = 10.0
+_STREAM_LIMIT: Final = 4 << 20
+_MONITOR_ERRORS = (
+    ConnectError, ExecuteError, ExecInterruptedError, StateError, TimeoutError, EOFError, OSError,
+)  # fmt: skip
+
+
+class VirtualMachine:
+    """Owns QEMU from start to end; `stop` always ends it, by its own process id."""
+
+    def __init__(self, machine: Machine) -> None:
+        """Prepare; `machine` comes without ports, which are made here."""
+        self._machine = machine
+        self._process: asyncio.subprocess.Process | None = None
+        self._monitor = QMPClient("dax-soak")
+        # QEMU's end is expected; the library would log it as a failure of the connection.
+        logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
+        self.shutdown_reason: str | None = None
+        self.journal: tuple[asyncio.StreamReader, asyncio.StreamWriter]
+        self.control: tuple[asyncio.StreamReader, asyncio.StreamWriter]
+        self._watching: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Start QEMU and connect to it.
+
+        Raises:
+            OSError: QEMU cannot be started, or ends at once; the text is what it said.
+        """
+        ours, theirs = zip(*(socket.socketpair() for _ in range(3)), strict=True)
+        machine = replace(
+            self._machine,
+            monitor_port=theirs[0].fileno(),
+            journal_port=theirs[1].fileno(),
+            control_port=theirs[2].fileno(),
+        )
+        try:
+            self._process = await asyncio.create_subprocess_exec(
+                *machine.arguments(),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.DEVNULL,
+                stderr=asyncio.subprocess.PIPE,
+                pass_fds=[end.fileno() for end in theirs],
+                # Ctrl-C in the terminal is for this program, which ends the guest in order.
+                start_new_session=True,
+            )
+        finally:
+            for end in theirs:
+                end.close()
+        self.journal = await asyncio.open_connection(sock=ours[1], limit=_STREAM_LIMIT)
+        self.control = await asyncio.open_connection(sock=ours[2], limit=_STREAM_LIMIT)
+        try:
+            await asyncio.wait_for(self._monitor.connect(ours[0]), _CONNECT_SECONDS)
+        except _MONITOR_ERRORS as error:
+            said = await self.stop()
+            raise OSError(f"QEMU did not start: {said or error}") from None
+        self._watching = asyncio.create_task(self._watch_events())
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid if self._process else 0
+
+    @property
+    def ended(self) -> bool:
+        return self._process is None or self._process.returncode is not None
+
+    async def wait(self) -> int:
+        """Wait until QEMU has ended and return its exit status, negative for a signal."""
+        if self._process is None:
+            return 0
+        status = await self._process.wait()
+        if self._watching is not None:
+            await asyncio.wait([self._watching], timeout=_COMMAND_SECONDS)
+        return status
+
+    async def running(self) -> bool:
+        """Say whether the guest's processors are running, or somebody has paused the machine."""
+        answer = await self._execute("query-status")
+        return isinstance(answer, dict) and bool(answer.get("running"))
+
+    async def inject_nmi(self) -> None:
+        """Send an interrupt that a guest cannot mask: it panics and shows where it was."""
+        await self._execute("inject-nmi")
+
+    async def stop(self) -> str:
+        """End QEMU: by its monitor, then by force; return what it said on its way."""
+        process = self._process
+        if process is None:
+            return ""
+        if process.returncode is None:
+            await self._execute("quit")
+            try:
+                await asyncio.wait_for(process.wait(), _COMMAND_SECONDS)
+            except TimeoutError:
+                process.kill()
+                await process.wait()
+        said = b""
+        if process.stderr is not None:
+            said = await process.stderr.read()
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.wait([self._watching])
+            self._watching = None
+        with contextlib.suppress(*_MONITOR_ERRORS):
+            await self._monitor.disconnect()
+        for stream in (getattr(self, "journal", None), getattr(self, "control", None)):
+            if stream is not None:
+                stream[1].close()
+        return said.decode(errors="replace").strip()
+
+    def send_control(self, word: str) -> None:
+        """Tell the guest something; one that is gone does not hear it."""
+        if not self.control[1].is_closing():
+            self.control[1].write(f"{word}\n".encode())
+
+    async def _execute(self, command: str) -> object:
+        with contextlib.suppress(*_MONITOR_ERRORS):
+            return await asyncio.wait_for(self._monitor.execute(command), _COMMAND_SECONDS)
+        return None
+
+    async def _watch_events(self) -> None:
+        async for event in self._monitor.events:
+            if event["event"] == "SHUTDOWN":
+                self.shutdown_reason = str(_field(event, "reason"))
+
+
+def _field(event: Any, name: str) -> object:  # noqa: ANN401 - a message of QEMU
+    data = event.get("data", {})
+    return data.get(name) if isinstance(data, dict) else None
+
+
+def signal_name(status: int) -> str:
+    return signal.Signals(-status).name
+
+
+def decode(line: bytes) -> dict[str, Any] | None:
+    """Read one line of a port; a line that a dying guest left unfinished is none."""
+    try:
+        value = json.loads(line)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None

@@ -1,0 +1,126 @@
+"""From a configuration to what a run consists of, as far as no kernel is needed for it.
+
+The host of a lab makes the same plan as the guest, lays out the ledger by it and can print its choices.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final
+
+from soak.errors import UsageError
+from soak.known_issues import KNOWN_ISSUES
+from soak.ledger import Layout
+from soak.regions.fs_dax import file_count
+from soak.schema import soak_layout
+from soak.verdict import REQUIRED_ATTEMPTS
+from soak.workload.choices import Choice, PlannedRegion, WorkerPlan, plan_workers
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from soak.config import Config
+    from soak.regions import Region
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """The workers of a run and the regions that they choose from."""
+
+    config: Config
+    regions: tuple[PlannedRegion, ...]
+    workers: tuple[WorkerPlan, ...]
+
+    @property
+    def promised(self) -> dict[str, int]:
+        """How often each cell must be completed before the run may pass."""
+        labels = [cell.label for worker in self.workers for cell in worker.cells]
+        return dict.fromkeys(labels, REQUIRED_ATTEMPTS)
+
+    def layout(self, facts: dict[str, Any], *, lab: bool) -> Layout:
+        """Lay out the ledger; `facts` (run_id, filesystem) go into its header."""
+        run = {
+            **facts,
+            "seed": self.config.run.seed,
+            "scenario": self.config.workload.scenario,
+            "duration_seconds": self.config.run.duration,
+            "regions": [
+                {
+                    "name": region.name,
+                    "kind": region.kind,
+                    "size": region.size,
+                    "files": file_count(region),
+                }
+                for region in self.regions
+            ],
+        }
+        workers = [(worker.name, worker.role, worker.cells) for worker in self.workers]
+        return soak_layout(run, workers, [issue.name for issue in KNOWN_ISSUES], lab=lab)
+
+    def first_choices(self, count: int) -> Iterator[tuple[WorkerPlan, Choice]]:
+        """Yield what each worker will do first, without doing it."""
+        for worker in self.workers:
+            for choice, _ in zip(worker.choices(), range(count), strict=False):
+                yield worker, choice
+
+
+def make_plan(config: Config, regions: Sequence[Region] | None = None) -> RunPlan:
+    """Plan a run: with the sizes of regions that were found, or else those of the configuration.
+
+    Raises:
+        UsageError: the configuration asks for what cannot be.
+    """
+    check_known_issues(config)
+    if regions is None:
+        planned = [
+            PlannedRegion(section.name, section.kind, section.size) for section in config.regions
+        ]
+    else:
+        planned = [PlannedRegion(region.name, region.kind, region.size) for region in regions]
+    wanted = config.workload
+    workers = plan_workers(
+        planned, wanted.scenario, wanted.mappers, wanted.invalidators, config.run.seed
+    )
+    return RunPlan(config, tuple(planned), tuple(workers))
+
+
+def check_known_issues(config: Config) -> None:
+    """Refuse a configuration that speaks of issues nobody knows.
+
+    Raises:
+        UsageError: names the one that is unknown.
+    """
+    known = {issue.name for issue in KNOWN_ISSUES}
+    for name in config.known_issues:
+        if name not in known:
+            raise UsageError(
+                f"[known-issues] {name!r} is unknown: there is {', '.join(sorted(known))}."
+            )
+
+
+def with_overrides(
+    config: Config, *, duration: float | None, seed: int | None, scenario: str | None
+) -> Config:
+    """Return the configuration with what the command line says put over it."""
+    run, workload = config.run, config.workload
+    if duration is not None:
+        run = replace(run, duration=duration)
+    if seed is not None:
+        run = replace(run, seed=seed)
+    if scenario is not None:
+        workload = replace(workload, scenario=scenario)
+    return replace(config, run=run, workload=workload)
+
+
+def choice_line(worker: WorkerPlan, choice: Choice) -> str:
+    """Describe one choice in words."""
+    region = worker.regions[choice.region]
+    where = f"file {choice.place}" if worker.files else f"slot {choice.place}"
+    return (
+        f"{worker.name} {choice.number} {choice.operation} {region.name} {where} "
+        f"offset {choice.offset} length {choice.length}"
+        + (f" access {_ACCESS[choice.access]}" if choice.access else "")
+    )
+
+
+_ACCESS: Final = {1: "r", 2: "w", 3: "rw"}

@@ -1,0 +1,89 @@
+"""The tables that the program works by, printed for people."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import TYPE_CHECKING, Any, Final
+
+from soak.expectations import EXPECTATIONS, FIRST, LAST, Release
+from soak.known_issues import KNOWN_ISSUES
+from soak.lab.faults import FAULTS
+from soak.vocabulary import errno_name
+from soak.workload.choices import SCENARIOS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+_WIDTH: Final = 79
+_INDENT: Final = "    "
+
+
+def expectations_table() -> str:
+    """Return what a kernel owes, row by row, with the reason of each."""
+    lines: list[str] = []
+    for row in EXPECTATIONS:
+        owed = "done" if row.refusal is None else errno_name(row.refusal)
+        lines += _wrapped(", ".join(row.operations), "")
+        lines.append(
+            f"{_INDENT}{row.region} ({row.backing}) over {row.interface}, "
+            f"{_kernels(row.kernels)}: {owed}"
+        )
+        lines += _wrapped(row.reason, _INDENT)
+    return "\n".join(lines) + "\n"
+
+
+def known_issues_table() -> str:
+    """Return the violations that are understood, with scope, prediction and reference."""
+    lines: list[str] = []
+    for issue in KNOWN_ISSUES:
+        lines += [
+            issue.name,
+            f"{_INDENT}{issue.violation} by {issue.operation} of {issue.region} over "
+            f"{issue.interface}, {_kernels(issue.kernels)}",
+            *_wrapped(f"predicts: {issue.prediction}", _INDENT),
+            *_wrapped(f"see: {issue.reference}", _INDENT),
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def faults_table() -> str:
+    """Return the faults that a lab can plant."""
+    rows = [f"{fault.name:<16} {fault.does} ({fault.shows_as})" for fault in FAULTS.values()]
+    lines = [line for row in rows for line in _wrapped(row, "", " " * 17)]
+    return "\n".join(lines) + "\n"
+
+
+def scenarios_table() -> str:
+    """Return the mixes of operations with their weights."""
+    lines: list[str] = []
+    for scenario in SCENARIOS.values():
+        lines += [
+            scenario.name,
+            *_wrapped(f"regions to map: {_weights(scenario.map_regions)}", _INDENT),
+            *_wrapped(f"sizes to map: {_weights(scenario.map_sizes)}", _INDENT),
+            *_wrapped(f"invalidations: {_weights(scenario.invalidations)}", _INDENT),
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _weights(mix: Mapping[Any, float]) -> str:
+    return ", ".join(f"{name} {weight:g}" for name, weight in mix.items())
+
+
+def _kernels(span: tuple[Release, Release]) -> str:
+    first, last = span
+    if (first, last) == (FIRST, LAST):
+        return "every kernel"
+    since = "before" if first == FIRST else f"since {first[0]}.{first[1]}"
+    until = "" if last == LAST else f" before {last[0]}.{last[1]}"
+    return f"{since}{until}"
+
+
+def _wrapped(text: str, first: str, rest: str | None = None) -> Iterator[str]:
+    yield from textwrap.wrap(
+        text,
+        _WIDTH,
+        initial_indent=first,
+        subsequent_indent=first if rest is None else rest,
+        break_on_hyphens=False,
+    )

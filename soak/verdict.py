@@ -1,0 +1,244 @@
+"""The verdict of a run: computed from its journal alone, so that anyone can compute it again.
+
+Fail prevails over unknown, unknown over pass. A violation that a known issue explains does not fail a
+run unless it is judged strictly. Whatever keeps the detectors from having seen enough makes it unknown.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from soak.vocabulary import VerdictWord, Violation
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
+
+FORMAT: Final = 1
+EXIT_CODES: Final = {VerdictWord.PASS: 0, VerdictWord.FAIL: 1, VerdictWord.UNKNOWN: 3}
+USAGE_EXIT_CODE: Final = 2
+
+# Completed operations that a cell of the run's mix must have seen.
+REQUIRED_ATTEMPTS: Final = 100
+
+_NONE: Final = "none"
+
+
+@dataclass(frozen=True)
+class ViolationSummary:
+    """All violations of one kind in one place. `count`: operations, or page references for a leak."""
+
+    kind: str
+    region: str
+    interface: str
+    operation: str
+    count: int
+    first_event: int
+    known_issue: str | None
+    summary: str
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How often one kind of operation was completed, and how often it had to be."""
+
+    operation: str
+    region: str
+    interface: str
+    attempts: int
+    required: int
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a run has shown. The fields are those of verdict.json."""
+
+    run_id: str
+    verdict: VerdictWord
+    reasons: tuple[str, ...]
+    kernel: str
+    boot_ids: tuple[str, ...]
+    started: str
+    ended: str
+    seed: int
+    violations: tuple[ViolationSummary, ...] = ()
+    coverage: tuple[Coverage, ...] = ()
+    canaries: tuple[Mapping[str, Any], ...] = ()
+
+    def to_json(self) -> str:
+        """Return the text of verdict.json."""
+        table = {
+            "format": FORMAT,
+            "run_id": self.run_id,
+            "verdict": str(self.verdict),
+            "reasons": list(self.reasons),
+            "kernel": self.kernel,
+            "boot_ids": list(self.boot_ids),
+            "started": self.started,
+            "ended": self.ended,
+            "seed": self.seed,
+            "violations": [vars(entry) for entry in self.violations],
+            "coverage": [vars(entry) for entry in self.coverage],
+            "canaries": [dict(entry) for entry in self.canaries],
+        }
+        return json.dumps(table, indent=1) + "\n"
+
+    def write(self, path: Path) -> None:
+        """Write verdict.json whole or not at all."""
+        unfinished = path.with_name(f".{path.name}")
+        unfinished.write_text(self.to_json())
+        unfinished.chmod(0o644)
+        unfinished.rename(path)
+
+
+@dataclass
+class Judge:
+    """Reads events in order and can give the verdict so far at any moment."""
+
+    strict: bool = False
+    _run: dict[str, Any] = field(default_factory=dict)
+    _kernel: str = ""
+    _boots: dict[str, None] = field(default_factory=dict)
+    _last_time: str = ""
+    _ended: bool = False
+    _violations: dict[tuple[str, str, str, str, str | None], ViolationSummary] = field(
+        default_factory=dict
+    )
+    _troubles: dict[str, int] = field(default_factory=dict)
+    _completed: Counter[str] = field(default_factory=Counter)
+    _sweeps: Counter[str] = field(default_factory=Counter)
+
+    def see(self, event: Mapping[str, Any]) -> None:
+        """Take in one line of the journal."""
+        self._last_time = event["time"]
+        handler = _HANDLERS.get(event["event"])
+        if handler is not None:
+            handler(self, event)
+
+    def verdict(self) -> Verdict:
+        """Judge what was seen so far."""
+        coverage = tuple(self._coverage())
+        failures = [
+            entry.summary
+            for entry in self._violations.values()
+            if self.strict or entry.known_issue is None
+        ]
+        doubts = [*self._troubles, *self._gaps(coverage)]
+        if failures:
+            word, reasons = VerdictWord.FAIL, [*failures, *doubts]
+        elif doubts:
+            word, reasons = VerdictWord.UNKNOWN, doubts
+        else:
+            word, reasons = VerdictWord.PASS, [self._passed()]
+        return Verdict(
+            run_id=self._run.get("run_id", ""),
+            verdict=word,
+            reasons=tuple(reasons),
+            kernel=self._kernel,
+            boot_ids=tuple(self._boots),
+            started=self._run.get("time", ""),
+            ended=self._last_time,
+            seed=self._run.get("seed", 0),
+            violations=tuple(self._violations.values()),
+            coverage=coverage,
+        )
+
+    def _coverage(self) -> Iterable[Coverage]:
+        for label, required in self._run.get("promised", {}).items():
+            operation, region, interface = label.split(" ")
+            yield Coverage(operation, region, interface, self._completed[label], required)
+
+    def _gaps(self, coverage: Iterable[Coverage]) -> Iterable[str]:
+        if not self._run:
+            yield "no run was started"
+            return
+        if not self._ended:
+            yield "the run did not come to its end"
+        for cell in coverage:
+            if cell.attempts < cell.required:
+                yield (
+                    f"{cell.operation} of {cell.region} over {cell.interface} was completed "
+                    f"{cell.attempts} times of the {cell.required} that are needed"
+                )
+        for region in self._run.get("swept", []):
+            if not self._sweeps[region]:
+                yield f"the pages of region {region} were never swept"
+
+    def _passed(self) -> str:
+        known = {entry.known_issue for entry in self._violations.values() if entry.known_issue}
+        if known:
+            return f"every violation is explained by a known issue ({', '.join(sorted(known))})"
+        return "every expectation was met"
+
+    def _run_started(self, event: Mapping[str, Any]) -> None:
+        if not self._run:
+            self._run = dict(event)
+
+    def _machine_booted(self, event: Mapping[str, Any]) -> None:
+        self._kernel = event["kernel"]
+        self._boots[event["boot_id"]] = None
+
+    def _run_ended(self, _event: Mapping[str, Any]) -> None:
+        self._ended = True
+
+    def _violation(self, event: Mapping[str, Any]) -> None:
+        kind, issue = event["kind"], event.get("known_issue")
+        region = str(event.get("region") or _NONE)
+        interface = str(event.get("interface") or _NONE)
+        operation = str(event.get("operation") or _NONE)
+        key = (kind, region, interface, operation, issue)
+        before = self._violations.get(key)
+        self._violations[key] = ViolationSummary(
+            kind,
+            region,
+            interface,
+            operation,
+            count=event["count"] + (before.count if before else 0),
+            first_event=before.first_event if before else event["seq"],
+            known_issue=issue,
+            summary=event["summary"],
+        )
+
+    def _trouble(self, event: Mapping[str, Any]) -> None:
+        self._troubles.setdefault(event["summary"], event["seq"])
+
+    def _sample(self, event: Mapping[str, Any]) -> None:
+        self._completed = Counter(event["completed"])
+        self._sweeps = Counter(event["sweeps"])
+
+
+_HANDLERS: Final = {
+    "run.started": Judge._run_started,  # noqa: SLF001 - the table belongs to the class
+    "run.ended": Judge._run_ended,  # noqa: SLF001
+    "machine.booted": Judge._machine_booted,  # noqa: SLF001
+    "violation.found": Judge._violation,  # noqa: SLF001
+    "sample.taken": Judge._sample,  # noqa: SLF001
+    "detector.failed": Judge._trouble,  # noqa: SLF001
+    "expectation.missing": Judge._trouble,  # noqa: SLF001
+    "harness.failed": Judge._trouble,  # noqa: SLF001
+}
+
+
+def judge(events: Iterable[Mapping[str, Any]], *, strict: bool = False) -> Verdict:
+    """Compute the verdict of a whole journal."""
+    judging = Judge(strict)
+    for event in events:
+        judging.see(event)
+    return judging.verdict()
+
+
+def lost_machine_event(summary: str, evidence: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of the violation that only a host can see."""
+    return {
+        "kind": str(Violation.LOST_MACHINE),
+        "region": None,
+        "interface": None,
+        "operation": None,
+        "count": 1,
+        "known_issue": None,
+        "summary": summary,
+        "evidence": dict(evidence),
+    }
