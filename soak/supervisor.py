@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
 import schedule
@@ -186,8 +186,7 @@ class Supervisor:
                     "job.failed", Level.ERROR, job=name, summary=f"the job {name} failed: {error!r}"
                 )
 
-        job = self._jobs.every(1).seconds
-        job.period = timedelta(seconds=seconds)
+        job = self._jobs.every(max(round(seconds), 1)).seconds
         job.do(run)
 
     def _guarded(self, detector: Detector, work: Callable[[], None]) -> None:

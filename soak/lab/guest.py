@@ -40,6 +40,7 @@ _EDU: Final = ("0x1234", "0x11e8")
 _PCI: Final = Path("/sys/bus/pci")
 _POWER_OFF: Final = 0x4321FEDC  # LINUX_REBOOT_CMD_POWER_OFF, include/uapi/linux/reboot.h
 _TOOL_SECONDS: Final = 240
+_DEVICE_SECONDS: Final = 30.0
 _CHUNK: Final = 4096
 _PYTHON: Final = "/usr/bin/python3.11"
 _MAKE_FILESYSTEM: Final = {
@@ -113,10 +114,10 @@ def main() -> None:
     try:
         _mount_all()
         os.environ["PATH"] = "/usr/sbin:/usr/bin"
-        _load_modules()
+        order = Order.from_json(Path("/", protocol.ORDER_FILE).read_text())
+        _load_modules(order.filesystem)
         control = Control(_port(protocol.CONTROL_PORT))
         control.tell(protocol.BOOTED, release=os.uname().release, uptime=time.monotonic())
-        order = Order.from_json(Path("/", protocol.ORDER_FILE).read_text())
         _serve(order, control)
     except GuestError as error:
         _tell_failure(control, str(error))
@@ -209,16 +210,17 @@ def _mount_all() -> None:
             checked(result, f"mount {target}")
 
 
-def _load_modules() -> None:
+def _load_modules(filesystem: str) -> None:
     """Load what is a module in this kernel; what is built in needs no loading."""
     modules = Path("/usr/lib/modules") / os.uname().release
     if not modules.exists():
         return
-    from soak.lab.kernels import GUEST_MODULES  # noqa: PLC0415 - only where there are modules
+    from soak.lab.modules import BASE_MODULES  # noqa: PLC0415 - only where there are modules
 
-    # One that this kernel does not have is missed later, by whoever needs it.
+    # A module that this kernel does not have is missed later, by whoever needs it; the console has
+    # what modprobe said.
     subprocess.run(
-        ["modprobe", "--all", "--quiet", *GUEST_MODULES], check=False, timeout=_TOOL_SECONDS
+        ["modprobe", "--all", *BASE_MODULES, filesystem], check=False, timeout=_TOOL_SECONDS
     )
 
 
@@ -259,7 +261,7 @@ def _bind_functions() -> Iterator[str]:
 
 def _make_namespaces(order: Order) -> tuple[str, int]:
     """Divide the NVDIMM in a device-dax and a file system; return the device and its alignment."""
-    if not Path("/sys/bus/nd/devices/region0").exists():
+    if not _appears(Path("/sys/bus/nd/devices/region0")):
         raise GuestError("the kernel shows no NVDIMM: it needs CONFIG_ACPI_NFIT and CONFIG_LIBNVDIMM")
     _tool("ndctl", "disable-region", "region0")
     _tool("ndctl", "init-labels", "-f", "nmem0")
@@ -276,6 +278,16 @@ def _make_namespaces(order: Order) -> tuple[str, int]:
     checked(result, f"mount {order.filesystem} with dax=always")
     device = dax["daxregion"]["devices"][0]
     return f"/dev/{device['chardev']}", int(dax["align"])
+
+
+def _appears(path: Path) -> bool:
+    """Wait for what a driver registers in its own time."""
+    deadline = time.monotonic() + _DEVICE_SECONDS
+    while not path.exists():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
 
 
 def _tool(*arguments: str) -> str:

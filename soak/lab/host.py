@@ -122,6 +122,7 @@ class LabRun:
         self._judge = Judge(request.strict)
         self._guest = _Guest()
         self._stopping = 0
+        self._told: set[str] = set()
         self._exporter: subprocess.Popen[bytes] | None = None
         self._began = time.monotonic()
         self._first_operation: float | None = None
@@ -426,9 +427,17 @@ class LabRun:
         seq = self._journal.append(line)
         self._guest.order_of_events.append(line["event"])
         self._judge.see({"seq": seq, **line})
-        if line["level"] != Level.INFO:
-            self._progress.say(f"{line['level']}: {line.get('summary', line['event'])}")
+        self._tell(line)
         self._host.set("journal_lines", seq)
+
+    def _tell(self, line: dict[str, Any]) -> None:
+        """Show what is worth a line; a known issue that goes on is told once."""
+        issue = line.get("known_issue")
+        if line["level"] == Level.INFO or (issue and issue in self._told):
+            return
+        if issue:
+            self._told.add(issue)
+        self._progress.say(f"{line['level']}: {line.get('summary', line['event'])}")
 
     def _beat_host(self) -> None:
         self._host.set("heartbeat_realtime_ns", time.time_ns())

@@ -35,6 +35,8 @@ _PRUNED = (
     *("usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/lintian", "usr/share/info"),
     *("usr/share/bash-completion", "usr/share/zsh", "usr/share/perl5", "usr/share/python3"),
     *("usr/lib/x86_64-linux-gnu/gconv", "usr/lib/x86_64-linux-gnu/perl-base", "usr/lib/udev"),
+    # Its install commands want a shell, which the guest does not have.
+    *("etc/modprobe.d", "usr/lib/modprobe.d"),
     *("usr/lib/python3.11/lib2to3", "usr/lib/python3.11/pydoc_data", "usr/lib/python3.11/idlelib"),
     *("usr/lib/python3.11/ensurepip", "usr/lib/python3.11/distutils", "usr/lib/python3.11/unittest"),
 )

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from soak.errors import UsageError
 from soak.lab.apt import Suite, machine_mirror
 from soak.lab.cpio import CpioWriter
+from soak.lab.modules import GUEST_MODULES
 
 if TYPE_CHECKING:
     from soak.lab.cache import Cache
@@ -25,15 +26,6 @@ if TYPE_CHECKING:
 
 # Which suite of Debian has which kernel.
 DEBIAN_SUITES = {"5.10": "bullseye", "6.1": "bookworm", "6.12": "trixie", "sid": "sid"}
-
-# What the guest loads, in this order, where it is a module. The checksum drivers are requested by
-# the file systems under alias names, which no dependency list shows.
-GUEST_MODULES = (
-    *("virtio_pci", "virtio_console", "virtio_rng"),
-    *("nfit", "nd_pmem", "dax_pmem", "device_dax"),
-    *("crc32c_generic", "crc32c_intel", "libcrc32c", "ext4", "xfs"),
-    *("vfio", "vfio_iommu_type1", "vfio_pci"),
-)
 
 # Documentation/arch/x86/boot.rst: where a bzImage says what it is.
 _BOOT_FLAG_OFFSET, _BOOT_FLAG = 0x1FE, 0xAA55

@@ -28,6 +28,8 @@ _T = TypeVar("_T")
 SLOTS: Final = 4
 
 _RANDOM_SIZE_LIMIT: Final = 16 << 20
+# In pages. A page that is touched costs a fault and a block, a hole is one call whatever its length.
+_LONGEST: Final = {Operation.PUNCH_HOLE: 512, Operation.FAULT: 16}
 
 
 class Choice(NamedTuple):
@@ -242,7 +244,8 @@ def _range(operation: Operation, pages: int, generator: random.Random) -> tuple[
             return pages + 1 + int(draw * (FILE_SIZE // PAGE_SIZE - pages)), 0
         case _:
             first = int(draw * pages)
-            return first, 1 + int(generator.random() * min(pages - first - 1, 512))
+            most = _LONGEST[operation] - 1
+            return first, 1 + int(generator.random() * min(pages - first - 1, most))
 
 
 def _drawer(

@@ -1,0 +1,16 @@
+"""Which modules the guest of a lab loads, where its kernel has them as modules."""
+
+from __future__ import annotations
+
+from typing import Final
+
+# The checksum drivers are requested by the file systems under alias names, which no dependency list
+# shows.
+BASE_MODULES: Final = (
+    *("virtio_pci", "virtio_console"),
+    *("nfit", "nd_pmem", "dax_pmem", "device_dax"),
+    *("crc32c_generic", "crc32c_intel", "libcrc32c"),
+    *("vfio", "vfio_iommu_type1", "vfio_pci"),
+)
+FILE_SYSTEM_MODULES: Final = ("ext4", "xfs")
+GUEST_MODULES: Final = (*BASE_MODULES, *FILE_SYSTEM_MODULES)
