@@ -126,6 +126,16 @@ def write_freely(path: Path) -> None:
         beats[0] += whole
 
 
+def write_words(path: Path) -> None:
+    """Change a single word, as fast as that goes, until killed."""
+    block = Ledger.open(path).block("writer")
+    word, beats = block.view("word"), block.view("beats")
+    while True:
+        for value in WORDS * 50:
+            word[0] = value
+        beats[0] += 1
+
+
 def mirror_freely(source: Path, target: Path) -> None:
     """Copy one ledger into another until killed."""
     original, mirror = Ledger.open(source), Ledger.open(target)
@@ -410,7 +420,7 @@ def test_words_are_whole_wherever_the_memory_of_a_reader_lies(
     """Processors copy byte by byte where target and source lie badly to each other."""
     path = tmp_path / "ledger"
     create(path)
-    processes.start(write_freely, path)
+    processes.start(write_words, path)
     with LedgerReader.open(path) as reader:
         wait_for(lambda: reader.block("writer").get("beats") > 0, "the writer did not start")
         # Those that are kept push the next ones to other places.

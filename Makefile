@@ -1,0 +1,60 @@
+# The two commands that a fresh machine needs: `make soak` and `make test`.
+
+DURATION ?= 2m
+KERNEL ?= debian:6.1
+FILESYSTEM ?= ext4
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Whoever only soaks needs no test tools.
+READY := $(VENV)/.ready
+READY_TO_TEST := $(VENV)/.ready-to-test
+
+.PHONY: soak test test-fast lint check clean
+
+# A soak that ran succeeds whether the kernel passed or failed: the verdict is printed either way.
+soak: $(READY)
+	@$(BIN)/dax-soak check --install
+	@$(BIN)/dax-soak lab --kernel $(KERNEL) --filesystem $(FILESYSTEM) --duration $(DURATION) $(ARGS); \
+		code=$$?; [ $$code -le 1 ] || exit $$code
+
+test: lint
+	@$(BIN)/dax-soak check --install
+	@$(BIN)/python -m pytest
+
+test-fast: $(READY_TO_TEST)
+	@$(BIN)/python -m pytest -m 'not lab'
+
+lint: $(READY_TO_TEST)
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+
+check: $(READY)
+	@$(BIN)/dax-soak check
+
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+$(BIN)/python:
+	@command -v $(PYTHON) >/dev/null && $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+		if [ "$$(id -u)" = 0 ]; then \
+			apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+				apt-get install --yes --no-install-recommends -qq python3 python3-venv; \
+		else \
+			echo "Python's venv is missing: run 'apt-get install python3-venv' as root, then try again." >&2; \
+			exit 2; \
+		fi; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "Python 3.11 or newer is needed, found $$($(PYTHON) --version)." >&2; exit 2; }
+	@$(PYTHON) -m venv $(VENV)
+
+$(READY): pyproject.toml | $(BIN)/python
+	@echo "Making the environment in $(VENV)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+$(READY_TO_TEST): pyproject.toml | $(BIN)/python
+	@echo "Making the environment in $(VENV), with test tools"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@ $(READY)

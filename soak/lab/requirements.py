@@ -1,0 +1,123 @@
+"""What the lab needs of the host: said line by line, with the command that gets what is missing."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from soak.errors import UsageError
+from soak.lab.apt import machine_mirror
+from soak.lab.cache import cache_directory
+from soak.lab.host import SPACE_NEEDED
+from soak.lab.qemu import BINARY, MEMORY_MIB, PACKAGE, accelerators, find_qemu
+from soak.lab.rundir import runs_directory
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+_CACHE_NEEDED: Final = 1 << 30
+_INSTALL_SECONDS: Final = 1800
+# Programs that the lab starts, and the Debian packages that have them.
+PROGRAMS: Final = {BINARY: PACKAGE, "setpriv": "util-linux", "dpkg-deb": "dpkg", "apt-get": "apt"}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One line of `dax-soak check`: good, or what is missing and how to get it."""
+
+    subject: str
+    good: bool
+    says: str
+
+
+def check(*, install: bool) -> int:
+    """Print what is there and what is missing; return 0 where the lab can run, else 2."""
+    if install:
+        install_missing()
+    answers = list(look())
+    for answer in answers:
+        print(f"{'ok  ' if answer.good else 'MISS'}  {answer.subject:<12} {answer.says}")  # noqa: T201 - this is the command's output
+    return 0 if all(answer.good for answer in answers) else 2
+
+
+def look() -> Iterator[Answer]:
+    """Look at everything that the lab needs."""
+    machine = platform.machine()
+    yield Answer("machine", machine == "x86_64", f"{machine} (the lab boots x86_64 guests)")
+    missing = missing_packages()
+    yield Answer(
+        "programs",
+        not missing,
+        f"missing: {', '.join(missing)}; get them with: {install_command(missing)}"
+        if missing
+        else ", ".join(PROGRAMS),
+    )
+    yield _asked("QEMU", find_qemu)
+    yield _asked("packages", lambda: f"from the mirror {machine_mirror().archive}")
+    yield Answer("accelerator", good=True, says=accelerators("auto")[1])
+    memory = _available_mib()
+    yield Answer(
+        "memory", memory >= MEMORY_MIB, f"{memory} MiB available, the guest takes {MEMORY_MIB} MiB"
+    )
+    yield _space("cache", cache_directory(), _CACHE_NEEDED)
+    yield _space("runs", runs_directory(), SPACE_NEEDED)
+
+
+def missing_packages() -> list[str]:
+    """Return the Debian packages of the programs that are not there."""
+    return [package for program, package in PROGRAMS.items() if shutil.which(program) is None]
+
+
+def install_command(packages: list[str]) -> str:
+    return f"apt-get install --yes --no-install-recommends {' '.join(packages)}"
+
+
+def install_missing() -> None:
+    """Install what is missing, as root.
+
+    Raises:
+        UsageError: this is not root, or apt failed; the sentence has the command.
+    """
+    missing = missing_packages()
+    if not missing:
+        return
+    command = install_command(missing)
+    if os.geteuid() != 0:
+        raise UsageError(
+            f"The lab needs the packages {', '.join(missing)}: run 'apt-get update && {command}' as "
+            f"root, then try again."
+        )
+    print(f"Installing {', '.join(missing)}", flush=True)  # noqa: T201 - the user watches
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    for words in (["apt-get", "update", "-qq"], command.split()):
+        result = subprocess.run(
+            words, check=False, capture_output=True, text=True, env=environment,
+            timeout=_INSTALL_SECONDS,
+        )  # fmt: skip
+        if result.returncode != 0:
+            raise UsageError(f"'{' '.join(words)}' failed: {result.stderr.strip()}")
+
+
+def _asked(subject: str, ask: Callable[[], str]) -> Answer:
+    try:
+        return Answer(subject, good=True, says=ask())
+    except UsageError as error:
+        return Answer(subject, good=False, says=str(error))
+
+
+def _available_mib() -> int:
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) >> 10
+    return 0
+
+
+def _space(subject: str, path: Path, needed: int) -> Answer:
+    parent = next(parent for parent in (path, *path.parents) if parent.exists())
+    free = shutil.disk_usage(parent).free
+    return Answer(subject, free >= needed, f"{path}: {free >> 20} MiB free of {needed >> 20} needed")
