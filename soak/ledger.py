@@ -288,6 +288,13 @@ class BlockWriter:
             found.append(axis.index(label))
         return tuple(found)
 
+    def names(self, name: str) -> tuple[str, ...]:
+        """Return the names along the first axis of a field."""
+        axis = self.block.fields[name].axes[0]
+        if isinstance(axis, int):
+            raise KeyError(f"{name} has no names along this axis")
+        return axis
+
     def add_at(self, name: str, amount: int, *labels: str) -> None:
         self.add(name, amount, *self.index(name, *labels))
 
@@ -417,7 +424,7 @@ class LedgerReader:
 
         The kernel copies with `rep movsb` where the processor is good at it. An AMD EPYC goes byte
         by byte when the target lies 1 to 31 bytes behind the source, counted within a page, and
-        then tears up to 1 % of the words that change meanwhile; elsewhere it was never seen to.
+        then tore up to half of the reads of a word that kept changing; elsewhere it tore none.
         Here the target lies half a page away from the source.
         """
         start = (offset + _PAGE // 2) % _PAGE

@@ -27,7 +27,9 @@ from soak.plan import RunPlan, make_plan
 from soak.regions import FsDaxRegion, open_region
 from soak.regions.fs_dax import first_files
 from soak.schema import SUPERVISOR
+from soak.reporter import Reporter
 from soak.supervisor import Supervisor
+from soak.sweeper import Sweeper
 from soak.vocabulary import Role
 from soak.workload.invalidator import Invalidator
 from soak.workload.mapper import Mapper
@@ -71,15 +73,26 @@ def run_soak(config: Config, places: Places) -> None:
         leaks = _watch_leaks(regions, journal, stack)
         crew = _crew(plan, regions, functions, ledger)
         release = parse_release(kernel_release())
+        block = ledger.block(SUPERVISOR)
+        reporter = Reporter(block, journal)
         supervisor = Supervisor(
-            block=ledger.block(SUPERVISOR),
+            block=block,
             crew=crew,
             journal=journal,
+            reporter=reporter,
             refusals=RefusalDetector([member.block for member in crew.members], release),
-            leaks=leaks,
-            probe_function=functions[0] if functions else None,
-            known_issues=frozenset(
-                issue.name for issue in KNOWN_ISSUES if config.known_issues.get(issue.name, True)
+            sweeper=Sweeper(
+                block,
+                journal,
+                reporter,
+                leaks,
+                crew.members,
+                probe_function=functions[0] if functions else None,
+                known_issues=frozenset(
+                    issue.name
+                    for issue in KNOWN_ISSUES
+                    if config.known_issues.get(issue.name, True)
+                ),
             ),
             duration=config.run.duration,
             sweep_interval=config.leaks.sweep,

@@ -13,26 +13,22 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
 import schedule
-import structlog
 
 from soak.abi.procfs import boot_id, foll_pins, kernel_release, locked_and_pinned_bytes, taint
-from soak.detectors.leaks import REFCOUNT_LIMIT, Held
-from soak.expectations import parse_release
-from soak.helper import HelperError
 from soak.journal import Level
-from soak.known_issues import TYPE1_DEVICE_DAX_LEAK
-from soak.schema import COUNT_COLUMNS, NO_KNOWN_ISSUE, leaks_field
-from soak.detectors.finding import Finding
-from soak.vocabulary import Detector, Interface, Operation, RunState, VerdictWord, Violation
+from soak.reporter import REPORT_SECONDS
+from soak.schema import COUNT_COLUMNS
+from soak.vocabulary import Detector, RunState, VerdictWord
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from soak.crew import Crew, Death
-    from soak.detectors.leaks import Measurement, RegionLeaks
     from soak.detectors.refusals import RefusalDetector
     from soak.journal import Journal
     from soak.ledger import BlockWriter
+    from soak.reporter import Reporter
+    from soak.sweeper import Sweeper
 
 BEAT_SECONDS: Final = 0.1
 
@@ -41,7 +37,6 @@ _COUNTERS_SECONDS: Final = 5.0
 _BARRIER_SECONDS: Final = 30.0
 _STOP_SECONDS: Final = 30.0
 _ENDING: Final = (signal.SIGTERM, signal.SIGINT)
-_PPM: Final = 1_000_000
 
 
 class Supervisor:
@@ -53,10 +48,9 @@ class Supervisor:
         block: BlockWriter,
         crew: Crew,
         journal: Journal,
+        reporter: Reporter,
         refusals: RefusalDetector,
-        leaks: Sequence[RegionLeaks],
-        probe_function: str | None,
-        known_issues: frozenset[str],
+        sweeper: Sweeper,
         duration: float,
         sweep_interval: float,
         run: dict[str, Any],
@@ -64,17 +58,13 @@ class Supervisor:
         self._block = block
         self._crew = crew
         self._journal = journal
+        self._reporter = reporter
         self._refusals = refusals
-        self._leaks = list(leaks)
-        self._probe_function = probe_function
-        self._known_issues = known_issues
+        self._sweeper = sweeper
         self._duration = duration
         self._sweep_interval = sweep_interval
         self._run = run
-        self._log = structlog.get_logger()
         self._jobs = schedule.Scheduler()
-        self._explained = {watch.region.name: 0 for watch in leaks}
-        self._unexplained = {watch.region.name: 0 for watch in leaks}
 
     def run(self) -> None:
         """Soak until the time is over or a signal says stop."""
@@ -82,7 +72,7 @@ class Supervisor:
         signal.pthread_sigmask(signal.SIG_BLOCK, {*_ENDING, signal.SIGCHLD})
         self._begin()
         try:
-            self._probe()
+            self._guarded(Detector.LEAKS, self._sweeper.probe)
             self._crew.start()
             self._block.set_word("state", RunState.RUNNING)
             self._journal.write("workers.started", workers=len(self._crew.members))
@@ -90,7 +80,8 @@ class Supervisor:
         finally:
             self._end_workers()
         self._look_for_refusals()
-        self._guarded(Detector.LEAKS, self._sweep_all)
+        self._guarded(Detector.LEAKS, self._sweeper.sweep)
+        self._reporter.flush()
         self._sample()
         self._journal.write("run.ended", why=why)
         self._block.set_word("state", RunState.ENDED)
@@ -112,34 +103,6 @@ class Supervisor:
             self._journal.write(
                 "expectation.missing", Level.ERROR,
                 summary=f"nobody has written down what the kernel owes for {cell.label}",
-            )  # fmt: skip
-
-    def _probe(self) -> None:
-        """Learn what the kernel does with a single pin, before anything else is pinned."""
-        for watch in self._leaks:
-            name = watch.region.name
-            if watch.idle.preexisting:
-                self._journal.write(
-                    "region.differs", Level.WARNING, region=name,
-                    pages=[list(page) for page in watch.idle.preexisting],
-                    summary=f"pages of region {name} were not idle before anything was pinned",
-                )  # fmt: skip
-            if watch.region.kind is not TYPE1_DEVICE_DAX_LEAK.region or not self._probe_function:
-                continue
-            try:
-                result = watch.probe(self._probe_function)
-            except HelperError as error:
-                self._fail(Detector.LEAKS, f"the probe of region {name} failed: {error}")
-                continue
-            self._beat()
-            issue = TYPE1_DEVICE_DAX_LEAK
-            lower, upper = issue.kernels
-            in_scope = lower <= parse_release(kernel_release()) < upper
-            applies = watch.leaks_by_design and issue.name in self._known_issues and in_scope
-            watch.leaks_by_design = applies
-            self._journal.write(
-                "known-issue.probed", known_issue=issue.name, region=name, confirmed=applies,
-                pinned=result.pinned, left=result.left, errno=result.refused,
             )  # fmt: skip
 
     def _soak(self) -> str:
@@ -207,27 +170,8 @@ class Supervisor:
 
     def _look_for_refusals(self) -> None:
         for finding in self._refusals.look():
-            self._report(finding)
-
-    def _report(self, finding: Finding) -> None:
-        """Put a violation on disk, then count it."""
-        self._journal.write(
-            "violation.found",
-            Level.ERROR if finding.known_issue is None else Level.WARNING,
-            kind=finding.kind,
-            region=finding.region,
-            region_name=finding.region_name,
-            interface=finding.interface,
-            operation=finding.operation,
-            count=finding.count,
-            known_issue=finding.known_issue,
-            summary=finding.summary,
-            evidence=dict(finding.evidence),
-        )
-        issue = finding.known_issue or NO_KNOWN_ISSUE
-        self._block.add_at("violations", finding.count, finding.kind, issue)
-        if finding.kind is Violation.UNEXPECTED_PIN:
-            self._block.add_at("unexpected_pins", finding.count, finding.region, finding.interface)
+            self._reporter.report(finding)
+        self._reporter.flush(REPORT_SECONDS)
 
     def _report_death(self, death: Death) -> None:
         index = self._block.index("restarts", death.worker)
@@ -266,96 +210,9 @@ class Supervisor:
             if late:
                 self._fail(Detector.LEAKS, f"no sweep: {', '.join(late)} did not come to rest")
             else:
-                self._guarded(Detector.LEAKS, self._sweep_all)
+                self._guarded(Detector.LEAKS, self._sweeper.sweep)
         finally:
             self._crew.resume()
-
-    def _sweep_all(self) -> None:
-        for watch in self._leaks:
-            start = time.monotonic_ns()
-            region = watch.region.name
-            position = self._block.index("sweeps", region)
-            uncertain = self._uncertain_pages(position[0])
-            measured = watch.measure(self._held(position[0], uncertain))
-            now = time.monotonic_ns()
-            self._block.add("sweeps", 1, *position)
-            self._block.add("swept_pages", measured.pages, *position)
-            self._block.set("sweep_duration_ns", now - start, *position)
-            self._block.set("last_sweep_ns", now, *position)
-            headroom = _PPM - measured.highest * _PPM // REFCOUNT_LIMIT
-            self._block.set("headroom_ppm", max(headroom, 0), *position)
-            if measured.reconciled or uncertain:
-                self._journal.write(
-                    "leak.reconciled", region=region, pages=measured.reconciled,
-                    uncertain=uncertain,
-                    summary=f"workers killed in the middle of a map had {measured.reconciled} pages "
-                    f"pinned",
-                )  # fmt: skip
-            self._settle_uncertain(position[0])
-            self._report_leaks(watch, measured)
-
-    def _held(self, region: int, uncertain: int) -> Held:
-        mapped = sum(member.block.get("pages_mapped", region) for member in self._mappers())
-        unmapped = sum(member.block.get("pages_unmapped", region) for member in self._mappers())
-        return Held(live=mapped - unmapped, given_back=unmapped, uncertain=uncertain)
-
-    def _report_leaks(self, watch: RegionLeaks, measured: Measurement) -> None:
-        region, issue = watch.region, TYPE1_DEVICE_DAX_LEAK
-        self._store_leaks(watch, measured)
-        new = measured.explained - self._explained[region.name]
-        if new > 0 and watch.leaks_by_design:
-            self._report(
-                Finding(
-                    Violation.LEAK, region.kind, issue.interface, issue.operation, new,
-                    f"{measured.explained} page references of region {region.name} were not given "
-                    f"back by unmap, exactly as {issue.name} predicts",
-                    region.name, issue.name,
-                    {"leaked": measured.explained, "predicted": measured.predicted},
-                )
-            )  # fmt: skip
-            self._explained[region.name] = measured.explained
-        change = measured.unexplained - self._unexplained[region.name]
-        if change > 0:
-            leaked = measured.explained + measured.unexplained
-            interface = Interface.VFIO_TYPE1 if watch.leaks_by_design else Interface.NONE
-            self._report(
-                Finding(
-                    Violation.LEAK, region.kind, interface, Operation.UNMAP, change,
-                    f"{measured.unexplained} page references of region {region.name} differ from "
-                    f"what is held and predicted",
-                    region.name, None,
-                    {"leaked": leaked, "predicted": measured.predicted, "unit": watch.unit},
-                )
-            )  # fmt: skip
-        self._unexplained[region.name] = measured.unexplained
-
-    def _store_leaks(self, watch: RegionLeaks, measured: Measurement) -> None:
-        """Store what is leaked, ever and now, and what was predicted, as one group."""
-        issue = TYPE1_DEVICE_DAX_LEAK.name
-        field = leaks_field(watch.region.name)
-        axis = self._block.block.fields[field].axes[0]
-        if isinstance(axis, int):
-            raise TypeError(f"{field} has no names")
-        explained, unexplained = measured.explained, measured.unexplained
-        known = explained if watch.leaks_by_design else 0
-        values = {
-            f"leaked {issue}": known,
-            f"leaked_total {issue}": known,
-            f"predicted {issue}": measured.predicted if watch.leaks_by_design else 0,
-            f"leaked {NO_KNOWN_ISSUE}": unexplained,
-            f"leaked_total {NO_KNOWN_ISSUE}": max(
-                unexplained, self._block.get(field, axis.index(f"leaked_total {NO_KNOWN_ISSUE}"))
-            ),
-        }
-        self._block.set_group(field, [values.get(name, 0) for name in axis[1:]])
-
-    def _uncertain_pages(self, region: int) -> int:
-        return sum((member.uncertain or {}).get(region, 0) for member in self._crew.members)
-
-    def _settle_uncertain(self, region: int) -> None:
-        for member in self._crew.members:
-            if member.uncertain:
-                member.uncertain.pop(region, None)
 
     def _sample(self) -> None:
         """Write down what the verdict needs, so that it can be computed from the journal alone."""
@@ -365,10 +222,7 @@ class Supervisor:
         self._journal.write(
             "sample.taken",
             completed=completed,
-            sweeps={
-                watch.region.name: self._block.get("sweeps", *self._position(watch))
-                for watch in self._leaks
-            },
+            sweeps=self._sweeper.counts(),
             workers={
                 member.plan.name: member.block.get("incarnation") for member in self._crew.members
             },
@@ -398,10 +252,3 @@ class Supervisor:
                 locked, pinned = locked + of_one[0], pinned + of_one[1]
         self._block.set("locked_bytes", locked)
         self._block.set("pinned_bytes", pinned)
-
-    def _mappers(self) -> list[Any]:
-        return list(self._crew.members)
-
-    def _position(self, watch: RegionLeaks) -> tuple[int, ...]:
-        return self._block.index("sweeps", watch.region.name)
-

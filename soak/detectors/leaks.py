@@ -89,14 +89,14 @@ class RegionLeaks:
         self._span = span
         self._pages = pages
         self.idle = _calibrate(span, pages)
+        # References that one pinned page adds to the sum.
         self.unit = 1
-        self.leaks_by_design = False
-        self._offset = 0
+        # Whether a known issue predicts that unmapping gives nothing back.
+        self.predicted = False
+        self._settled = 0
 
     def probe(self, function: str) -> PinProbe:
         """Pin one page over vfio and unpin it again, in a helper, and learn what that is worth.
-
-        What the probe leaves behind is known from then on.
 
         Raises:
             HelperError: the kernel does not answer, or vfio cannot be used.
@@ -115,25 +115,26 @@ class RegionLeaks:
 
         refused, pinned = in_helper(pin, _PROBE_SECONDS)
         result = PinProbe(pinned - before, self._sum()[0] - before, refused)
-        if result.pinned > 0:
-            self.unit = result.pinned
-            self.leaks_by_design = result.left == result.pinned
-        if self.leaks_by_design:
-            self._offset += result.left
+        self.unit = max(result.pinned, 1)
         return result
+
+    def predict(self, probe: PinProbe) -> None:
+        """Take it from a confirmed known issue that whatever is unmapped stays pinned."""
+        self.predicted = True
+        self._settled = probe.left
 
     def measure(self, held: Held) -> Measurement:
         """Read all counts and compare: nobody may take or give a pin meanwhile."""
         total, highest = self._sum()
         excess = total - self.idle.total - held.live * self.unit
-        predicted = self._offset
-        if self.leaks_by_design:
+        predicted = self._settled
+        if self.predicted:
             predicted += held.given_back * self.unit
         difference = excess - predicted
         reconciled = 0
-        if self.leaks_by_design and 0 < difference <= held.uncertain * self.unit:
+        if self.predicted and 0 < difference <= held.uncertain * self.unit:
             # Only the kernel knows how much of the killed worker's last map was done.
-            self._offset += difference
+            self._settled += difference
             predicted += difference
             reconciled, difference = difference, 0
         return Measurement(

@@ -6,7 +6,6 @@ evidence. The workers know nothing of it.
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any, Final
 
 from soak.detectors.finding import Finding
@@ -19,7 +18,7 @@ from soak.schema import (
     RECORDER_LENGTH,
     Cell,
 )
-from soak.vocabulary import ERRNOS, Violation
+from soak.vocabulary import ERRNOS, Violation, errno_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -36,7 +35,7 @@ class RefusalDetector:
     def __init__(self, blocks: Sequence[BlockWriter], release: Release) -> None:
         self._blocks = blocks
         self._cells = [
-            [Cell.parse(str(label)) for label in _labels(block)] for block in blocks
+            [Cell.parse(label) for label in block.names("counts")] for block in blocks
         ]
         self._rows = [[expected(cell, release) for cell in cells] for cells in self._cells]
         self._seen = [[0] * (len(cells) * len(COUNT_COLUMNS)) for cells in self._cells]
@@ -75,13 +74,6 @@ class RefusalDetector:
         return found
 
 
-def _labels(block: BlockWriter) -> Iterable[str]:
-    axis = block.block.fields["counts"].axes[0]
-    if isinstance(axis, int):
-        raise TypeError(f"the counts of {block.block.name} have no names")
-    return axis
-
-
 def _judge(
     block: BlockWriter, index: int, cell: Cell, row: Expectation, new: Sequence[int]
 ) -> Iterable[Finding]:
@@ -91,14 +83,14 @@ def _judge(
         yield Finding(
             Violation.UNEXPECTED_PIN, cell.region, cell.interface, cell.operation,
             new[DONE_COLUMN],
-            f"{label} was granted, and the kernel owes {os.strerror(row.refusal)}",
+            f"{label} was granted, and the kernel owes {errno_name(row.refusal)}",
             evidence={"worker": worker, "operations": _recent(block, index, 0), "owed": row.reason},
         )  # fmt: skip
     for column, name in enumerate(ERRNOS):
         count = new[FAILED_COLUMN + column]
         if count:
             kind = Violation.WRONG_ERRNO if row.refusal else Violation.UNEXPECTED_REFUSAL
-            owed = f"the kernel owes {os.strerror(row.refusal)}" if row.refusal else "it must be done"
+            owed = f"the kernel owes {errno_name(row.refusal)}" if row.refusal else "it must be done"
             yield Finding(
                 kind, cell.region, cell.interface, cell.operation, count,
                 f"{label} ended with {name}, and {owed}",
