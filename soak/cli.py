@@ -75,6 +75,26 @@ def _add_lab(parser: argparse.ArgumentParser) -> None:
     add("--run-dir", type=Path, metavar="DIR", help="a new directory for the run")
     add("--strict", action="store_true", help="a known issue fails the run, too")
     add("-c", "--config", type=Path, metavar="FILE", help="a soak.toml")
+    add(
+        "--boot-timeout",
+        type=_duration,
+        default=180.0,
+        metavar="TIME",
+        help="how long the guest may take to answer (3m)",
+    )
+    add(
+        "--linger",
+        type=_duration,
+        default=20.0,
+        metavar="TIME",
+        help="how long metrics stay up after a run that ended badly (20s)",
+    )
+    add(
+        "--mirror-ledger",
+        action="store_true",
+        help="keep the ledger in the guest's own memory and copy it to the host, as is done "
+        "by itself where shared memory is slow",
+    )
     _add_choices(parser)
     parser.set_defaults(work=_lab)
 
@@ -87,6 +107,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     add("--run-id", help=argparse.SUPPRESS)
     add("--ledger", type=Path, help=argparse.SUPPRESS)
     add("--journal-port", type=Path, help=argparse.SUPPRESS)
+    add("--mirror-ledger", action="store_true", help=argparse.SUPPRESS)
     _add_choices(parser)
     parser.set_defaults(work=_run)
 
@@ -138,7 +159,14 @@ def _run(options: argparse.Namespace) -> int:
     from soak.run import Places, run_soak
 
     if options.ledger is not None:
-        run_soak(config, Places(options.run_id, options.ledger, options.journal_port, in_lab=True))
+        places = Places(
+            options.run_id,
+            options.ledger,
+            options.journal_port,
+            in_lab=True,
+            mirror=options.mirror_ledger,
+        )
+        run_soak(config, places)
         return 0
     raise UsageError("'dax-soak run' on this machine's own devices is not there yet: use the lab.")
 

@@ -10,6 +10,7 @@ import functools
 import os
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from soak.abi.btf import BtfError
@@ -23,6 +24,7 @@ from soak.expectations import parse_release
 from soak.journal import FileJournal, Level, PortJournal
 from soak.known_issues import KNOWN_ISSUES
 from soak.ledger import Ledger
+from soak.mirror import Mirror, place_ledger
 from soak.plan import RunPlan, make_plan
 from soak.regions import FsDaxRegion, open_region
 from soak.regions.fs_dax import first_files
@@ -37,14 +39,16 @@ from soak.workload.worker import outcome_columns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-    from pathlib import Path
-
     from soak.config import Config
     from soak.journal import Journal
     from soak.ledger import BlockWriter
     from soak.regions import Region
     from soak.workload.choices import WorkerPlan
     from soak.workload.worker import Operator
+
+
+# On tmpfs, where the memory that the host shares is slow.
+_MIRRORED_LEDGER = Path("/run/dax-soak-ledger")
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,7 @@ class Places:
     ledger: Path
     journal: Path
     in_lab: bool
+    mirror: bool = False
 
 
 def run_soak(config: Config, places: Places) -> None:
@@ -68,7 +73,7 @@ def run_soak(config: Config, places: Places) -> None:
     regions = [open_region(section) for section in config.regions]
     plan = make_plan(config, regions)
     functions = _functions(config)
-    ledger = _open_ledger(plan, places)
+    ledger, mirror = _open_ledger(plan, places)
     with contextlib.closing(_open_journal(places)) as journal, contextlib.ExitStack() as stack:
         leaks = _watch_leaks(regions, journal, stack)
         crew = _crew(plan, regions, functions, ledger)
@@ -97,6 +102,7 @@ def run_soak(config: Config, places: Places) -> None:
             duration=config.run.duration,
             sweep_interval=config.leaks.sweep,
             run=_run_facts(plan, places),
+            mirror=mirror,
         )
         supervisor.run()
 
@@ -125,10 +131,11 @@ def _functions(config: Config) -> tuple[str, ...]:
     return config.vfio.devices
 
 
-def _open_ledger(plan: RunPlan, places: Places) -> Ledger:
+def _open_ledger(plan: RunPlan, places: Places) -> tuple[Ledger, Mirror | None]:
     if places.in_lab:
-        return Ledger.open(places.ledger)
-    return Ledger.create(places.ledger, plan.layout({"run_id": places.run_id}, lab=False))
+        return place_ledger(places.ledger, _MIRRORED_LEDGER, always=places.mirror)
+    layout = plan.layout({"run_id": places.run_id}, lab=False)
+    return Ledger.create(places.ledger, layout), None
 
 
 def _open_journal(places: Places) -> FileJournal | PortJournal:

@@ -17,7 +17,7 @@ import schedule
 from soak.abi.procfs import boot_id, foll_pins, kernel_release, locked_and_pinned_bytes, taint
 from soak.journal import Level
 from soak.reporter import REPORT_SECONDS
-from soak.schema import COUNT_COLUMNS
+from soak.tally import completed_operations
 from soak.vocabulary import Detector, RunState, VerdictWord
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from soak.detectors.refusals import RefusalDetector
     from soak.journal import Journal
     from soak.ledger import BlockWriter
+    from soak.mirror import Mirror
     from soak.reporter import Reporter
     from soak.sweeper import Sweeper
 
@@ -54,6 +55,7 @@ class Supervisor:
         duration: float,
         sweep_interval: float,
         run: dict[str, Any],
+        mirror: Mirror | None,
     ) -> None:
         self._block = block
         self._crew = crew
@@ -64,6 +66,7 @@ class Supervisor:
         self._duration = duration
         self._sweep_interval = sweep_interval
         self._run = run
+        self._mirror = mirror
         self._jobs = schedule.Scheduler()
 
     def run(self) -> None:
@@ -98,7 +101,7 @@ class Supervisor:
         block.set("coverage_cells_required", len(self._run["promised"]))
         self._beat()
         self._journal.write("machine.booted", kernel=kernel_release())
-        self._journal.write("run.started", **self._run)
+        self._journal.write("run.started", mirrored=self._mirror is not None, **self._run)
         for cell in self._refusals.uncovered():
             self._journal.write(
                 "expectation.missing", Level.ERROR,
@@ -128,6 +131,8 @@ class Supervisor:
         self._block.set("heartbeat_ns", now)
         self._block.add("heartbeats", 1)
         self._block.set("journal_errors", self._journal.errors)
+        if self._mirror is not None:
+            self._mirror.copy()
 
     def _schedule(self, name: str, seconds: float, work: Callable[[], None]) -> None:
         """Have a coarse job done again and again.
@@ -216,7 +221,10 @@ class Supervisor:
 
     def _sample(self) -> None:
         """Write down what the verdict needs, so that it can be computed from the journal alone."""
-        completed = self._completed()
+        completed = completed_operations(
+            (member.block.names("counts"), member.block.view("counts"))
+            for member in self._crew.members
+        )
         met = sum(completed.get(label, 0) >= need for label, need in self._run["promised"].items())
         self._block.set("coverage_cells", met)
         self._journal.write(
@@ -227,18 +235,6 @@ class Supervisor:
                 member.plan.name: member.block.get("incarnation") for member in self._crew.members
             },
         )
-
-    def _completed(self) -> dict[str, int]:
-        """Count the operations of each cell that ended, in whatever way but interrupted."""
-        totals: dict[str, int] = {}
-        width = len(COUNT_COLUMNS)
-        for member in self._crew.members:
-            counts = member.block.view("counts")
-            for index, cell in enumerate(member.plan.cells):
-                row = counts[index * width : (index + 1) * width]
-                ended = sum(row) - row[COUNT_COLUMNS.index("interrupted")]
-                totals[cell.label] = totals.get(cell.label, 0) + ended
-        return totals
 
     def _read_counters(self) -> None:
         acquired, released = foll_pins()

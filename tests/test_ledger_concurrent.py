@@ -446,11 +446,14 @@ def test_no_word_is_read_to_where_processors_copy_byte_by_byte(tmp_path: Path) -
             places.append((address - offset) % PAGE)
         return preadv(descriptor, buffers, offset)
 
-    with LedgerReader.open(tmp_path / "ledger") as reader:
-        with mock.patch.object(os, "preadv", spy), mock.patch.object(os, "pread", None):
-            for name in reader.layout.blocks:
-                assert reader.block(name).group("group") == values_of(0)
-                assert reader.block(name).group("quiet") == values_of(0)
+    with (
+        LedgerReader.open(tmp_path / "ledger") as reader,
+        mock.patch.object(os, "preadv", spy),
+        mock.patch.object(os, "pread", None),
+    ):
+        for name in reader.layout.blocks:
+            assert reader.block(name).group("group") == values_of(0)
+            assert reader.block(name).group("quiet") == values_of(0)
     assert places
     # Seen from 1 to 31 bytes on an AMD EPYC; a cache line or two to either side is nearby.
     assert all(128 <= place <= PAGE - 128 for place in places)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import sys
+import time
 from typing import TYPE_CHECKING, Final
 
 from exporter.server import DEFAULT_LISTEN, parse_listen
@@ -36,6 +36,7 @@ def lab(options: argparse.Namespace) -> int:
     Raises:
         UsageError: something is wrong or missing; nothing is left behind.
     """
+    began = time.monotonic()
     config = load_config(options.config) if options.config else None
     config = with_overrides(
         lab_config(config), duration=options.duration, seed=options.seed, scenario=options.scenario
@@ -75,6 +76,10 @@ def lab(options: argparse.Namespace) -> int:
             directory=directory,
             run_id=run_id,
             layers=tuple(layers),
+            boot_seconds=options.boot_timeout,
+            linger_seconds=options.linger,
+            mirror=options.mirror_ledger,
+            began=began,
         )
         progress.say(f"Linux {kernel.release} ({kernel.name}) under {accelerator}, run {run_id}")
         try:

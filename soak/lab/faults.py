@@ -67,8 +67,14 @@ def _panic(_scene: Scene) -> None:
 
 
 def _hang(_scene: Scene) -> None:
-    """Take every processor for good: nothing in user space runs again."""
+    """Take every processor for good: nothing else in user space runs again.
+
+    What the kernel sets aside for ordinary tasks is taken, too: the throttling of real-time tasks,
+    and the deadline server (since 557a6bfc662c, Linux 6.12).
+    """
     Path("/proc/sys/kernel/sched_rt_runtime_us").write_text("-1")
+    for server in Path("/sys/kernel/debug/sched/fair_server").glob("cpu*/runtime"):
+        server.write_text("0")
     for processor in os.sched_getaffinity(0):
         if os.fork() == 0:
             os.sched_setaffinity(0, {processor})

@@ -151,6 +151,7 @@ def _serve(order: Order, control: Control) -> None:
         [
             *(_PYTHON, "-I", "-c", _RUN, "run", "-c", str(_CONFIG), "--run-id", order.run_id),
             *("--ledger", str(ledger), "--journal-port", str(_port(protocol.JOURNAL_PORT))),
+            *(["--mirror-ledger"] if order.mirror else []),
         ]
     )
     scene = Scene(device, alignment, ledger, child.pid)

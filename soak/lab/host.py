@@ -30,7 +30,8 @@ from soak.lab.qemu import Machine
 from soak.lab.vm import VirtualMachine, decode, signal_name
 from soak.ledger import Ledger, LedgerReader
 from soak.plan import make_plan
-from soak.schema import HOST, SUPERVISOR
+from soak.schema import HOST, SUPERVISOR, WORKER
+from soak.tally import completed_operations
 from soak.verdict import Judge, Verdict, lost_machine_event
 from soak.vocabulary import RegionKind, RunState, VerdictWord
 
@@ -46,9 +47,8 @@ SPACE_NEEDED: Final = NVDIMM_SIZE + (256 << 20)
 
 # Deadlines count beats of this program, not time: a host that stood still makes no guest silent.
 _BEAT_SECONDS: Final = 0.5
-_BOOT_BEATS: Final = 360
 _PREPARE_BEATS: Final = 600
-_SILENT_BEATS: Final = 90
+_SILENT_BEATS: Final = 60
 _STUCK_BEATS: Final = 180
 _NMI_BEATS: Final = 60
 _END_BEATS: Final = 360
@@ -80,6 +80,10 @@ class LabRequest:
     directory: Path
     run_id: str
     layers: tuple[Path, ...]
+    boot_seconds: float
+    linger_seconds: float
+    mirror: bool
+    began: float
 
 
 @dataclass
@@ -124,7 +128,7 @@ class LabRun:
         self._stopping = 0
         self._told: set[str] = set()
         self._exporter: subprocess.Popen[bytes] | None = None
-        self._began = time.monotonic()
+        self._began = request.began
         self._first_operation: float | None = None
 
     async def run(self) -> Verdict:
@@ -153,7 +157,9 @@ class LabRun:
                     self._start_exporter(self._request.listen)
                 with self._scratch_files() as (initrd, nvdimm):
                     await self._boot_and_watch(initrd, nvdimm)
-                return self._conclude()
+                verdict = self._conclude()
+                await self._linger()
+                return verdict
             finally:
                 self._stop_exporter()
 
@@ -191,6 +197,7 @@ class LabRun:
             device_dax_size=DEVICE_DAX_SIZE,
             fs_dax_size=FS_DAX_SIZE,
             deadline_seconds=self._request.config.run.duration + _GUEST_GRACE_SECONDS,
+            mirror=self._request.mirror,
             faults=[list(fault) for fault in self._request.faults],
         )
 
@@ -271,7 +278,7 @@ class LabRun:
         """Look for signs of life: of the guest's first process, and of its supervisor."""
         guest = self._guest
         if not guest.booted:
-            if beats > _BOOT_BEATS:
+            if beats * _BEAT_SECONDS > self._request.boot_seconds:
                 raise BootError(self._boot_failure("never answered"))
             return
         heartbeats = self._ledger.block(SUPERVISOR).get("heartbeats")
@@ -443,16 +450,43 @@ class LabRun:
         self._host.set("heartbeat_realtime_ns", time.time_ns())
         self._host.set_word("verdict", self._judge.verdict().verdict)
 
+    def _sample(self) -> None:
+        """Take the guest's last sample for it, from the ledger that it left behind."""
+        with LedgerReader.open(self._ledger_path) as reader:
+            sweeps = reader.block(SUPERVISOR).named("sweeps")
+            completed = completed_operations(
+                (list(block.named_rows("counts")), block.flat("counts"))
+                for block in reader.blocks(WORKER)
+            )
+        self._journal_event("sample.taken", completed=completed, sweeps=sweeps, by="host")
+
     def _conclude(self) -> Verdict:
         """Judge the whole run and write the verdict down."""
         if not self._guest.lost:
             self._host.set_word("state", RunState.ENDED)
+        if self._guest.exit_code != 0:
+            self._sample()
         verdict = self._judge.verdict()
         self._journal_event("lab.ended", verdict=verdict.verdict)
         self._beat_host()
         verdict.write(self._request.directory / rundir.VERDICT)
         self._progress.say("")
         return verdict
+
+    async def _linger(self) -> None:
+        """Serve a run that ended badly for a while longer: the last scrape came before its end."""
+        if self._exporter is None or self._stopping or self._guest.exit_code == 0:
+            return
+        seconds = self._request.linger_seconds
+        self._progress.say(f"The run ended badly: metrics stay up for {seconds:g} s more.")
+        over = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, over.set)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(over.wait(), seconds)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
 
     def _start_exporter(self, listen: str) -> None:
         """Start the exporter: it is handed the run directory and gives up its privileges."""

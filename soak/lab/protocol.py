@@ -37,6 +37,7 @@ class Order:
     device_dax_size: int
     fs_dax_size: int
     deadline_seconds: float
+    mirror: bool = False
     faults: list[list[Any]] = field(default_factory=list)
 
     def to_json(self) -> str:

@@ -47,12 +47,16 @@ def _lines(verdict: Verdict, directory: Path) -> Iterator[str]:
 
 
 def _violation(violation: ViolationSummary) -> Iterator[str]:
-    unit = "page references" if violation.kind == "leak" else "times"
-    yield f"  {violation.kind}, {violation.count:,} {unit}"
+    yield f"  {violation.kind}, {_counted(violation)}"
     yield from _wrapped(violation.summary, "    ")
     if violation.known_issue is not None:
         yield f"    known issue: {violation.known_issue}"
     yield f"    first seen: event {violation.first_event} of the journal"
+
+
+def _counted(violation: ViolationSummary) -> str:
+    unit = "page reference" if violation.kind == "leak" else "time"
+    return f"{violation.count:,} {unit}{'' if violation.count == 1 else 's'}"
 
 
 def _wrapped(text: str, first: str) -> Iterator[str]:

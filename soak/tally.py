@@ -1,0 +1,27 @@
+"""Sums over the blocks of all workers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from soak.schema import COUNT_COLUMNS, INTERRUPTED_COLUMN
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+
+def completed_operations(
+    blocks: Iterable[tuple[Sequence[str], Sequence[int]]],
+) -> dict[str, int]:
+    """Count, for each cell, the operations that ended in whatever way but interrupted.
+
+    `blocks` gives for each worker the labels of its cells and its counts, flat.
+    """
+    totals: Counter[str] = Counter()
+    width = len(COUNT_COLUMNS)
+    for labels, counts in blocks:
+        for index, label in enumerate(labels):
+            row = counts[index * width : (index + 1) * width]
+            totals[label] += sum(row) - row[INTERRUPTED_COLUMN]
+    return dict(totals)

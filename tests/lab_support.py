@@ -1,0 +1,209 @@
+"""Running the lab as a user does, as a process, and watching it from outside."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from soak.journal import read_journal
+from soak.ledger import LedgerError, LedgerReader
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+ROOT = Path(__file__).parent.parent
+SHARED_KERNEL = ROOT.parent / "shared/kernels/6.12-iommufd/bzImage"
+# Faults are shown on the kernel that boots quickest; without the shared one Debian's does as well.
+QUICK_KERNEL = str(SHARED_KERNEL) if SHARED_KERNEL.exists() else "debian:6.12"
+DEADLINE_SECONDS = 420.0
+_END_SECONDS = 60.0
+
+# struct nd_pfn_sb, drivers/nvdimm/pfn.h: where a namespace keeps its own struct pages.
+_SUPERBLOCK_OFFSET = 4096
+_SIGNATURE = b"NVDIMM_DAX_INFO\0"
+_DATA_OFFSET_FIELD = 56
+# struct page on x86-64: a constant of the images under test, found with pahole, not with this project.
+_STRUCT_PAGE_WORDS = 64 // 4
+_REFCOUNT_WORD = 52 // 4
+
+
+class LabTimeoutError(AssertionError):
+    """Something did not happen before its deadline; the text has what the lab printed."""
+
+
+@dataclass
+class LabProcess:
+    """`dax-soak lab` in a process of its own; `close` ends it whatever happened."""
+
+    run_dir: Path
+    arguments: list[str]
+    scrapes: list[dict[tuple[str, tuple[tuple[str, str], ...]], float]] = field(
+        default_factory=list
+    )
+
+    def start(self) -> LabProcess:
+        self._out = self.run_dir.with_suffix(".out")
+        self._err = self.run_dir.with_suffix(".err")
+        command = [
+            *(sys.executable, "-m", "soak.cli", "lab", "--run-dir", str(self.run_dir)),
+            *("--listen", "127.0.0.1:0", *self.arguments),
+        ]
+        with self._out.open("wb") as out, self._err.open("wb") as err:
+            self.process = subprocess.Popen(command, stdout=out, stderr=err, cwd=ROOT)
+        return self
+
+    @property
+    def stdout(self) -> str:
+        return self._out.read_text()
+
+    @property
+    def stderr(self) -> str:
+        return self._err.read_text()
+
+    def wait_until(
+        self, what: str, condition: Callable[[], bool], seconds: float = DEADLINE_SECONDS
+    ) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            if self.process.poll() is not None and not condition():
+                raise LabTimeoutError(f"the lab ended before {what}:\n{self.stderr}{self.stdout}")
+            if time.monotonic() > deadline:
+                raise LabTimeoutError(f"{what} took too long:\n{self.stderr}{self.stdout}")
+            time.sleep(0.1)
+
+    def finish(self, seconds: float = DEADLINE_SECONDS) -> int:
+        try:
+            return self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            raise LabTimeoutError(f"the lab did not end:\n{self.stderr}{self.stdout}") from None
+
+    def interrupt(self) -> None:
+        """Do what Ctrl-C does."""
+        self.process.send_signal(signal.SIGINT)
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(_END_SECONDS)
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+
+    @property
+    def address(self) -> str | None:
+        match = re.search(r"Metrics at (http://\S+)", self.stderr)
+        return match[1] if match else None
+
+    def scrape(self) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+        """Fetch the metrics over HTTP, by name and labels."""
+        self.wait_until("metrics are served", lambda: self.address is not None)
+        with urllib.request.urlopen(self.address or "", timeout=30) as answer:  # noqa: S310 - loopback
+            text = answer.read().decode()
+        return {
+            (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+        }
+
+    def metric(self, name: str, **labels: str) -> float:
+        """Sum the series of a metric that have these labels, from a scrape of now."""
+        return total(self.scrape(), name, **labels)
+
+    def ledger(self) -> LedgerReader | None:
+        """Open the ledger by its header alone, once it is there."""
+        try:
+            return LedgerReader.open(self.run_dir / "ledger")
+        except (OSError, LedgerError):
+            return None
+
+    def operations(self) -> int:
+        """Return how many operations were begun."""
+        reader = self.ledger()
+        if reader is None:
+            return 0
+        with reader:
+            return sum(block.get("begun") for block in reader.blocks("worker"))
+
+    def events(self, name: str | None = None) -> list[dict[str, Any]]:
+        journal = self.run_dir / "journal.jsonl"
+        if not journal.exists():
+            return []
+        return [line for line in read_journal(journal) if name in {None, line["event"]}]
+
+    def verdict(self) -> dict[str, Any]:
+        verdict: dict[str, Any] = json.loads((self.run_dir / "verdict.json").read_text())
+        return verdict
+
+    def violations(self, kind: str) -> list[dict[str, Any]]:
+        return [entry for entry in self.verdict()["violations"] if entry["kind"] == kind]
+
+    def qemu_pid(self) -> int:
+        return int(self.events("lab.started")[0]["qemu_pid"])
+
+
+def total(
+    scrape: dict[tuple[str, tuple[tuple[str, str], ...]], float], name: str, **labels: str
+) -> float:
+    """Sum the series of a scrape that have this name and these labels."""
+    return sum(
+        value
+        for (found, own), value in scrape.items()
+        if found == f"dax_soak_{name}" and labels.items() <= dict(own).items()
+    )
+
+
+class NvdimmReader:
+    """Reads the guest's struct pages of the device-dax in the file that stands for the NVDIMM.
+
+    It shares nothing with the soak's own way: no BPF, no type information, not even the guest.
+    """
+
+    def __init__(self, image: Path) -> None:
+        # The open file outlives its name, which the lab removes at the end of the run.
+        self._file = os.open(image, os.O_RDONLY | os.O_CLOEXEC)
+
+    def reference_sum(self) -> int | None:
+        """Sum the reference counts of all pages, or None while there is no device-dax yet."""
+        head = os.pread(self._file, 4096, _SUPERBLOCK_OFFSET)
+        if not head.startswith(_SIGNATURE):
+            return None
+        data = int.from_bytes(head[_DATA_OFFSET_FIELD : _DATA_OFFSET_FIELD + 8], "little")
+        # The array lies between the superblock and the data, on a 2 MiB boundary of its own.
+        start = 2 << 20
+        words = memoryview(os.pread(self._file, data - start, start)).cast("I")
+        return sum(words[_REFCOUNT_WORD::_STRUCT_PAGE_WORDS])
+
+    def close(self) -> None:
+        os.close(self._file)
+
+
+@contextlib.contextmanager
+def lab(run_dir: Path, *arguments: str) -> Iterator[LabProcess]:
+    """Start the lab, and end it when the test is done with it."""
+    process = LabProcess(run_dir, list(arguments)).start()
+    try:
+        yield process
+    finally:
+        process.close()
+
+
+def alive(pid: int) -> bool:
+    """Say whether a process is there and is no zombie."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"

@@ -1,0 +1,230 @@
+"""A clean soak of Debian's kernel: one boot, in which a worker is killed on the way."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from soak.verdict import judge
+from soak.journal import read_journal
+from tests.lab_support import ROOT, LabProcess, NvdimmReader, alive, lab, total
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = pytest.mark.lab
+
+SEED = "77"
+KNOWN_LEAK = "type1-device-dax-leak"
+
+
+@dataclass
+class Soaked:
+    """What was seen of a run from outside while it ran, and after."""
+
+    process: LabProcess
+    code: int = -1
+    leaked_by_image: int = -1
+    scrapes: list[Any] = field(default_factory=list)
+    first_choices: dict[str, list[tuple[int, int, int]]] = field(default_factory=dict)
+    qemu_pid: int = 0
+
+
+@pytest.fixture(scope="module")
+def soaked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Soaked]:
+    directory = tmp_path_factory.mktemp("soak") / "run"
+    arguments = ("--kernel", "debian:6.1", "--duration", "45s", "--seed", SEED)
+    with lab(directory, *arguments, "--fault", "kill-worker:12") as process:
+        seen = Soaked(process)
+        process.wait_until("the NVDIMM is there", (directory / ".nvdimm").exists)
+        image = NvdimmReader(directory / ".nvdimm")
+        idle = _idle_sum(process, image)
+        seen.qemu_pid = process.qemu_pid()
+        while process.process.poll() is None:
+            seen.scrapes.append(process.scrape())
+            _note_choices(process, seen)
+            if total(seen.scrapes[-1], "run_active") == 0 and len(seen.scrapes) > 3:
+                break
+            time.sleep(1.0)
+        seen.code = process.finish()
+        seen.leaked_by_image = (image.reference_sum() or 0) - idle
+        image.close()
+        yield seen
+
+
+def _idle_sum(process: LabProcess, image: NvdimmReader) -> int:
+    """Read the counts of the fresh device: they do not change until the first pin."""
+    sums: list[int] = []
+    stable = 5
+
+    def settled() -> bool:
+        found = image.reference_sum()
+        if found:
+            sums.append(found)
+        return len(sums) >= stable and len(set(sums[-stable:])) == 1
+
+    process.wait_until("the device-dax is idle", settled)
+    assert process.operations() == 0, "the first operation came before the counts were read"
+    return sums[-1]
+
+
+def _note_choices(process: LabProcess, seen: Soaked) -> None:
+    """Keep the beginning of each flight recorder, before the ring comes round."""
+    reader = process.ledger()
+    if reader is None:
+        return
+    with reader:
+        for block in reader.blocks("worker"):
+            if block.block.name in seen.first_choices or block.get("ended") == 0:
+                continue
+            names = block.block.fields["recorder"].axes[1]
+            assert not isinstance(names, int)
+            rows = [dict(zip(names, row, strict=True)) for row in block.rows("recorder")]
+            done = [row for row in rows if row["end_ns"]]
+            if min((row["choice"] for row in done), default=1) == 0:
+                seen.first_choices[block.block.name] = [
+                    (row["choice"], row["offset"], row["length"]) for row in done
+                ]
+
+
+def test_finds_the_leak_of_this_kernel_and_nothing_else(soaked: Soaked) -> None:
+    """The reading of the image says what the kernel did; the soak must have found just that."""
+    verdict = soaked.process.verdict()
+    leaks = soaked.process.violations("leak")
+    if soaked.leaked_by_image:
+        assert [(leak["known_issue"], leak["count"]) for leak in leaks] == [
+            (KNOWN_LEAK, soaked.leaked_by_image)
+        ]
+    else:
+        assert leaks == []
+    assert [entry for entry in verdict["violations"] if entry["kind"] != "leak"] == []
+    assert verdict["verdict"] == "pass"
+    assert soaked.code == 0
+
+
+def test_probe_at_the_start_agrees_with_the_image(soaked: Soaked) -> None:
+    probes = soaked.process.events("known-issue.probed")
+    assert [probe["known_issue"] for probe in probes] == [KNOWN_LEAK]
+    assert probes[0]["confirmed"] == (soaked.leaked_by_image > 0)
+
+
+def test_strict_fails_on_the_known_issue(soaked: Soaked) -> None:
+    strict = judge(read_journal(soaked.process.run_dir / "journal.jsonl"), strict=True)
+    assert strict.verdict == ("fail" if soaked.leaked_by_image else "pass")
+
+
+def test_every_cell_was_covered(soaked: Soaked) -> None:
+    coverage = soaked.process.verdict()["coverage"]
+    assert {(cell["operation"], cell["region"]) for cell in coverage} >= {
+        ("map", "device-dax"),
+        ("map", "fs-dax"),
+        ("map", "anonymous"),
+        ("unmap", "device-dax"),
+        ("truncate-down", "fs-dax"),
+        ("truncate-up", "fs-dax"),
+        ("punch-hole", "fs-dax"),
+    }
+    assert all(cell["attempts"] >= cell["required"] > 0 for cell in coverage)
+
+
+def test_fs_dax_is_refused_with_the_right_errno(soaked: Soaked) -> None:
+    last = soaked.scrapes[-1]
+    refused = total(
+        last, "pin_refusals_total", region="fs-dax", errno="EOPNOTSUPP", expected="true"
+    )
+    assert refused >= 100
+    assert total(last, "pin_refusals_total", expected="false") == 0
+    assert total(last, "unexpected_pins_total") == 0
+
+
+def test_killed_worker_is_a_restart_and_no_violation(soaked: Soaked) -> None:
+    deaths = soaked.process.events("worker.died")
+    assert [(death["worker"], death["signal"]) for death in deaths] == [("mapper-0", 9)]
+    assert len(soaked.process.events("worker.restarted")) == 1
+    assert total(soaked.scrapes[-1], "worker_restarts_total", role="mapper") == 1
+
+
+def test_metrics_while_it_ran(soaked: Soaked) -> None:
+    active = [scrape for scrape in soaked.scrapes if total(scrape, "run_active")]
+    assert len(active) >= 3
+    assert all(total(scrape, "up") == 1 for scrape in soaked.scrapes)
+    operations = [total(scrape, "operations_total") for scrape in active]
+    assert operations == sorted(operations)
+    assert operations[-1] > operations[0]
+    assert total(active[-1], "foll_pins_acquired_total") > 0
+    info = next(labels for (name, labels) in active[-1] if name == "dax_soak_run_info")
+    assert dict(info)["kernel_release"].startswith("6.1.")
+    assert dict(info)["filesystem"] == "ext4"
+
+
+def test_leak_metrics_equal_the_prediction_in_every_scrape(soaked: Soaked) -> None:
+    for scrape in soaked.scrapes:
+        leaked = total(scrape, "leaked_page_references", known_issue=KNOWN_LEAK)
+        assert leaked == total(scrape, "predicted_leaked_page_references", known_issue=KNOWN_LEAK)
+        assert total(scrape, "leaked_page_references", known_issue="none") == 0
+
+
+def test_workers_did_what_the_seed_says(soaked: Soaked) -> None:
+    """`--print-choices` needs no kernel, and tells what the flight recorders of the guest hold."""
+    assert soaked.first_choices, "no flight recorder was read before it came round"
+    count = max(len(rows) for rows in soaked.first_choices.values())
+    printed = subprocess.run(
+        [sys.executable, "-m", "soak.cli", "lab", "--seed", SEED, "--print-choices", str(count)],
+        check=True, capture_output=True, text=True, cwd=ROOT, timeout=120,
+    ).stdout  # fmt: skip
+    told = {
+        (words[0], int(words[1])): (int(_after(words, "offset")), int(_after(words, "length")))
+        for words in map(str.split, printed.splitlines())
+    }
+    for worker, rows in soaked.first_choices.items():
+        for number, offset, length in rows:
+            assert told[worker, number] == (offset, length)
+
+
+def _after(words: list[str], name: str) -> str:
+    return words[words.index(name) + 1]
+
+
+def test_journal_is_numbered_and_says_how_it_began_and_ended(soaked: Soaked) -> None:
+    events = soaked.process.events()
+    assert [event["seq"] for event in events] == list(range(1, len(events) + 1))
+    names = [event["event"] for event in events]
+    for wanted in ("lab.started", "machine.booted", "run.started", "sample.taken", "run.ended"):
+        assert wanted in names
+    assert {"time", "monotonic", "boot_id", "event", "level"} <= set(events[0])
+
+
+def test_verdict_can_be_computed_from_the_journal(soaked: Soaked) -> None:
+    recomputed = judge(read_journal(soaked.process.run_dir / "journal.jsonl"))
+    written = soaked.process.verdict()
+    assert recomputed.verdict == written["verdict"]
+    assert [vars(entry) for entry in recomputed.violations] == written["violations"]
+    assert [vars(entry) for entry in recomputed.coverage] == written["coverage"]
+
+
+def test_run_directory_is_complete_and_holds_no_scratch(soaked: Soaked) -> None:
+    left = {path.name for path in soaked.process.run_dir.iterdir()}
+    assert left == {
+        "console.log", "journal.jsonl", "ledger", "report.txt", "run.toml", "verdict.json",
+    }  # fmt: skip
+
+
+def test_report_tells_it_in_80_columns(soaked: Soaked) -> None:
+    shown = subprocess.run(
+        [sys.executable, "-m", "soak.cli", "report", str(soaked.process.run_dir)],
+        check=False, capture_output=True, text=True, cwd=ROOT, timeout=120,
+    )  # fmt: skip
+    assert shown.returncode == soaked.code
+    assert shown.stdout.startswith("verdict   PASS")
+    for line in shown.stdout.splitlines():
+        assert len(line) < 80 or str(soaked.process.run_dir) in line
+    assert shown.stdout == soaked.process.stdout
+
+
+def test_nothing_is_left_running(soaked: Soaked) -> None:
+    assert not alive(soaked.qemu_pid)
