@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import sys
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import structlog
+
 from exporter.server import DEFAULT_LISTEN, parse_listen, serve
 from soak.errors import UsageError
+from soak.log import configure
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -23,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Serve until SIGTERM or SIGINT and return the exit code."""
     parent = os.getppid()
     arguments = _parser().parse_args(argv)
-    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.INFO)
+    configure(program="exporter")
     try:
         host, port = parse_listen(arguments.listen)
         serve(
@@ -73,12 +75,16 @@ def _open_directory(path: Path) -> int:
 
 def _announcer(descriptor: int | None) -> Callable[[str], None]:
     if descriptor is None:
-        return partial(logging.getLogger("exporter").info, "listening on %s")
+        return _log_address
     try:
         os.fstat(descriptor)
     except OSError as error:
         raise UsageError(f"--ready-fd {descriptor} is no open descriptor.") from error
     return partial(_announce, descriptor)
+
+
+def _log_address(address: str) -> None:
+    structlog.get_logger().info("listening", address=address)
 
 
 def _announce(descriptor: int, address: str) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from typing import TYPE_CHECKING, Final
 
+import structlog
 from prometheus_client.registry import Collector
 
 from exporter.groups import GROUPS, info, single
@@ -32,7 +32,7 @@ UNREADABLE: Final = (
     AttributeError,
 )
 _OPENING: Final = "the ledger"
-_LOG: Final = logging.getLogger(__name__)
+_LOG: Final[structlog.typing.FilteringBoundLogger] = structlog.get_logger()
 
 
 class LedgerCollector(Collector):
@@ -85,7 +85,7 @@ class LedgerCollector(Collector):
         """Log what is new, so that a broken ledger does not fill the log at every scrape."""
         for subject, complaint in complaints.items():
             if self._complaints.get(subject) != complaint:
-                _LOG.warning("cannot read %s: %s", subject, complaint)
+                _LOG.warning("cannot read", subject=subject, complaint=complaint)
         if self._complaints and not complaints:
             _LOG.info("the ledger can be read now")
         self._complaints = complaints

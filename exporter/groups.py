@@ -179,10 +179,10 @@ def _pins(snapshot: Snapshot) -> Iterator[Metric]:
     )
     unexpected: Counter[tuple[str, ...]] = Counter()
     granted = snapshot.supervisor.named_rows("unexpected_pins")
-    for region in snapshot.regions:
-        for interface, count in granted[region.name].items():
+    for kind in dict.fromkeys(region.kind for region in snapshot.regions):
+        for interface, count in granted[kind].items():
             if interface != Interface.NONE:  # which pins nothing
-                unexpected[region.kind, interface] += count
+                unexpected[kind, interface] += count
     yield plain("unexpected_pins_total", unexpected)
 
 

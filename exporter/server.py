@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno
 import gzip
 import io
-import logging
 import os
 import re
 import signal
@@ -22,6 +21,7 @@ from socketserver import TCPServer
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
+import structlog
 from prometheus_client.exposition import gzip_accepted
 
 from exporter.collector import LedgerCollector
@@ -45,7 +45,7 @@ _ENDING: Final = frozenset({signal.SIGTERM, signal.SIGINT})
 _LISTEN: Final = re.compile(r"(?:\[(?P<six>[^\[\]]+)\]|(?P<host>[^:\[\]]+)):(?P<port>[0-9]{1,5})")
 _MAX_PORT: Final = 65535
 _BUSY: Final = b"HTTP/1.0 503 Service Unavailable\r\nRetry-After: 10\r\nContent-Length: 0\r\n\r\n"
-_LOG: Final = logging.getLogger(__name__)
+_LOG: Final[structlog.typing.FilteringBoundLogger] = structlog.get_logger()
 
 
 def parse_listen(text: str) -> tuple[str, int]:
@@ -146,9 +146,9 @@ class ExporterServer(ThreadingHTTPServer):
     def handle_error(self, request: _Request, client_address: object) -> None:
         del request  # the base closes it
         if isinstance(sys.exception(), ConnectionError):
-            _LOG.debug("%s went away", client_address)
+            _LOG.debug("client went away", client=client_address)
         else:
-            _LOG.exception("cannot answer %s", client_address)
+            _LOG.exception("cannot answer", client=client_address)
 
 
 class _DeadlineReader(io.RawIOBase):
@@ -194,7 +194,7 @@ class _Handler(BaseHTTPRequestHandler):
     do_PUT = do_DELETE = do_PATCH = do_OPTIONS = do_POST  # noqa: N815 - the same
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base's name
-        _LOG.debug("%s: " + format, self.address_string(), *args)
+        _LOG.debug(format % args, client=self.address_string())
 
     def _metrics(self) -> None:
         body, content_type = metrics_page(self.server.collector, self.headers.get("Accept", ""))

@@ -5,6 +5,7 @@ Each key stands once, as a field with its parser and its meaning; unknown keys a
 
 from __future__ import annotations
 
+import math
 import re
 import tomllib
 from dataclasses import MISSING, Field, dataclass, field, fields
@@ -27,6 +28,7 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,31}")
 _MAX_WORKERS = 64
 _MAX_DURATION_SECONDS = 366 * 86400.0
 _MAX_SEED = 2**63 - 1
+_MAX_SIZE = 2**63 - 1
 _FUNCTION = re.compile(r"[0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
 
 
@@ -38,7 +40,8 @@ def parse_duration(value: object) -> float:
     """
     seconds = 0.0
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        seconds = float(value)
+        # A whole number may be too large to become a float.
+        seconds = float(value) if value <= _MAX_DURATION_SECONDS else math.inf
     elif isinstance(value, str):
         text = value.strip()
         if re.fullmatch(r"\d+(\.\d+)?", text):
@@ -54,14 +57,14 @@ def parse_size(value: object) -> int:
     """Return bytes from a number or from `"512M"`.
 
     Raises:
-        ValueError: it is neither, or not positive.
+        ValueError: it is neither, is not positive, or is more than any file has.
     """
     size = 0
     if isinstance(value, int) and not isinstance(value, bool):
         size = value
     elif isinstance(value, str) and (match := _SIZE.fullmatch(value.strip())):
         size = int(match[1]) * _SIZE_UNITS[match[2]]
-    if size <= 0:
+    if not 0 < size <= _MAX_SIZE:
         raise ValueError('a size in bytes or such as "512M" or "4G"')
     return size
 
@@ -85,9 +88,9 @@ def _name(value: object) -> str:
 
 
 def _kind(value: object) -> RegionKind:
-    if value not in set(RegionKind):
+    if not isinstance(value, str) or value not in set(RegionKind):
         raise ValueError(f"one of {', '.join(RegionKind)}")
-    return RegionKind(str(value))
+    return RegionKind(value)
 
 
 def _workers(value: object) -> int:
@@ -201,7 +204,8 @@ def load_config(path: Path) -> Config:
         table = tomllib.loads(path.read_text())
     except OSError as error:
         raise UsageError(f"The configuration {str(path)!r} cannot be read: {error.strerror}.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
+        # TOMLDecodeError and UnicodeDecodeError are that, and a number of thousands of digits is.
         raise UsageError(f"The configuration {str(path)!r} is no TOML: {error}.") from None
     return parse_config(table, str(path))
 

@@ -32,8 +32,12 @@ def in_helper(work: Callable[[], Any], seconds: float) -> Any:  # noqa: ANN401 -
     sys.stdout.flush()
     pid = os.fork()
     if pid == 0:
-        os.close(reader)
-        os._exit(_child(work, writer))
+        try:
+            os.close(reader)
+            _child(work, writer)
+        finally:
+            # Whatever was raised, the child must not go on as a second parent.
+            os._exit(0)
     os.close(writer)
     try:
         answer = _read(reader, time.monotonic() + seconds)
@@ -49,21 +53,24 @@ def in_helper(work: Callable[[], Any], seconds: float) -> Any:  # noqa: ANN401 -
         raise HelperError(f"a helper did not answer within {seconds:g} s")
     if not answer:
         raise HelperError("a helper died before it answered")
-    status, value = json.loads(answer)
+    try:
+        status, value = json.loads(answer)
+    except ValueError:
+        raise HelperError("a helper died while it answered") from None
     if status != "done":
         raise HelperError(value)
     return value
 
 
-def _child(work: Callable[[], Any], writer: int) -> int:
+def _child(work: Callable[[], Any], writer: int) -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, set())
     try:
-        answer = ["done", work()]
+        answer = json.dumps(["done", work()])
     except Exception as error:  # noqa: BLE001 - whatever it was, the parent tells it
-        answer = ["raised", "".join(traceback.format_exception_only(error)).strip()]
+        told = "".join(traceback.format_exception_only(error)).strip()
+        answer = json.dumps(["raised", told])
     with os.fdopen(writer, "w") as out:
-        json.dump(answer, out)
-    return 0
+        out.write(answer)
 
 
 def _read(reader: int, deadline: float) -> bytes | None:

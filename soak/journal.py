@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 _CHUNK: Final = 65536
 _QUEUE_LINES: Final = 4096
 _ACKNOWLEDGE_SECONDS: Final = 10.0
+_HANG_UP_SECONDS: Final = 0.05
 
 
 class Level(StrEnum):
@@ -67,6 +68,7 @@ class FileJournal:
         """Open the journal, going on behind what is there; a line cut short by a crash is ended."""
         self._boot = boot_id()
         self._seq = 0
+        self._cut = False
         self.errors = 0
         if path.exists():
             self._seq = max((line["seq"] for line in read_journal(path)), default=0)
@@ -86,8 +88,12 @@ class FileJournal:
         """Number a line that is complete but for that, append it, and return its number."""
         self._seq += 1
         text = json.dumps({"seq": self._seq, **line}, separators=(",", ":"), default=str) + "\n"
+        # What a full disk cut short must not swallow the line that comes when there is space again.
+        data = (b"\n" if self._cut else b"") + text.encode()
         try:
-            _write_all(self._file, text.encode())
+            self._cut = True
+            _write_all(self._file, data)
+            self._cut = False
             if line["level"] == Level.ERROR:
                 os.fdatasync(self._file)
         except OSError:
@@ -123,11 +129,13 @@ class PortJournal:
         self.errors = 0
 
     def write(self, event: str, level: Level = Level.INFO, **fields: Any) -> None:  # noqa: ANN401
-        self._number += 1
-        line = {"number": self._number, **stamped(event, level, fields, self._boot)}
+        if len(self._queue) >= _QUEUE_LINES:
+            self._exchange(time.monotonic(), 0)
         if len(self._queue) >= _QUEUE_LINES:
             self.errors += 1
             return
+        self._number += 1
+        line = {"number": self._number, **stamped(event, level, fields, self._boot)}
         self._queue.append(json.dumps(line, separators=(",", ":"), default=str).encode() + b"\n")
         if level is Level.ERROR:
             if not self._exchange(time.monotonic() + _ACKNOWLEDGE_SECONDS, self._number):
@@ -153,28 +161,35 @@ class PortJournal:
             readable, writable, _ = select.select(
                 [self._port], [self._port] if self._queue else [], [], left if waiting else 0
             )
-            if readable:
-                self._receive()
-            if writable:
-                self._send()
-            elif not readable and (not waiting or left == 0):
-                return not waiting
+            moved = bool(readable) and self._receive()
+            moved = (bool(writable) and self._send()) or moved
+            if not moved:
+                if not waiting or left == 0:
+                    return not waiting
+                if readable or writable:
+                    # The host has hung up, which is readable for ever.
+                    time.sleep(min(left, _HANG_UP_SECONDS))
 
-    def _send(self) -> None:
+    def _send(self) -> bool:
         try:
             sent = os.write(self._port, self._queue[0])
-        except BlockingIOError:
-            return
+        except OSError:
+            return False
         if sent < len(self._queue[0]):
             self._queue[0] = self._queue[0][sent:]
         else:
             self._queue.popleft()
+        return sent > 0
 
-    def _receive(self) -> None:
-        self._received += os.read(self._port, _CHUNK)
-        *answers, self._received = self._received.split(b"\n")
+    def _receive(self) -> bool:
+        try:
+            data = os.read(self._port, _CHUNK)
+        except OSError:
+            return False
+        *answers, self._received = (self._received + data).split(b"\n")
         if answers:
             self._acknowledged = int(answers[-1])
+        return bool(data)
 
 
 def read_journal(path: Path) -> Iterator[dict[str, Any]]:

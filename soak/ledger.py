@@ -235,13 +235,27 @@ class Ledger:
 
     def copy_from(self, source: Ledger, kinds: Collection[str] | None = None) -> None:
         """Copy the blocks of these kinds, or all, from `source`, which has the same layout."""
-        self._words[_MIRROR_WORD] += 1
+        # A copier that was killed left an odd number.
+        self._words[_MIRROR_WORD] |= 1
         for block in self.layout.blocks.values():
             if kinds is None or block.kind in kinds:
                 first = block.offset // WORD
                 last = first + block.words
-                self._words[first:last] = source._words[first:last]  # noqa: SLF001 - its own class
+                self._words[first:last] = source._words[first:last]
+                for field in block.fields.values():
+                    if field.is_group:
+                        self._copy_group(source, first + field.offset, field.words)
         self._words[_MIRROR_WORD] += 1
+
+    def _copy_group(self, source: Ledger, first: int, length: int) -> None:
+        """Copy words that agree; where they go on changing, the copy is torn and says so."""
+        for _ in range(_READ_ATTEMPTS):
+            sequence = source._words[first]
+            self._words[first : first + length] = source._words[first : first + length]
+            if sequence % 2 == 0 and source._words[first] == sequence:
+                self._words[first] = sequence
+                return
+        self._words[first] = sequence | 1
 
 
 class BlockWriter:

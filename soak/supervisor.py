@@ -17,6 +17,7 @@ import schedule
 from soak.abi.procfs import boot_id, foll_pins, kernel_release, locked_and_pinned_bytes, taint
 from soak.journal import Level
 from soak.reporter import REPORT_SECONDS
+from soak.sweeper import FULL_HEADROOM_PPM
 from soak.tally import completed_operations
 from soak.vocabulary import Detector, RunState, VerdictWord
 
@@ -99,6 +100,8 @@ class Supervisor:
         block.set("started_ns", time.monotonic_ns())
         block.set("ends_ns", time.monotonic_ns() + int(self._duration * 1e9))
         block.set("coverage_cells_required", len(self._run["promised"]))
+        for region in range(len(block.names("headroom_ppm"))):
+            block.set("headroom_ppm", FULL_HEADROOM_PPM, region)
         self._beat()
         self._journal.write("machine.booted", kernel=kernel_release())
         self._journal.write("run.started", mirrored=self._mirror is not None, **self._run)

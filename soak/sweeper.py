@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from soak.ledger import BlockWriter
     from soak.reporter import Reporter
 
-_PPM: Final = 1_000_000
+FULL_HEADROOM_PPM: Final = 1_000_000
 
 
 class Sweeper:
@@ -60,7 +60,6 @@ class Sweeper:
         first, last = issue.kernels
         in_scope = first <= parse_release(kernel_release()) < last
         for watch in self._watches:
-            self._block.set("headroom_ppm", _PPM, *self._position(watch))
             if watch.idle.preexisting:
                 self._journal.write(
                     "region.differs",
@@ -107,8 +106,8 @@ class Sweeper:
         block.add("swept_pages", measured.pages, *position)
         block.set("sweep_duration_ns", now - start, *position)
         block.set("last_sweep_ns", now, *position)
-        headroom = _PPM - measured.highest * _PPM // REFCOUNT_LIMIT
-        block.set("headroom_ppm", max(headroom, 0), *position)
+        used = measured.highest * FULL_HEADROOM_PPM // REFCOUNT_LIMIT
+        block.set("headroom_ppm", max(FULL_HEADROOM_PPM - used, 0), *position)
         if held.uncertain:
             self._settle(watch, held, measured)
         self._store(watch, measured)

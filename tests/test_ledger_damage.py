@@ -220,7 +220,7 @@ def with_header(path: Path, described: str | dict[str, Any]) -> None:
     """Write a header that is intact, whatever it describes, into a file that is large enough."""
     text = (described if isinstance(described, str) else json.dumps(described)).encode()
     path.write_bytes(PREFIX.pack(MAGIC, FORMAT, len(text), 0, zlib.crc32(text)) + text)
-    os.truncate(path, 1 << 16)
+    os.truncate(path, 1 << 20)
 
 
 def description() -> dict[str, Any]:

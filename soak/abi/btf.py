@@ -48,6 +48,8 @@ class Btf:
     """Type information, read no further than a question needs."""
 
     def __init__(self, data: bytes) -> None:
+        if len(data) < _HEADER.size:
+            raise BtfError(f"type information of {len(data)} bytes is cut short")
         magic, _, _, header, self._types, length, strings, _ = _HEADER.unpack_from(data)
         if magic != _MAGIC:
             raise BtfError(f"type information starts with {magic:#x}, not with {_MAGIC:#x}")

@@ -113,7 +113,8 @@ def _recent(block: BlockWriter, cell: int, result: int | None) -> list[dict[str,
         start = number % RECORDER_LENGTH * width
         line = dict(zip(RECORDER_COLUMNS, recorder[start : start + width], strict=True))
         matches = line["result"] == result if result is not None else line["result"] != 0
-        if line["cell"] == cell and matches:
+        # A line without an end was skipped, and its result is that of an older operation.
+        if line["cell"] == cell and line["end_ns"] and matches:
             lines.append(line)
             if len(lines) == _EVIDENCE_LINES:
                 break

@@ -141,6 +141,11 @@ def plan_workers(
         region = fs_regions[index % len(fs_regions)]
         sharers = len(range(index % len(fs_regions), invalidators, len(fs_regions)))
         files = range(index // len(fs_regions), region.size // FILE_SIZE, sharers)
+        if not files:
+            raise UsageError(
+                f"The region {region.name!r} has {region.size // FILE_SIZE} files of {FILE_SIZE} bytes "
+                f"for {sharers} invalidators: give it a larger size, or have fewer invalidators."
+            )
         plans.append(
             WorkerPlan(
                 f"invalidator-{index}", Role.INVALIDATOR, index, _invalidator_cells(scenario),

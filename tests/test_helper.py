@@ -1,0 +1,147 @@
+"""Helpers: an answer, or the reason why there is none; never a process that stays."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from soak.helper import HelperError, in_helper
+from tests.soak_support import DEADLINE
+
+
+def children() -> set[int]:
+    """Return this process's children, those that ended and were not waited for included."""
+    found = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    return {int(pid) for pid in found}
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays() -> Any:  # noqa: ANN401 - a generator fixture
+    before, descriptors = children(), set(os.listdir("/proc/self/fd"))
+    yield
+    assert children() == before
+    assert set(os.listdir("/proc/self/fd")) == descriptors
+
+
+@pytest.mark.parametrize(
+    "answer", [None, 0, "ü\n", [1, [2.5, None]], {"a": {"b": True}}, "", False, "x" * 500_000]
+)
+def test_a_result_comes_back(answer: object) -> None:
+    assert in_helper(lambda: answer, DEADLINE) == answer
+
+
+def test_the_work_is_done_elsewhere() -> None:
+    here: list[int] = []
+    pid = in_helper(lambda: (here.append(1), os.getpid())[1], DEADLINE)
+    assert pid != os.getpid()
+    assert here == []
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.EIO, "no luck"), ValueError("two\nlines"), RuntimeError()]
+)
+def test_an_exception_is_told(error: Exception) -> None:
+    def fail() -> None:
+        raise error
+
+    with pytest.raises(HelperError) as caught:
+        in_helper(fail, DEADLINE)
+    assert type(error).__name__ in str(caught.value)
+    assert str(error) in str(caught.value)
+
+
+def test_a_result_that_cannot_be_told_is_an_error() -> None:
+    with pytest.raises(HelperError, match="TypeError"):
+        in_helper(object, DEADLINE)
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_death_is_told(signal_number: signal.Signals) -> None:
+    with pytest.raises(HelperError, match="died before it answered"):
+        in_helper(lambda: os.kill(os.getpid(), signal_number), DEADLINE)
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_an_exit_is_no_answer(code: int) -> None:
+    with pytest.raises(HelperError, match="died before it answered"):
+        in_helper(lambda: os._exit(code), DEADLINE)
+
+
+@pytest.mark.parametrize("raised", [SystemExit(0), KeyboardInterrupt()])
+def test_the_child_never_goes_on_as_a_second_parent(
+    raised: BaseException, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def leave() -> None:
+        raise raised
+
+    parent = os.getpid()
+    try:
+        with pytest.raises(HelperError, match="died before it answered"):
+            in_helper(leave, DEADLINE)
+    finally:
+        if os.getpid() != parent:
+            os._exit(0)
+    assert capfd.readouterr().out == ""
+
+
+def test_half_an_answer_is_a_death() -> None:
+    def stammer() -> None:
+        # The pipe to the parent is the newest descriptor.
+        writer = max(int(name) for name in os.listdir("/proc/self/fd") if _is_pipe(name))
+        os.write(writer, b'["done", [1, 2')
+        os._exit(0)
+
+    with pytest.raises(HelperError, match="died while it answered"):
+        in_helper(stammer, DEADLINE)
+
+
+def _is_pipe(descriptor: str) -> bool:
+    try:
+        return os.readlink(f"/proc/self/fd/{descriptor}").startswith("pipe:")
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("deaf", [False, True])
+def test_a_deadline_ends_the_child(tmp_path: Path, deaf: bool) -> None:  # noqa: FBT001 - a parameter of the test
+    note = tmp_path / "pid"
+
+    def hang() -> None:
+        if deaf:
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+                signal.signal(number, signal.SIG_IGN)
+        note.write_text(str(os.getpid()))
+        time.sleep(10 * DEADLINE)
+
+    # The child may be too slow to leave its note, and is ended all the same: ask for longer then.
+    for seconds in (0.3, 1.0, 3.0, 9.0, 27.0):
+        with pytest.raises(HelperError, match=f"did not answer within {seconds:g} s"):
+            in_helper(hang, seconds)
+        if note.exists() and note.read_text():
+            break
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(note.read_text()), 0)
+
+
+def test_signals_that_the_parent_holds_back_reach_the_child() -> None:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        with pytest.raises(HelperError, match="died before it answered"):
+            in_helper(lambda: os.kill(os.getpid(), signal.SIGTERM), DEADLINE)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def test_what_is_printed_is_printed_once(capfd: pytest.CaptureFixture[str]) -> None:
+    sys.stdout.write("before ")
+    in_helper(lambda: None, DEADLINE)
+    sys.stdout.write("after")
+    sys.stdout.flush()
+    assert capfd.readouterr().out == "before after"

@@ -1,0 +1,201 @@
+"""What a kernel's name may be, and the one sentence for what it may not be."""
+
+from __future__ import annotations
+
+import os
+import struct
+import tempfile
+from pathlib import Path
+from unittest import mock
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from soak.errors import UsageError
+from soak.lab.cache import Cache
+from soak.lab.image import GuestRoot
+from soak.lab.kernels import DEBIAN_SUITES, KernelStore, boot_image_release
+
+deterministic = settings(derandomize=True, database=None, deadline=None, max_examples=150)
+
+SETUP_BYTES = 0x4000
+TEXT_PLACE = 0x3000
+
+
+def boot_image(
+    text: bytes,
+    *,
+    place: int = TEXT_PLACE,
+    flag: int = 0xAA55,
+    magic: bytes = b"HdrS",
+    size: int = SETUP_BYTES,
+) -> bytes:
+    """Make the start of a bzImage (Documentation/arch/x86/boot.rst)."""
+    image = bytearray(b"\xcc" * size)
+    struct.pack_into("<H", image, 0x1FE, flag)
+    image[0x202:0x206] = magic
+    struct.pack_into("<H", image, 0x20E, place - 0x200 if place else 0)
+    if place:
+        image[place : place + len(text)] = text
+    return bytes(image)
+
+
+def check_sentence(error: BaseException, *named: str) -> None:
+    """One sentence, that names what was given and ends."""
+    sentence = str(error)
+    assert "\n" not in sentence
+    assert sentence[0].isupper()
+    assert sentence.endswith(".")
+    assert ". " not in sentence
+    for text in named:
+        assert text in sentence
+
+
+def store(directory: Path) -> KernelStore:
+    return KernelStore(Cache(directory / "cache"), mock.Mock(spec=GuestRoot))
+
+
+# --- the release that an image names ---
+
+releases = st.from_regex(
+    r"[0-9]{1,2}(\.[0-9]{1,3}){1,2}([-+_~.][A-Za-z0-9]{1,8}){0,3}", fullmatch=True
+)
+
+
+@given(releases, st.sampled_from([b" (root@host) #1 SMP\0", b"\0", b" \0", b" \n\0"]))
+@example("6.1.0-56-amd64", b" (debian-kernel@lists.debian.org) #1 SMP PREEMPT_DYNAMIC\0")
+@example("6.12.0-rc3+", b" (a@b) #1\0")
+@deterministic
+def test_the_release_is_the_first_word_of_the_version(release: str, rest: bytes) -> None:
+    with tempfile.NamedTemporaryFile() as image:
+        Path(image.name).write_bytes(boot_image(release.encode() + rest))
+        assert boot_image_release(Path(image.name)) == release
+
+
+@pytest.mark.parametrize("place", [0x210, 0x268, 0x1000, SETUP_BYTES - 8])
+def test_the_version_may_be_anywhere_in_the_setup_code(tmp_path: Path, place: int) -> None:
+    (tmp_path / "bzImage").write_bytes(boot_image(b"6.1.0\0", place=place))
+    assert boot_image_release(tmp_path / "bzImage") == "6.1.0"
+
+
+def test_a_link_to_an_image_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "vmlinuz-6.1.0").write_bytes(boot_image(b"6.1.0 x\0"))
+    (tmp_path / "vmlinuz").symlink_to("vmlinuz-6.1.0")
+    assert boot_image_release(tmp_path / "vmlinuz") == "6.1.0"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\x7fELF" + bytes(0x1000),
+        b"\x1f\x8b" + bytes(range(256)) * 64,
+        bytes(SETUP_BYTES),
+        boot_image(b"6.1.0\0", flag=0x55AA),
+        boot_image(b"6.1.0\0", magic=b"SrdH"),
+        boot_image(b"6.1.0\0")[:0x20F],
+        b"#!/bin/sh\n",
+    ],
+    ids=["empty", "ELF", "gzip", "zeros", "no boot flag", "no magic", "cut", "script"],
+)
+def test_a_file_that_is_no_boot_image_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "vmlinux").write_bytes(content)
+    with pytest.raises(UsageError) as caught:
+        boot_image_release(tmp_path / "vmlinux")
+    check_sentence(caught.value, str(tmp_path / "vmlinux"), "bzImage")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        boot_image(b"", place=0),
+        boot_image(b"6.1.0\0", place=SETUP_BYTES - 6)[:-1],
+        boot_image(b"\0"),
+        boot_image(b" 6.1.0\0"),
+        boot_image(b"../../etc\0"),
+        boot_image(b"6/../../../etc\0"),
+        boot_image(b"6.1\xff\0"),
+        boot_image(b"6.1.0\0", size=TEXT_PLACE + 8)[: TEXT_PLACE + 3],
+        boot_image(b"6.1.0\0")[:TEXT_PLACE],
+    ],
+    ids=["none", "cut end", "empty", "blank", "up", "path", "no ASCII", "cut text", "cut before"],
+)
+def test_an_image_that_names_no_release_is_refused(tmp_path: Path, content: bytes) -> None:
+    """A release becomes the name of a directory: it must be one, and never lead elsewhere."""
+    (tmp_path / "bzImage").write_bytes(content)
+    with pytest.raises(UsageError) as caught:
+        boot_image_release(tmp_path / "bzImage")
+    check_sentence(caught.value, str(tmp_path / "bzImage"), "release")
+
+
+@given(st.binary(max_size=64), st.integers(0, 0xFFFF), st.integers(0, SETUP_BYTES))
+@example(b"", 0xFFFF, SETUP_BYTES)
+@deterministic
+def test_a_damaged_image_has_a_usable_release_or_none(text: bytes, pointer: int, cut: int) -> None:
+    image = bytearray(boot_image(text))
+    struct.pack_into("<H", image, 0x20E, pointer)
+    with tempfile.NamedTemporaryFile() as file:
+        Path(file.name).write_bytes(image[:cut])
+        try:
+            release = boot_image_release(Path(file.name))
+        except UsageError as error:
+            check_sentence(error, file.name)
+        else:
+            assert release[0].isdigit()
+            assert Path(release).name == release
+
+
+def test_a_file_that_is_missing_or_a_directory_is_named(tmp_path: Path) -> None:
+    for place, reason in ((tmp_path / "missing", "No such file"), (tmp_path, "Is a directory")):
+        with pytest.raises(UsageError) as caught:
+            boot_image_release(place)
+        check_sentence(caught.value, str(place), reason)
+        with pytest.raises(UsageError) as caught:
+            store(tmp_path).find(str(place))
+        check_sentence(caught.value, str(place), reason)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
+def test_a_file_that_may_not_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "vmlinuz").write_bytes(boot_image(b"6.1.0\0"))
+    (tmp_path / "vmlinuz").chmod(0)
+    with pytest.raises(UsageError) as caught:
+        boot_image_release(tmp_path / "vmlinuz")
+    check_sentence(caught.value, str(tmp_path / "vmlinuz"), "Permission denied")
+
+
+# --- names ---
+
+
+@pytest.mark.parametrize("name", ["debian:", "debian:7.7", "debian:bookworm ", "debian:6.1:x"])
+def test_an_unknown_suite_is_refused_with_those_that_are_known(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        store(tmp_path).find(name)
+    check_sentence(caught.value, name, *(f"debian:{suite}" for suite in DEBIAN_SUITES))
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("name", ["fedora:40", ":", "Debian:6.1", "https://example.org/bzImage"])
+def test_an_unknown_kind_of_name_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        store(tmp_path).find(name)
+    check_sentence(caught.value, name, "debian:6.1")
+
+
+def test_a_file_without_modules_is_a_kernel(tmp_path: Path) -> None:
+    for name in ("bzImage", "odd:name"):
+        image = tmp_path / name
+        image.write_bytes(boot_image(b"6.12.95 (root@host) #1\0"))
+        kernel = store(tmp_path).find(str(image))
+        assert (kernel.release, kernel.image, kernel.modules) == ("6.12.95", image, None)
+
+
+def test_modules_of_another_release_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "bzImage").write_bytes(boot_image(b"6.12.95\0"))
+    other = tmp_path / "tree/lib/modules/6.12.94"
+    other.mkdir(parents=True)
+    (other / "modules.dep").touch()
+    with pytest.raises(UsageError) as caught:
+        store(tmp_path).find(str(tmp_path / "bzImage"), tmp_path / "tree")
+    check_sentence(caught.value, str(tmp_path / "tree"), "6.12.95")

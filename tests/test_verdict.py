@@ -1,0 +1,358 @@
+"""The verdict, from hand-written journals: fail over unknown over pass, and nothing is guessed."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from soak.cli import main
+from soak.journal import FileJournal, Level, read_journal
+from soak.report.text import text_report
+from soak.verdict import (
+    EXIT_CODES,
+    REQUIRED_ATTEMPTS,
+    USAGE_EXIT_CODE,
+    Judge,
+    judge,
+    lost_machine_event,
+)
+from soak.vocabulary import VerdictWord, Violation
+from tests.soak_support import KNOWN_ISSUE, deterministic
+
+BOOT = "11111111-1111-1111-1111-111111111111"
+MAP, PUNCH = "map device-dax vfio-type1", "punch-hole fs-dax none"
+PROMISED = {MAP: REQUIRED_ATTEMPTS, PUNCH: REQUIRED_ATTEMPTS}
+FIELDS = {
+    *("format", "run_id", "verdict", "reasons", "kernel", "boot_ids", "started", "ended", "seed"),
+    *("violations", "coverage", "canaries"),
+}
+VIOLATION_FIELDS = {
+    *("kind", "region", "interface", "operation", "count", "first_event", "known_issue"),
+    "summary",
+}
+COVERAGE_FIELDS = {"operation", "region", "interface", "attempts", "required"}
+
+Fields = dict[str, Any]
+Event = tuple[str, Fields]
+
+BOOTED: Event = ("machine.booted", {"kernel": "6.1.0-56-amd64"})
+STARTED: Event = (
+    "run.started",
+    {"run_id": "run-1", "seed": 7, "promised": PROMISED, "swept": ["dax", "files"]},
+)
+ENDED: Event = ("run.ended", {})
+
+
+def sample(mapped: int = 900, punched: int = 100, dax: int = 3, files: int = 1) -> Event:
+    completed = {MAP: mapped, PUNCH: punched, "unmap device-dax vfio-type1": 5}
+    return "sample.taken", {"completed": completed, "sweeps": {"dax": dax, "files": files}}
+
+
+def violation(
+    kind: str = "leak", count: int = 3, issue: str | None = None, summary: str = "pages leak"
+) -> Event:
+    return "violation.found", {
+        "kind": kind,
+        "region": "device-dax",
+        "interface": "vfio-type1",
+        "operation": "map",
+        "count": count,
+        "known_issue": issue,
+        "summary": summary,
+        "evidence": {"some": "thing"},
+    }
+
+
+def trouble(event: str, summary: str = "something broke") -> Event:
+    return event, {"summary": summary}
+
+
+GOOD = [BOOTED, STARTED, sample(), ENDED]
+TROUBLES = ["detector.failed", "expectation.missing", "harness.failed"]
+
+
+def lines(events: list[Event]) -> list[Fields]:
+    return [
+        {
+            "seq": seq,
+            "time": f"2026-01-01T00:00:{seq % 60:02}.000Z",
+            "monotonic": float(seq),
+            "boot_id": BOOT,
+            "event": event,
+            "level": "info",
+            **fields,
+        }
+        for seq, (event, fields) in enumerate(events, start=1)
+    ]
+
+
+def word(events: list[Event], *, strict: bool = False) -> VerdictWord:
+    return judge(lines(events), strict=strict).verdict
+
+
+def inserted(event: Event) -> list[Event]:
+    """Return the journal of a good run in which this happened, too."""
+    return [BOOTED, STARTED, event, sample(), ENDED]
+
+
+def test_a_run_that_saw_enough_and_nothing_wrong_passes() -> None:
+    verdict = judge(lines(GOOD))
+    assert verdict.verdict is VerdictWord.PASS
+    assert verdict.reasons == ("every expectation was met",)
+    assert (verdict.run_id, verdict.seed, verdict.kernel) == ("run-1", 7, "6.1.0-56-amd64")
+    assert verdict.boot_ids == (BOOT,)
+    assert (verdict.started, verdict.ended) == (lines(GOOD)[1]["time"], lines(GOOD)[3]["time"])
+    assert [(cell.attempts, cell.required) for cell in verdict.coverage] == [(900, 100), (100, 100)]
+
+
+@pytest.mark.parametrize("kind", list(Violation))
+def test_a_violation_that_nothing_explains_fails(kind: str) -> None:
+    verdict = judge(lines(inserted(violation(kind))))
+    assert verdict.verdict is VerdictWord.FAIL
+    assert verdict.reasons == ("pages leak",)
+    (found,) = verdict.violations
+    assert (found.kind, found.count, found.first_event, found.known_issue) == (kind, 3, 3, None)
+
+
+def test_a_known_issue_passes_and_stays_visible() -> None:
+    events = inserted(violation(issue=KNOWN_ISSUE))
+    verdict = judge(lines(events))
+    assert verdict.verdict is VerdictWord.PASS
+    assert KNOWN_ISSUE in verdict.reasons[0]
+    assert [found.known_issue for found in verdict.violations] == [KNOWN_ISSUE]
+    assert word(events, strict=True) is VerdictWord.FAIL
+
+
+def test_strictness_changes_nothing_else() -> None:
+    assert word(GOOD, strict=True) is VerdictWord.PASS
+    assert word(inserted(trouble("detector.failed")), strict=True) is VerdictWord.UNKNOWN
+
+
+def test_the_same_violation_is_summed_and_keeps_its_first_event() -> None:
+    verdict = judge(
+        lines([*GOOD[:3], violation(count=3), violation(count=4), violation(issue=KNOWN_ISSUE), ENDED])
+    )
+    assert [(v.count, v.first_event, v.known_issue) for v in verdict.violations] == [
+        (7, 4, None),
+        (3, 6, KNOWN_ISSUE),
+    ]
+
+
+def test_a_lost_machine_fails_though_the_run_never_ended() -> None:
+    lost = ("violation.found", lost_machine_event("the guest's kernel panicked", {"console": "..."}))
+    verdict = judge(lines([BOOTED, STARTED, sample(), lost]))
+    assert verdict.verdict is VerdictWord.FAIL
+    assert verdict.reasons[0] == "the guest's kernel panicked"
+    (found,) = verdict.violations
+    assert (found.kind, found.region, found.interface, found.operation) == (
+        "lost-machine",
+        *["none"] * 3,
+    )
+
+
+@pytest.mark.parametrize("event", TROUBLES)
+def test_what_kept_a_detector_from_seeing_makes_it_unknown(event: str) -> None:
+    verdict = judge(lines(inserted(trouble(event))))
+    assert verdict.verdict is VerdictWord.UNKNOWN
+    assert verdict.reasons == ("something broke",)
+
+
+def test_one_trouble_is_told_once() -> None:
+    events = [*inserted(trouble("detector.failed"))[:3], *inserted(trouble("detector.failed"))[2:]]
+    assert judge(lines(events)).reasons == ("something broke",)
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        (sample(mapped=99), "map of device-dax over vfio-type1 was completed 99 times of the 100"),
+        (sample(punched=0), "punch-hole of fs-dax over none was completed 0 times of the 100"),
+        (sample(dax=0), "region dax were never swept"),
+        (sample(files=0), "region files were never swept"),
+    ],
+)
+def test_what_was_not_looked_at_makes_it_unknown(changed: Event, reason: str) -> None:
+    verdict = judge(lines([BOOTED, STARTED, sample(), changed, ENDED]))
+    assert verdict.verdict is VerdictWord.UNKNOWN
+    assert len(verdict.reasons) == 1
+    assert reason in verdict.reasons[0]
+
+
+def test_nothing_sampled_is_nothing_covered() -> None:
+    verdict = judge(lines([BOOTED, STARTED, ENDED]))
+    assert verdict.verdict is VerdictWord.UNKNOWN
+    assert len(verdict.reasons) == 4
+
+
+@pytest.mark.parametrize(
+    ("events", "reason"),
+    [
+        ([], "no run was started"),
+        ([BOOTED], "no run was started"),
+        (GOOD[:-1], "the run did not come to its end"),
+    ],
+)
+def test_a_run_that_was_not_whole_is_unknown(events: list[Event], reason: str) -> None:
+    verdict = judge(lines(events))
+    assert verdict.verdict is VerdictWord.UNKNOWN
+    assert verdict.reasons == (reason,)
+
+
+def test_failure_prevails_and_doubts_are_still_told() -> None:
+    events = [BOOTED, STARTED, trouble("harness.failed", "it died"), violation(), sample(mapped=1)]
+    verdict = judge(lines(events))
+    assert verdict.verdict is VerdictWord.FAIL
+    assert verdict.reasons[0] == "pages leak"
+    assert "it died" in verdict.reasons
+    assert len(verdict.reasons) == 4
+    known = [BOOTED, STARTED, trouble("harness.failed"), violation(issue=KNOWN_ISSUE), sample(), ENDED]
+    assert word(known) is VerdictWord.UNKNOWN
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        ("worker.died", {"worker": "mapper-0", "signal": 9, "summary": "mapper-0 was killed"}),
+        ("leak.reconciled", {"pages": 3, "summary": "3 pages"}),
+        ("made.up", {}),
+    ],
+)
+def test_an_event_that_is_no_violation_changes_nothing(event: Event) -> None:
+    assert word(inserted(event)) is VerdictWord.PASS
+
+
+summaries = st.sampled_from(["one", "two"])
+any_event = st.one_of(
+    st.sampled_from([BOOTED, STARTED, ENDED, sample(), sample(mapped=5), sample(dax=0)]),
+    st.builds(trouble, st.sampled_from(TROUBLES), summaries),
+    st.builds(
+        violation,
+        st.sampled_from(list(Violation)),
+        st.integers(1, 5),
+        st.sampled_from([None, KNOWN_ISSUE]),
+        summaries,
+    ),
+)
+event_lists = st.lists(any_event, max_size=8) | st.lists(any_event, max_size=3).map(
+    lambda more: [*GOOD[:3], *more, sample(), ENDED]
+)
+unexplained = st.builds(violation, st.sampled_from(list(Violation)), st.integers(1, 5))
+
+
+@given(event_lists, unexplained, st.data(), st.booleans())
+@deterministic
+def test_an_unexplained_violation_never_passes(
+    events: list[Event], added: Event, data: st.DataObject, strict: bool  # noqa: FBT001 - drawn
+) -> None:
+    place = data.draw(st.integers(0, len(events)))
+    assert word([*events[:place], added, *events[place:]], strict=strict) is VerdictWord.FAIL
+
+
+@given(event_lists)
+@deterministic
+def test_the_word_follows_from_what_is_listed(events: list[Event]) -> None:
+    verdict = judge(lines(events))
+    kinds = [event for event, _ in events]
+    failed = any(found.known_issue is None for found in verdict.violations)
+    assert (verdict.verdict is VerdictWord.FAIL) == failed
+    if verdict.verdict is VerdictWord.PASS:
+        assert not set(kinds) & set(TROUBLES)
+        assert {"run.started", "run.ended", "sample.taken"} <= set(kinds)
+        assert all(cell.attempts >= cell.required for cell in verdict.coverage)
+    assert verdict.reasons
+    assert sum(found.count for found in verdict.violations) == sum(
+        fields["count"] for event, fields in events if event == "violation.found"
+    )
+
+
+@given(event_lists, st.booleans())
+@deterministic
+def test_verdict_json_has_the_fields_of_its_format(
+    events: list[Event], strict: bool  # noqa: FBT001 - drawn
+) -> None:
+    table = json.loads(judge(lines(events), strict=strict).to_json())
+    assert set(table) == FIELDS
+    assert table["format"] == 1
+    assert table["verdict"] in {"pass", "fail", "unknown"}
+    assert all(set(entry) == VIOLATION_FIELDS for entry in table["violations"])
+    assert all(set(entry) == COVERAGE_FIELDS for entry in table["coverage"])
+    assert all(isinstance(reason, str) for reason in table["reasons"])
+
+
+@given(event_lists)
+@deterministic
+def test_the_verdict_of_a_file_is_that_of_its_events(events: list[Event]) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "journal.jsonl"
+        with FileJournal(path) as journal:
+            for line in lines(events):
+                journal.append({name: value for name, value in line.items() if name != "seq"})
+        read = list(read_journal(path))
+    assert judge(read) == judge(lines(events))
+    # Whoever follows a run judges as it goes, and comes to the same end.
+    following = Judge()
+    for line in read:
+        following.see(line)
+        following.verdict()
+    assert following.verdict() == judge(read)
+
+
+def test_the_file_is_written_whole_and_for_everybody(tmp_path: Path) -> None:
+    path = tmp_path / "verdict.json"
+    path.write_text("an older one")
+    verdict = judge(lines(GOOD))
+    verdict.write(path)
+    assert path.read_text() == verdict.to_json()
+    assert path.stat().st_mode & 0o777 == 0o644
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_each_word_has_its_exit_code() -> None:
+    assert {str(word): code for word, code in EXIT_CODES.items()} == {
+        "pass": 0,
+        "fail": 1,
+        "unknown": 3,
+    }
+    assert USAGE_EXIT_CODE == 2
+
+
+@pytest.mark.parametrize(
+    ("events", "strict", "code"),
+    [
+        (GOOD, False, 0),
+        (inserted(violation()), False, 1),
+        (GOOD[:-1], False, 3),
+        (inserted(violation(issue=KNOWN_ISSUE)), False, 0),
+        (inserted(violation(issue=KNOWN_ISSUE)), True, 1),
+    ],
+)
+def test_the_report_tells_the_verdict_and_ends_with_its_code(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    events: list[Event],
+    strict: bool,  # noqa: FBT001 - a parameter of the test
+    code: int,
+) -> None:
+    with FileJournal(tmp_path / "journal.jsonl") as journal:
+        for event, fields in events:
+            journal.write(event, Level.INFO, **fields)
+    options = ["--strict"] if strict else []
+    assert main(["report", str(tmp_path), *options]) == code
+    verdict = judge(read_journal(tmp_path / "journal.jsonl"), strict=strict)
+    assert capsys.readouterr().out == text_report(verdict, tmp_path.resolve())
+    assert main(["report", str(tmp_path), "--format", "json", *options]) == code
+    assert json.loads(capsys.readouterr().out)["verdict"] == str(verdict.verdict)
+
+
+@given(event_lists)
+@deterministic
+def test_a_report_fits_a_terminal(events: list[Event]) -> None:
+    report = text_report(judge(lines(events)), Path("/run"))
+    assert all(len(line) < 80 for line in report.splitlines())
+    assert report.startswith(f"verdict   {word(events).upper()}\n")
