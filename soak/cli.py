@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from soak import __version__
 from soak.errors import UsageError
@@ -16,6 +16,8 @@ from soak.verdict import EXIT_CODES, USAGE_EXIT_CODE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from soak.plan import RunPlan
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -171,11 +173,10 @@ def _run(options: argparse.Namespace) -> int:
     raise UsageError("'dax-soak run' on this machine's own devices is not there yet: use the lab.")
 
 
-def print_choices(plan: object, count: int) -> int:
+def print_choices(plan: RunPlan, count: int) -> int:
     """Print what each worker of a plan does first."""
-    from soak.plan import RunPlan, choice_line
+    from soak.plan import choice_line
 
-    assert isinstance(plan, RunPlan)
     for worker, choice in plan.first_choices(count):
         print(choice_line(worker, choice))
     return 0

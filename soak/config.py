@@ -114,7 +114,9 @@ def _switch(value: object) -> bool:
 
 
 def _key(
-    parse: Callable[[object], Any], meaning: str, default: Any = MISSING  # noqa: ANN401
+    parse: Callable[[object], Any],
+    meaning: str,
+    default: Any = MISSING,  # noqa: ANN401
 ) -> Any:  # noqa: ANN401 - dataclasses.field() itself is typed so
     return field(default=default, metadata={"parse": parse, "meaning": meaning})
 
@@ -133,7 +135,9 @@ class RegionSection:
 
     name: str = _key(_name, "by which the region is told apart in journal, report and region_info")
     kind: RegionKind = _key(_kind, "device-dax, fs-dax or anonymous")
-    path: str = _key(_text, "device file (device-dax) or directory on a DAX file system (fs-dax)", "")
+    path: str = _key(
+        _text, "device file (device-dax) or directory on a DAX file system (fs-dax)", ""
+    )
     size: int = _key(parse_size, "bytes to use; the whole device where it is not given", 0)
 
 
@@ -203,7 +207,9 @@ def load_config(path: Path) -> Config:
     try:
         table = tomllib.loads(path.read_text())
     except OSError as error:
-        raise UsageError(f"The configuration {str(path)!r} cannot be read: {error.strerror}.") from None
+        raise UsageError(
+            f"The configuration {str(path)!r} cannot be read: {error.strerror}."
+        ) from None
     except ValueError as error:
         # TOMLDecodeError and UnicodeDecodeError are that, and a number of thousands of digits is.
         raise UsageError(f"The configuration {str(path)!r} is no TOML: {error}.") from None
@@ -233,7 +239,9 @@ def parse_config(table: Mapping[str, Any], source: str) -> Config:
             raise UsageError(f"{source}: two regions are named {name!r}: give each its own name.")
     for region in regions:
         if region.kind is not RegionKind.ANONYMOUS and not region.path:
-            raise UsageError(f"{source}: the region {region.name!r} of kind {region.kind} needs a path.")
+            raise UsageError(
+                f"{source}: the region {region.name!r} of kind {region.kind} needs a path."
+            )
     issues = table.get(_KNOWN_ISSUES, {})
     if not isinstance(issues, dict) or not all(isinstance(on, bool) for on in issues.values()):
         raise UsageError(f"{source}: [known-issues] holds names with true or false.")

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from soak.errors import UsageError
 from soak.known_issues import KNOWN_ISSUES
-from soak.ledger import Layout
 from soak.regions.fs_dax import file_count
 from soak.schema import soak_layout
 from soak.verdict import REQUIRED_ATTEMPTS
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from soak.config import Config
+    from soak.ledger import Layout
     from soak.regions import Region
 
 

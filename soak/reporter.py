@@ -69,9 +69,7 @@ class Reporter:
         issue = finding.known_issue or NO_KNOWN_ISSUE
         self._block.add_at("violations", finding.count, finding.kind, issue)
         if finding.kind is Violation.UNEXPECTED_PIN:
-            self._block.add_at(
-                "unexpected_pins", finding.count, finding.region, finding.interface
-            )
+            self._block.add_at("unexpected_pins", finding.count, finding.region, finding.interface)
 
 
 def _key(finding: Finding) -> _Key:

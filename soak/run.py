@@ -28,8 +28,8 @@ from soak.mirror import Mirror, place_ledger
 from soak.plan import RunPlan, make_plan
 from soak.regions import FsDaxRegion, open_region
 from soak.regions.fs_dax import first_files
-from soak.schema import SUPERVISOR
 from soak.reporter import Reporter
+from soak.schema import SUPERVISOR
 from soak.supervisor import Supervisor
 from soak.sweeper import Sweeper
 from soak.vocabulary import Role
@@ -38,7 +38,8 @@ from soak.workload.mapper import Mapper
 from soak.workload.worker import outcome_columns
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
+
     from soak.config import Config
     from soak.journal import Journal
     from soak.ledger import BlockWriter
@@ -189,7 +190,9 @@ def _operator_factory(
     quarantines: Sequence[memoryview[int]],
 ) -> Callable[[BlockWriter], Operator]:
     if worker.role is Role.MAPPER:
-        return functools.partial(_make_mapper, regions=regions, function=functions[worker.index + 1])
+        return functools.partial(
+            _make_mapper, regions=regions, function=functions[worker.index + 1]
+        )
     position = next(
         index for index, region in enumerate(regions) if region.name == worker.regions[0].name
     )
@@ -207,5 +210,3 @@ def _operator_factory(
 
 def _make_mapper(block: BlockWriter, regions: Sequence[Region], function: str) -> Mapper:
     return Mapper(block, regions, function)
-
-

@@ -199,7 +199,7 @@ def soak_layout(
     *,
     lab: bool,
 ) -> Layout:
-    """Describe the whole ledger of a run; `run["regions"]` lists its regions (name, kind, size, files)."""
+    """Describe the ledger of a run; `run["regions"]` has name, kind, size and files of each."""
     regions = [region["name"] for region in run["regions"]]
     files = sum(region["files"] for region in run["regions"])
     names = [name for name, _, _ in workers]

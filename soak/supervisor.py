@@ -146,7 +146,8 @@ class Supervisor:
         def run() -> None:
             due = job.next_run
             if due is not None:
-                late = max((datetime.now() - due).total_seconds(), 0.0)
+                # schedule reckons in naive local time, which is UTC in this process.
+                late = max((datetime.now() - due).total_seconds(), 0.0)  # noqa: DTZ005 - the same
                 self._block.set_at("jobs", int(late * 1e9), name, "lateness_ns")
             self._block.add_at("jobs", 1, name, "runs")
             try:

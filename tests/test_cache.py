@@ -1,4 +1,4 @@
-"""A cached directory is complete or absent, and built once, whoever asks for it at the same time."""
+"""A cached directory is complete or absent, and is built once, whoever asks at the same time."""
 
 from __future__ import annotations
 

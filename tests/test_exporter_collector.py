@@ -169,8 +169,7 @@ def test_pins_are_summed_over_the_regions_of_a_kind(tmp_path: Path, ledger: Ledg
         block.set_at("pages_mapped", 30, "pmem-a")
         block.set_at("pages_mapped", 7, "pmem-b")
         block.set_at("pages_unmapped", 10, "pmem-a")
-    ledger.block("supervisor").set_at("unexpected_pins", 2, "pmem-a", "vfio-type1")
-    ledger.block("supervisor").set_at("unexpected_pins", 3, "pmem-b", "vfio-type1")
+    ledger.block("supervisor").set_at("unexpected_pins", 5, MAPPING["region"], "vfio-type1")
     samples = read(tmp_path / "ledger")
     assert value(samples, "mapped_bytes", **MAPPING) == 2 * (20 + 7) * 4096
     assert value(samples, "mapped_bytes", **{**MAPPING, "region": "device-dax"}) == 0

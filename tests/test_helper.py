@@ -92,10 +92,11 @@ def test_the_child_never_goes_on_as_a_second_parent(
 
 
 def test_half_an_answer_is_a_death() -> None:
+    before = set(os.listdir("/proc/self/fd"))
+
     def stammer() -> None:
-        # The pipe to the parent is the newest descriptor.
-        writer = max(int(name) for name in os.listdir("/proc/self/fd") if _is_pipe(name))
-        os.write(writer, b'["done", [1, 2')
+        (writer,) = {fd for fd in os.listdir("/proc/self/fd") if fd not in before and _is_pipe(fd)}
+        os.write(int(writer), b'["done", [1, 2')
         os._exit(0)
 
     with pytest.raises(HelperError, match="died while it answered"):

@@ -125,8 +125,8 @@ def _check_lost(process: LabProcess) -> None:
         begun = {block.block.name: block.get("begun") for block in reader.blocks("worker")}
         assert reader.block("host").word("state") == "lost"
     assert all(begun.values())
-    evidence = [event for event in events if event.get("kind") == "lost-machine"][0]["evidence"]
-    assert evidence["console"]
+    found = next(event for event in events if event.get("kind") == "lost-machine")
+    assert found["evidence"]["console"]
 
 
 def test_a_killed_supervisor_makes_the_verdict_unknown(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def checked(result: int, what: str) -> int:
 
 
 def ioctl(descriptor: int, request: int, argument: Any, what: str) -> int:  # noqa: ANN401
-    """Call ioctl(2); `argument` is whatever ctypes takes for a pointer, or an integer.
+    """Ask a device; `argument` is whatever ctypes takes for a pointer, or an integer.
 
     Raises:
         OSError: the kernel refused.

@@ -72,9 +72,7 @@ class Mapping:
         self.close()
 
 
-def _mapped(
-    address: int | None, length: int, protection: int, flags: int, descriptor: int
-) -> int:
+def _mapped(address: int | None, length: int, protection: int, flags: int, descriptor: int) -> int:
     result = LIBC.mmap(address, length, protection, flags, descriptor, 0)
     if result is None or result == _FAILED:
         number = ctypes.get_errno()

@@ -62,6 +62,7 @@ def locked_and_pinned_bytes(pid: int) -> tuple[int, int]:
     Raises:
         OSError: the process is gone.
     """
-    fields = re.findall(r"^(VmLck|VmPin):\s+(\d+) kB$", (_PROC / f"{pid}/status").read_text(), re.M)
+    status = (_PROC / f"{pid}/status").read_text()
+    fields = re.findall(r"^(VmLck|VmPin):\s+(\d+) kB$", status, re.MULTILINE)
     values = {name: int(value) * _KIB for name, value in fields}
     return values.get("VmLck", 0), values.get("VmPin", 0)

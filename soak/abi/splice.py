@@ -31,7 +31,8 @@ class HeldPages:
         try:
             vector = _Vector(address, length)
             taken = checked(
-                LIBC.vmsplice(self._writer, ctypes.byref(vector), 1, 0), f"vmsplice of {length} bytes"
+                LIBC.vmsplice(self._writer, ctypes.byref(vector), 1, 0),
+                f"vmsplice of {length} bytes",
             )
             if taken != length:
                 raise OSError(f"vmsplice took {taken} of {length} bytes")

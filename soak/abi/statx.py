@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
+from pathlib import Path
 from typing import Final
 
 from soak.abi.libc import LIBC, checked
@@ -30,5 +31,5 @@ def is_dax(descriptor: int) -> bool:
 
 def device_number(path: str | os.PathLike[str]) -> str:
     """Return MAJOR:MINOR of the device that holds a file."""
-    device = os.stat(path).st_dev
+    device = Path(path).stat().st_dev
     return f"{os.major(device)}:{os.minor(device)}"

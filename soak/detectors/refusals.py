@@ -34,9 +34,7 @@ class RefusalDetector:
 
     def __init__(self, blocks: Sequence[BlockWriter], release: Release) -> None:
         self._blocks = blocks
-        self._cells = [
-            [Cell.parse(label) for label in block.names("counts")] for block in blocks
-        ]
+        self._cells = [[Cell.parse(label) for label in block.names("counts")] for block in blocks]
         self._rows = [[expected(cell, release) for cell in cells] for cells in self._cells]
         self._seen = [[0] * (len(cells) * len(COUNT_COLUMNS)) for cells in self._cells]
 
@@ -90,7 +88,9 @@ def _judge(
         count = new[FAILED_COLUMN + column]
         if count:
             kind = Violation.WRONG_ERRNO if row.refusal else Violation.UNEXPECTED_REFUSAL
-            owed = f"the kernel owes {errno_name(row.refusal)}" if row.refusal else "it must be done"
+            owed = (
+                f"the kernel owes {errno_name(row.refusal)}" if row.refusal else "it must be done"
+            )
             yield Finding(
                 kind, cell.region, cell.interface, cell.operation, count,
                 f"{label} ended with {name}, and {owed}",

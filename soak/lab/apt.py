@@ -49,7 +49,10 @@ def machine_mirror() -> Mirror:
     wanted = "$(ORIGIN)|$(RELEASE)|$(SITE)"
     listed = subprocess.run(
         ["apt-get", "indextargets", "--format", wanted, "Created-By: Packages"],
-        check=True, capture_output=True, text=True, timeout=60,
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=60,
     ).stdout
     sites: dict[bool, str] = {}
     for line in listed.splitlines():

@@ -43,7 +43,7 @@ def lab(options: argparse.Namespace) -> int:
     )
     plan = make_plan(config)
     if options.print_choices is not None:
-        from soak.cli import print_choices
+        from soak.cli import print_choices  # noqa: PLC0415 - the command line imports this module
 
         return print_choices(plan, options.print_choices)
     faults = tuple(parse_fault(text) for text in options.fault)

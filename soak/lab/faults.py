@@ -130,9 +130,7 @@ def _page_cache(scene: Scene) -> None:
     """
     copy = Path("/run/page-cache")
     shutil.copytree(scene.fs_dax_files, copy)
-    checked(
-        LIBC.mount(bytes(copy), bytes(scene.fs_dax_files), None, _MS_BIND, None), "bind mount"
-    )
+    checked(LIBC.mount(bytes(copy), bytes(scene.fs_dax_files), None, _MS_BIND, None), "bind mount")
     _kill_worker(scene)
     time.sleep(1.0)
 

@@ -229,7 +229,9 @@ def _port(name: str) -> Path:
     for entry in Path("/sys/class/virtio-ports").glob("*/name"):
         if entry.read_text().strip() == name:
             return Path("/dev") / entry.parent.name
-    raise GuestError(f"the kernel shows no virtio-serial port {name}: it needs CONFIG_VIRTIO_CONSOLE")
+    raise GuestError(
+        f"the kernel shows no virtio-serial port {name}: it needs CONFIG_VIRTIO_CONSOLE"
+    )
 
 
 def _functions_of(identity: tuple[str, str]) -> Iterator[Path]:
@@ -263,7 +265,9 @@ def _bind_functions() -> Iterator[str]:
 def _make_namespaces(order: Order) -> tuple[str, int]:
     """Divide the NVDIMM in a device-dax and a file system; return the device and its alignment."""
     if not _appears(Path("/sys/bus/nd/devices/region0")):
-        raise GuestError("the kernel shows no NVDIMM: it needs CONFIG_ACPI_NFIT and CONFIG_LIBNVDIMM")
+        raise GuestError(
+            "the kernel shows no NVDIMM: it needs CONFIG_ACPI_NFIT and CONFIG_LIBNVDIMM"
+        )
     _tool("ndctl", "disable-region", "region0")
     _tool("ndctl", "init-labels", "-f", "nmem0")
     _tool("ndctl", "enable-region", "region0")

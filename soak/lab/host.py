@@ -14,7 +14,6 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import tomli_w
@@ -24,7 +23,6 @@ from soak.errors import UsageError
 from soak.journal import FileJournal, Level, stamped
 from soak.lab import protocol, rundir
 from soak.lab.cpio import CpioWriter
-from soak.lab.progress import Progress
 from soak.lab.protocol import Order
 from soak.lab.qemu import Machine
 from soak.lab.vm import VirtualMachine, decode, signal_name
@@ -36,7 +34,10 @@ from soak.verdict import Judge, Verdict, lost_machine_event
 from soak.vocabulary import RegionKind, RunState, VerdictWord
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from soak.lab.kernels import Kernel
+    from soak.lab.progress import Progress
 
 NVDIMM_SIZE: Final = 1 << 30
 DEVICE_DAX_SIZE: Final = 512 << 20
@@ -60,10 +61,6 @@ _EXPORTER_SECONDS: Final = 60.0
 
 class BootError(UsageError):
     """The guest did not come up: the sentence says how far it came, with the end of its console."""
-
-
-class _Interrupted(Exception):
-    """Somebody asked to end while there was nothing to end in order."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +109,9 @@ def lab_config(config: Config | None) -> Config:
         RegionSection("fs-dax", RegionKind.FS_DAX, "lab", 64 << 20),
         RegionSection("anonymous", RegionKind.ANONYMOUS, "", 16 << 20),
     )
-    return Config(config.run, regions, config.vfio, config.workload, config.leaks, config.known_issues)
+    return Config(
+        config.run, regions, config.vfio, config.workload, config.leaks, config.known_issues
+    )
 
 
 class LabRun:
@@ -300,7 +299,9 @@ class LabRun:
             self._harness_failed("QEMU does not run the guest: somebody paused or stopped it")
             self._stopping = 2
             return
-        self._journal_event("guest.silent", Level.WARNING, summary="the guest is silent: sending an NMI")
+        self._journal_event(
+            "guest.silent", Level.WARNING, summary="the guest is silent: sending an NMI"
+        )
         await vm.inject_nmi()
         for _ in range(_NMI_BEATS):
             if vm.ended:
@@ -341,7 +342,9 @@ class LabRun:
 
     def _boot_failure(self, what: str) -> str:
         shown = "\n".join(self._console_tail()[-_CONSOLE_SHOWN_LINES:])
-        return f"The guest with kernel {self._request.kernel.name} {what}. Its console ended:\n{shown}"
+        return (
+            f"The guest with kernel {self._request.kernel.name} {what}. Its console ended:\n{shown}"
+        )
 
     def _console_tail(self) -> list[str]:
         console = self._request.directory / rundir.CONSOLE
@@ -406,9 +409,7 @@ class LabRun:
         if supervisor.get("started_ns") == 0:
             self._progress.tick(f"{self._elapsed():5.1f} s  {self._phase()}")
             return
-        begun = sum(
-            self._ledger.block(worker.name).get("begun") for worker in self._plan.workers
-        )
+        begun = sum(self._ledger.block(worker.name).get("begun") for worker in self._plan.workers)
         if self._first_operation is None and begun:
             self._first_operation = self._elapsed()
             self._journal_event("lab.soaking", seconds_to_first_operation=self._first_operation)

@@ -23,13 +23,14 @@ _SUITE = "bookworm"
 _PACKAGES = ["python3", "libc6", "ndctl", "e2fsprogs", "xfsprogs", "kmod"]
 # Dependencies of maintainer scripts and of tools that the guest does not run.
 _UNWANTED = frozenset(
-    """
-    dmsetup dpkg gcc-12-base init-system-helpers libdb5.3 libfile-find-rule-perl libgdbm-compat4
-    libgdbm6 libgssapi-krb5-2 libicu72 libk5crypto3 libkrb5-3 libkrb5support0
-    libncursesw6 libnsl2 libnumber-compare-perl libperl5.36 libsqlite3-0 libtext-glob-perl
-    libtirpc-common libtirpc3 logsave media-types perl perl-base perl-modules-5.36
-    readline-common tar usrmerge
-    """.split()
+    (
+        *("dmsetup", "dpkg", "gcc-12-base", "init-system-helpers", "libdb5.3", "libgdbm6"),
+        *("libfile-find-rule-perl", "libgdbm-compat4", "libgssapi-krb5-2", "libicu72"),
+        *("libk5crypto3", "libkrb5-3", "libkrb5support0", "libncursesw6", "libnsl2"),
+        *("libnumber-compare-perl", "libperl5.36", "libsqlite3-0", "libtext-glob-perl"),
+        *("libtirpc-common", "libtirpc3", "logsave", "media-types", "perl", "perl-base"),
+        *("perl-modules-5.36", "readline-common", "tar", "usrmerge"),
+    )
 )
 _PRUNED = (
     *("usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/lintian", "usr/share/info"),
@@ -38,7 +39,11 @@ _PRUNED = (
     # Its install commands want a shell, which the guest does not have.
     *("etc/modprobe.d", "usr/lib/modprobe.d"),
     *("usr/lib/python3.11/lib2to3", "usr/lib/python3.11/pydoc_data", "usr/lib/python3.11/idlelib"),
-    *("usr/lib/python3.11/ensurepip", "usr/lib/python3.11/distutils", "usr/lib/python3.11/unittest"),
+    *(
+        "usr/lib/python3.11/ensurepip",
+        "usr/lib/python3.11/distutils",
+        "usr/lib/python3.11/unittest",
+    ),
 )
 _MERGED = ("bin", "sbin", "lib", "lib64")
 # What must run in the root, or a package that was left out was wanted after all.
@@ -64,7 +69,9 @@ class GuestRoot:
 
     def __init__(self, cache: Cache) -> None:
         self._cache = cache
-        key = hashlib.sha256(repr((_SUITE, _PACKAGES, sorted(_UNWANTED), _PRUNED, _SELF_TESTS)).encode())
+        key = hashlib.sha256(
+            repr((_SUITE, _PACKAGES, sorted(_UNWANTED), _PRUNED, _SELF_TESTS)).encode()
+        )
         self._directory = cache.directory(f"root/{_SUITE}-{_key(key)}", self._build)
         self.layer = self._directory / "root.cpio"
 

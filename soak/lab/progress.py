@@ -53,9 +53,7 @@ class Progress:
         """Describe a ledger in less than 80 columns."""
         operations = maps = refused = failed = 0
         for block in reader.blocks(WORKER):
-            for label, row in zip(
-                block.named_rows("counts"), block.rows("counts"), strict=True
-            ):
+            for label, row in zip(block.named_rows("counts"), block.rows("counts"), strict=True):
                 operations += sum(row)
                 refused += sum(row[REFUSED_COLUMN:FAILED_COLUMN])
                 failed += sum(row[FAILED_COLUMN : len(COUNT_COLUMNS)])

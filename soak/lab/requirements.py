@@ -120,4 +120,6 @@ def _available_mib() -> int:
 def _space(subject: str, path: Path, needed: int) -> Answer:
     parent = next(parent for parent in (path, *path.parents) if parent.exists())
     free = shutil.disk_usage(parent).free
-    return Answer(subject, free >= needed, f"{path}: {free >> 20} MiB free of {needed >> 20} needed")
+    return Answer(
+        subject, free >= needed, f"{path}: {free >> 20} MiB free of {needed >> 20} needed"
+    )

@@ -68,7 +68,9 @@ def find_run(name: str) -> Path:
     for path in (Path(name), runs_directory() / name):
         if (path / JOURNAL).exists():
             return path.resolve()
-    raise UsageError(f"There is no run {name!r}: give a run directory, or an id in {runs_directory()}.")
+    raise UsageError(
+        f"There is no run {name!r}: give a run directory, or an id in {runs_directory()}."
+    )
 
 
 def _point_latest(path: Path) -> None:

@@ -11,7 +11,7 @@ import socket
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
-from qemu.qmp import ConnectError, ExecuteError, ExecInterruptedError, QMPClient, StateError
+from qemu.qmp import ConnectError, ExecInterruptedError, ExecuteError, QMPClient, StateError
 
 if TYPE_CHECKING:
     from soak.lab.qemu import Machine

@@ -38,8 +38,8 @@ def known_issues_table() -> str:
     for issue in KNOWN_ISSUES:
         lines += [
             issue.name,
-            f"{_INDENT}{issue.violation} by {issue.operation} of {issue.region} over "
-            f"{issue.interface}, {_kernels(issue.kernels)}",
+            f"{_INDENT}{issue.violation} by {issue.operation}, {issue.region}, {issue.interface}",
+            f"{_INDENT}{_kernels(issue.kernels)}",
             *_wrapped(f"predicts: {issue.prediction}", _INDENT),
             *_wrapped(f"see: {issue.reference}", _INDENT),
         ]

@@ -1,0 +1,251 @@
+"""The command line: what is wrong is told in one sentence, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from soak import __version__
+from soak.cli import main
+from soak.expectations import EXPECTATIONS
+from soak.known_issues import KNOWN_ISSUES
+from soak.lab import rundir
+from soak.lab.faults import FAULTS, parse_fault
+from soak.workload.choices import SCENARIOS
+from tests.soak_support import DEADLINE
+from tests.test_exporter_support import ROOT
+
+
+@pytest.fixture
+def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Have everything that is kept land here, and make the cache a place where nothing can be.
+
+    Whoever touches the cache fails at once and loudly, and never fetches anything.
+    """
+    (tmp_path / "no-directory").write_text("")
+    monkeypatch.setenv("DAX_SOAK_CACHE", str(tmp_path / "no-directory" / "cache"))
+    monkeypatch.setattr(rundir, "runs_directory", lambda: tmp_path / "runs")
+    return tmp_path
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Run a command that must be refused, and return its one sentence."""
+    try:
+        code = main(arguments)
+    except SystemExit as left:
+        assert isinstance(left.code, int)
+        code = left.code
+    captured = capsys.readouterr()
+    assert code == 2, captured.err
+    assert captured.out == ""
+    assert "Traceback" not in captured.err
+    # The usage may stand before it.
+    *before, sentence = captured.err.splitlines()
+    assert not before or before[0].startswith("usage: ")
+    assert sentence.startswith("dax-soak")
+    return sentence
+
+
+def left_behind(directory: Path) -> set[str]:
+    return {str(path.relative_to(directory)) for path in directory.rglob("*")}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--kernel", "debian:5.4"], ["'debian:5.4'", "debian:6.1"]),
+        (["--kernel", "redhat:9"], ["'redhat:9'", "debian:6.1"]),
+        (["--kernel", "/no/such/bzImage"], ["'/no/such/bzImage'", "No such file"]),
+        (["--kernel", f"{ROOT}/pyproject.toml"], ["pyproject.toml'", "no x86 boot image"]),
+        (["--kernel", str(ROOT)], [str(ROOT)]),
+        (["--duration", "soon"], ["'soon'", "90s"]),
+        (["--duration", "0s"], ["'0s'", "90s"]),
+        (["--duration", "-5"], ["--duration"]),
+        (["--seed", "x"], ["'x'", "whole number"]),
+        (["--seed", "-1"], ["--seed"]),
+        (["--seed", "1.5"], ["'1.5'", "whole number"]),
+        (["--seed", str(2**63)], [str(2**63), "whole number"]),
+        (["--scenario", "nonsense"], ["'nonsense'", "mixed"]),
+        (["--fault", "earthquake"], ["'earthquake'", "panic"]),
+        (["--fault", "panic:soon"], ["'soon'", "panic:20"]),
+        (["--fault", "panic:"], ["''", "panic:20"]),
+        (["--fault", "panic:-1"], ["'-1'", "panic:20"]),
+        (["--fault", "panic:nan"], ["'nan'", "panic:20"]),
+        (["--fault", "panic:inf"], ["'inf'", "panic:20"]),
+        (["--listen", "9823"], ["'9823'", "HOST:PORT"]),
+        (["--listen", "127.0.0.1:99999"], ["'127.0.0.1:99999'", "HOST:PORT"]),
+        (["--filesystem", "btrfs"], ["'btrfs'", "ext4"]),
+        (["--accel", "warp"], ["'warp'", "kvm"]),
+        (["-c", "/no/such/soak.toml"], ["'/no/such/soak.toml'", "No such file"]),
+        (["--no-such-option"], ["--no-such-option"]),
+        (["--print-choices", "x"], ["'x'"]),
+    ],
+    ids=" ".join,
+)
+def test_a_lab_that_cannot_be_meant_is_refused(
+    outside: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], told: list[str]
+) -> None:
+    before = left_behind(outside)
+    sentence = refusal(capsys, "lab", *arguments)
+    for word in told:
+        assert word in sentence
+    assert left_behind(outside) == before
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[run]\nduraton = 5\n", ["run.duraton", "duration"]),
+        ('[run]\nseed = "one"\n', ["run.seed", "'one'", "whole number"]),
+        ("[run\n", ["no TOML"]),
+        ('[[region]]\nname = "a"\nkind = "tape"\n', ["region[0].kind", "'tape'", "fs-dax"]),
+        ("[known-issues]\nno-such-issue = true\n", ["no-such-issue", "type1-device-dax-leak"]),
+        (
+            '[workload]\ninvalidators = 2\n[[region]]\nname = "f"\nkind = "fs-dax"\npath = "lab"\n'
+            'size = "8M"\n',
+            ["'f'", "2 invalidators"],
+        ),
+    ],
+)
+@pytest.mark.parametrize("command", ["lab", "run"])
+def test_a_configuration_that_cannot_be_meant_is_refused(
+    outside: Path, capsys: pytest.CaptureFixture[str], command: str, text: str, told: list[str]
+) -> None:
+    path = outside / "soak.toml"
+    path.write_text(text)
+    before = left_behind(outside)
+    sentence = refusal(capsys, command, "-c", str(path))
+    for word in told:
+        assert word in sentence
+    assert left_behind(outside) == before
+
+
+def test_a_run_directory_in_use_is_refused(
+    outside: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    used = outside / "used"
+    used.mkdir()
+    (used / "journal.jsonl").write_text("somebody's\n")
+    before = left_behind(outside)
+    sentence = refusal(capsys, "lab", "--run-dir", str(used))
+    assert str(used) in sentence
+    assert "not empty" in sentence
+    assert left_behind(outside) == before
+    assert (used / "journal.jsonl").read_text() == "somebody's\n"
+
+
+@pytest.mark.parametrize("wanted", ["{0}/file", "{0}/file/below"])
+def test_a_run_directory_that_cannot_be_is_refused(tmp_path: Path, wanted: str) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(rundir.UsageError, match="run directory"):
+        rundir.make_run_directory(Path(wanted.format(tmp_path)), "run-1", 0)
+    assert left_behind(tmp_path) == {"file"}
+
+
+def test_a_run_directory_without_space_is_refused(outside: Path) -> None:
+    with pytest.raises(rundir.UsageError, match="MiB and has"):
+        rundir.make_run_directory(None, "run-1", 1 << 60)
+    assert left_behind(outside) == {"no-directory"}
+
+
+def test_the_latest_run_is_found_by_that_name(outside: Path) -> None:
+    for name in ("run-1", "run-2"):
+        directory = rundir.make_run_directory(None, name, 0)
+        (directory / rundir.JOURNAL).write_text("")
+        assert rundir.find_run("latest") == rundir.find_run(name) == directory
+    rundir.discard(outside / "runs" / "run-2")
+    with pytest.raises(rundir.UsageError):
+        rundir.find_run("latest")
+    assert left_behind(outside) == {"no-directory", "runs", "runs/run-1", "runs/run-1/journal.jsonl"}
+
+
+@pytest.mark.parametrize("command", ["report", "exporter"])
+def test_an_unknown_run_is_refused(
+    outside: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    before = left_behind(outside)
+    sentence = refusal(capsys, command, "no-such-run")
+    assert "'no-such-run'" in sentence
+    assert str(outside / "runs") in sentence
+    assert left_behind(outside) == before
+
+
+def test_a_command_is_needed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "COMMAND" in refusal(capsys)
+    assert "no-such-command" in refusal(capsys, "no-such-command")
+
+
+@pytest.mark.parametrize(
+    ("command", "names"),
+    [
+        ("expectations", {row.region for row in EXPECTATIONS}),
+        ("known-issues", {issue.name for issue in KNOWN_ISSUES}),
+        ("faults", set(FAULTS)),
+        ("scenarios", set(SCENARIOS)),
+    ],
+)
+def test_a_table_has_every_entry_and_fits_a_terminal(
+    capsys: pytest.CaptureFixture[str], command: str, names: set[str]
+) -> None:
+    assert main([command]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    assert all(len(line) < 80 for line in captured.out.splitlines())
+    for name in names:
+        assert name in captured.out
+
+
+@pytest.mark.parametrize("name", list(FAULTS))
+def test_every_fault_can_be_asked_for(name: str) -> None:
+    planned, delay = parse_fault(name)
+    assert planned == name
+    assert delay > 0
+    assert parse_fault(f"{name}:2.5") == (name, 2.5)
+    assert parse_fault(f"{name}:0") == (name, 0.0)
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["--version"])
+    assert left.value.code == 0
+    assert capsys.readouterr().out == f"dax-soak {__version__}\n"
+
+
+@pytest.mark.parametrize("command", ["", "lab", "run", "check", "report", "exporter", "faults"])
+def test_help_is_given(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    with pytest.raises(SystemExit) as left:
+        main([*command.split(), "--help"])
+    assert left.value.code == 0
+    assert capsys.readouterr().out.startswith("usage: dax-soak")
+
+
+def run(*arguments: str, stdout: int = subprocess.PIPE) -> subprocess.CompletedProcess[str]:
+    """Run the command as a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "soak.cli", *arguments],
+        cwd=ROOT, check=False, stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=DEADLINE,
+    )  # fmt: skip
+
+
+def test_the_process_ends_with_the_code_and_the_sentence() -> None:
+    result = run("lab", "--fault", "earthquake")
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert result.stderr.count("\n") == 1
+    assert result.stderr.startswith("dax-soak: The fault 'earthquake' is unknown")
+    assert run("--version").returncode == 0
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        result = run("lab", "--print-choices", "5000", stdout=writing)
+    finally:
+        os.close(writing)
+    assert result.returncode == 0
+    assert result.stderr == ""
