@@ -8,9 +8,8 @@ from hypothesis import settings
 
 from soak.ledger import Ledger
 from soak.schema import soak_layout
-from soak.vocabulary import Role
+from soak.vocabulary import RegionKind, Role
 from soak.workload.choices import PlannedRegion, plan_workers
-from soak.vocabulary import RegionKind
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -29,7 +29,7 @@ class Blob:
         self._count = 0
 
     def add(
-        self, kind: int, name: str, size: int, rest: bytes = b"", entries: int = 0, flag: int = 0
+        self, kind: int, name: str, size: int, rest: bytes = b"", *, entries: int = 0, flag: int = 0
     ) -> int:
         """Add a type and return its number."""
         info = flag << 31 | kind << 24 | entries
@@ -50,8 +50,12 @@ class Blob:
         bitfields: bool = False,
     ) -> int:
         """Add a struct or union; a member is its name, its type and its offset in bits."""
-        packed = [struct.pack("<III", self._name(name), number, bits) for name, number, bits in members]
-        return self.add(kind, name, size, b"".join(packed), len(packed), int(bitfields))
+        packed = [
+            struct.pack("<III", self._name(name), number, bits) for name, number, bits in members
+        ]
+        return self.add(
+            kind, name, size, b"".join(packed), entries=len(packed), flag=int(bitfields)
+        )
 
     def to_bytes(self) -> bytes:
         lengths = (0, len(self._types), len(self._types), len(self._strings))
@@ -72,8 +76,8 @@ def page_blob() -> Blob:
     word = blob.integer("unsigned long")
     # Every kind that brings something along stands before what is looked for.
     blob.add(ARRAY, "", 0, struct.pack("<III", word, word, 4))
-    blob.add(ENUM, "colour", 4, struct.pack("<IiIi", 0, 1, 0, 2), 2)
-    blob.add(ENUM64, "wide", 8, struct.pack("<III", 0, 1, 2), 1)
+    blob.add(ENUM, "colour", 4, struct.pack("<IiIi", 0, 1, 0, 2), entries=2)
+    blob.add(ENUM64, "wide", 8, struct.pack("<III", 0, 1, 2), entries=1)
     blob.add(POINTER, "", word)
     blob.add(TYPEDEF, "page", word)
     blob.add(FORWARD, "page", 0)
@@ -88,7 +92,9 @@ def page_blob() -> Blob:
     )
     inner = blob.aggregate(UNION, "", 40, [("", inner_number + 1, 0), ("index", word, 8 * 8)])
     assert inner == inner_number
-    blob.aggregate(STRUCT, "", 40, [("lru", word, 0), ("mapping", word, 16 * 8), ("", word, 24 * 8)])
+    blob.aggregate(
+        STRUCT, "", 40, [("lru", word, 0), ("mapping", word, 16 * 8), ("", word, 24 * 8)]
+    )
     blob.aggregate(UNION, "page", 4, [("not_this", word, 0)])
     blob.aggregate(
         STRUCT,

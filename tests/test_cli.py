@@ -11,6 +11,7 @@ import pytest
 
 from soak import __version__
 from soak.cli import main
+from soak.errors import UsageError
 from soak.expectations import EXPECTATIONS
 from soak.known_issues import KNOWN_ISSUES
 from soak.lab import rundir
@@ -37,8 +38,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     try:
         code = main(arguments)
     except SystemExit as left:
-        assert isinstance(left.code, int)
-        code = left.code
+        code = left.code if isinstance(left.code, int) else 1
     captured = capsys.readouterr()
     assert code == 2, captured.err
     assert captured.out == ""
@@ -96,22 +96,31 @@ def test_a_lab_that_cannot_be_meant_is_refused(
     assert left_behind(outside) == before
 
 
-@pytest.mark.parametrize(
-    ("text", "told"),
-    [
-        ("[run]\nduraton = 5\n", ["run.duraton", "duration"]),
-        ('[run]\nseed = "one"\n', ["run.seed", "'one'", "whole number"]),
-        ("[run\n", ["no TOML"]),
-        ('[[region]]\nname = "a"\nkind = "tape"\n', ["region[0].kind", "'tape'", "fs-dax"]),
-        ("[known-issues]\nno-such-issue = true\n", ["no-such-issue", "type1-device-dax-leak"]),
+NO_CONFIGURATIONS = [
+    ("[run]\nduraton = 5\n", ["run.duraton", "duration"]),
+    ('[run]\nseed = "one"\n', ["run.seed", "'one'", "whole number"]),
+    ("[run\n", ["no TOML"]),
+    ('[[region]]\nname = "a"\nkind = "tape"\n', ["region[0].kind", "'tape'", "fs-dax"]),
+]
+NO_PLANS = [
+    ("[known-issues]\nno-such-issue = true\n", ["no-such-issue", "type1-device-dax-leak"]),
+    (
         (
-            '[workload]\ninvalidators = 2\n[[region]]\nname = "f"\nkind = "fs-dax"\npath = "lab"\n'
-            'size = "8M"\n',
-            ["'f'", "2 invalidators"],
+            '[[region]]\nname = "f"\nkind = "fs-dax"\npath = "lab"\nsize = "8M"\n'
+            "[workload]\ninvalidators = 2\n"
         ),
+        ["'f'", "2 invalidators"],
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("command", "text", "told"),
+    [
+        *(("lab", *case) for case in [*NO_CONFIGURATIONS, *NO_PLANS]),
+        *(("run", *case) for case in NO_CONFIGURATIONS),
     ],
 )
-@pytest.mark.parametrize("command", ["lab", "run"])
 def test_a_configuration_that_cannot_be_meant_is_refused(
     outside: Path, capsys: pytest.CaptureFixture[str], command: str, text: str, told: list[str]
 ) -> None:
@@ -141,13 +150,13 @@ def test_a_run_directory_in_use_is_refused(
 @pytest.mark.parametrize("wanted", ["{0}/file", "{0}/file/below"])
 def test_a_run_directory_that_cannot_be_is_refused(tmp_path: Path, wanted: str) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(rundir.UsageError, match="run directory"):
+    with pytest.raises(UsageError, match="run directory"):
         rundir.make_run_directory(Path(wanted.format(tmp_path)), "run-1", 0)
     assert left_behind(tmp_path) == {"file"}
 
 
 def test_a_run_directory_without_space_is_refused(outside: Path) -> None:
-    with pytest.raises(rundir.UsageError, match="MiB and has"):
+    with pytest.raises(UsageError, match="MiB and has"):
         rundir.make_run_directory(None, "run-1", 1 << 60)
     assert left_behind(outside) == {"no-directory"}
 
@@ -158,9 +167,14 @@ def test_the_latest_run_is_found_by_that_name(outside: Path) -> None:
         (directory / rundir.JOURNAL).write_text("")
         assert rundir.find_run("latest") == rundir.find_run(name) == directory
     rundir.discard(outside / "runs" / "run-2")
-    with pytest.raises(rundir.UsageError):
+    with pytest.raises(UsageError):
         rundir.find_run("latest")
-    assert left_behind(outside) == {"no-directory", "runs", "runs/run-1", "runs/run-1/journal.jsonl"}
+    assert left_behind(outside) == {
+        "no-directory",
+        "runs",
+        "runs/run-1",
+        "runs/run-1/journal.jsonl",
+    }
 
 
 @pytest.mark.parametrize("command", ["report", "exporter"])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import tomllib
 from dataclasses import fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -32,6 +31,7 @@ from tests.soak_support import KNOWN_ISSUE, deterministic
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 SOURCE = "soak.toml"
 YEAR = 366 * 86400
@@ -77,9 +77,9 @@ seconds = st.floats(0.001, YEAR) | st.integers(1, YEAR)
 texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
 functions = st.from_regex(r"[0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]", fullmatch=True)
 sizes = st.integers(0, 1 << 62)
-regions = st.builds(
-    RegionSection, names, st.sampled_from(RegionKind), texts, sizes
-) | st.builds(RegionSection, names, st.just(RegionKind.ANONYMOUS), st.just(""), sizes)
+regions = st.builds(RegionSection, names, st.sampled_from(RegionKind), texts, sizes) | st.builds(
+    RegionSection, names, st.just(RegionKind.ANONYMOUS), st.just(""), sizes
+)
 configs = st.builds(
     Config,
     st.builds(RunSection, seconds.map(float), st.integers(0, 2**63 - 1)),
@@ -283,7 +283,8 @@ def test_a_file_that_is_missing_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [b"run", b"[run", b"\xff\xfe", b"run = {\n", b"n = " + b"9" * 5000, b"a = 1\na = 2\n"]
+    "content",
+    [b"run", b"[run", b"\xff\xfe", b"run = {\n", b"n = " + b"9" * 5000, b"a = 1\na = 2\n"],
 )
 def test_what_is_no_toml_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "broken.toml"

@@ -16,6 +16,10 @@ from soak.helper import HelperError, in_helper
 from tests.soak_support import DEADLINE
 
 
+def descriptors() -> set[Path]:
+    return set(Path("/proc/self/fd").iterdir())
+
+
 def children() -> set[int]:
     """Return this process's children, those that ended and were not waited for included."""
     found = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
@@ -24,10 +28,10 @@ def children() -> set[int]:
 
 @pytest.fixture(autouse=True)
 def nothing_stays() -> Any:  # noqa: ANN401 - a generator fixture
-    before, descriptors = children(), set(os.listdir("/proc/self/fd"))
+    before, opened = children(), descriptors()
     yield
     assert children() == before
-    assert set(os.listdir("/proc/self/fd")) == descriptors
+    assert descriptors() == opened
 
 
 @pytest.mark.parametrize(
@@ -39,8 +43,12 @@ def test_a_result_comes_back(answer: object) -> None:
 
 def test_the_work_is_done_elsewhere() -> None:
     here: list[int] = []
-    pid = in_helper(lambda: (here.append(1), os.getpid())[1], DEADLINE)
-    assert pid != os.getpid()
+
+    def work() -> int:
+        here.append(1)
+        return os.getpid()
+
+    assert in_helper(work, DEADLINE) != os.getpid()
     assert here == []
 
 
@@ -92,22 +100,15 @@ def test_the_child_never_goes_on_as_a_second_parent(
 
 
 def test_half_an_answer_is_a_death() -> None:
-    before = set(os.listdir("/proc/self/fd"))
+    before = descriptors()
 
     def stammer() -> None:
-        (writer,) = {fd for fd in os.listdir("/proc/self/fd") if fd not in before and _is_pipe(fd)}
-        os.write(int(writer), b'["done", [1, 2')
+        (writer,) = (path for path in descriptors() - before if path.is_fifo())
+        os.write(int(writer.name), b'["done", [1, 2')
         os._exit(0)
 
     with pytest.raises(HelperError, match="died while it answered"):
         in_helper(stammer, DEADLINE)
-
-
-def _is_pipe(descriptor: str) -> bool:
-    try:
-        return os.readlink(f"/proc/self/fd/{descriptor}").startswith("pipe:")
-    except OSError:
-        return False
 
 
 @pytest.mark.parametrize("deaf", [False, True])

@@ -215,7 +215,10 @@ amounts = st.integers(0, 5000)
 )
 @deterministic
 def test_what_is_explained_and_what_is_not_make_up_the_whole(
-    unit: int, known: bool, pages: tuple[int, int, int, int], pieces: int  # noqa: FBT001 - drawn
+    unit: int,
+    known: bool,  # noqa: FBT001 - drawn
+    pages: tuple[int, int, int, int],
+    pieces: int,
 ) -> None:
     live, given_back, surplus, uncertain = pages
     counts = Counts([1] * PAGES, pieces)

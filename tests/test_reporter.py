@@ -21,8 +21,6 @@ from soak.vocabulary import Interface, Operation, RegionKind, Violation
 from tests.soak_support import KNOWN_ISSUE, deterministic, make_ledger
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from soak.ledger import BlockWriter
 
 FOREVER = float("inf")
@@ -64,6 +62,7 @@ class Desk:
 def finding(
     count: int = 1,
     kind: Violation = Violation.WRONG_ERRNO,
+    *,
     issue: str | None = None,
     summary: str = "map ended with EFAULT",
     region: RegionKind = RegionKind.FS_DAX,
@@ -81,10 +80,10 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Desk:
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now = [1000.0]
-    with mock.patch("time.monotonic", lambda: now[0]):
-        yield now
+    monkeypatch.setattr("soak.reporter.time.monotonic", lambda: now[0])
+    return now
 
 
 def test_the_first_is_written_at_once_and_then_they_are_gathered(desk: Desk) -> None:
@@ -187,10 +186,10 @@ findings = st.builds(
     finding,
     st.integers(1, 1000),
     st.sampled_from(list(Violation)),
-    st.sampled_from([None, KNOWN_ISSUE]),
-    st.sampled_from(["one", "two"]),
-    st.sampled_from(list(RegionKind)),
-    st.sampled_from([None, "a", "b"]),
+    issue=st.sampled_from([None, KNOWN_ISSUE]),
+    summary=st.sampled_from(["one", "two"]),
+    region=st.sampled_from(list(RegionKind)),
+    name=st.sampled_from([None, "a", "b"]),
 )
 
 

@@ -136,7 +136,9 @@ def test_strictness_changes_nothing_else() -> None:
 
 def test_the_same_violation_is_summed_and_keeps_its_first_event() -> None:
     verdict = judge(
-        lines([*GOOD[:3], violation(count=3), violation(count=4), violation(issue=KNOWN_ISSUE), ENDED])
+        lines(
+            [*GOOD[:3], violation(count=3), violation(count=4), violation(issue=KNOWN_ISSUE), ENDED]
+        )
     )
     assert [(v.count, v.first_event, v.known_issue) for v in verdict.violations] == [
         (7, 4, None),
@@ -145,7 +147,10 @@ def test_the_same_violation_is_summed_and_keeps_its_first_event() -> None:
 
 
 def test_a_lost_machine_fails_though_the_run_never_ended() -> None:
-    lost = ("violation.found", lost_machine_event("the guest's kernel panicked", {"console": "..."}))
+    lost = (
+        "violation.found",
+        lost_machine_event("the guest's kernel panicked", {"console": "..."}),
+    )
     verdict = judge(lines([BOOTED, STARTED, sample(), lost]))
     assert verdict.verdict is VerdictWord.FAIL
     assert verdict.reasons[0] == "the guest's kernel panicked"
@@ -211,7 +216,14 @@ def test_failure_prevails_and_doubts_are_still_told() -> None:
     assert verdict.reasons[0] == "pages leak"
     assert "it died" in verdict.reasons
     assert len(verdict.reasons) == 4
-    known = [BOOTED, STARTED, trouble("harness.failed"), violation(issue=KNOWN_ISSUE), sample(), ENDED]
+    known = [
+        BOOTED,
+        STARTED,
+        trouble("harness.failed"),
+        violation(issue=KNOWN_ISSUE),
+        sample(),
+        ENDED,
+    ]
     assert word(known) is VerdictWord.UNKNOWN
 
 
@@ -248,7 +260,10 @@ unexplained = st.builds(violation, st.sampled_from(list(Violation)), st.integers
 @given(event_lists, unexplained, st.data(), st.booleans())
 @deterministic
 def test_an_unexplained_violation_never_passes(
-    events: list[Event], added: Event, data: st.DataObject, strict: bool  # noqa: FBT001 - drawn
+    events: list[Event],
+    added: Event,
+    data: st.DataObject,
+    strict: bool,  # noqa: FBT001 - drawn
 ) -> None:
     place = data.draw(st.integers(0, len(events)))
     assert word([*events[:place], added, *events[place:]], strict=strict) is VerdictWord.FAIL
@@ -274,7 +289,8 @@ def test_the_word_follows_from_what_is_listed(events: list[Event]) -> None:
 @given(event_lists, st.booleans())
 @deterministic
 def test_verdict_json_has_the_fields_of_its_format(
-    events: list[Event], strict: bool  # noqa: FBT001 - drawn
+    events: list[Event],
+    strict: bool,  # noqa: FBT001 - drawn
 ) -> None:
     table = json.loads(judge(lines(events), strict=strict).to_json())
     assert set(table) == FIELDS

@@ -13,7 +13,7 @@ import time
 from bisect import bisect_left
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import pytest
 from hypothesis import given
@@ -239,7 +239,7 @@ class Worker:
     def _run(self) -> None:
         self.bench.drive((choice_of(n, 0) for n in itertools.count()), lambda _choice: 0)
 
-    def __enter__(self) -> Worker:
+    def __enter__(self) -> Self:
         self.thread.start()
         return self
 
@@ -264,17 +264,20 @@ def test_a_pause_is_acknowledged_and_nothing_happens_until_it_ends(bench: Bench)
     def state() -> str:
         return bench.read().word("state")
 
+    def wait_for(name: str, least: int) -> None:
+        assert eventually(lambda: block.get(name) >= least)
+
     with Worker(bench):
-        assert eventually(lambda: block.get("ended") > 10)
+        wait_for("ended", 10)
         for barrier in (1, 2):
             bench.pause[0] = barrier
-            assert eventually(lambda number=barrier: block.get("acknowledged") == number)
+            wait_for("acknowledged", barrier)
             done = block.get("ended")
             assert eventually(lambda: state() == "paused")
             time.sleep(0.05)
             assert (block.get("begun"), block.get("ended")) == (done, done)
             bench.pause[0] = RUN_WORD
-            assert eventually(lambda before=done: block.get("ended") > before)
+            wait_for("ended", done + 1)
             assert eventually(lambda: state() == "running")
             assert block.get("acknowledged") == 0
 

@@ -10,10 +10,8 @@ import contextlib
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import tomli_w
@@ -23,6 +21,7 @@ from soak.errors import UsageError
 from soak.journal import FileJournal, Level, stamped
 from soak.lab import protocol, rundir
 from soak.lab.cpio import CpioWriter
+from soak.lab.exporter_process import ExporterProcess
 from soak.lab.protocol import Order
 from soak.lab.qemu import Machine
 from soak.lab.vm import VirtualMachine, decode, signal_name
@@ -56,7 +55,6 @@ _END_BEATS: Final = 360
 _GUEST_GRACE_SECONDS: Final = 300.0
 _CONSOLE_TAIL_LINES: Final = 60
 _CONSOLE_SHOWN_LINES: Final = 15
-_EXPORTER_SECONDS: Final = 60.0
 
 
 class BootError(UsageError):
@@ -72,7 +70,7 @@ class LabRequest:
     filesystem: str
     faults: tuple[tuple[str, float], ...]
     append: str
-    listen: str | None
+    listen: str
     strict: bool
     directory: Path
     run_id: str
@@ -96,7 +94,7 @@ class _Guest:
     stuck_beats: int = 0
     signs: tuple[int, int] = (0, 0)
     alive: int = 0
-    order_of_events: list[str] = field(default_factory=list)
+    soaking: bool = False
 
 
 def lab_config(config: Config | None) -> Config:
@@ -126,7 +124,6 @@ class LabRun:
         self._guest = _Guest()
         self._stopping = 0
         self._told: set[str] = set()
-        self._exporter: subprocess.Popen[bytes] | None = None
         self._began = request.began
         self._first_operation: float | None = None
 
@@ -150,23 +147,26 @@ class LabRun:
         self._host.set_word("state", RunState.PREPARING)
         self._host.set_word("verdict", VerdictWord.UNKNOWN)
         self._beat_host()
-        with FileJournal(directory / rundir.JOURNAL) as self._journal:
+        initrd, nvdimm = directory / ".initrd", directory / ".nvdimm"
+        with contextlib.ExitStack() as stack:
+            self._journal = stack.enter_context(FileJournal(directory / rundir.JOURNAL))
+            exporter = stack.enter_context(
+                contextlib.closing(ExporterProcess(directory, self._request.listen))
+            )
+            self._progress.say(f"Metrics at http://{exporter.address}/metrics")
+            self._journal_event("exporter.started", address=exporter.address)
             try:
-                if self._request.listen is not None:
-                    self._start_exporter(self._request.listen)
-                with self._scratch_files() as (initrd, nvdimm):
-                    await self._boot_and_watch(initrd, nvdimm)
-                verdict = self._conclude()
-                await self._linger()
-                return verdict
+                self._write_scratch(initrd, nvdimm)
+                await self._boot_and_watch(initrd, nvdimm)
             finally:
-                self._stop_exporter()
+                initrd.unlink(missing_ok=True)
+                nvdimm.unlink(missing_ok=True)
+            verdict = self._conclude()
+            await self._linger()
+            return verdict
 
-    @contextlib.contextmanager
-    def _scratch_files(self) -> Any:  # noqa: ANN401 - a context manager of two paths
-        """Make what QEMU needs as files and nobody wants afterwards."""
-        initrd = self._request.directory / ".initrd"
-        nvdimm = self._request.directory / ".nvdimm"
+    def _write_scratch(self, initrd: Path, nvdimm: Path) -> None:
+        """Write what QEMU needs as files and nobody wants afterwards."""
         try:
             with initrd.open("wb") as out:
                 for layer in self._request.layers:
@@ -178,14 +178,10 @@ class LabRun:
             with nvdimm.open("wb") as image:
                 # A store into a hole on a full disk would kill QEMU.
                 os.posix_fallocate(image.fileno(), 0, NVDIMM_SIZE)
-            yield initrd, nvdimm
         except OSError as error:
             raise UsageError(
                 f"The lab's files in {self._request.directory} cannot be written: {error.strerror}."
             ) from None
-        finally:
-            initrd.unlink(missing_ok=True)
-            nvdimm.unlink(missing_ok=True)
 
     def _order(self) -> Order:
         table = self._request.config.to_table()
@@ -335,7 +331,7 @@ class LabRun:
             self._report_exit(guest.exit_code)
 
     def _report_exit(self, code: int) -> None:
-        if "run.started" not in self._guest.order_of_events:
+        if not self._guest.soaking:
             raise BootError(self._boot_failure("could not start the soak"))
         how = f"by {signal_name(code)}" if code < 0 else f"with exit code {code}"
         self._harness_failed(f"the supervisor in the guest ended {how}")
@@ -433,7 +429,7 @@ class LabRun:
 
     def _append(self, line: dict[str, Any]) -> None:
         seq = self._journal.append(line)
-        self._guest.order_of_events.append(line["event"])
+        self._guest.soaking |= line["event"] == "run.started"
         self._judge.see({"seq": seq, **line})
         self._tell(line)
         self._host.set("journal_lines", seq)
@@ -476,7 +472,7 @@ class LabRun:
 
     async def _linger(self) -> None:
         """Serve a run that ended badly for a while longer: the last scrape came before its end."""
-        if self._exporter is None or self._stopping or self._guest.exit_code == 0:
+        if self._stopping or self._guest.exit_code == 0:
             return
         seconds = self._request.linger_seconds
         self._progress.say(f"The run ended badly: metrics stay up for {seconds:g} s more.")
@@ -488,32 +484,3 @@ class LabRun:
             await asyncio.wait_for(over.wait(), seconds)
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(number)
-
-    def _start_exporter(self, listen: str) -> None:
-        """Start the exporter: it is handed the run directory and gives up its privileges."""
-        reader, writer = os.pipe()
-        self._exporter = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "exporter", "--run-dir", str(self._request.directory)),
-                *("--listen", listen, "--ready-fd", str(writer), "--die-with-parent"),
-            ],
-            pass_fds=[writer],
-            stdin=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-        )
-        os.close(writer)
-        with os.fdopen(reader) as ready:
-            address = ready.readline().strip()
-        if not address:
-            _, said = self._exporter.communicate(timeout=_EXPORTER_SECONDS)
-            self._exporter = None
-            raise UsageError(said.decode().strip().splitlines()[-1])
-        self._progress.say(f"Metrics at http://{address}/metrics")
-        self._journal_event("exporter.started", address=address)
-
-    def _stop_exporter(self) -> None:
-        if self._exporter is not None:
-            self._exporter.terminate()
-            self._exporter.wait(_EXPORTER_SECONDS)
-            self._exporter = None

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 _CONNECT_SECONDS: Final = 30.0
 _COMMAND_SECONDS: Final = 10.0
+# QEMU tells its reason before it ends; the message may be read a moment after.
+_REASON_POLLS: Final = 20
+_REASON_POLL_SECONDS: Final = 0.05
 _STREAM_LIMIT: Final = 4 << 20
 _MONITOR_ERRORS = (
     ConnectError, ExecuteError, ExecInterruptedError, StateError, TimeoutError, EOFError, OSError,
@@ -87,8 +90,10 @@ class VirtualMachine:
         if self._process is None:
             return 0
         status = await self._process.wait()
-        if self._watching is not None:
-            await asyncio.wait([self._watching], timeout=_COMMAND_SECONDS)
+        for _ in range(_REASON_POLLS):
+            if self.shutdown_reason is not None or status < 0:
+                break
+            await asyncio.sleep(_REASON_POLL_SECONDS)
         return status
 
     async def running(self) -> bool:
