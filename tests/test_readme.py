@@ -1,0 +1,52 @@
+"""The README stays true: it names every key, option, verdict, fault and command that there is."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from exporter.catalogue import METRICS, PREFIX
+from soak.config import Config, RegionSection
+from soak.lab.faults import FAULTS
+from soak.vocabulary import Detector, VerdictWord, Violation
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+SECTIONS = [name for name in ("run", "vfio", "workload", "leaks")]
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_every_configuration_key_is_explained(section: str) -> None:
+    for key in fields(getattr(Config(), section)):
+        assert f"`[{section}] {key.name.replace('_', '-')}`" in README
+
+
+def test_every_region_key_is_explained() -> None:
+    for key in fields(RegionSection):
+        assert f"`[[region]] {key.name}`" in README
+
+
+@pytest.mark.parametrize("word", [*Violation, *VerdictWord, *Detector])
+def test_every_verdict_and_kind_of_violation_is_named(word: str) -> None:
+    assert re.search(rf"\b{word}\b", README)
+
+
+def test_faults_that_are_shown_exist() -> None:
+    shown = re.findall(r"--fault ([a-z-]+):", README)
+    assert shown
+    assert set(shown) <= set(FAULTS)
+
+
+def test_metrics_that_are_named_exist() -> None:
+    names = {metric.full_name.removeprefix(PREFIX) for metric in METRICS}
+    table = README[README.index("## Metrics") : README.index("## Troubleshooting")]
+    named = re.findall(r"^\| `([a-z_]+)", table, re.MULTILINE)
+    assert named
+    assert set(named) <= names
+
+
+def test_both_commands_are_named() -> None:
+    assert "make soak" in README
+    assert "make test" in README
