@@ -135,7 +135,7 @@ def _seed(text: str) -> int:
     from soak.config import parse_seed
 
     try:
-        return parse_seed(int(text) if text.isdigit() else text)
+        return parse_seed(int(text) if text.isdecimal() else text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r} is not {error}") from None
 

@@ -235,6 +235,7 @@ class Supervisor:
             "sample.taken",
             completed=completed,
             sweeps=self._sweeper.counts(),
+            journal_errors=self._journal.errors,
             workers={
                 member.plan.name: member.block.get("incarnation") for member in self._crew.members
             },

@@ -109,11 +109,13 @@ class Judge:
     )
     _troubles: dict[str, int] = field(default_factory=dict)
     _completed: Counter[str] = field(default_factory=Counter)
+    _journal_errors: int = 0
     _sweeps: Counter[str] = field(default_factory=Counter)
 
     def see(self, event: Mapping[str, Any]) -> None:
         """Take in one line of the journal."""
-        self._last_time = event["time"]
+        if event["event"] != "lab.ended":  # which holds this verdict
+            self._last_time = event["time"]
         handler = _HANDLERS.get(event["event"])
         if handler is not None:
             handler(self, event)
@@ -157,6 +159,8 @@ class Judge:
             return
         if not self._ended:
             yield "the run did not come to its end"
+        if self._journal_errors:
+            yield f"{self._journal_errors} lines of the journal could not be written"
         for cell in coverage:
             if cell.attempts < cell.required:
                 yield (
@@ -207,6 +211,7 @@ class Judge:
 
     def _sample(self, event: Mapping[str, Any]) -> None:
         self._completed = Counter(event["completed"])
+        self._journal_errors = event.get("journal_errors", 0)
         self._sweeps = Counter(event["sweeps"])
 
 

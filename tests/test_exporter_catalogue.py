@@ -17,9 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 ALLOWED = {
-    *("prometheus_client",
-    "structlog",
-    "soak.log", "exporter"),
+    *("prometheus_client", "structlog", "soak.log", "exporter"),
     *("soak", "soak.ledger", "soak.schema", "soak.vocabulary", "soak.errors"),
 }
 MODULES = sorted((ROOT / "exporter").glob("*.py"))

@@ -33,6 +33,8 @@ def boot_image(
     """Make the start of a bzImage (Documentation/arch/x86/boot.rst)."""
     image = bytearray(b"\xcc" * size)
     struct.pack_into("<H", image, 0x1FE, flag)
+    # A pointer of 0 means that there is no version, not that it is here.
+    image[0x200:0x202] = b"6 "
     image[0x202:0x206] = magic
     struct.pack_into("<H", image, 0x20E, place - 0x200 if place else 0)
     if place:

@@ -132,9 +132,7 @@ def _check_lost(process: LabProcess) -> None:
 def test_a_killed_supervisor_makes_the_verdict_unknown(tmp_path: Path) -> None:
     arguments = ("--kernel", QUICK_KERNEL, "--duration", "10m", *LINGER)
     with lab(tmp_path / "run", *arguments, "--fault", "kill-supervisor:5") as process:
-        process.wait_until(
-            "its death is noticed", lambda: (process.run_dir / "verdict.json").exists()
-        )
+        process.wait_until("its death is noticed", (process.run_dir / "verdict.json").exists)
         assert process.metric("up") == 1
         assert process.metric("run_active") == 0
         process.interrupt()

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from soak.verdict import judge
 from soak.journal import read_journal
+from soak.verdict import judge
 from tests.lab_support import ROOT, LabProcess, NvdimmReader, alive, lab, total
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from soak.lab.faults import FAULTS
 from soak.vocabulary import Detector, VerdictWord, Violation
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
-SECTIONS = [name for name in ("run", "vfio", "workload", "leaks")]
+SECTIONS = ["run", "vfio", "workload", "leaks"]
 
 
 @pytest.mark.parametrize("section", SECTIONS)

@@ -15,7 +15,7 @@ from soak.lab.cache import Cache, cache_directory
 from soak.lab.faults import parse_fault
 from soak.lab.host import SPACE_NEEDED, BootError, LabRequest, LabRun, lab_config
 from soak.lab.image import GuestRoot, program_layer
-from soak.lab.kernels import KernelStore
+from soak.lab.kernels import KernelStore, check_kernel
 from soak.lab.progress import Progress
 from soak.lab.qemu import accelerators, find_qemu
 from soak.plan import make_plan, with_overrides
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
     from soak.verdict import Verdict
 
-_INTERRUPTED_EXIT: Final = 130
+_INTERRUPTED_EXIT: Final = 130  # what a shell makes of SIGINT
+_QUICK_BOOT_SECONDS: Final = 60.0
 
 
 def lab(options: argparse.Namespace) -> int:
@@ -49,6 +50,10 @@ def lab(options: argparse.Namespace) -> int:
     faults = tuple(parse_fault(text) for text in options.fault)
     listen = options.listen or DEFAULT_LISTEN
     parse_listen(listen)
+    # Mistakes are told before anything is fetched.
+    check_kernel(options.kernel)
+    if options.run_dir is not None:
+        rundir.check_new(options.run_dir)
     progress = Progress()
     try:
         version = find_qemu()
@@ -76,7 +81,7 @@ def lab(options: argparse.Namespace) -> int:
             directory=directory,
             run_id=run_id,
             layers=tuple(layers),
-            boot_seconds=options.boot_timeout,
+            boot_seconds=_boot_seconds(options.boot_timeout, tried[position + 1 :]),
             linger_seconds=options.linger,
             mirror=options.mirror_ledger,
             began=began,
@@ -95,6 +100,11 @@ def lab(options: argparse.Namespace) -> int:
         else:
             return _tell(verdict, request)
     raise UsageError("There is no accelerator to try.")
+
+
+def _boot_seconds(wanted: float, others: list[str]) -> float:
+    """Do not wait long for an accelerator that another can stand in for: a real one is quick."""
+    return min(wanted, _QUICK_BOOT_SECONDS) if others else wanted
 
 
 def _tell(verdict: Verdict, request: LabRequest) -> int:

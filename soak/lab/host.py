@@ -11,7 +11,7 @@ import os
 import shutil
 import signal
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import tomli_w
@@ -41,8 +41,14 @@ if TYPE_CHECKING:
 NVDIMM_SIZE: Final = 1 << 30
 DEVICE_DAX_SIZE: Final = 512 << 20
 # A namespace keeps its own struct pages, so less than its size can be mapped.
-DEVICE_DAX_REGION: Final = 480 << 20
+REGION_SIZES: Final = {
+    RegionKind.DEVICE_DAX: 480 << 20,
+    RegionKind.FS_DAX: 64 << 20,
+    RegionKind.ANONYMOUS: 16 << 20,
+}
 FS_DAX_SIZE: Final = 384 << 20
+# Stands for a path that only the guest knows.
+_IN_LAB: Final = "lab"
 SPACE_NEEDED: Final = NVDIMM_SIZE + (256 << 20)
 
 # Deadlines count beats of this program, not time: a host that stood still makes no guest silent.
@@ -98,17 +104,19 @@ class _Guest:
 
 
 def lab_config(config: Config | None) -> Config:
-    """Return a configuration with the lab's own regions, where one is given without any."""
+    """Return a configuration with the lab's own regions and sizes, where it says nothing of them.
+
+    Host and guest plan with the same sizes, so that choices can be printed without a guest.
+    """
     config = config or Config()
-    if config.regions:
-        return config
-    regions = (
-        RegionSection("device-dax", RegionKind.DEVICE_DAX, "lab", DEVICE_DAX_REGION),
-        RegionSection("fs-dax", RegionKind.FS_DAX, "lab", 64 << 20),
-        RegionSection("anonymous", RegionKind.ANONYMOUS, "", 16 << 20),
+    regions = config.regions or tuple(
+        RegionSection(kind, kind, _IN_LAB, size) for kind, size in REGION_SIZES.items()
     )
-    return Config(
-        config.run, regions, config.vfio, config.workload, config.leaks, config.known_issues
+    return replace(
+        config,
+        regions=tuple(
+            replace(region, size=region.size or REGION_SIZES[region.kind]) for region in regions
+        ),
     )
 
 
@@ -123,6 +131,8 @@ class LabRun:
         self._judge = Judge(request.strict)
         self._guest = _Guest()
         self._stopping = 0
+        self._interrupted = asyncio.Event()
+        self._vm: VirtualMachine | None = None
         self._told: set[str] = set()
         self._began = request.began
         self._first_operation: float | None = None
@@ -134,6 +144,9 @@ class LabRun:
             BootError: the guest did not come up.
             UsageError: the exporter cannot listen.
         """
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._interrupt)
         directory = self._request.directory
         (directory / rundir.CONFIG).write_text(tomli_w.dumps(self._request.config.to_table()))
         layout = self._plan.layout(
@@ -157,7 +170,10 @@ class LabRun:
             self._journal_event("exporter.started", address=exporter.address)
             try:
                 self._write_scratch(initrd, nvdimm)
-                await self._boot_and_watch(initrd, nvdimm)
+                # Give a signal that came meanwhile its turn.
+                await asyncio.sleep(0)
+                if not self._stopping:
+                    await self._boot_and_watch(initrd, nvdimm)
             finally:
                 initrd.unlink(missing_ok=True)
                 nvdimm.unlink(missing_ok=True)
@@ -215,10 +231,7 @@ class LabRun:
             journal_port=-1,
             control_port=-1,
         )
-        vm = VirtualMachine(machine)
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self._interrupt, vm)
+        vm = self._vm = VirtualMachine(machine)
         tasks: list[asyncio.Task[None]] = []
         try:
             try:
@@ -239,15 +252,14 @@ class LabRun:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await vm.stop()
-            for number in (signal.SIGINT, signal.SIGTERM):
-                loop.remove_signal_handler(number)
 
-    def _interrupt(self, vm: VirtualMachine) -> None:
+    def _interrupt(self) -> None:
         """End in order at the first signal, at once at the second."""
         self._stopping += 1
-        if self._stopping == 1 and self._guest.ready:
+        self._interrupted.set()
+        if self._stopping == 1 and self._guest.ready and self._vm is not None:
             self._progress.say("Stopping: the soak ends in order; once more ends it at once.")
-            vm.send_control(protocol.STOP)
+            self._vm.send_control(protocol.STOP)
 
     async def _watch(self, vm: VirtualMachine) -> None:
         """Beat until QEMU has ended, whoever ended it."""
@@ -455,7 +467,10 @@ class LabRun:
                 (list(block.named_rows("counts")), block.flat("counts"))
                 for block in reader.blocks(WORKER)
             )
-        self._journal_event("sample.taken", completed=completed, sweeps=sweeps, by="host")
+        errors = self._ledger.block(SUPERVISOR).get("journal_errors") + self._journal.errors
+        self._journal_event(
+            "sample.taken", completed=completed, sweeps=sweeps, journal_errors=errors, by="host"
+        )
 
     def _conclude(self) -> Verdict:
         """Judge the whole run and write the verdict down."""
@@ -476,11 +491,5 @@ class LabRun:
             return
         seconds = self._request.linger_seconds
         self._progress.say(f"The run ended badly: metrics stay up for {seconds:g} s more.")
-        over = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, over.set)
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(over.wait(), seconds)
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.remove_signal_handler(number)
+            await asyncio.wait_for(self._interrupted.wait(), seconds)

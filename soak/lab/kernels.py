@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from soak.lab.image import GuestRoot
 
 # Which suite of Debian has which kernel.
+_DEBIAN = "debian"
 DEBIAN_SUITES = {"5.10": "bullseye", "6.1": "bookworm", "6.12": "trixie", "sid": "sid"}
 
 # Documentation/arch/x86/boot.rst: where a bzImage says what it is.
@@ -83,6 +84,21 @@ def boot_image_release(image: Path) -> str:
     return release[1].decode()
 
 
+def check_kernel(name: str) -> None:
+    """Refuse a name that means no kernel, without fetching anything.
+
+    Raises:
+        UsageError: the name means nothing, or the file is no kernel.
+    """
+    kind, separator, argument = name.partition(":")
+    if not separator or Path(name).exists():
+        boot_image_release(Path(name))
+    elif kind != _DEBIAN or argument not in DEBIAN_SUITES:
+        raise UsageError(
+            f"The kernel {name!r} is unknown: give one of {_known_names()}, or a file."
+        )
+
+
 class KernelStore:
     """Finds kernels, fetching those that are missing into the cache."""
 
@@ -96,18 +112,13 @@ class KernelStore:
         Raises:
             UsageError: the name means nothing, or the file is no kernel.
         """
-        kind, separator, argument = name.partition(":")
-        if separator and kind == "debian":
+        check_kernel(name)
+        kind, _, argument = name.partition(":")
+        if kind == _DEBIAN and not Path(name).exists():
             return self._debian(name, argument)
-        if separator and not Path(name).exists():
-            raise UsageError(
-                f"The kernel {name!r} is unknown: give one of {_known_names()}, or a file."
-            )
         return self._file(Path(name), modules)
 
     def _debian(self, name: str, argument: str) -> Kernel:
-        if argument not in DEBIAN_SUITES:
-            raise UsageError(f"The kernel {name!r} is unknown: the suites are {_known_names()}.")
         mirror = machine_mirror()
         suite_name = DEBIAN_SUITES[argument]
         with self._cache.locked(f"apt/{suite_name}.index"):

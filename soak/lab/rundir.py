@@ -41,8 +41,7 @@ def make_run_directory(wanted: Path | None, run_id: str, space: int) -> Path:
     """
     path = (wanted or runs_directory() / run_id).absolute()
     try:
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise UsageError(f"The run directory {path} is not empty: give a new one.")
+        check_new(path)
         parent = next(parent for parent in (path, *path.parents) if parent.exists())
         free = shutil.disk_usage(parent).free
         if free < space:
@@ -57,6 +56,16 @@ def make_run_directory(wanted: Path | None, run_id: str, space: int) -> Path:
     if wanted is None:
         _point_latest(path)
     return path
+
+
+def check_new(path: Path) -> None:
+    """Refuse a run directory that holds something.
+
+    Raises:
+        UsageError: it is no directory, or is not empty.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UsageError(f"The run directory {path} is not empty: give a new one.")
 
 
 def find_run(name: str) -> Path:
