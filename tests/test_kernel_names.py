@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from soak.errors import UsageError
 from soak.lab.cache import Cache
 from soak.lab.image import GuestRoot
-from soak.lab.kernels import DEBIAN_SUITES, KernelStore, boot_image_release
+from soak.lab.kernels import DEBIAN_SUITES, KernelStore, boot_image_release, check_kernel
 
 deterministic = settings(derandomize=True, database=None, deadline=None, max_examples=150)
 
@@ -166,33 +166,48 @@ def test_what_cannot_be_read_is_named_with_the_reason(
     with pytest.raises(UsageError) as caught:
         boot_image_release(tmp_path / name)
     check_sentence(caught.value, str(tmp_path / name), reason)
-    with pytest.raises(UsageError) as caught:
-        store(tmp_path).find(str(tmp_path / name))
-    check_sentence(caught.value, str(tmp_path / name), reason)
+    for refuse in (check_kernel, store(tmp_path).find):
+        with pytest.raises(UsageError) as caught:
+            refuse(str(tmp_path / name))
+        check_sentence(caught.value, str(tmp_path / name), reason)
 
 
 # --- names ---
 
 
-@pytest.mark.parametrize("name", ["debian:", "debian:7.7", "debian:bookworm ", "debian:6.1:x"])
-def test_an_unknown_suite_is_refused_with_those_that_are_known(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("debian:", "debian:7.7", "debian:bookworm ", "debian:6.1:x", "debian:" + "6" * 5000),
+        *("fedora:40", ":", "Debian:6.1", "https://example.org/bzImage", "a:" + "b" * 300),
+    ],
+)
+def test_an_unknown_name_is_refused_with_those_that_are_known(tmp_path: Path, name: str) -> None:
+    known = [f"debian:{suite}" for suite in DEBIAN_SUITES]
+    with pytest.raises(UsageError) as caught:
+        check_kernel(name)
+    check_sentence(caught.value, name, *known)
     with pytest.raises(UsageError) as caught:
         store(tmp_path).find(name)
-    check_sentence(caught.value, name, *(f"debian:{suite}" for suite in DEBIAN_SUITES))
+    check_sentence(caught.value, name, *known)
     assert not (tmp_path / "cache").exists()
 
 
-@pytest.mark.parametrize("name", ["fedora:40", ":", "Debian:6.1", "https://example.org/bzImage"])
-def test_an_unknown_kind_of_name_is_refused(tmp_path: Path, name: str) -> None:
-    with pytest.raises(UsageError) as caught:
-        store(tmp_path).find(name)
-    check_sentence(caught.value, name, "debian:6.1")
+@pytest.mark.parametrize("suite", DEBIAN_SUITES)
+def test_a_known_name_is_accepted_before_anything_is_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suite: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    check_kernel(f"debian:{suite}")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_without_modules_is_a_kernel(tmp_path: Path) -> None:
     for name in ("bzImage", "odd:name"):
         image = tmp_path / name
         image.write_bytes(boot_image(b"6.12.95 (root@host) #1\0"))
+        check_kernel(str(image))
         kernel = store(tmp_path).find(str(image))
         assert (kernel.release, kernel.image, kernel.modules) == ("6.12.95", image, None)
 

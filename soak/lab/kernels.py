@@ -91,7 +91,7 @@ def check_kernel(name: str) -> None:
         UsageError: the name means nothing, or the file is no kernel.
     """
     kind, separator, argument = name.partition(":")
-    if not separator or Path(name).exists():
+    if not separator or _exists(name):
         boot_image_release(Path(name))
     elif kind != _DEBIAN or argument not in DEBIAN_SUITES:
         raise UsageError(
@@ -114,7 +114,7 @@ class KernelStore:
         """
         check_kernel(name)
         kind, _, argument = name.partition(":")
-        if kind == _DEBIAN and not Path(name).exists():
+        if kind == _DEBIAN and not _exists(name):
             return self._debian(name, argument)
         return self._file(Path(name), modules)
 
@@ -178,6 +178,13 @@ class KernelStore:
                 archive = CpioWriter(out)
                 archive.tree(base / "lib", "usr/lib/")
                 archive.close()
+
+
+def _exists(name: str) -> bool:
+    try:
+        return Path(name).exists()
+    except OSError:  # longer than a name can be, or below a directory that may not be searched
+        return False
 
 
 def _known_names() -> str:
