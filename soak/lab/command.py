@@ -67,8 +67,11 @@ def lab(options: argparse.Namespace) -> int:
         layers.append(program_layer(cache, root))
     except KeyboardInterrupt:
         return _INTERRUPTED_EXIT
-    run_id = rundir.new_run_id()
-    for position, accelerator in enumerate(tried):
+    retried = False
+    attempts = list(tried)
+    while True:
+        accelerator = attempts.pop(0)
+        run_id = rundir.new_run_id()
         directory = rundir.make_run_directory(options.run_dir, run_id, SPACE_NEEDED)
         request = LabRequest(
             kernel=kernel,
@@ -81,7 +84,7 @@ def lab(options: argparse.Namespace) -> int:
             directory=directory,
             run_id=run_id,
             layers=tuple(layers),
-            boot_seconds=_boot_seconds(options.boot_timeout, tried[position + 1 :]),
+            boot_seconds=_boot_seconds(options.boot_timeout, attempts),
             linger_seconds=options.linger,
             mirror=options.mirror_ledger,
             began=began,
@@ -91,15 +94,19 @@ def lab(options: argparse.Namespace) -> int:
             verdict = asyncio.run(LabRun(request, accelerator, progress).run())
         except BootError as error:
             rundir.discard(directory)
-            if position + 1 == len(tried):
+            if not attempts and error.crashed and not retried:
+                # QEMU 7.2's emulation with a thread to a processor now and then runs code that the
+                # kernel is just patching, and the guest dies. A kernel at fault dies again.
+                retried = True
+                attempts.append(accelerator)
+            if not attempts:
                 raise
-            progress.say(f"{error}\nThe guest does not start under {accelerator}: emulating it.")
+            progress.say(f"{error}\nTrying once more, under {attempts[0]}.")
         except UsageError:
             rundir.discard(directory)
             raise
         else:
             return _tell(verdict, request)
-    raise UsageError("There is no accelerator to try.")
 
 
 def _boot_seconds(wanted: float, others: list[str]) -> float:

@@ -64,7 +64,14 @@ _CONSOLE_SHOWN_LINES: Final = 15
 
 
 class BootError(UsageError):
-    """The guest did not come up: the sentence says how far it came, with the end of its console."""
+    """The guest did not come up: the sentence says how far it came, with the end of its console.
+
+    `crashed` tells a kernel that died while booting from one that lacks something.
+    """
+
+    def __init__(self, sentence: str, *, crashed: bool = False) -> None:
+        super().__init__(sentence)
+        self.crashed = crashed
 
 
 @dataclass(frozen=True)
@@ -337,7 +344,7 @@ class LabRun:
             self._harness_failed("QEMU was ended by a signal from outside")
         elif guest.exit_code is None:
             if not guest.ready:
-                raise BootError(self._boot_failure("ended before it was ready"))
+                raise BootError(self._boot_failure("ended before it was ready"), crashed=True)
             self._lose("the guest's kernel panicked or reset the machine")
         elif guest.exit_code != 0:
             self._report_exit(guest.exit_code)
