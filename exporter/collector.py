@@ -12,7 +12,7 @@ from prometheus_client.registry import Collector
 from exporter.groups import GROUPS, info, single
 from exporter.snapshot import Snapshot
 from soak import __version__
-from soak.ledger import LedgerError
+from soak.ledger_layout import LedgerError
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
-from soak.ledger import LedgerError
+from soak.ledger_layout import LedgerError
 from soak.schema import HOST, RECORDER_COLUMNS, SUPERVISOR, WORKER, Cell
 from soak.vocabulary import RegionKind, RunState, VerdictWord, WorkerState
 

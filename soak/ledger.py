@@ -11,172 +11,24 @@ A header describes the layout, so that a reader needs nothing but the file. Then
 * Space is allocated in advance: a store into a hole on a full disk would be SIGBUS. Readers use
   `preadv`, which a file that shrinks cannot kill, into memory of a chosen place within its page:
   elsewhere the kernel's copy may go byte by byte and tear words (see `LedgerReader._load`).
-
-Layout of the file, little-endian: 8 bytes magic, u64 format, u64 length of the JSON text that
-follows, u64 mirror sequence (odd while a copy of the whole ledger is under way), u64 CRC-32 of the
-JSON text, the JSON text, padding to a page, blocks. The JSON names each block, its offset, and each
-field with its offset (in words from the start of the block), its shape and the names along each
-axis. The fields of a block follow each other without a gap.
 """
 
 from __future__ import annotations
 
-import json
-import math
 import mmap
 import os
 import struct
 import threading
-import zlib
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Final, Self
+
+from soak.ledger_layout import MAX_HEADER, MIRROR_WORD, WORD, Block, Layout, LedgerError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping, Sequence
+    from collections.abc import Collection, Sequence
     from pathlib import Path
 
-MAGIC: Final = b"DAXSOAK\0"
-FORMAT: Final = 1
-WORD: Final = 8
 _PAGE: Final = 4096
-_PREFIX = struct.Struct("<8sQQQQ")
-_MIRROR_WORD = 3
-_MAX_HEADER = 1 << 20
-_READ_ATTEMPTS = 64
-_OFFSET_DIGITS = 16
-_SEQUENCE = "sequence"
-
-
-class LedgerError(Exception):
-    """The file is no ledger, is damaged, or has a format that this program does not know."""
-
-
-@dataclass(frozen=True)
-class Field:
-    """Words of one meaning in a block.
-
-    `axes` names the entries along each dimension, or is a number where they are only counted.
-    `values` says what the numbers stand for, where they stand for words. A text field holds its
-    length in bytes in the first word.
-    """
-
-    name: str
-    axes: tuple[tuple[str, ...] | int, ...] = ()
-    values: tuple[str, ...] = ()
-    text: bool = False
-    offset: int = 0
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(axis if isinstance(axis, int) else len(axis) for axis in self.axes)
-
-    @property
-    def words(self) -> int:
-        return math.prod(self.shape) + (1 if self.text else 0)
-
-    @property
-    def is_group(self) -> bool:
-        """Whether these words must agree, and the first of them is their sequence number."""
-        first = self.axes[0] if len(self.axes) == 1 else 0
-        return not isinstance(first, int) and first[:1] == (_SEQUENCE,)
-
-    def position(self, indices: tuple[int, ...]) -> int:
-        """Return where the block keeps the entry at these indices."""
-        position = 0
-        for index, length in zip(indices, self.shape, strict=True):
-            if not 0 <= index < length:
-                raise IndexError(f"{self.name}{list(indices)} is outside {self.shape}")
-            position = position * length + index
-        return self.offset + position
-
-
-@dataclass(frozen=True)
-class Block:
-    """The words of one writer. `labels` says whose they are."""
-
-    name: str
-    kind: str
-    fields: Mapping[str, Field]
-    labels: Mapping[str, Any]
-    offset: int = 0
-
-    @property
-    def words(self) -> int:
-        return sum(field.words for field in self.fields.values())
-
-
-@dataclass(frozen=True)
-class Layout:
-    """All blocks, and facts about the run that do not change."""
-
-    blocks: Mapping[str, Block]
-    run: Mapping[str, Any]
-    size: int
-
-    @classmethod
-    def of(cls, blocks: Iterable[Block], run: Mapping[str, Any]) -> Layout:
-        """Place the blocks one behind the other, each on a page of its own.
-
-        Raises:
-            ValueError: two blocks have one name, or the description is too long to be read back.
-        """
-        unplaced = list(blocks)
-        # The offsets are not known yet, and take a few more digits when they are.
-        entries = 1 + sum(1 + len(block.fields) for block in unplaced)
-        header = _PREFIX.size + len(_describe(unplaced, run, 0)) + entries * _OFFSET_DIGITS
-        header_room = _round_up(header, _PAGE)
-        if header_room > _MAX_HEADER:
-            raise ValueError(f"the header of this ledger would have {header} bytes")
-        placed: dict[str, Block] = {}
-        offset = header_room
-        for block in unplaced:
-            if block.name in placed:
-                raise ValueError(f"two blocks of this ledger are called {block.name!r}")
-            fields, word = {}, 0
-            for field in block.fields.values():
-                fields[field.name] = replace(field, offset=word)
-                word += field.words
-            placed[block.name] = replace(block, fields=fields, offset=offset)
-            offset += _round_up(word * WORD, _PAGE)
-        # Memory that a virtual machine shares must be a power of two.
-        return cls(placed, run, 1 << (offset - 1).bit_length())
-
-    def to_bytes(self) -> bytes:
-        """Return the header as it stands at the start of the file."""
-        text = _describe(self.blocks.values(), self.run, self.size)
-        return _PREFIX.pack(MAGIC, FORMAT, len(text), 0, zlib.crc32(text)) + text
-
-    @classmethod
-    def from_bytes(cls, head: bytes) -> Layout:
-        """Read a header.
-
-        Raises:
-            LedgerError: it is none, is damaged, or is of a format that is not known.
-        """
-        if len(head) < _PREFIX.size:
-            raise LedgerError(f"the file is only {len(head)} bytes long")
-        magic, version, length, _, checksum = _PREFIX.unpack_from(head)
-        if magic != MAGIC:
-            raise LedgerError(f"it starts with {magic!r}, not with {MAGIC!r}")
-        if version != FORMAT:
-            raise LedgerError(f"its format is {version}, and this program reads format {FORMAT}")
-        if length > _MAX_HEADER or len(head) < _PREFIX.size + length:
-            raise LedgerError(f"its header should have {length} bytes and is cut short")
-        end = _PREFIX.size + length
-        text = head[_PREFIX.size : end]
-        if zlib.crc32(text) != checksum:
-            raise LedgerError("its header is damaged: the checksum does not fit")
-        try:
-            layout = _layout(json.loads(text))
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise LedgerError(f"its header does not describe a ledger ({error!r})") from None
-        for block in sorted(layout.blocks.values(), key=lambda block: block.offset):
-            if block.offset < end or block.offset % WORD:
-                raise LedgerError(f"its header places block {block.name!r} where it cannot be")
-            end = block.offset + block.words * WORD
-        if end > layout.size:
-            raise LedgerError(f"its header describes {end} bytes in a file of {layout.size}")
-        return layout
+_READ_ATTEMPTS: Final = 64
 
 
 class Ledger:
@@ -223,8 +75,8 @@ class Ledger:
             memory = mmap.mmap(descriptor, size)
         finally:
             os.close(descriptor)
-        layout = Layout.from_bytes(memory[:_MAX_HEADER])
-        _check_size(layout, size)
+        layout = Layout.from_bytes(memory[:MAX_HEADER])
+        layout.check_size(size)
         return cls(layout, memory)
 
     def block(self, name: str) -> BlockWriter:
@@ -236,7 +88,7 @@ class Ledger:
     def copy_from(self, source: Ledger, kinds: Collection[str] | None = None) -> None:
         """Copy the blocks of these kinds, or all, from `source`, which has the same layout."""
         # A copier that was killed left an odd number.
-        self._words[_MIRROR_WORD] |= 1
+        self._words[MIRROR_WORD] |= 1
         for block in self.layout.blocks.values():
             if kinds is None or block.kind in kinds:
                 first = block.offset // WORD
@@ -245,7 +97,7 @@ class Ledger:
                 for field in block.fields.values():
                     if field.is_group:
                         self._copy_group(source, first + field.offset, field.words)
-        self._words[_MIRROR_WORD] += 1
+        self._words[MIRROR_WORD] += 1
 
     def _copy_group(self, source: Ledger, first: int, length: int) -> None:
         """Copy words that agree; where they go on changing, the copy is torn and says so."""
@@ -307,11 +159,14 @@ class BlockWriter:
         self.set(name, self.block.fields[name].values.index(word))
 
     def set_group(self, name: str, values: Sequence[int]) -> None:
-        """Write the words of a group after its sequence number, which is odd meanwhile."""
+        """Write the words of a group after its sequence number, which is odd meanwhile.
+
+        A number that a killed writer left odd is taken over as it is.
+        """
         words = self.view(name)
         if len(values) != len(words) - 1:
             raise ValueError(f"{name} has {len(words) - 1} words, not {len(values)}")
-        words[0] += 1
+        words[0] |= 1
         for position, value in enumerate(values, start=1):
             words[position] = value
         words[0] += 1
@@ -345,8 +200,8 @@ class LedgerReader:
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
-        self.layout = Layout.from_bytes(os.pread(descriptor, _MAX_HEADER, 0))
-        _check_size(self.layout, os.fstat(descriptor).st_size)
+        self.layout = Layout.from_bytes(os.pread(descriptor, MAX_HEADER, 0))
+        self.layout.check_size(os.fstat(descriptor).st_size)
         longest = max((block.words for block in self.layout.blocks.values()), default=0)
         self._room = memoryview(mmap.mmap(-1, _PAGE + max(1, longest) * WORD))
         self._lock = threading.Lock()
@@ -415,7 +270,7 @@ class LedgerReader:
         return None
 
     def _mirror_sequence(self) -> int:
-        return self._word(_MIRROR_WORD * WORD)
+        return self._word(MIRROR_WORD * WORD)
 
     def _word(self, offset: int) -> int:
         return int.from_bytes(self._load(WORD, offset), "little")
@@ -493,99 +348,3 @@ class BlockSnapshot:
     def _names(self, name: str, axis: int) -> Sequence[str]:
         names = self.block.fields[name].axes[axis]
         return [str(number) for number in range(names)] if isinstance(names, int) else names
-
-
-def _describe(blocks: Iterable[Block], run: Mapping[str, Any], size: int) -> bytes:
-    described = {
-        "size": size,
-        "run": dict(run),
-        "blocks": [
-            {
-                "name": block.name,
-                "kind": block.kind,
-                "offset": block.offset,
-                "labels": dict(block.labels),
-                "fields": [
-                    {
-                        "name": field.name,
-                        "offset": field.offset,
-                        "axes": list(field.axes),
-                        "values": list(field.values),
-                        "text": field.text,
-                    }
-                    for field in block.fields.values()
-                ],
-            }
-            for block in blocks
-        ],
-    }
-    return json.dumps(described, separators=(",", ":")).encode()
-
-
-def _layout(described: dict[str, Any]) -> Layout:
-    """Build what a header describes; ValueError, KeyError or TypeError where that is nothing."""
-    blocks = {entry["name"]: _block(entry) for entry in described["blocks"]}
-    if len(blocks) < len(described["blocks"]):
-        raise ValueError("two blocks have one name")
-    return Layout(blocks, _mapping(described["run"]), _whole(described["size"]))
-
-
-def _block(entry: dict[str, Any]) -> Block:
-    fields: dict[str, Field] = {}
-    word = 0
-    for described in entry["fields"]:
-        field = Field(
-            _string(described["name"]),
-            tuple(_axis(axis) for axis in described["axes"]),
-            _strings(described["values"]),
-            bool(described["text"]),
-            _whole(described["offset"]),
-        )
-        if field.name in fields or field.offset != word:
-            raise ValueError(f"field {field.name!r} is there twice or is out of place")
-        fields[field.name] = field
-        word += field.words
-    return Block(
-        _string(entry["name"]),
-        _string(entry["kind"]),
-        fields,
-        _mapping(entry["labels"]),
-        _whole(entry["offset"]),
-    )
-
-
-def _axis(value: object) -> tuple[str, ...] | int:
-    return _strings(value) if isinstance(value, list) else _whole(value)
-
-
-def _whole(value: object) -> int:
-    if not isinstance(value, int) or value < 0:
-        raise ValueError(f"{value!r} should be a whole number")
-    return value
-
-
-def _string(value: object) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{value!r} should be a text")
-    return value
-
-
-def _strings(value: object) -> tuple[str, ...]:
-    if not isinstance(value, list):
-        raise TypeError(f"{value!r} should be a list")
-    return tuple(_string(item) for item in value)
-
-
-def _mapping(value: object) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise TypeError(f"{value!r} should be an object")
-    return value
-
-
-def _check_size(layout: Layout, actual: int) -> None:
-    if actual < layout.size:
-        raise LedgerError(f"it should have {layout.size} bytes and has {actual}")
-
-
-def _round_up(value: int, unit: int) -> int:
-    return -(-value // unit) * unit

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from soak.config import Config
-    from soak.ledger import Layout
+    from soak.ledger_layout import Layout
     from soak.regions import Region
 
 

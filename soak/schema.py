@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from soak.ledger import Block, Field, Layout
+from soak.ledger_layout import Block, Field, Layout
 from soak.vocabulary import (
     ERRNOS,
     Detector,

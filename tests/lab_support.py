@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 from prometheus_client.parser import text_string_to_metric_families
 
 from soak.journal import read_journal
-from soak.ledger import LedgerError, LedgerReader
+from soak.ledger import LedgerReader
+from soak.ledger_layout import LedgerError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 MOST_LINES = 500
 # Longer than it should be; what has become short is taken out.
-TOO_LONG = {"soak/ledger.py"}
+TOO_LONG: set[str] = set()
 
 ABI = "soak.abi"
 WORDS = {"soak.config", "soak.errors", "soak.vocabulary"}
-LEDGER = {"soak.ledger", "soak.schema", "soak.vocabulary"}
+LEDGER = {"soak.ledger", "soak.ledger_layout", "soak.schema", "soak.vocabulary"}
 
 # What the modules of a part may import of this project, by name or as a whole package. `soak`
 # stands for soak/__init__.py alone.
@@ -43,8 +43,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "soak.vocabulary": set(),
     "soak.errors": set(),
     "soak.log": set(),
-    "soak.ledger": set(),
-    "soak.schema": {"soak.ledger", "soak.vocabulary"},
+    "soak.ledger": {"soak.ledger_layout"},
+    "soak.ledger_layout": set(),
+    "soak.schema": {"soak.ledger_layout", "soak.vocabulary"},
     "soak.helper": set(),
     "soak.journal": {ABI},
     "soak.verdict": {"soak.vocabulary"},
@@ -117,7 +118,7 @@ def test_the_program_is_found() -> None:
     assert {"soak", "soak.cli", "soak.abi.btf", "soak.lab.guest", "exporter.server"} <= set(
         modules()
     )
-    assert "soak.ledger" in own(all_imports("soak.schema"))
+    assert "soak.ledger_layout" in own(all_imports("soak.schema"))
     assert "soak.cli" not in imports_when_loaded("soak.lab.command")
 
 

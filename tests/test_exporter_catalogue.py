@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 ALLOWED = {
     *("prometheus_client", "structlog", "soak.log", "exporter"),
-    *("soak", "soak.ledger", "soak.schema", "soak.vocabulary", "soak.errors"),
+    *("soak", "soak.ledger", "soak.ledger_layout", "soak.schema", "soak.vocabulary", "soak.errors"),
 }
 MODULES = sorted((ROOT / "exporter").glob("*.py"))
 

@@ -15,7 +15,8 @@ from prometheus_client.exposition import generate_latest
 
 from exporter.catalogue import EXPOSED_BOUNDS
 from exporter.collector import LedgerCollector
-from soak.ledger import WORD, Ledger, LedgerReader
+from soak.ledger import Ledger, LedgerReader
+from soak.ledger_layout import WORD
 from soak.schema import BUCKET_BOUNDS_NS, INTERRUPTED_COLUMN, RECORDER_COLUMNS, leaks_field
 from soak.vocabulary import RunState, VerdictWord, WorkerState
 from tests.test_exporter_support import (

@@ -25,7 +25,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from soak.ledger import WORD, Block, Field, Layout, Ledger, LedgerReader
+from soak.ledger import Ledger, LedgerReader
+from soak.ledger_layout import WORD, Block, Field, Layout
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator

@@ -15,7 +15,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from soak.ledger import FORMAT, MAGIC, Block, Field, Layout, Ledger, LedgerError, LedgerReader
+from soak.ledger import Ledger, LedgerReader
+from soak.ledger_layout import FORMAT, MAGIC, Block, Field, Layout, LedgerError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -13,11 +13,12 @@ from soak.errors import UsageError
 from soak.lab import rundir
 from soak.lab.cache import Cache, cache_directory
 from soak.lab.faults import parse_fault
-from soak.lab.host import SPACE_NEEDED, BootError, LabRequest, LabRun, lab_config
+from soak.lab.host import BootError, LabRun
 from soak.lab.image import GuestRoot, program_layer
 from soak.lab.kernels import KernelStore, check_kernel
 from soak.lab.progress import Progress
 from soak.lab.qemu import accelerators, find_qemu
+from soak.lab.request import SPACE_NEEDED, LabRequest, lab_config
 from soak.plan import make_plan, with_overrides
 from soak.report.text import text_report
 from soak.verdict import EXIT_CODES

@@ -11,12 +11,11 @@ import os
 import shutil
 import signal
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import tomli_w
 
-from soak.config import Config, RegionSection
 from soak.errors import UsageError
 from soak.journal import FileJournal, Level, stamped
 from soak.lab import protocol, rundir
@@ -24,32 +23,19 @@ from soak.lab.cpio import CpioWriter
 from soak.lab.exporter_process import ExporterProcess
 from soak.lab.protocol import Order
 from soak.lab.qemu import Machine
+from soak.lab.request import DEVICE_DAX_SIZE, FS_DAX_SIZE, NVDIMM_SIZE, LabRequest
 from soak.lab.vm import VirtualMachine, decode, signal_name
 from soak.ledger import Ledger, LedgerReader
 from soak.plan import make_plan
 from soak.schema import HOST, SUPERVISOR, WORKER
 from soak.tally import completed_operations
 from soak.verdict import Judge, Verdict, lost_machine_event
-from soak.vocabulary import RegionKind, RunState, VerdictWord
+from soak.vocabulary import RunState, VerdictWord
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from soak.lab.kernels import Kernel
     from soak.lab.progress import Progress
-
-NVDIMM_SIZE: Final = 1 << 30
-DEVICE_DAX_SIZE: Final = 512 << 20
-# A namespace keeps its own struct pages, so less than its size can be mapped.
-REGION_SIZES: Final = {
-    RegionKind.DEVICE_DAX: 480 << 20,
-    RegionKind.FS_DAX: 64 << 20,
-    RegionKind.ANONYMOUS: 16 << 20,
-}
-FS_DAX_SIZE: Final = 384 << 20
-# Stands for a path that only the guest knows.
-_IN_LAB: Final = "lab"
-SPACE_NEEDED: Final = NVDIMM_SIZE + (256 << 20)
 
 # Deadlines count beats of this program, not time: a host that stood still makes no guest silent.
 _BEAT_SECONDS: Final = 0.5
@@ -74,26 +60,6 @@ class BootError(UsageError):
         self.crashed = crashed
 
 
-@dataclass(frozen=True)
-class LabRequest:
-    """What somebody wants soaked."""
-
-    kernel: Kernel
-    config: Config
-    filesystem: str
-    faults: tuple[tuple[str, float], ...]
-    append: str
-    listen: str
-    strict: bool
-    directory: Path
-    run_id: str
-    layers: tuple[Path, ...]
-    boot_seconds: float
-    linger_seconds: float
-    mirror: bool
-    began: float
-
-
 @dataclass
 class _Guest:
     """What the host knows of the guest."""
@@ -108,23 +74,6 @@ class _Guest:
     signs: tuple[int, int] = (0, 0)
     alive: int = 0
     soaking: bool = False
-
-
-def lab_config(config: Config | None) -> Config:
-    """Return a configuration with the lab's own regions and sizes, where it says nothing of them.
-
-    Host and guest plan with the same sizes, so that choices can be printed without a guest.
-    """
-    config = config or Config()
-    regions = config.regions or tuple(
-        RegionSection(kind, kind, _IN_LAB, size) for kind, size in REGION_SIZES.items()
-    )
-    return replace(
-        config,
-        regions=tuple(
-            replace(region, size=region.size or REGION_SIZES[region.kind]) for region in regions
-        ),
-    )
 
 
 class LabRun:

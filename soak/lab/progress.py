@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 import time
 from typing import TYPE_CHECKING, Final, TextIO
 
@@ -35,9 +36,20 @@ class Progress:
         self._before: tuple[float, int] | None = None
 
     def say(self, sentence: str) -> None:
-        """Print a sentence that stays."""
+        """Print a sentence that stays, in lines of less than 80 columns."""
         self._erase()
-        print(sentence, file=self._out, flush=True)
+        for line in sentence.splitlines() or [""]:
+            print(
+                textwrap.fill(
+                    line,
+                    _WIDTH,
+                    subsequent_indent="  ",
+                    break_long_words=False,
+                    break_on_hyphens=False,
+                ),
+                file=self._out,
+                flush=True,
+            )
 
     def tick(self, text: str) -> None:
         """Show the state of now."""

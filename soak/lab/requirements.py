@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Final
 from soak.errors import UsageError
 from soak.lab.apt import machine_mirror
 from soak.lab.cache import cache_directory
-from soak.lab.host import SPACE_NEEDED
 from soak.lab.qemu import BINARY, MEMORY_MIB, PACKAGE, accelerators, find_qemu
+from soak.lab.request import SPACE_NEEDED
 from soak.lab.rundir import runs_directory
 
 if TYPE_CHECKING:
