@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from soak import __version__
 from soak.errors import UsageError
@@ -35,8 +35,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
 
 
+class _Parser(argparse.ArgumentParser):
+    """Tells a mistake in one sentence; the whole usage is for those who ask for help."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(USAGE_EXIT_CODE, f"dax-soak: {message} (see '{self.prog} --help')\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="dax-soak", description="Proves, on a real kernel, that DMA and DAX get along."
     )
     parser.add_argument("--version", action="version", version=f"dax-soak {__version__}")

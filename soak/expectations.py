@@ -69,7 +69,7 @@ EXPECTATIONS: Final = (
         errno.EOPNOTSUPP,
         "check_vma_flags() refuses FOLL_LONGTERM on a DAX file before anything else is looked at "
         "(94db151dc892, mm/gup.c)",
-        ((4, 17), LAST),
+        ((4, 16), LAST),
     ),
     Expectation(
         (Operation.MAP,),

@@ -35,8 +35,8 @@ TYPE1_DEVICE_DAX_LEAK: Final = KnownIssue(
     RegionKind.DEVICE_DAX,
     Interface.VFIO_TYPE1,
     Operation.UNMAP,
-    # ZONE_DEVICE pages keep PG_reserved, and put_pfn() skips reserved pages.
-    ((4, 2), (1 << 30, 0)),
+    # The oldest kernel on which it was seen.
+    ((5, 10), (1 << 30, 0)),
     "every page that was mapped keeps one page reference after it was unmapped",
     "drivers/vfio/vfio_iommu_type1.c: put_pfn() does not unpin reserved pages, and pages of device "
     "DAX stay reserved (seen on 5.10, 6.1, 6.12 and 7.2)",

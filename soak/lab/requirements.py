@@ -6,6 +6,7 @@ import os
 import platform
 import shutil
 import subprocess
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 _CACHE_NEEDED: Final = 1 << 30
 _INSTALL_SECONDS: Final = 1800
+_WIDTH: Final = 79
 # Programs that the lab starts, and the Debian packages that have them.
 PROGRAMS: Final = {BINARY: PACKAGE, "setpriv": "util-linux", "dpkg-deb": "dpkg", "apt-get": "apt"}
 
@@ -41,7 +43,17 @@ def check(*, install: bool) -> int:
         install_missing()
     answers = list(look())
     for answer in answers:
-        print(f"{'ok  ' if answer.good else 'MISS'}  {answer.subject:<12} {answer.says}")  # noqa: T201 - this is the command's output
+        first = f"{'ok  ' if answer.good else 'MISS'}  {answer.subject:<12} "
+        print(  # noqa: T201 - this is the command's output
+            textwrap.fill(
+                answer.says,
+                _WIDTH,
+                initial_indent=first,
+                subsequent_indent=" " * len(first),
+                break_long_words=False,
+                break_on_hyphens=False,
+            )
+        )
     return 0 if all(answer.good for answer in answers) else 2
 
 

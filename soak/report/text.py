@@ -44,6 +44,7 @@ def _lines(verdict: Verdict, directory: Path) -> Iterator[str]:
     yield ""
     yield f"journal   {directory / 'journal.jsonl'}"
     yield f"verdict   {directory / 'verdict.json'}"
+    yield f"report    {directory / 'report.txt'}"
 
 
 def _violation(violation: ViolationSummary) -> Iterator[str]:
