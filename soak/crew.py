@@ -95,17 +95,22 @@ class Crew:
                 self._start(member)
             yield death
 
-    def pause(self, seconds: float) -> list[str]:
-        """Ask every worker to rest between two operations; return those that did not in time."""
+    def pause(self, seconds: float, meanwhile: Callable[[], None]) -> list[str]:
+        """Ask every worker to rest between two operations; return those that did not in time.
+
+        `meanwhile` is called again and again while they come to rest.
+        """
         self._barriers += 1
         self._pause[0] = self._barriers
         deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            late = self._not_resting()
-            if not late:
-                return []
+        while (late := self._not_resting()) and time.monotonic() < deadline:
+            meanwhile()
             time.sleep(_POLL_SECONDS)
-        return self._not_resting()
+        return late
+
+    def lost_one(self) -> bool:
+        """Say whether a worker died that was not reaped yet: its books are not in order then."""
+        return any(_is_dead(member.pid) for member in self.members if member.running)
 
     def resume(self) -> None:
         self._pause[0] = RUN_WORD
@@ -135,7 +140,9 @@ class Crew:
         return [
             member.plan.name
             for member in self.members
-            if member.running and member.block.get("acknowledged") != self._barriers
+            if member.running
+            and not _is_dead(member.pid)
+            and member.block.get("acknowledged") != self._barriers
         ]
 
     def _start(self, member: Member) -> None:
@@ -196,6 +203,11 @@ class Crew:
         block.set("ended", block.get("begun"))
         if block.block.fields["state"].values[block.get("state")] != WorkerState.ENDED:
             block.set_word("state", WorkerState.DEAD)
+
+
+def _is_dead(pid: int) -> bool:
+    """Say whether a child has ended, without reaping it."""
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
 def in_flight(block: BlockWriter) -> dict[str, int] | None:

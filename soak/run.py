@@ -92,7 +92,7 @@ def run_soak(config: Config, places: Places) -> None:
                 journal,
                 reporter,
                 leaks,
-                crew.members,
+                crew,
                 probe_function=functions[0] if functions else None,
                 known_issues=frozenset(
                     issue.name

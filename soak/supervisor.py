@@ -69,6 +69,7 @@ class Supervisor:
         self._run = run
         self._mirror = mirror
         self._jobs = schedule.Scheduler()
+        self._failures: set[str] = set()
 
     def run(self) -> None:
         """Soak until the time is over or a signal says stop."""
@@ -83,7 +84,7 @@ class Supervisor:
             why = self._soak()
         finally:
             self._end_workers()
-        self._look_for_refusals()
+        self._guarded(Detector.REFUSALS, self._look_for_refusals)
         self._guarded(Detector.LEAKS, self._sweeper.sweep)
         self._reporter.flush()
         self._sample()
@@ -174,8 +175,11 @@ class Supervisor:
         self._block.set_at("detectors", time.monotonic_ns() - start, detector, "duration_ns")
 
     def _fail(self, detector: Detector, summary: str) -> None:
+        """Note that a detector saw nothing; the same reason is written down once."""
         self._block.set_at("detectors", 0, detector, "success")
-        self._journal.write("detector.failed", Level.ERROR, detector=detector, summary=summary)
+        if summary not in self._failures:
+            self._failures.add(summary)
+            self._journal.write("detector.failed", Level.ERROR, detector=detector, summary=summary)
 
     def _look_for_refusals(self) -> None:
         for finding in self._refusals.look():
@@ -215,7 +219,7 @@ class Supervisor:
     def _sweep_between(self) -> None:
         """Sweep while the workers rest between two operations."""
         try:
-            late = self._crew.pause(_BARRIER_SECONDS)
+            late = self._crew.pause(_BARRIER_SECONDS, self._beat)
             if late:
                 self._fail(Detector.LEAKS, f"no sweep: {', '.join(late)} did not come to rest")
             else:

@@ -17,7 +17,7 @@ from soak.vocabulary import Interface, Operation, Violation
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from soak.crew import Member
+    from soak.crew import Crew
     from soak.detectors.leaks import Measurement, RegionLeaks
     from soak.journal import Journal
     from soak.ledger import BlockWriter
@@ -35,7 +35,7 @@ class Sweeper:
         journal: Journal,
         reporter: Reporter,
         watches: Sequence[RegionLeaks],
-        members: Sequence[Member],
+        crew: Crew,
         *,
         probe_function: str | None,
         known_issues: frozenset[str],
@@ -44,7 +44,8 @@ class Sweeper:
         self._journal = journal
         self._reporter = reporter
         self._watches = watches
-        self._members = members
+        self._crew = crew
+        self._members = crew.members
         self._probe_function = probe_function
         self._known_issues = known_issues
         self._explained = {watch.region.name: 0 for watch in watches}
@@ -101,6 +102,9 @@ class Sweeper:
         start = time.monotonic_ns()
         held = self._held(*position)
         measured = watch.measure(held)
+        if self._crew.lost_one():
+            # What it held went while the counts were read: the next sweep sees how it stands.
+            return
         now = time.monotonic_ns()
         block.add("sweeps", 1, *position)
         block.add("swept_pages", measured.pages, *position)

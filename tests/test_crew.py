@@ -1,0 +1,199 @@
+"""The crew with real processes whose operations do nothing: starting, resting, dying, ending."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from soak.crew import Crew, Member
+from soak.schema import SUPERVISOR
+from soak.vocabulary import Operation, WorkerState
+from soak.workload.worker import outcome_columns
+from tests.soak_support import make_ledger, workers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
+
+    from soak.crew import Death
+    from soak.ledger import BlockWriter
+    from soak.workload.choices import Choice
+    from soak.workload.worker import Operator
+
+RELEASE = (6, 1)
+DEADLINE_SECONDS = 30.0
+
+
+class Idle:
+    """An operator that takes its time and does nothing."""
+
+    def __init__(self, block: BlockWriter) -> None:
+        self._block = block
+
+    def calls(self) -> Mapping[Operation, Callable[[Choice], int]]:
+        return dict.fromkeys(Operation, self._do)
+
+    def close(self) -> None:
+        pass
+
+    def _do(self, _choice: Choice) -> int:
+        time.sleep(0.0005)
+        return 0
+
+
+class Stuck(Idle):
+    """An operator whose first call never ends by itself."""
+
+    def _do(self, _choice: Choice) -> int:
+        while True:
+            time.sleep(60)
+
+
+class Broken(Idle):
+    """An operator that cannot be made."""
+
+    def __init__(self, _block: BlockWriter) -> None:
+        raise RuntimeError("this worker cannot start")
+
+
+@pytest.fixture
+def hire(tmp_path: Path) -> Iterator[Callable[..., Crew]]:
+    ledger = make_ledger(tmp_path / "ledger")
+    crews: list[Crew] = []
+
+    def make(kind: Callable[[BlockWriter], Operator] = Idle) -> Crew:
+        members = [
+            Member(plan, ledger.block(plan.name), outcome_columns(plan.cells, RELEASE), kind)
+            for plan in workers()
+        ]
+        crews.append(Crew(members, ledger.block(SUPERVISOR).view("pause")))
+        crews[-1].start()
+        return crews[-1]
+
+    yield make
+    for crew in crews:
+        crew.stop(2.0)
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, "it took too long"
+        time.sleep(0.01)
+
+
+def nothing() -> None:
+    pass
+
+
+def working(crew: Crew) -> bool:
+    return all(member.block.get("ended") > 0 for member in crew.members)
+
+
+def deaths_of(crew: Crew) -> list[Death]:
+    found: list[Death] = []
+
+    def reaped() -> bool:
+        found.extend(crew.reap())
+        return bool(found)
+
+    wait_for(reaped)
+    return found
+
+
+def test_workers_rest_between_operations_and_go_on(hire: Callable[..., Crew]) -> None:
+    crew = hire()
+    wait_for(lambda: working(crew))
+    assert crew.pause(DEADLINE_SECONDS, nothing) == []
+    resting = [member.block.get("begun") for member in crew.members]
+    assert [member.block.get("ended") for member in crew.members] == resting
+    time.sleep(0.1)
+    assert [member.block.get("begun") for member in crew.members] == resting
+    crew.resume()
+    wait_for(
+        lambda: all(m.block.get("begun") > n for m, n in zip(crew.members, resting, strict=True))
+    )
+
+
+def test_a_worker_that_does_not_rest_is_named(hire: Callable[..., Crew]) -> None:
+    crew = hire(Stuck)
+    wait_for(lambda: all(member.block.get("begun") == 1 for member in crew.members))
+    called: list[int] = []
+    late = crew.pause(0.2, lambda: called.append(1))
+    assert late == [member.plan.name for member in crew.members]
+    assert called
+
+
+def test_a_killed_worker_is_told_and_replaced(hire: Callable[..., Crew]) -> None:
+    crew = hire()
+    wait_for(lambda: working(crew))
+    victim = crew.members[0]
+    before, pid = victim.block.get("incarnation"), victim.pid
+    os.kill(pid, signal.SIGKILL)
+    wait_for(crew.lost_one)
+    (death,) = deaths_of(crew)
+    assert (death.worker, death.signal_number, death.gave_up) == (victim.plan.name, 9, False)
+    assert not crew.lost_one()
+    wait_for(lambda: victim.block.get("pid") not in {0, pid})
+    assert victim.block.get("incarnation") == before + 1
+
+
+def test_a_dead_worker_does_not_hold_up_the_others_rest(hire: Callable[..., Crew]) -> None:
+    crew = hire()
+    wait_for(lambda: working(crew))
+    os.kill(crew.members[0].pid, signal.SIGKILL)
+    wait_for(crew.lost_one)
+    assert crew.pause(DEADLINE_SECONDS, nothing) == []
+    assert crew.lost_one()
+
+
+def test_what_a_killed_worker_held_is_given_back_in_its_books(hire: Callable[..., Crew]) -> None:
+    crew = hire(Stuck)
+    member = crew.members[0]
+    wait_for(lambda: member.block.get("begun") == 1)
+    member.block.set("pages_mapped", 7, 0)
+    os.kill(member.pid, signal.SIGKILL)
+    (death,) = deaths_of(crew)
+    assert death.in_flight is not None
+    assert member.block.get("pages_unmapped", 0) == 7
+    first = next(member.plan.choices(0))
+    assert first.operation is Operation.MAP
+    assert member.uncertain == {first.region: first.length // 4096}
+
+
+def test_one_that_dies_at_every_start_is_given_up(hire: Callable[..., Crew]) -> None:
+    crew = hire(Broken)
+    told: list[Death] = []
+
+    def all_given_up() -> bool:
+        told.extend(crew.reap())
+        return sum(death.gave_up for death in told) == len(crew.members)
+
+    wait_for(all_given_up)
+    assert not any(member.running for member in crew.members)
+    assert {death.exit_code for death in told} == {70}
+
+
+def test_stop_ends_all_in_order(hire: Callable[..., Crew]) -> None:
+    crew = hire()
+    wait_for(lambda: working(crew))
+    assert crew.stop(DEADLINE_SECONDS) == []
+    assert not any(member.running for member in crew.members)
+    for member in crew.members:
+        assert member.block.block.fields["state"].values[member.block.get("state")] == "ended"
+        assert member.block.get("begun") == member.block.get("ended")
+
+
+def test_stop_kills_what_does_not_end(hire: Callable[..., Crew]) -> None:
+    crew = hire(Stuck)
+    wait_for(lambda: all(member.block.get("begun") == 1 for member in crew.members))
+    assert crew.stop(0.5) == sorted(member.plan.name for member in crew.members)
+    states = {
+        member.block.block.fields["state"].values[member.block.get("state")]
+        for member in crew.members
+    }
+    assert states == {WorkerState.DEAD}
