@@ -74,7 +74,11 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_lab(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--kernel", default="debian:6.1", help="debian:6.1, debian:6.12, or a bzImage file")
+    add(
+        "--kernel",
+        default="debian:6.1",
+        help="debian:6.1 (default), debian:6.12, debian:sid, or a bzImage file",
+    )
     add("--modules", type=Path, metavar="DIR", help="the modules of a kernel given as a file")
     add("--filesystem", default="ext4", choices=("ext4", "xfs"))
     add("--accel", default="auto", choices=("auto", "kvm", "tcg"))

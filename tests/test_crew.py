@@ -37,6 +37,9 @@ class Idle:
     def calls(self) -> Mapping[Operation, Callable[[Choice], int]]:
         return dict.fromkeys(Operation, self._do)
 
+    def rest(self) -> None:
+        pass
+
     def close(self) -> None:
         pass
 

@@ -14,6 +14,7 @@ MAP_SHARED: Final = 0x01
 MAP_PRIVATE: Final = 0x02
 MAP_FIXED: Final = 0x10
 MAP_ANONYMOUS: Final = 0x20
+MADV_DONTNEED: Final = 4
 MADV_NOHUGEPAGE: Final = 15
 
 _FAILED: Final = ctypes.c_void_p(-1).value

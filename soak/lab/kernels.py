@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 # Which suite of Debian has which kernel.
 _DEBIAN = "debian"
-DEBIAN_SUITES = {"5.10": "bullseye", "6.1": "bookworm", "6.12": "trixie", "sid": "sid"}
+DEBIAN_SUITES = {"6.1": "bookworm", "6.12": "trixie", "sid": "sid"}
 
 # Documentation/arch/x86/boot.rst: where a bzImage says what it is.
 _BOOT_FLAG_OFFSET, _BOOT_FLAG = 0x1FE, 0xAA55
@@ -138,10 +138,10 @@ class KernelStore:
     def _keep_kernel(self, directory: Path) -> None:
         """Reduce an unpacked package to the boot image and the guest's modules."""
         unpacked = directory / "unpacked"
-        next(unpacked.rglob("boot/vmlinuz-*")).rename(directory / "vmlinuz")
-        found = next(
-            path for path in unpacked.rglob("lib/modules/*") if (path / "modules.builtin").exists()
-        )
+        found = next(path for path in unpacked.rglob("lib/modules/*") if (path / "kernel").is_dir())
+        # Since 7.x the image lies among the modules.
+        images = [*unpacked.glob("boot/vmlinuz-*"), *unpacked.glob("usr/lib/modules/*/vmlinuz")]
+        images[0].rename(directory / "vmlinuz")
         # The package has no modules.dep: its installation script would make it.
         base = found.parent.parent.parent
         self._root.run("depmod", "-b", str(base), found.name)

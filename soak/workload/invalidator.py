@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING, Final
 
 from soak.abi.fallocate import punch_hole, truncate
+from soak.abi.mmap import MADV_DONTNEED
 from soak.regions.fs_dax import FILE_SIZE
 from soak.regions.pages import PAGE_SIZE
 from soak.vocabulary import Operation
@@ -48,6 +49,10 @@ class Invalidator:
             Operation.PUNCH_HOLE: self._punch,
             Operation.FAULT: self._fault,
         }
+
+    def rest(self) -> None:
+        """Unmap the pages, not the files: since Linux 6.15 a mapping counts as a reference."""
+        self._mapping.advise(MADV_DONTNEED)
 
     def close(self) -> None:
         self._memory.release()

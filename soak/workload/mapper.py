@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from soak.abi.mmap import MADV_DONTNEED
 from soak.abi.vfio import Container
 from soak.regions.fs_dax import FILE_SIZE, first_files
 from soak.regions.pages import PAGE_SIZE
@@ -38,7 +39,7 @@ class Mapper:
         self._container = Container(function)
         self._mappings = [region.map() for region in regions]
         self._addresses = [mapping.address for mapping in self._mappings]
-        self._is_file = [region.kind is RegionKind.FS_DAX for region in regions]
+        self._kinds = [region.kind for region in regions]
         self._first_file = first_files(regions)
         # Slots are so far apart that two of them never overlap, whatever they hold.
         stride = -(-max(region.size for region in regions) // _GIB) * _GIB
@@ -49,6 +50,15 @@ class Mapper:
 
     def calls(self) -> Mapping[Operation, Callable[[Choice], int]]:
         return {Operation.MAP: self._map, Operation.UNMAP: self._unmap}
+
+    def rest(self) -> None:
+        """Keep what is mapped for DMA, which is in the books, and unmap DAX pages from this process.
+
+        Since Linux 6.15 a mapping counts as a reference.
+        """
+        for mapping, kind in zip(self._mappings, self._kinds, strict=True):
+            if kind is not RegionKind.ANONYMOUS:
+                mapping.advise(MADV_DONTNEED)
 
     def close(self) -> None:
         """Give back every mapping: the slots first, so that they are counted as given back."""
@@ -64,7 +74,7 @@ class Mapper:
         result = self._container.map(self._addresses[region] + offset, iova, length, access)
         if result == 0:
             self._mapped[region] += length // PAGE_SIZE
-            if self._is_file[region]:
+            if self._kinds[region] is RegionKind.FS_DAX:
                 self._give_back_file(choice, iova)
         return result
 

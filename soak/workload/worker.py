@@ -24,6 +24,7 @@ from soak.schema import (
     RECORDER_COLUMNS,
     RECORDER_LENGTH,
     REFUSED_COLUMN,
+    RUN_WORD,
     STOP_WORD,
 )
 from soak.vocabulary import ERRNO_COLUMN, ERRNOS, WorkerState
@@ -53,6 +54,9 @@ class Operator(Protocol):
 
     def calls(self) -> Mapping[Operation, Callable[[Choice], int]]: ...
 
+    def rest(self) -> None:
+        """Let go of every page that is merely mapped: a sweep is about to count references."""
+
     def close(self) -> None: ...
 
 
@@ -75,8 +79,10 @@ def work(
     choices: Iterator[Choice],
     calls: Mapping[Operation, Callable[[Choice], int]],
     columns: Sequence[Mapping[int, int]],
+    *,
+    rest: Callable[[], None] | None = None,
 ) -> None:
-    """Do what `choices` say until the pause word says stop."""
+    """Do what `choices` say until the pause word says stop; `rest` is called at each pause."""
     recorder, counts = block.view("recorder"), block.view("counts")
     buckets, sums = block.view("duration_buckets"), block.view("duration_sum_ns")
     begun, ended = block.view("begun"), block.view("ended")
@@ -86,7 +92,7 @@ def work(
     now, bounds = time.monotonic_ns, BUCKET_BOUNDS_NS
 
     for choice in choices:
-        if pause[0] != acknowledged[0] and not _wait(block, pause):
+        if pause[0] != acknowledged[0] and not _wait(block, pause, rest):
             return
         cell = choice.cell
         row = begun[0] % RECORDER_LENGTH * row_words
@@ -133,13 +139,15 @@ def run_worker(
     with contextlib.closing(make_operator(block)) as operator:
         block.set("acknowledged", 0)
         block.set_word("state", WorkerState.RUNNING)
-        work(block, pause, choices, operator.calls(), columns)
+        work(block, pause, choices, operator.calls(), columns, rest=operator.rest)
     block.set_word("state", WorkerState.ENDED)
 
 
-def _wait(block: BlockWriter, pause: memoryview[int]) -> bool:
+def _wait(block: BlockWriter, pause: memoryview[int], rest: Callable[[], None] | None) -> bool:
     """Acknowledge the pause word and wait until it says run; False when it says stop."""
-    while (word := pause[0]) != 0:
+    if rest is not None and pause[0] not in {RUN_WORD, STOP_WORD}:
+        rest()
+    while (word := pause[0]) != RUN_WORD:
         if word == STOP_WORD:
             return False
         block.set("acknowledged", word)
