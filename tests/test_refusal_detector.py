@@ -205,7 +205,7 @@ def test_what_was_skipped_is_no_evidence(scene: Scene) -> None:
 
 
 def test_where_nobody_knows_what_is_owed_nothing_is_judged(tmp_path: Path) -> None:
-    scene = Scene(tmp_path, (4, 16))
+    scene = Scene(tmp_path, (4, 15))
     assert scene.detector.uncovered() == [Cell.parse(FS)]
     scene.count(FS, "done", 3)
     scene.count(FS, "failed EFAULT", 3)
