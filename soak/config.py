@@ -107,16 +107,10 @@ def _functions(value: object) -> tuple[str, ...]:
     return tuple(value)
 
 
-def _switch(value: object) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError("true or false")  # noqa: TRY004 - one kind of error for all parsers
-    return value
-
-
 def _key(
     parse: Callable[[object], Any],
     meaning: str,
-    default: Any = MISSING,  # noqa: ANN401
+    default: Any = MISSING,  # noqa: ANN401 - as the parser of the key returns it
 ) -> Any:  # noqa: ANN401 - dataclasses.field() itself is typed so
     return field(default=default, metadata={"parse": parse, "meaning": meaning})
 

@@ -220,6 +220,8 @@ class Supervisor:
         """Sweep while the workers rest between two operations."""
         try:
             late = self._crew.pause(_BARRIER_SECONDS, self._beat)
+            for worker in self._block.names("wedged"):
+                self._block.set_at("wedged", int(worker in late), worker)
             if late:
                 self._fail(Detector.LEAKS, f"no sweep: {', '.join(late)} did not come to rest")
             else:

@@ -222,6 +222,7 @@ _HANDLERS: Final = {
     "violation.found": Judge._violation,  # noqa: SLF001
     "sample.taken": Judge._sample,  # noqa: SLF001
     "detector.failed": Judge._trouble,  # noqa: SLF001
+    "job.failed": Judge._trouble,  # noqa: SLF001
     "expectation.missing": Judge._trouble,  # noqa: SLF001
     "harness.failed": Judge._trouble,  # noqa: SLF001
 }

@@ -44,7 +44,7 @@ def checked(result: int, what: str) -> int:
     return result
 
 
-def ioctl(descriptor: int, request: int, argument: Any, what: str) -> int:  # noqa: ANN401
+def ioctl(descriptor: int, request: int, argument: Any, what: str) -> int:  # noqa: ANN401 - as ctypes
     """Ask a device; `argument` is whatever ctypes takes for a pointer, or an integer.
 
     Raises:

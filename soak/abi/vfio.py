@@ -15,7 +15,6 @@ def _request(number: int) -> int:
     return ord(";") << 8 | (100 + number)
 
 
-CHECK_EXTENSION: Final = _request(1)
 SET_IOMMU: Final = _request(2)
 GROUP_GET_STATUS: Final = _request(3)
 GROUP_SET_CONTAINER: Final = _request(4)
