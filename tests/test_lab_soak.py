@@ -98,7 +98,7 @@ def _note_choices(process: LabProcess, seen: Soaked) -> None:
             seen.first_choices[name] = [
                 (row["choice"], row["offset"], row["length"])
                 for row in rows
-                if row["end_ns"] and oldest <= row["choice"] < before
+                if row["end_ns"] and oldest < row["choice"] < before
             ]
 
 
