@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from soak.vocabulary import Interface, Operation, RegionKind
+from soak.vocabulary import INVALIDATIONS, SHORT_PINS, Backing, Interface, Operation, RegionKind
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -25,30 +25,36 @@ LAST: Final[Release] = (1 << 30, 0)
 
 @dataclass(frozen=True)
 class Expectation:
-    """One row. `refusal` is the errno that is owed, or None where the operation must be done."""
+    """One row. `refusal` is the errno that is owed, or None where the operation must be done.
+
+    `waits` says, for an operation that takes blocks away, whether it must not end before the last
+    short pin of the file is given back. The interface is then that of the pin.
+    """
 
     operations: tuple[Operation, ...]
     region: RegionKind
     interface: Interface
-    backing: str
+    backing: Backing
     refusal: int | None
     reason: str
     kernels: tuple[Release, Release] = (FIRST, LAST)
+    waits: bool = False
 
-    def covers(self, cell: Cell, release: Release) -> bool:
+    def covers(self, cell: Cell, release: Release, backing: Backing | None) -> bool:
         return (
             cell.operation in self.operations
             and cell.region is self.region
             and cell.interface is self.interface
+            and backing in {None, self.backing}
             and self.kernels[0] <= release < self.kernels[1]
         )
 
 
-_INVALIDATIONS = (
-    Operation.TRUNCATE_DOWN,
-    Operation.TRUNCATE_ZERO,
-    Operation.TRUNCATE_UP,
-    Operation.PUNCH_HOLE,
+# "fs/dax: Always remove DAX page-cache entries when breaking layouts" (bde708f1a65d) and its
+# neighbours: since then the pages themselves are waited for, whether a mapping shows them or not.
+_PAGES_ARE_COUNTED: Final[Release] = (6, 15)
+_KEEPS_INODE = tuple(
+    operation for operation in INVALIDATIONS if operation is not Operation.UNLINK
 )
 
 EXPECTATIONS: Final = (
@@ -56,7 +62,7 @@ EXPECTATIONS: Final = (
         (Operation.MAP,),
         RegionKind.DEVICE_DAX,
         Interface.VFIO_TYPE1,
-        "shared",
+        Backing.SHARED,
         None,
         "device DAX has no blocks to take away: long-term pins are granted (vma_is_fsdax() is about "
         "files only, include/linux/fs.h)",
@@ -65,7 +71,7 @@ EXPECTATIONS: Final = (
         (Operation.MAP,),
         RegionKind.FS_DAX,
         Interface.VFIO_TYPE1,
-        "shared",
+        Backing.SHARED,
         errno.EOPNOTSUPP,
         "check_vma_flags() refuses FOLL_LONGTERM on a DAX file before anything else is looked at "
         "(94db151dc892, mm/gup.c)",
@@ -75,7 +81,7 @@ EXPECTATIONS: Final = (
         (Operation.MAP,),
         RegionKind.ANONYMOUS,
         Interface.VFIO_TYPE1,
-        "private",
+        Backing.PRIVATE,
         None,
         "the control: where this fails, vfio is broken, not DAX",
     ),
@@ -83,7 +89,7 @@ EXPECTATIONS: Final = (
         (Operation.UNMAP,),
         RegionKind.DEVICE_DAX,
         Interface.VFIO_TYPE1,
-        "shared",
+        Backing.SHARED,
         None,
         "unmapping exactly what was mapped is done (drivers/vfio/vfio_iommu_type1.c)",
     ),
@@ -91,17 +97,71 @@ EXPECTATIONS: Final = (
         (Operation.UNMAP,),
         RegionKind.ANONYMOUS,
         Interface.VFIO_TYPE1,
-        "private",
+        Backing.PRIVATE,
         None,
         "unmapping exactly what was mapped is done (drivers/vfio/vfio_iommu_type1.c)",
     ),
     Expectation(
-        (*_INVALIDATIONS, Operation.FAULT),
+        (*INVALIDATIONS, Operation.FAULT),
         RegionKind.FS_DAX,
         Interface.NONE,
-        "shared",
+        Backing.SHARED,
         None,
-        "with no pin to wait for, changing a file's blocks and touching its pages are done",
+        "changing a file's blocks and touching its pages are done, if need be after a wait for pins",
+    ),
+    *(
+        row
+        for interface in SHORT_PINS
+        for row in (
+            Expectation(
+                (Operation.HOLD,),
+                RegionKind.FS_DAX,
+                interface,
+                Backing.SHARED,
+                None,
+                "a short pin of a DAX file is granted: only FOLL_LONGTERM is refused (mm/gup.c)",
+            ),
+            Expectation(
+                _KEEPS_INODE,
+                RegionKind.FS_DAX,
+                interface,
+                Backing.SHARED,
+                None,
+                "waits until no page of the file is pinned: ext4_break_layouts(), "
+                "xfs_break_dax_layouts() (430657b6be89, d6dc57e251a4)",
+                waits=True,
+            ),
+            Expectation(
+                _KEEPS_INODE,
+                RegionKind.FS_DAX,
+                interface,
+                Backing.UNMAPPED,
+                None,
+                "does not wait: dax_layout_busy_page() looks at no page of a file that nobody maps "
+                "(5fac7408d828)",
+                (FIRST, _PAGES_ARE_COUNTED),
+            ),
+            Expectation(
+                (Operation.UNLINK,),
+                RegionKind.FS_DAX,
+                interface,
+                Backing.UNMAPPED,
+                None,
+                "does not wait: eviction breaks no layout, and warns (dax_disassociate_entry())",
+                (FIRST, _PAGES_ARE_COUNTED),
+            ),
+            Expectation(
+                INVALIDATIONS,
+                RegionKind.FS_DAX,
+                interface,
+                Backing.UNMAPPED,
+                None,
+                "waits for pinned pages that nobody maps, too, unlink in dax_break_layout_final() "
+                "(bde708f1a65d)",
+                (_PAGES_ARE_COUNTED, LAST),
+                waits=True,
+            ),
+        )
     ),
 )
 
@@ -119,7 +179,14 @@ def parse_release(text: str) -> Release:
 
 
 def expected(
-    cell: Cell, release: Release, rows: Iterable[Expectation] = EXPECTATIONS
+    cell: Cell,
+    release: Release,
+    rows: Iterable[Expectation] = EXPECTATIONS,
+    *,
+    backing: Backing | None = None,
 ) -> Expectation | None:
-    """Return the row for a cell on a kernel, or None where nobody knows what is owed."""
-    return next((row for row in rows if row.covers(cell, release)), None)
+    """Return the row for a cell on a kernel, or None where nobody knows what is owed.
+
+    Without a `backing` the first row of any is taken.
+    """
+    return next((row for row in rows if row.covers(cell, release, backing)), None)

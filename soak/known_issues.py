@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from soak.vocabulary import Interface, Operation, RegionKind, Violation
+from soak.vocabulary import INVALIDATIONS, Interface, Operation, RegionKind, Violation
 
 if TYPE_CHECKING:
     from soak.expectations import Release
@@ -23,7 +23,7 @@ class KnownIssue:
     violation: Violation
     region: RegionKind
     interface: Interface
-    operation: Operation
+    operations: tuple[Operation, ...]
     kernels: tuple[Release, Release]
     prediction: str
     reference: str
@@ -34,7 +34,7 @@ TYPE1_DEVICE_DAX_LEAK: Final = KnownIssue(
     Violation.LEAK,
     RegionKind.DEVICE_DAX,
     Interface.VFIO_TYPE1,
-    Operation.UNMAP,
+    (Operation.UNMAP,),
     # The oldest kernel on which it was seen.
     ((5, 10), (1 << 30, 0)),
     "every page that was mapped keeps one page reference after it was unmapped",
@@ -42,4 +42,18 @@ TYPE1_DEVICE_DAX_LEAK: Final = KnownIssue(
     "DAX stay reserved (seen on 5.10, 6.1, 6.12 and 7.2)",
 )
 
-KNOWN_ISSUES: Final = (TYPE1_DEVICE_DAX_LEAK,)
+O_DIRECT_LOST_WAKEUP: Final = KnownIssue(
+    "o-direct-lost-wakeup",
+    Violation.STALL,
+    RegionKind.FS_DAX,
+    Interface.O_DIRECT,
+    INVALIDATIONS,
+    # The only series on which it was seen: 5.10, 6.12 and 7.2 wake what waits.
+    ((6, 1), (6, 2)),
+    "what waits for a page that an O_DIRECT transfer has pinned sleeps on in state S after the "
+    "transfer has ended, until a signal or another pin of that page ends it",
+    "seen on 6.1.192, ext4 and xfs; pins held by vmsplice wake what waits (compare 23c84eb78375, "
+    "237388320def, f4f451a16dd1)",
+)
+
+KNOWN_ISSUES: Final = (TYPE1_DEVICE_DAX_LEAK, O_DIRECT_LOST_WAKEUP)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Final
 from soak.ledger_layout import Block, Field, Layout
 from soak.vocabulary import (
     ERRNOS,
+    INVALIDATIONS,
+    SHORT_PINS,
     Detector,
     Interface,
     Operation,
@@ -52,8 +54,21 @@ RECORDER_LENGTH: Final = 512
 # up; `result` (0 or an errno) and `end_ns` after it, then `ended`. What is in flight is therefore the
 # newest line, when `begun` is ahead of `ended`; a worker killed at any moment leaves that readable.
 RECORDER_COLUMNS: Final = (
-    *("choice", "cell", "start_ns", "region", "offset", "length", "end_ns", "result"),
+    *("choice", "cell", "start_ns", "region", "place", "offset", "length", "end_ns", "result"),
 )
+
+HOLDS_LENGTH: Final = 256
+# One short pin of a holder: written up to `take_before` before it is taken, then `holds_begun` is
+# counted up. `take_after` and `release_before` bound the time in which the pages were pinned for
+# certain, and stay 0 where that cannot be told; `release_after` is stored when they are not any more.
+# `mapped` is 1 where the file stays mapped meanwhile, `certain` where the pages are the file's own.
+HOLD_COLUMNS: Final = (
+    *("interface", "region", "place", "offset", "length", "mapped", "certain"),
+    *("take_before", "take_after", "release_before", "release_after"),
+)
+# What became of the operations that wait for pins, in a row for each of them: those that stalled,
+# those that are stalled now, the time that they spent so.
+STALL_COLUMNS: Final = ("stalls", "stalled", "stalled_ns")
 
 # Values of the pause word.
 RUN_WORD: Final = 0
@@ -114,6 +129,13 @@ def worker_block(
         Field("state", values=tuple(WorkerState)),
         Field("iterations"),
         Field("acknowledged"),
+        # How often the files of this worker were given up and replaced, because it hung for good.
+        Field("generation"),
+        # The trial, counted from 1: whose pin is taken, whose pin is given back (holder), and which
+        # is over (invalidator). They are how the two of a pair take turns.
+        Field("trial_held"),
+        Field("trial_released"),
+        Field("trial_over"),
         # Files on which a pin was granted: nobody touches them again.
         Field("quarantine", (max(files, 1),)),
         Field("begun"),
@@ -125,7 +147,12 @@ def worker_block(
         Field("duration_sum_ns", (labels,)),
         Field("duration_buckets", (labels, len(BUCKET_BOUNDS_NS) + 1)),
         Field("recorder", (RECORDER_LENGTH, RECORDER_COLUMNS)),
+        *(_hold_fields() if role is Role.HOLDER else ()),
     )
+
+
+def _hold_fields() -> tuple[Field, ...]:
+    return (Field("holds_begun"), Field("holds", (HOLDS_LENGTH, HOLD_COLUMNS)))
 
 
 def supervisor_block(
@@ -151,6 +178,11 @@ def supervisor_block(
         Field("verdict", values=tuple(VerdictWord)),
         Field("violations", (tuple(Violation), issues)),
         Field("unexpected_pins", (tuple(RegionKind), tuple(Interface))),
+        # Invalidations against which a pin was held, by operation and interface: what was judged.
+        Field("trials", (tuple(INVALIDATIONS), SHORT_PINS)),
+        Field("waits", (tuple(INVALIDATIONS), STALL_COLUMNS)),
+        Field("wakeup_delay_sum_ns", (SHORT_PINS,)),
+        Field("wakeup_delay_buckets", (SHORT_PINS, len(BUCKET_BOUNDS_NS) + 1)),
         # One group for each region: what its pages carry too much, by what explains it.
         *(Field(leaks_field(region), (leak_columns(known_issues),)) for region in regions),
         Field("headroom_ppm", (tuple(regions),)),

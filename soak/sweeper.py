@@ -170,7 +170,7 @@ class Sweeper:
                     Violation.LEAK,
                     region.kind,
                     issue.interface,
-                    issue.operation,
+                    issue.operations[0],
                     new,
                     f"{measured.explained:,} page references of region {region.name} were not "
                     f"given back by unmap, exactly as {issue.name} predicts",

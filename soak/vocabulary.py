@@ -19,10 +19,25 @@ class RegionKind(StrEnum):
 
 
 class Interface(StrEnum):
-    """The way in which memory is pinned."""
+    """The way in which memory is pinned: for the long term, or for as long as a short pin lasts."""
 
     VFIO_TYPE1 = "vfio-type1"
+    O_DIRECT = "o-direct"
+    VMSPLICE = "vmsplice"
+    PROCESS_VM = "process-vm"
     NONE = "none"
+
+
+SHORT_PINS = (Interface.O_DIRECT, Interface.VMSPLICE, Interface.PROCESS_VM)
+
+
+class Backing(StrEnum):
+    """How the memory is mapped that is pinned."""
+
+    SHARED = "shared"
+    PRIVATE = "private"
+    # Mapped shared when it was pinned, and by nobody any more.
+    UNMAPPED = "unmapped"
 
 
 class Operation(StrEnum):
@@ -30,11 +45,22 @@ class Operation(StrEnum):
 
     MAP = "map"
     UNMAP = "unmap"
+    HOLD = "hold"
     TRUNCATE_DOWN = "truncate-down"
     TRUNCATE_ZERO = "truncate-zero"
     TRUNCATE_UP = "truncate-up"
+    OPEN_TRUNCATE = "open-truncate"
     PUNCH_HOLE = "punch-hole"
+    ZERO_RANGE = "zero-range"
+    UNLINK = "unlink"
     FAULT = "fault"
+
+
+# The operations that take blocks away from a file or change its size: they wait for short pins.
+INVALIDATIONS = (
+    *(Operation.TRUNCATE_DOWN, Operation.TRUNCATE_ZERO, Operation.TRUNCATE_UP),
+    *(Operation.OPEN_TRUNCATE, Operation.PUNCH_HOLE, Operation.ZERO_RANGE, Operation.UNLINK),
+)
 
 
 class Outcome(StrEnum):
@@ -52,6 +78,9 @@ class Violation(StrEnum):
     UNEXPECTED_REFUSAL = "unexpected-refusal"
     UNEXPECTED_PIN = "unexpected-pin"
     WRONG_ERRNO = "wrong-errno"
+    STALL = "stall"
+    LATE_WAKEUP = "late-wakeup"
+    EARLY_TRUNCATE = "early-truncate"
     LEAK = "leak"
     LOST_MACHINE = "lost-machine"
 
@@ -60,6 +89,7 @@ class Detector(StrEnum):
     """What reads the ledger or the kernel and judges."""
 
     REFUSALS = "refusals"
+    STALLS = "stalls"
     LEAKS = "leaks"
 
 
@@ -76,6 +106,7 @@ class Role(StrEnum):
 
     MAPPER = "mapper"
     INVALIDATOR = "invalidator"
+    HOLDER = "holder"
 
 
 class WorkerState(StrEnum):

@@ -6,12 +6,14 @@ Each call returns 0 or an errno and raises nothing: they are the calls under tes
 from __future__ import annotations
 
 import ctypes
+import os
 from typing import Final
 
 from soak.abi.libc import LIBC
 
 KEEP_SIZE: Final = 0x01
 PUNCH_HOLE: Final = 0x02
+ZERO_RANGE: Final = 0x10
 
 
 def truncate(descriptor: int, size: int) -> int:
@@ -24,5 +26,28 @@ def truncate(descriptor: int, size: int) -> int:
 def punch_hole(descriptor: int, offset: int, length: int) -> int:
     """Give back the blocks of a range, in bytes, without changing the size."""
     if LIBC.fallocate(descriptor, PUNCH_HOLE | KEEP_SIZE, offset, length) < 0:
+        return ctypes.get_errno()
+    return 0
+
+
+def zero_range(descriptor: int, offset: int, length: int) -> int:
+    """Make a range, in bytes, read as zeros, its blocks unwritten, without changing the size."""
+    if LIBC.fallocate(descriptor, ZERO_RANGE | KEEP_SIZE, offset, length) < 0:
+        return ctypes.get_errno()
+    return 0
+
+
+def open_truncate(path: bytes) -> int:
+    """Open a file with O_TRUNC, and close it again."""
+    descriptor = LIBC.open(path, os.O_RDWR | os.O_TRUNC | os.O_CLOEXEC)
+    if descriptor < 0:
+        return ctypes.get_errno()
+    LIBC.close(descriptor)
+    return 0
+
+
+def unlink(path: bytes) -> int:
+    """Take a file's name away: where nobody has it open or mapped, its blocks go, too."""
+    if LIBC.unlink(path) < 0:
         return ctypes.get_errno()
     return 0

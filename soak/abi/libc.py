@@ -27,6 +27,18 @@ LIBC.prctl.argtypes = (ctypes.c_int, *([ctypes.c_ulong] * 4))
 LIBC.mount.argtypes = (*([ctypes.c_char_p] * 3), ctypes.c_ulong, ctypes.c_char_p)
 LIBC.vmsplice.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint)
 LIBC.vmsplice.restype = ctypes.c_ssize_t
+for _name in ("pread", "pwrite"):
+    getattr(LIBC, _name).argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int64)
+    getattr(LIBC, _name).restype = ctypes.c_ssize_t
+for _name in ("process_vm_readv", "process_vm_writev"):
+    getattr(LIBC, _name).argtypes = (
+        *(ctypes.c_int, ctypes.c_void_p, ctypes.c_ulong),
+        *(ctypes.c_void_p, ctypes.c_ulong, ctypes.c_ulong),
+    )
+    getattr(LIBC, _name).restype = ctypes.c_ssize_t
+LIBC.open.argtypes = (ctypes.c_char_p, ctypes.c_int)
+LIBC.close.argtypes = (ctypes.c_int,)
+LIBC.unlink.argtypes = (ctypes.c_char_p,)
 LIBC.syscall.restype = ctypes.c_long
 
 _PR_SET_PDEATHSIG = 1  # include/uapi/linux/prctl.h

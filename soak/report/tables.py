@@ -23,6 +23,8 @@ def expectations_table() -> str:
     lines: list[str] = []
     for row in EXPECTATIONS:
         owed = "done" if row.refusal is None else errno_name(row.refusal)
+        if row.waits:
+            owed += ", not before the pin is given back"
         lines += _wrapped(", ".join(row.operations), "")
         lines.append(
             f"{_INDENT}{row.region} ({row.backing}) over {row.interface}, "
@@ -38,7 +40,8 @@ def known_issues_table() -> str:
     for issue in KNOWN_ISSUES:
         lines += [
             issue.name,
-            f"{_INDENT}{issue.violation} by {issue.operation}, {issue.region}, {issue.interface}",
+            f"{_INDENT}{issue.violation}, {issue.region}, {issue.interface}",
+            *_wrapped(f"by {', '.join(issue.operations)}", _INDENT),
             f"{_INDENT}{_kernels(issue.kernels)}",
             *_wrapped(f"predicts: {issue.prediction}", _INDENT),
             *_wrapped(f"see: {issue.reference}", _INDENT),
