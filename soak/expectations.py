@@ -50,12 +50,10 @@ class Expectation:
         )
 
 
-# "fs/dax: Always remove DAX page-cache entries when breaking layouts" (bde708f1a65d) and its
-# neighbours: since then the pages themselves are waited for, whether a mapping shows them or not.
+# Since bde708f1a65d (fs/dax: Always remove DAX page-cache entries when breaking layouts) and what
+# came with it the pages themselves are waited for, whether a mapping shows them or not.
 _PAGES_ARE_COUNTED: Final[Release] = (6, 15)
-_KEEPS_INODE = tuple(
-    operation for operation in INVALIDATIONS if operation is not Operation.UNLINK
-)
+_KEEPS_INODE = tuple(operation for operation in INVALIDATIONS if operation is not Operation.UNLINK)
 
 EXPECTATIONS: Final = (
     Expectation(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 from typing import Self
 
-from soak.abi.libc import LIBC, checked
+from soak.abi.libc import LIBC
 
 
 class _Vector(ctypes.Structure):
@@ -15,30 +16,23 @@ class _Vector(ctypes.Structure):
     _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
 
 
-class HeldPages:
-    """Pages that lie in a pipe: each carries one reference more (FOLL_GET) until `close`.
+class PagePipe:
+    """A pipe for pages: each that lies in it carries one reference more (FOLL_GET) until `close`.
 
     The pipe is close-on-exec, but a fork would keep it, and with it the pages.
     """
 
-    def __init__(self, address: int, length: int) -> None:
-        """Splice the pages of `length` bytes at `address` into a new pipe.
-
-        Raises:
-            OSError: the memory cannot be pinned, or the pipe took fewer bytes than asked.
-        """
+    def __init__(self) -> None:
         self._reader, self._writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        try:
-            vector = _Vector(address, length)
-            taken = checked(
-                LIBC.vmsplice(self._writer, ctypes.byref(vector), 1, 0),
-                f"vmsplice of {length} bytes",
-            )
-            if taken != length:
-                raise OSError(f"vmsplice took {taken} of {length} bytes")
-        except BaseException:
-            self.close()
-            raise
+
+    def take(self, address: int, length: int) -> int:
+        """Splice the pages of `length` bytes at `address` into the pipe; return 0 or an errno."""
+        vector = _Vector(address, length)
+        taken = LIBC.vmsplice(self._writer, ctypes.byref(vector), 1, 0)
+        if taken < 0:
+            return ctypes.get_errno()
+        # The next page could not be had, or the pipe was full.
+        return 0 if taken == length else errno.EFAULT
 
     def close(self) -> None:
         """Let the pages go."""
@@ -50,3 +44,19 @@ class HeldPages:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class HeldPages(PagePipe):
+    """A pipe that holds pages from its making on."""
+
+    def __init__(self, address: int, length: int) -> None:
+        """Splice the pages of `length` bytes at `address` into a new pipe.
+
+        Raises:
+            OSError: the memory cannot be pinned, or not all of it.
+        """
+        super().__init__()
+        number = self.take(address, length)
+        if number:
+            self.close()
+            raise OSError(number, os.strerror(number), f"vmsplice of {length} bytes")

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from soak.config import RegionSection
 
 FILE_SIZE: Final = 8 << 20
+# A file of a trial is never longer; it is made anew and written in part for each one.
+TRIAL_FILE_SIZE: Final = 4 << 20
 _DIRECTORY: Final = "dax-soak-files"
 _DEFAULT_SIZE: Final = 64 << 20
 _FILL: Final = b"\xa5" * (1 << 20)
@@ -57,6 +59,8 @@ class FsDaxRegion:
         directory = parent / _DIRECTORY
         try:
             directory.mkdir(exist_ok=True)
+            for left in directory.glob("trial-*"):
+                left.unlink()
             region = cls(section.name, directory, size, _device_pages(section))
             region._fill()
         except OSError as error:
@@ -74,6 +78,14 @@ class FsDaxRegion:
     def paths(self) -> list[Path]:
         """Return the files, in the order in which they are mapped."""
         return [self.directory / f"file-{index:02}" for index in range(self.size // FILE_SIZE)]
+
+    def trial_path(self, place: int, generation: int) -> Path:
+        """Return a file that is none of `paths` and belongs to one pair of workers.
+
+        `place` counts on from the last of `paths`. A file that was given up is never touched again:
+        the next `generation` has another.
+        """
+        return self.directory / f"trial-{place:02}-{generation}"
 
     def map(self) -> Mapping:
         """Map all files, one behind the other."""

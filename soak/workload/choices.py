@@ -10,7 +10,8 @@ from __future__ import annotations
 import random
 from bisect import bisect_right
 from dataclasses import dataclass
-from itertools import accumulate
+from functools import cached_property
+from itertools import accumulate, chain, count
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 from soak.abi.vfio import DMA_MAP_FLAG_READ, DMA_MAP_FLAG_WRITE
@@ -18,7 +19,9 @@ from soak.errors import UsageError
 from soak.regions.fs_dax import FILE_SIZE
 from soak.regions.pages import PAGE_SIZE
 from soak.schema import Cell
-from soak.vocabulary import Interface, Operation, RegionKind, Role
+from soak.vocabulary import INVALIDATIONS, Interface, Operation, RegionKind, Role
+from soak.workload.methods import COPY, METHODS, PIPE, REPEATED, TRANSFER, Method, available
+from soak.workload.trials import TrialPlan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,11 +32,18 @@ SLOTS: Final = 4
 
 _RANDOM_SIZE_LIMIT: Final = 16 << 20
 # In pages. A page that is touched costs a fault and a block, a hole is one call whatever its length.
-_LONGEST: Final = {Operation.PUNCH_HOLE: 512, Operation.FAULT: 16}
+_LONGEST: Final = {Operation.PUNCH_HOLE: 512, Operation.ZERO_RANGE: 512, Operation.FAULT: 16}
+_SHORTEST_HOLD_NS: Final = 1_000_000
+_LONGEST_HOLD_NS: Final = 20_000_000
+_LONGEST_HELD_PAGES: Final = 16
 
 
 class Choice(NamedTuple):
-    """One drawn operation. `region` counts in the plan's list; `place` is a slot or a file."""
+    """One drawn operation. `region` counts in the plan's list; `place` is a slot or a file.
+
+    `method` and `hold_ns` belong to short pins; an invalidation of a trial begins `hold_ns` after
+    the pin was taken.
+    """
 
     number: int
     cell: int
@@ -43,6 +53,8 @@ class Choice(NamedTuple):
     offset: int
     length: int
     access: int
+    method: int = 0
+    hold_ns: int = 0
 
 
 @dataclass(frozen=True)
@@ -63,6 +75,7 @@ class Scenario:
     map_sizes: Mapping[int | str, float]
     accesses: Mapping[int, float]
     invalidations: Mapping[Operation, float]
+    holds: Mapping[Method, float]
 
 
 _READ_WRITE: Final = DMA_MAP_FLAG_READ | DMA_MAP_FLAG_WRITE
@@ -78,12 +91,15 @@ SCENARIOS: Final = {
             {4 << 10: 0.25, 64 << 10: 0.2, 2 << 20: 0.35, ANY: 0.198, WHOLE: 0.002},
             {_READ_WRITE: 0.8, DMA_MAP_FLAG_READ: 0.2},
             {
-                Operation.TRUNCATE_DOWN: 0.2,
-                Operation.TRUNCATE_ZERO: 0.1,
+                Operation.TRUNCATE_DOWN: 0.15,
+                Operation.TRUNCATE_ZERO: 0.08,
                 Operation.TRUNCATE_UP: 0.2,
-                Operation.PUNCH_HOLE: 0.25,
+                Operation.OPEN_TRUNCATE: 0.07,
+                Operation.PUNCH_HOLE: 0.15,
+                Operation.ZERO_RANGE: 0.1,
                 Operation.FAULT: 0.25,
             },
+            {PIPE: 0.45, COPY: 0.35, REPEATED: 0.1, TRANSFER: 0.1},
         ),
     )
 }
@@ -101,20 +117,70 @@ class WorkerPlan:
     files: tuple[int, ...]
     scenario: Scenario
     seed: int
+    # Positions of the methods by which a holder, or the holder of a trial, may pin.
+    methods: tuple[int, ...] = ()
+    # The pair that a worker of trials belongs to.
+    pair: str = ""
+
+    @cached_property
+    def _trials(self) -> TrialPlan:
+        return TrialPlan(self.seed, self.pair, self.methods)
+
+    def trial_choices(self, number: int) -> tuple[Choice, Choice]:
+        """Return what a worker of trials does in the trial of this number."""
+        trial = self._trials.trial(number)
+        first, second = 2 * number, 2 * number + 1
+        (place,) = self.files
+        if self.role is Role.HOLDER:
+            cells = {(cell.operation, cell.interface): at for at, cell in enumerate(self.cells)}
+            held = (Operation.HOLD, METHODS[trial.method].interface)
+            return (
+                Choice(
+                    first, cells[Operation.FAULT, Interface.NONE], Operation.FAULT, 0, place,
+                    trial.offset, trial.length, 0,
+                ),
+                Choice(
+                    second, cells[held], Operation.HOLD, 0, place, trial.offset, trial.length,
+                    int(trial.into), trial.method, trial.hold_ns,
+                ),
+            )  # fmt: skip
+        at = {cell.operation: position for position, cell in enumerate(self.cells)}
+        return (
+            Choice(
+                first, at[trial.operation], trial.operation, 0, place, trial.taken_offset,
+                trial.taken_length, 0, trial.method, trial.delay_ns,
+            ),
+            Choice(second, at[Operation.TRUNCATE_ZERO], Operation.TRUNCATE_ZERO, 0, place, 0, 0, 0),
+        )  # fmt: skip
 
     def choices(self, incarnation: int = 0) -> Iterator[Choice]:
         """Draw for ever. A worker that was replaced goes another way than the one before it."""
+        if self.pair:
+            return chain.from_iterable(self.trial_choices(number) for number in count())
         key = f"{self.seed}/{self.name}/{incarnation}"
         generator = random.Random(key)  # noqa: S311 - repeatable on purpose
         if self.role is Role.MAPPER:
             return _mapper_choices(self, generator)
+        if self.role is Role.HOLDER:
+            return _holder_choices(self, generator)
         return _invalidator_choices(self, generator)
 
 
 def plan_workers(
-    regions: Sequence[PlannedRegion], scenario_name: str, mappers: int, invalidators: int, seed: int
+    regions: Sequence[PlannedRegion],
+    scenario_name: str,
+    mappers: int,
+    invalidators: int,
+    seed: int,
+    *,
+    holders: int = 0,
+    trials: int = 0,
+    transfers: bool = False,
 ) -> list[WorkerPlan]:
     """Decide which workers there are and what each may touch.
+
+    `trials` counts pairs of a holder and an invalidator; `transfers` says whether there are block
+    devices to move memory to and from.
 
     Raises:
         UsageError: there is no such scenario, or nothing for a kind of worker to work on.
@@ -135,7 +201,7 @@ def plan_workers(
     if mappers and not regions:
         raise UsageError("There is no region to map: add a [[region]] to the configuration.")
     if not fs_regions:
-        invalidators = 0
+        invalidators = holders = trials = 0
     for index in range(invalidators):
         # A file has one invalidator, so nobody else changes the size that it has in mind.
         region = fs_regions[index % len(fs_regions)]
@@ -152,7 +218,48 @@ def plan_workers(
                 (region,), tuple(files), scenario, seed,
             )
         )  # fmt: skip
+    methods = available(transfers=transfers)
+    for index in range(holders):
+        region = fs_regions[index % len(fs_regions)]
+        mixed = tuple(method for method in methods if METHODS[method] in scenario.holds)
+        plans.append(
+            WorkerPlan(
+                f"holder-{index}", Role.HOLDER, index, _holder_cells(mixed), (region,),
+                tuple(range(region.size // FILE_SIZE)), scenario, seed, mixed,
+            )
+        )  # fmt: skip
+    for index in range(trials):
+        region = fs_regions[index % len(fs_regions)]
+        plans += _pair(index, region, methods, scenario, seed)
     return plans
+
+
+def _pair(
+    index: int,
+    region: PlannedRegion,
+    methods: tuple[int, ...],
+    scenario: Scenario,
+    seed: int,
+) -> Iterator[WorkerPlan]:
+    """Plan the holder and the invalidator of a pair, whose file is nobody else's."""
+    file = region.size // FILE_SIZE + index
+    fault = Cell(Operation.FAULT, RegionKind.FS_DAX, Interface.NONE)
+    invalidations = tuple(
+        Cell(operation, RegionKind.FS_DAX, Interface.NONE) for operation in INVALIDATIONS
+    )
+    for role, cells in (
+        (Role.HOLDER, (*_holder_cells(methods), fault)),
+        (Role.INVALIDATOR, invalidations),
+    ):
+        yield WorkerPlan(
+            f"trial-{role}-{index}", role, index, cells, (region,), (file,), scenario, seed,
+            methods, f"trial-{index}",
+        )  # fmt: skip
+
+
+def _holder_cells(methods: Sequence[int]) -> tuple[Cell, ...]:
+    interfaces = dict.fromkeys(METHODS[method].interface for method in methods)
+    return tuple(Cell(Operation.HOLD, RegionKind.FS_DAX, interface) for interface in interfaces)
 
 
 def _mapper_cells(regions: Sequence[PlannedRegion]) -> tuple[Cell, ...]:
@@ -229,7 +336,7 @@ def _invalidator_choices(plan: WorkerPlan, generator: random.Random) -> Iterator
         elif size == FILE_SIZE and operation is Operation.TRUNCATE_UP:
             operation = Operation.TRUNCATE_DOWN
         page, count = _range(operation, size // PAGE_SIZE, generator)
-        if operation in {Operation.TRUNCATE_DOWN, Operation.TRUNCATE_UP, Operation.TRUNCATE_ZERO}:
+        if operation in _RESIZES:
             sizes[file] = page * PAGE_SIZE
         yield Choice(
             number, cells[operation], operation, 0, file, page * PAGE_SIZE, count * PAGE_SIZE, 0
@@ -237,11 +344,37 @@ def _invalidator_choices(plan: WorkerPlan, generator: random.Random) -> Iterator
         number += 1
 
 
+_RESIZES: Final = frozenset(
+    (
+        *(Operation.TRUNCATE_DOWN, Operation.TRUNCATE_UP, Operation.TRUNCATE_ZERO),
+        Operation.OPEN_TRUNCATE,
+    )
+)
+
+
+def _holder_choices(plan: WorkerPlan, generator: random.Random) -> Iterator[Choice]:
+    mix = [plan.scenario.holds[METHODS[method]] for method in plan.methods]
+    cells = {cell.interface: index for index, cell in enumerate(plan.cells)}
+    draw = _drawer(generator, plan.methods, mix)
+    uniform = generator.random
+    for number in count():
+        method = draw()
+        file = plan.files[int(uniform() * len(plan.files))]
+        pages = 1 + int(uniform() * _LONGEST_HELD_PAGES)
+        first = int(uniform() * (FILE_SIZE // PAGE_SIZE - pages))
+        hold_ns = _SHORTEST_HOLD_NS + int(uniform() * (_LONGEST_HOLD_NS - _SHORTEST_HOLD_NS))
+        into = METHODS[method].into and uniform() < 0.5  # noqa: PLR2004 - both ways alike
+        yield Choice(
+            number, cells[METHODS[method].interface], Operation.HOLD, 0, file, first * PAGE_SIZE,
+            pages * PAGE_SIZE, int(into), method, hold_ns,
+        )  # fmt: skip
+
+
 def _range(operation: Operation, pages: int, generator: random.Random) -> tuple[int, int]:
     """Draw first page and number of pages; truncations have a new size and no length."""
     draw = generator.random()
     match operation:
-        case Operation.TRUNCATE_ZERO:
+        case Operation.TRUNCATE_ZERO | Operation.OPEN_TRUNCATE:
             return 0, 0
         case Operation.TRUNCATE_DOWN:
             return int(draw * pages), 0

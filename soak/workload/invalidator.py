@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Final
 
-from soak.abi.fallocate import punch_hole, truncate
+from soak.abi.fallocate import open_truncate, punch_hole, truncate, zero_range
 from soak.abi.mmap import MADV_DONTNEED
 from soak.regions.fs_dax import FILE_SIZE
 from soak.regions.pages import PAGE_SIZE
@@ -34,6 +34,7 @@ class Invalidator:
         """
         paths = region.paths()
         self._files = {file: os.open(paths[file], os.O_RDWR | os.O_CLOEXEC) for file in files}
+        self._paths = {file: bytes(paths[file]) for file in files}
         self._quarantines = quarantines
         for file, descriptor in self._files.items():
             if not self._is_quarantined(file):
@@ -46,7 +47,9 @@ class Invalidator:
             Operation.TRUNCATE_DOWN: self._truncate,
             Operation.TRUNCATE_ZERO: self._truncate,
             Operation.TRUNCATE_UP: self._truncate,
+            Operation.OPEN_TRUNCATE: self._open_truncate,
             Operation.PUNCH_HOLE: self._punch,
+            Operation.ZERO_RANGE: self._zero,
             Operation.FAULT: self._fault,
         }
 
@@ -69,6 +72,16 @@ class Invalidator:
         if self._is_quarantined(choice.place):
             return SKIPPED
         return punch_hole(self._files[choice.place], choice.offset, choice.length)
+
+    def _zero(self, choice: Choice) -> int:
+        if self._is_quarantined(choice.place):
+            return SKIPPED
+        return zero_range(self._files[choice.place], choice.offset, choice.length)
+
+    def _open_truncate(self, choice: Choice) -> int:
+        if self._is_quarantined(choice.place):
+            return SKIPPED
+        return open_truncate(self._paths[choice.place])
 
     def _fault(self, choice: Choice) -> int:
         """Store one byte into each page: a hole or an unwritten extent gets its block."""

@@ -69,7 +69,7 @@ class Mapper:
             mapping.close()
 
     def _map(self, choice: Choice) -> int:
-        _, _, _, region, slot, offset, length, access = choice
+        _, _, _, region, slot, offset, length, access, *_ = choice
         iova = self._iovas[slot] + offset
         result = self._container.map(self._addresses[region] + offset, iova, length, access)
         if result == 0:
@@ -79,7 +79,7 @@ class Mapper:
         return result
 
     def _unmap(self, choice: Choice) -> int:
-        _, _, _, region, slot, offset, length, _ = choice
+        _, _, _, region, slot, offset, length, *_ = choice
         result = self._container.unmap(self._iovas[slot] + offset, length)
         if result == 0:
             self._unmapped[region] += self._container.unmapped // PAGE_SIZE

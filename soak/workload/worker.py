@@ -11,7 +11,7 @@ import os
 import signal
 import time
 from bisect import bisect_left
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
 
 from soak.abi.libc import die_with_parent
 from soak.expectations import expected
@@ -60,6 +60,14 @@ class Operator(Protocol):
     def close(self) -> None: ...
 
 
+@runtime_checkable
+class PacedOperator(Protocol):
+    """An operator that waits for another one: its choices come when their time has come."""
+
+    def paced(self, rest: Callable[[], bool]) -> Iterator[Choice]:
+        """Yield choices. While it waits it calls `rest`, which says False when the end has come."""
+
+
 def outcome_columns(cells: Sequence[Cell], release: Release) -> list[dict[int, int]]:
     """Say, for each cell, in which column of the counts an errno is counted."""
     tables = []
@@ -99,9 +107,10 @@ def work(
         recorder[row] = choice.number
         recorder[row + 1] = cell
         recorder[row + 3] = choice.region
-        recorder[row + 4] = choice.offset
-        recorder[row + 5] = choice.length
-        recorder[row + 6] = 0
+        recorder[row + 4] = choice.place
+        recorder[row + 5] = choice.offset
+        recorder[row + 6] = choice.length
+        recorder[row + 7] = 0
         call = calls[choice.operation]
         start = now()
         recorder[row + 2] = start
@@ -113,8 +122,8 @@ def work(
         if result == SKIPPED:
             ended[0] += 1
             continue
-        recorder[row + 7] = result
-        recorder[row + 6] = end
+        recorder[row + 8] = result
+        recorder[row + 7] = end
         counts[cell * width + columns[cell].get(result, other)] += 1
         sums[cell] += end - start
         buckets[cell * _BUCKETS + bisect_left(bounds, end - start)] += 1
@@ -139,6 +148,11 @@ def run_worker(
     with contextlib.closing(make_operator(block)) as operator:
         block.set("acknowledged", 0)
         block.set_word("state", WorkerState.RUNNING)
+        if isinstance(operator, PacedOperator):
+            acknowledged = block.view("acknowledged")
+            choices = operator.paced(
+                lambda: pause[0] == acknowledged[0] or _wait(block, pause, operator.rest)
+            )
         work(block, pause, choices, operator.calls(), columns, rest=operator.rest)
     block.set_word("state", WorkerState.ENDED)
 

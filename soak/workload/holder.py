@@ -1,0 +1,64 @@
+"""Holders in a crowd: short pins of the files that others truncate and try to map meanwhile."""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING
+
+from soak.abi.mmap import MADV_DONTNEED
+from soak.regions.fs_dax import FILE_SIZE
+from soak.vocabulary import Operation
+from soak.workload.holding import HoldBook, Holding
+from soak.workload.worker import SKIPPED
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from soak.ledger import BlockWriter
+    from soak.regions import FsDaxRegion
+    from soak.workload.choices import Choice
+
+
+class Holder:
+    """Pins parts of files whose size others change: what lies behind the end is left out."""
+
+    def __init__(
+        self,
+        block: BlockWriter,
+        region: FsDaxRegion,
+        slow: Sequence[Path],
+        fast: Sequence[Path],
+        quarantines: Sequence[memoryview[int]],
+    ) -> None:
+        """Map the files and open the devices.
+
+        Raises:
+            OSError: a file cannot be mapped, or a device cannot be opened.
+        """
+        self._mapping = region.map()
+        self._holding = Holding(HoldBook(block, certain=False), slow, fast)
+        self._quarantines = quarantines
+
+    def calls(self) -> Mapping[Operation, Callable[[Choice], int]]:
+        return {Operation.HOLD: self._hold}
+
+    def rest(self) -> None:
+        """Unmap the pages, not the files: since Linux 6.15 a mapping counts as a reference."""
+        self._mapping.advise(MADV_DONTNEED)
+
+    def close(self) -> None:
+        self._holding.close()
+        self._mapping.close()
+
+    def _hold(self, choice: Choice) -> int:
+        if any(words[choice.place] for words in self._quarantines):
+            return SKIPPED
+        address = self._mapping.address + choice.place * FILE_SIZE + choice.offset
+        result = self._holding.hold(choice, address, _nothing)
+        # Behind the end of the file as it is at this moment, which is not this worker's to know.
+        return SKIPPED if result == errno.EFAULT else result
+
+
+def _nothing() -> None:
+    pass

@@ -1,0 +1,183 @@
+"""Short pins: taken, held and given back, and noted in the ledger while they last.
+
+Who judges a wait needs to know when the pages were pinned for certain, and when they were not any more.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING, Final
+
+from soak.abi.aio import READ, WRITE, Transfers
+from soak.abi.mmap import MAP_ANONYMOUS, MAP_PRIVATE, PROT_READ, PROT_WRITE, Mapping
+from soak.abi.splice import PagePipe
+from soak.abi.transfer import (
+    copy_from_process,
+    copy_to_process,
+    open_direct,
+    read_into,
+    write_from,
+)
+from soak.regions.fs_dax import TRIAL_FILE_SIZE
+from soak.schema import HOLD_COLUMNS, HOLDS_LENGTH
+from soak.vocabulary import SHORT_PINS, Backing
+from soak.workload.methods import BLOCKING, COPY, METHODS, PIPE, PIPE_UNMAPPED, REPEATED, Target
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from soak.ledger import BlockWriter
+    from soak.workload.choices import Choice
+
+_POLL_SECONDS: Final = 0.001
+_WIDTH: Final = len(HOLD_COLUMNS)
+_TAKE_BEFORE, _TAKE_AFTER, _RELEASE_BEFORE, _RELEASE_AFTER = range(_WIDTH - 4, _WIDTH)
+# What a choice says in `access`: the memory is written into, not read from.
+INTO_MEMORY: Final = 1
+
+
+class HoldBook:
+    """Notes one hold at a time in the ring of its worker's block."""
+
+    def __init__(self, block: BlockWriter, *, certain: bool) -> None:
+        """Take `certain`: whether the pages are the file's own, and not a hole's zero page."""
+        self._words = block.view("holds")
+        self._begun = block.view("holds_begun")
+        self._certain = int(certain)
+        self._row = 0
+
+    def begin(self, choice: Choice) -> None:
+        """Note that a pin is about to be taken."""
+        words, row = self._words, self._begun[0] % HOLDS_LENGTH * _WIDTH
+        method = METHODS[choice.method]
+        values = (
+            *(SHORT_PINS.index(method.interface), choice.region, choice.place),
+            *(choice.offset, choice.length),
+            *(int(method.backing is Backing.SHARED), self._certain),
+            *(time.monotonic_ns(), 0, 0, 0),
+        )
+        for column, value in enumerate(values):
+            words[row + column] = value
+        self._row = row
+        self._begun[0] += 1
+
+    def taken(self) -> None:
+        self._words[self._row + _TAKE_AFTER] = time.monotonic_ns()
+
+    def releasing(self, since_ns: int | None = None) -> None:
+        """Note the last moment at which the pages were pinned for certain: now, if none is given."""
+        self._words[self._row + _RELEASE_BEFORE] = since_ns or time.monotonic_ns()
+
+    def released(self) -> None:
+        self._words[self._row + _RELEASE_AFTER] = time.monotonic_ns()
+
+
+class Holding:
+    """Takes pins by every method. `hold` returns 0 or an errno; `taken` is called in between."""
+
+    def __init__(self, book: HoldBook, slow: Sequence[Path], fast: Sequence[Path]) -> None:
+        """Open the devices that memory is moved to and from.
+
+        Raises:
+            OSError: a device cannot be opened, or there are no asynchronous transfers.
+        """
+        self._book = book
+        self._devices = {
+            Target.SLOW_DEVICE: [open_direct(path) for path in slow],
+            Target.FAST_DEVICE: [open_direct(path) for path in fast],
+        }
+        self._transfers = Transfers() if slow else None
+        self._buffer = Mapping(TRIAL_FILE_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS)
+        self._ways: dict[str, Callable[[Choice, int, Callable[[], None]], int]] = {
+            PIPE.name: self._by_pipe,
+            PIPE_UNMAPPED.name: self._by_pipe,
+            BLOCKING.name: self._by_blocking_transfer,
+            REPEATED.name: self._by_repeated_transfers,
+            COPY.name: self._by_copying,
+        }
+
+    def hold(self, choice: Choice, address: int, taken: Callable[[], None]) -> int:
+        """Pin `choice.length` bytes at `address` for `choice.hold_ns`, or while a device is slow.
+
+        `taken` is called as soon as the pages are pinned, or are about to be where that is not known.
+        """
+        way = self._ways.get(METHODS[choice.method].name, self._by_transfer)
+        self._book.begin(choice)
+        result = way(choice, address, taken)
+        self._book.released()
+        return result
+
+    def close(self) -> None:
+        for devices in self._devices.values():
+            for device in devices:
+                os.close(device)
+        if self._transfers is not None:
+            self._transfers.close()
+        self._buffer.close()
+
+    def _by_pipe(self, choice: Choice, address: int, taken: Callable[[], None]) -> int:
+        pipe = PagePipe()
+        try:
+            result = pipe.take(address, choice.length)
+            if result == 0:
+                self._book.taken()
+                taken()
+                time.sleep(choice.hold_ns / 1e9)
+                self._book.releasing()
+        finally:
+            pipe.close()
+        return result
+
+    def _by_transfer(self, choice: Choice, address: int, taken: Callable[[], None]) -> int:
+        """Let a slow device hold the pages, and ask it again and again whether it still does."""
+        transfers = self._transfers
+        if transfers is None:
+            raise RuntimeError("a transfer without a slow device: the plan has none")
+        operation = READ if choice.access & INTO_MEMORY else WRITE
+        result = transfers.submit(operation, self._device(choice), address, choice.length, 0)
+        if result:
+            return result
+        self._book.taken()
+        taken()
+        while True:
+            asked = time.monotonic_ns()
+            ended = transfers.completed(_POLL_SECONDS)
+            if ended is not None:
+                return ended
+            self._book.releasing(asked)
+
+    def _by_blocking_transfer(self, choice: Choice, address: int, taken: Callable[[], None]) -> int:
+        taken()
+        return self._transfer(choice, address)
+
+    def _by_repeated_transfers(
+        self, choice: Choice, address: int, taken: Callable[[], None]
+    ) -> int:
+        return self._again_and_again(choice, taken, lambda: self._transfer(choice, address))
+
+    def _by_copying(self, choice: Choice, address: int, taken: Callable[[], None]) -> int:
+        call = copy_to_process if choice.access & INTO_MEMORY else copy_from_process
+        own, buffer = os.getpid(), self._buffer.address
+        return self._again_and_again(
+            choice, taken, lambda: call(own, address, buffer, choice.length)
+        )
+
+    def _again_and_again(
+        self, choice: Choice, taken: Callable[[], None], work: Callable[[], int]
+    ) -> int:
+        """Pin many times for a moment, until the time of the hold is over."""
+        end = time.monotonic_ns() + choice.hold_ns
+        taken()
+        while (result := work()) == 0 and time.monotonic_ns() < end:
+            pass
+        return result
+
+    def _transfer(self, choice: Choice, address: int) -> int:
+        call = read_into if choice.access & INTO_MEMORY else write_from
+        return call(self._device(choice), address, choice.length, 0)
+
+    def _device(self, choice: Choice) -> int:
+        devices = self._devices[METHODS[choice.method].target]
+        return devices[choice.number // 2 % len(devices)]

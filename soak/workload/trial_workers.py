@@ -1,0 +1,183 @@
+"""The two workers of a trial. They take turns by three words of the ledger, and share nothing else.
+
+The holder makes the file, pins a part of it and says so (`trial_held`). The invalidator then takes
+blocks away, which has to wait. The holder gives the pin back (`trial_released`) and touches nothing
+until the invalidator says that the trial is over (`trial_over`), by its own end or because it was freed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import time
+from typing import TYPE_CHECKING, Final
+
+from soak.abi.fallocate import open_truncate, punch_hole, truncate, unlink, zero_range
+from soak.abi.mmap import MADV_DONTNEED, MAP_SHARED, PROT_READ, PROT_WRITE, Mapping
+from soak.abi.transfer import write_from
+from soak.regions.fs_dax import TRIAL_FILE_SIZE
+from soak.vocabulary import Backing, Operation
+from soak.workload.holding import HoldBook, Holding
+from soak.workload.methods import METHODS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from collections.abc import Mapping as Table
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from soak.ledger import BlockWriter
+    from soak.regions import FsDaxRegion
+    from soak.workload.choices import Choice, WorkerPlan
+
+_POLL_SECONDS: Final = 0.001
+_FILL: Final = (ctypes.c_ubyte * TRIAL_FILE_SIZE)(*([0xA5] * TRIAL_FILE_SIZE))
+
+
+class TrialHolder:
+    """Makes the file of each trial and pins a part of it."""
+
+    def __init__(
+        self,
+        block: BlockWriter,
+        partner: BlockWriter,
+        plan: WorkerPlan,
+        region: FsDaxRegion,
+        slow: Sequence[Path],
+        fast: Sequence[Path],
+    ) -> None:
+        """Open the devices.
+
+        Raises:
+            OSError: a device cannot be opened.
+        """
+        self._plan, self._region = plan, region
+        self._held, self._released = block.view("trial_held"), block.view("trial_released")
+        self._over = partner.view("trial_over")
+        self._generation = partner.view("generation")
+        self._holding = Holding(HoldBook(block, certain=True), slow, fast)
+        self._mapping: Mapping | None = None
+        self._unmaps = False
+
+    def paced(self, rest: Callable[[], bool]) -> Iterator[Choice]:
+        """Yield what to do when its time has come; go on behind the last trial that was begun."""
+        number = self._held[0]
+        while True:
+            # Trials that an invalidator did not live to see end are over when another is there.
+            while self._over[0] < number:
+                if not rest():
+                    return
+                time.sleep(_POLL_SECONDS)
+            self._drop()
+            yield from self._plan.trial_choices(number)
+            self._held[0] = self._released[0] = number = number + 1
+
+    def calls(self) -> Table[Operation, Callable[[Choice], int]]:
+        return {Operation.FAULT: self._make_file, Operation.HOLD: self._hold}
+
+    def rest(self) -> None:
+        """Unmap the pages, not the file: since Linux 6.15 a mapping counts as a reference."""
+        if self._mapping is not None:
+            self._mapping.advise(MADV_DONTNEED)
+
+    def close(self) -> None:
+        self._drop()
+        self._holding.close()
+
+    def _make_file(self, choice: Choice) -> int:
+        """Write the range: a hole or an unwritten extent would pin the zero page, not DAX memory."""
+        path = self._region.trial_path(choice.place, self._generation[0])
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            result = write_from(descriptor, ctypes.addressof(_FILL), choice.length, choice.offset)
+            if result == 0:
+                self._mapping = Mapping(
+                    TRIAL_FILE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, descriptor
+                )
+        finally:
+            os.close(descriptor)
+        return result
+
+    def _hold(self, choice: Choice) -> int:
+        if self._mapping is None:  # the file could not be made, which has been counted
+            return -1
+        self._unmaps = METHODS[choice.method].backing is Backing.UNMAPPED
+        address = self._mapping.address + choice.offset
+        return self._holding.hold(choice, address, self._begin_trial)
+
+    def _begin_trial(self) -> None:
+        if self._unmaps:
+            self._drop()
+        self._held[0] += 1
+
+    def _drop(self) -> None:
+        if self._mapping is not None:
+            self._mapping.close()
+            self._mapping = None
+
+
+class TrialInvalidator:
+    """Takes blocks of the file away while they are pinned, and empties it afterwards."""
+
+    def __init__(
+        self, block: BlockWriter, partner: BlockWriter, plan: WorkerPlan, region: FsDaxRegion
+    ) -> None:
+        self._plan, self._region = plan, region
+        self._over, self._generation = block.view("trial_over"), block.view("generation")
+        self._held, self._released = partner.view("trial_held"), partner.view("trial_released")
+        self._path = b""
+        self._descriptor = -1
+
+    def paced(self, rest: Callable[[], bool]) -> Iterator[Choice]:
+        """Yield an invalidation as soon as the pin is taken, then what empties the file."""
+        # What was under way before this worker started is not its own to judge.
+        self._over[0] = self._held[0]
+        while True:
+            while self._held[0] == self._over[0]:
+                if not rest():
+                    return
+                time.sleep(_POLL_SECONDS)
+            number = self._held[0] - 1
+            invalidate, empty = self._plan.trial_choices(number)
+            self._path = bytes(self._region.trial_path(invalidate.place, self._generation[0]))
+            if self._released[0] <= number:
+                if invalidate.operation is not Operation.UNLINK:
+                    # Nobody else may have the file open when it is unlinked, or it stays.
+                    self._descriptor = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
+                time.sleep(invalidate.hold_ns / 1e9)
+                yield invalidate
+                self._close()
+            # The next trial starts with an empty file, whatever became of this one.
+            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            yield empty
+            self._close()
+            self._over[0] = number + 1
+
+    def calls(self) -> Table[Operation, Callable[[Choice], int]]:
+        return {
+            Operation.TRUNCATE_DOWN: self._truncate,
+            Operation.TRUNCATE_ZERO: self._truncate,
+            Operation.TRUNCATE_UP: self._truncate,
+            Operation.OPEN_TRUNCATE: lambda _: open_truncate(self._path),
+            Operation.PUNCH_HOLE: lambda choice: punch_hole(
+                self._descriptor, choice.offset, choice.length
+            ),
+            Operation.ZERO_RANGE: lambda choice: zero_range(
+                self._descriptor, choice.offset, choice.length
+            ),
+            Operation.UNLINK: lambda _: unlink(self._path),
+        }
+
+    def rest(self) -> None:
+        """Nothing is mapped here."""
+
+    def close(self) -> None:
+        self._close()
+
+    def _truncate(self, choice: Choice) -> int:
+        return truncate(self._descriptor, choice.offset)
+
+    def _close(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
