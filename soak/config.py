@@ -107,6 +107,12 @@ def _functions(value: object) -> tuple[str, ...]:
     return tuple(value)
 
 
+def _paths(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(item, str) and item for item in value):
+        raise ValueError('a list of device files such as ["/dev/ram0"]')
+    return tuple(value)
+
+
 def _key(
     parse: Callable[[object], Any],
     meaning: str,
@@ -151,6 +157,37 @@ class WorkloadSection:
     scenario: str = _key(_name, "which mix of operations to run", "mixed")
     mappers: int = _key(_workers, "processes that map and unmap", 2)
     invalidators: int = _key(_workers, "processes that truncate and punch the fs-dax files", 1)
+    holders: int = _key(_workers, "processes that take short pins of the same files", 1)
+    trials: int = _key(
+        _workers, "pairs of a holder and an invalidator that have a file to themselves", 2
+    )
+    slow_devices: tuple[str, ...] = _key(
+        _paths, "block devices that take their time, for O_DIRECT; what they hold is lost", ()
+    )
+    fast_devices: tuple[str, ...] = _key(
+        _paths, "block devices that are quick, for O_DIRECT; what they hold is lost", ()
+    )
+
+
+@dataclass(frozen=True)
+class StallSection:
+    """[stall]."""
+
+    late: float = _key(
+        parse_duration, "how long after the last pin a wait may end before it ends late", 0.5
+    )
+    threshold: float = _key(
+        parse_duration, "how long after the last pin a wait may last before it is a stall", 2.0
+    )
+
+
+@dataclass(frozen=True)
+class LimitsSection:
+    """[limits]."""
+
+    wedged_workers: int = _key(
+        _workers, "how many workers may hang in the kernel for good before the run ends", 4
+    )
 
 
 @dataclass(frozen=True)
@@ -168,7 +205,9 @@ class Config:
     regions: tuple[RegionSection, ...] = ()
     vfio: VfioSection = field(default_factory=VfioSection)
     workload: WorkloadSection = field(default_factory=WorkloadSection)
+    stall: StallSection = field(default_factory=StallSection)
     leaks: LeaksSection = field(default_factory=LeaksSection)
+    limits: LimitsSection = field(default_factory=LimitsSection)
     known_issues: Mapping[str, bool] = field(default_factory=dict)
 
     def to_table(self) -> dict[str, Any]:
@@ -177,7 +216,9 @@ class Config:
             "run": _plain(self.run),
             "vfio": _plain(self.vfio),
             "workload": _plain(self.workload),
+            "stall": _plain(self.stall),
             "leaks": _plain(self.leaks),
+            "limits": _plain(self.limits),
             "known-issues": dict(self.known_issues),
             "region": [_plain(region) for region in self.regions],
         }
@@ -187,9 +228,13 @@ _SECTIONS: Mapping[str, type[Any]] = {
     "run": RunSection,
     "vfio": VfioSection,
     "workload": WorkloadSection,
+    "stall": StallSection,
     "leaks": LeaksSection,
+    "limits": LimitsSection,
 }
 _KNOWN_ISSUES, _REGION = "known-issues", "region"
+# Keys of which 0 says something else than leaving them out.
+_MEANT_ZEROS = frozenset(("seed", "mappers", "invalidators", "holders", "trials", "wedged-workers"))
 
 
 def load_config(path: Path) -> Config:
@@ -236,6 +281,17 @@ def parse_config(table: Mapping[str, Any], source: str) -> Config:
             raise UsageError(
                 f"{source}: the region {region.name!r} of kind {region.kind} needs a path."
             )
+    stall, workload = sections["stall"], sections["workload"]
+    if stall.late >= stall.threshold:
+        raise UsageError(
+            f"{source}: stall.late is {stall.late:g} s and stall.threshold {stall.threshold:g} s: "
+            f"the threshold must be longer."
+        )
+    if bool(workload.slow_devices) != bool(workload.fast_devices):
+        raise UsageError(
+            f"{source}: workload.slow-devices and workload.fast-devices go together: give at least "
+            f"one of each, or none for a workload without O_DIRECT."
+        )
     issues = table.get(_KNOWN_ISSUES, {})
     if not isinstance(issues, dict) or not all(isinstance(on, bool) for on in issues.values()):
         raise UsageError(f"{source}: [known-issues] holds names with true or false.")
@@ -274,7 +330,7 @@ def _plain(section: Any) -> dict[str, Any]:  # noqa: ANN401 - any of the section
     return {
         key: list(value) if isinstance(value, tuple) else value
         for key, value in values.items()
-        if value not in ("", 0) or key in {"seed", "mappers", "invalidators"}
+        if value not in ("", 0) or key in _MEANT_ZEROS
     }
 
 

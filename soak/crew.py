@@ -11,8 +11,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from soak.regions.pages import PAGE_SIZE
-from soak.schema import RECORDER_COLUMNS, RECORDER_LENGTH, RUN_WORD, STOP_WORD
-from soak.vocabulary import Operation, WorkerState
+from soak.schema import (
+    HOLD_COLUMNS,
+    HOLDS_LENGTH,
+    RECORDER_COLUMNS,
+    RECORDER_LENGTH,
+    RUN_WORD,
+    STOP_WORD,
+)
+from soak.vocabulary import Operation, Role, WorkerState
 from soak.workload.worker import NUDGE_SIGNAL, run_worker
 
 if TYPE_CHECKING:
@@ -53,9 +60,13 @@ class Member:
     block: BlockWriter
     columns: Sequence[Mapping[int, int]]
     make_operator: OperatorFactory
+    # The number of the first file of this worker's region, as `quarantine` counts files.
+    first_file: int = 0
     pid: int = 0
     started: float = 0.0
     quick_deaths: int = 0
+    # Processes of this worker that hang in the kernel for good.
+    abandoned: int = 0
     # Pages of maps that were in flight when a worker died, by region, until a sweep has settled them.
     uncertain: dict[int, int] | None = None
 
@@ -71,6 +82,11 @@ class Crew:
         self.members = members
         self._pause = pause
         self._barriers = 0
+        self._by_name = {member.plan.name: member for member in members}
+        self._left: set[int] = set()
+
+    def member(self, name: str) -> Member:
+        return self._by_name[name]
 
     def start(self) -> None:
         for member in self.members:
@@ -78,6 +94,7 @@ class Crew:
 
     def reap(self) -> Iterator[Death]:
         """Tell which workers died since the last call, and start others in their place."""
+        self._left = {pid for pid in self._left if os.waitpid(pid, os.WNOHANG)[0] == 0}
         for member in self.members:
             status = self._ended(member)
             if status is None:
@@ -107,6 +124,33 @@ class Crew:
             meanwhile()
             time.sleep(_POLL_SECONDS)
         return late
+
+    def nudge(self, member: Member) -> None:
+        """Interrupt the call that a worker is in, if it can be interrupted."""
+        if member.running:
+            os.kill(member.pid, NUDGE_SIGNAL)
+
+    def kill(self, member: Member) -> None:
+        """Kill a worker; `reap` replaces it when it has died of it."""
+        if member.running:
+            os.kill(member.pid, signal.SIGKILL)
+
+    def abandon(self, member: Member) -> None:
+        """Start another worker in the place of one that was killed and does not die.
+
+        It never runs again outside the kernel, and so never writes to its block again. Its file is
+        left alone: the next one has another.
+        """
+        self._left.add(member.pid)
+        member.pid = 0
+        member.abandoned += 1
+        flight = in_flight(member.block)
+        if member.plan.pair:
+            member.block.add("generation", 1)
+        elif flight is not None and member.plan.files:
+            member.block.set("quarantine", 1, member.first_file + flight["place"])
+        self._settle(member)
+        self._start(member)
 
     def lost_one(self) -> bool:
         """Say whether a worker died that was not reaped yet: its books are not in order then."""
@@ -197,6 +241,8 @@ class Crew:
                 pages = flight["length"] // PAGE_SIZE
                 uncertain[flight["region"]] = uncertain.get(flight["region"], 0) + pages
                 member.uncertain = uncertain
+        if member.plan.role is Role.HOLDER:
+            _end_hold(block)
         mapped, unmapped = block.view("pages_mapped"), block.view("pages_unmapped")
         for position, pages in enumerate(mapped):
             unmapped[position] = pages
@@ -208,6 +254,15 @@ class Crew:
 def _is_dead(pid: int) -> bool:
     """Say whether a child has ended, without reaping it."""
     return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
+def _end_hold(block: BlockWriter) -> None:
+    """Note that a holder's last pin ended with its process, at some moment before now."""
+    begun, width = block.get("holds_begun"), len(HOLD_COLUMNS)
+    if begun:
+        last = (begun - 1) % HOLDS_LENGTH * width + HOLD_COLUMNS.index("release_after")
+        words = block.view("holds")
+        words[last] = words[last] or time.monotonic_ns()
 
 
 def in_flight(block: BlockWriter) -> dict[str, int] | None:

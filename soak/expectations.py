@@ -40,7 +40,7 @@ class Expectation:
     kernels: tuple[Release, Release] = (FIRST, LAST)
     waits: bool = False
 
-    def covers(self, cell: Cell, release: Release, backing: Backing | None) -> bool:
+    def covers(self, cell: Cell, release: Release, backing: Backing | None = None) -> bool:
         return (
             cell.operation in self.operations
             and cell.region is self.region

@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING, Any, Final
 from soak.errors import UsageError
 from soak.known_issues import KNOWN_ISSUES
 from soak.regions.fs_dax import file_count
-from soak.schema import soak_layout
-from soak.verdict import REQUIRED_ATTEMPTS
+from soak.schema import Cell, soak_layout
+from soak.verdict import REQUIRED_ATTEMPTS, REQUIRED_TRIALS
+from soak.vocabulary import Operation, RegionKind, Role
 from soak.workload.choices import Choice, PlannedRegion, WorkerPlan, plan_workers
+from soak.workload.methods import INTO_MEMORY, METHODS
+from soak.workload.trials import pairings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -33,9 +36,23 @@ class RunPlan:
 
     @property
     def promised(self) -> dict[str, int]:
-        """How often each cell must be completed before the run may pass."""
-        labels = [cell.label for worker in self.workers for cell in worker.cells]
-        return dict.fromkeys(labels, REQUIRED_ATTEMPTS)
+        """How often each cell must be completed before the run may pass.
+
+        What the workers of trials do is promised by trial: an operation, and a pin against it.
+        """
+        crowd = [worker for worker in self.workers if not worker.pair]
+        labels = dict.fromkeys(
+            (cell.label for worker in crowd for cell in worker.cells), REQUIRED_ATTEMPTS
+        )
+        return labels | dict.fromkeys(self._trial_labels(), REQUIRED_TRIALS)
+
+    def _trial_labels(self) -> list[str]:
+        pairs = [worker for worker in self.workers if worker.pair]
+        return [
+            Cell(operation, RegionKind.FS_DAX, interface).label
+            for worker in pairs[:1]
+            for operation, interface in pairings(worker.methods)
+        ]
 
     def layout(self, facts: dict[str, Any], *, lab: bool) -> Layout:
         """Lay out the ledger; `facts` (run_id, filesystem) go into its header."""
@@ -79,7 +96,14 @@ def make_plan(config: Config, regions: Sequence[Region] | None = None) -> RunPla
         planned = [PlannedRegion(region.name, region.kind, region.size) for region in regions]
     wanted = config.workload
     workers = plan_workers(
-        planned, wanted.scenario, wanted.mappers, wanted.invalidators, config.run.seed
+        planned,
+        wanted.scenario,
+        wanted.mappers,
+        wanted.invalidators,
+        config.run.seed,
+        holders=wanted.holders,
+        trials=wanted.trials,
+        transfers=bool(wanted.slow_devices),
     )
     return RunPlan(config, tuple(planned), tuple(workers))
 
@@ -119,8 +143,15 @@ def choice_line(worker: WorkerPlan, choice: Choice) -> str:
     return (
         f"{worker.name} {choice.number} {choice.operation} {region.name} {where} "
         f"offset {choice.offset} length {choice.length}"
-        + (f" access {_ACCESS[choice.access]}" if choice.access else "")
+        + (f" access {_ACCESS[choice.access]}" if worker.role is Role.MAPPER else "")
+        + (f" {_hold_text(choice)}" if choice.operation is Operation.HOLD else "")
     )
+
+
+def _hold_text(choice: Choice) -> str:
+    method = METHODS[choice.method]
+    direction = "in" if choice.access & INTO_MEMORY else "out"
+    return f"by {method.name} {direction} for {choice.hold_ns / 1e6:.1f} ms"
 
 
 _ACCESS: Final = {1: "r", 2: "w", 3: "rw"}

@@ -6,7 +6,6 @@ The guest of a lab runs this same thing; only its ledger and its journal lie els
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import time
 from dataclasses import dataclass
@@ -15,14 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 from soak.abi.btf import BtfError
 from soak.abi.procfs import kernel_release
+from soak.clock import SoakClock
 from soak.crew import Crew, Member
 from soak.detectors.leaks import RegionLeaks
 from soak.detectors.refusals import RefusalDetector
+from soak.detectors.stalls import StallDetector
 from soak.detectors.struct_pages import StructPages
 from soak.errors import UsageError
 from soak.expectations import parse_release
 from soak.journal import FileJournal, Level, PortJournal
-from soak.known_issues import KNOWN_ISSUES
+from soak.known_issues import KNOWN_ISSUES, O_DIRECT_LOST_WAKEUP
 from soak.ledger import Ledger
 from soak.mirror import Mirror, place_ledger
 from soak.plan import RunPlan, make_plan
@@ -30,17 +31,21 @@ from soak.regions import FsDaxRegion, open_region
 from soak.regions.fs_dax import first_files
 from soak.reporter import Reporter
 from soak.schema import SUPERVISOR
+from soak.stall_watch import StallWatch
 from soak.supervisor import Supervisor
 from soak.sweeper import Sweeper
 from soak.vocabulary import Role
+from soak.workload.holder import Holder
 from soak.workload.invalidator import Invalidator
 from soak.workload.mapper import Mapper
+from soak.workload.trial_workers import TrialHolder, TrialInvalidator
 from soak.workload.worker import outcome_columns
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from soak.config import Config
+    from soak.expectations import Release
     from soak.journal import Journal
     from soak.ledger import BlockWriter
     from soak.regions import Region
@@ -81,12 +86,30 @@ def run_soak(config: Config, places: Places) -> None:
         release = parse_release(kernel_release())
         block = ledger.block(SUPERVISOR)
         reporter = Reporter(block, journal)
+        clock = SoakClock()
+        known_issues = frozenset(
+            issue.name
+            for issue in KNOWN_ISSUES
+            if config.known_issues.get(issue.name, True)
+            and issue.kernels[0] <= release < issue.kernels[1]
+        )
         supervisor = Supervisor(
             block=block,
             crew=crew,
             journal=journal,
             reporter=reporter,
             refusals=RefusalDetector([member.block for member in crew.members], release),
+            stalls=StallWatch(
+                block,
+                journal,
+                reporter,
+                crew,
+                detector=_stall_detector(plan, crew, clock, release),
+                clock=clock,
+                probe_directory=_probe_directory(regions),
+                slow_device=next(map(Path, config.workload.slow_devices), None),
+                known_issue_applies=O_DIRECT_LOST_WAKEUP.name in known_issues,
+            ),
             sweeper=Sweeper(
                 block,
                 journal,
@@ -94,14 +117,12 @@ def run_soak(config: Config, places: Places) -> None:
                 leaks,
                 crew,
                 probe_function=functions[0] if functions else None,
-                known_issues=frozenset(
-                    issue.name
-                    for issue in KNOWN_ISSUES
-                    if config.known_issues.get(issue.name, True)
-                ),
+                known_issues=known_issues,
             ),
+            clock=clock,
             duration=config.run.duration,
             sweep_interval=config.leaks.sweep,
+            most_wedged=config.limits.wedged_workers,
             run=_run_facts(plan, places),
             mirror=mirror,
         )
@@ -164,49 +185,88 @@ def _watch_leaks(
         return []
 
 
+def _stall_detector(plan: RunPlan, crew: Crew, clock: SoakClock, release: Release) -> StallDetector:
+    workers = {
+        member.plan.name: (
+            member.plan.role,
+            member.block,
+            tuple(region.name for region in member.plan.regions),
+        )
+        for member in crew.members
+    }
+    bounds = plan.config.stall
+    return StallDetector(
+        workers,
+        clock,
+        release,
+        late_ns=int(bounds.late * 1e9),
+        stall_ns=int(bounds.threshold * 1e9),
+    )
+
+
+def _probe_directory(regions: Sequence[Region]) -> Path | None:
+    return next((region.directory for region in regions if isinstance(region, FsDaxRegion)), None)
+
+
 def _crew(
     plan: RunPlan, regions: Sequence[Region], functions: Sequence[str], ledger: Ledger
 ) -> Crew:
     release = parse_release(kernel_release())
     blocks = {worker.name: ledger.block(worker.name) for worker in plan.workers}
-    mappers = [worker for worker in plan.workers if worker.role is Role.MAPPER]
-    quarantines = [blocks[worker.name].view("quarantine") for worker in mappers]
+    # Workers of trials have files of their own, and give them up in another way.
+    quarantines = [
+        blocks[worker.name].view("quarantine") for worker in plan.workers if not worker.pair
+    ]
     members = [
         Member(
             worker,
             blocks[worker.name],
             outcome_columns(worker.cells, release),
-            _operator_factory(worker, regions, functions, quarantines),
+            _operator_factory(
+                worker, plan, regions, functions, blocks=blocks, quarantines=quarantines
+            ),
+            first_files(regions)[_position(worker, regions)],
         )
         for worker in plan.workers
     ]
     return Crew(members, ledger.block(SUPERVISOR).view("pause"))
 
 
+def _position(worker: WorkerPlan, regions: Sequence[Region]) -> int:
+    """Return which of all regions is the first that a worker works on."""
+    name = worker.regions[0].name
+    return next(index for index, region in enumerate(regions) if region.name == name)
+
+
 def _operator_factory(
     worker: WorkerPlan,
+    plan: RunPlan,
     regions: Sequence[Region],
     functions: Sequence[str],
+    *,
+    blocks: Mapping[str, BlockWriter],
     quarantines: Sequence[memoryview[int]],
 ) -> Callable[[BlockWriter], Operator]:
+    """Return what makes the operator of a worker, in the worker's own process."""
     if worker.role is Role.MAPPER:
-        return functools.partial(
-            _make_mapper, regions=regions, function=functions[worker.index + 1]
-        )
-    position = next(
-        index for index, region in enumerate(regions) if region.name == worker.regions[0].name
-    )
+        function = functions[worker.index + 1]
+        return lambda block: Mapper(block, regions, function)
+    position = _position(worker, regions)
     region = regions[position]
     if not isinstance(region, FsDaxRegion):
         raise TypeError(f"{worker.name} needs files, and {region.name} has none")
-    first = first_files(regions)[position]
-    own = [words[first:] for words in quarantines]
-
-    def make_invalidator(_block: BlockWriter) -> Invalidator:
-        return Invalidator(region, worker.files, own)
-
-    return make_invalidator
-
-
-def _make_mapper(block: BlockWriter, regions: Sequence[Region], function: str) -> Mapper:
-    return Mapper(block, regions, function)
+    slow = [Path(path) for path in plan.config.workload.slow_devices]
+    fast = [Path(path) for path in plan.config.workload.fast_devices]
+    own = [words[first_files(regions)[position] :] for words in quarantines]
+    if worker.pair:
+        partner = next(
+            blocks[other.name]
+            for other in plan.workers
+            if other.pair == worker.pair and other is not worker
+        )
+        if worker.role is Role.HOLDER:
+            return lambda block: TrialHolder(block, partner, worker, region, slow=slow, fast=fast)
+        return lambda block: TrialInvalidator(block, partner, worker, region)
+    if worker.role is Role.HOLDER:
+        return lambda block: Holder(block, region, slow=slow, fast=fast, quarantines=own)
+    return lambda _block: Invalidator(region, worker.files, own)

@@ -24,12 +24,14 @@ from soak.vocabulary import Detector, RunState, VerdictWord
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from soak.clock import SoakClock
     from soak.crew import Crew, Death
     from soak.detectors.refusals import RefusalDetector
     from soak.journal import Journal
     from soak.ledger import BlockWriter
     from soak.mirror import Mirror
     from soak.reporter import Reporter
+    from soak.stall_watch import StallWatch
     from soak.sweeper import Sweeper
 
 BEAT_SECONDS: Final = 0.1
@@ -52,9 +54,12 @@ class Supervisor:
         journal: Journal,
         reporter: Reporter,
         refusals: RefusalDetector,
+        stalls: StallWatch,
         sweeper: Sweeper,
+        clock: SoakClock,
         duration: float,
         sweep_interval: float,
+        most_wedged: int,
         run: dict[str, Any],
         mirror: Mirror | None,
     ) -> None:
@@ -63,9 +68,13 @@ class Supervisor:
         self._journal = journal
         self._reporter = reporter
         self._refusals = refusals
+        self._stalls = stalls
         self._sweeper = sweeper
+        self._clock = clock
         self._duration = duration
         self._sweep_interval = sweep_interval
+        self._most_wedged = most_wedged
+        self._looked = 0.0
         self._run = run
         self._mirror = mirror
         self._jobs = schedule.Scheduler()
@@ -78,6 +87,7 @@ class Supervisor:
         self._begin()
         try:
             self._guarded(Detector.LEAKS, self._sweeper.probe)
+            self._guarded(Detector.STALLS, self._stalls.probe)
             self._crew.start()
             self._block.set_word("state", RunState.RUNNING)
             self._journal.write("workers.started", workers=len(self._crew.members))
@@ -85,6 +95,7 @@ class Supervisor:
         finally:
             self._end_workers()
         self._guarded(Detector.REFUSALS, self._look_for_refusals)
+        self._guarded(Detector.STALLS, self._stalls.look)
         self._guarded(Detector.LEAKS, self._sweeper.sweep)
         self._reporter.flush()
         self._sample()
@@ -106,10 +117,11 @@ class Supervisor:
         self._beat()
         self._journal.write("machine.booted", kernel=kernel_release())
         self._journal.write("run.started", mirrored=self._mirror is not None, **self._run)
-        for cell in self._refusals.uncovered():
+        uncovered = [cell.label for cell in self._refusals.uncovered()]
+        for label in (*uncovered, *self._stalls.uncovered()):
             self._journal.write(
                 "expectation.missing", Level.ERROR,
-                summary=f"nobody has written down what the kernel owes for {cell.label}",
+                summary=f"nobody has written down what the kernel owes for {label}",
             )  # fmt: skip
 
     def _soak(self) -> str:
@@ -120,6 +132,7 @@ class Supervisor:
         end = time.monotonic() + self._duration
         while time.monotonic() < end:
             self._beat()
+            self._look_for_stalls()
             for death in self._crew.reap():
                 self._report_death(death)
             self._guarded(Detector.REFUSALS, self._look_for_refusals)
@@ -127,10 +140,19 @@ class Supervisor:
             caught = signal.sigtimedwait({*_ENDING, signal.SIGCHLD}, BEAT_SECONDS)
             if caught is not None and caught.si_signo in _ENDING:
                 return f"told to by {signal.Signals(caught.si_signo).name}"
+            wedged = sum(member.abandoned for member in self._crew.members)
+            if wedged > self._most_wedged:
+                why = f"{wedged} workers hang in the kernel for good"
+                self._journal.write(
+                    "limit.reached", Level.ERROR, limit="wedged-workers", wedged=wedged,
+                    summary=f"{why}, and no more than {self._most_wedged} may",
+                )  # fmt: skip
+                return why
         return "its time was over"
 
     def _beat(self) -> None:
         now = time.monotonic_ns()
+        self._clock.beat(now)
         self._block.set("realtime_offset_ns", time.time_ns() - now)
         self._block.set("heartbeat_ns", now)
         self._block.add("heartbeats", 1)
@@ -181,6 +203,16 @@ class Supervisor:
             self._failures.add(summary)
             self._journal.write("detector.failed", Level.ERROR, detector=detector, summary=summary)
 
+    def _look_for_stalls(self) -> None:
+        self._looked = time.monotonic()
+        self._guarded(Detector.STALLS, self._stalls.look)
+
+    def _watch(self) -> None:
+        """Do, while workers come to rest, what cannot wait: a stall is what may keep one from it."""
+        self._beat()
+        if time.monotonic() - self._looked >= BEAT_SECONDS:
+            self._look_for_stalls()
+
     def _look_for_refusals(self) -> None:
         for finding in self._refusals.look():
             self._reporter.report(finding)
@@ -219,9 +251,9 @@ class Supervisor:
     def _sweep_between(self) -> None:
         """Sweep while the workers rest between two operations."""
         try:
-            late = self._crew.pause(_BARRIER_SECONDS, self._beat)
-            for worker in self._block.names("wedged"):
-                self._block.set_at("wedged", int(worker in late), worker)
+            late = self._crew.pause(_BARRIER_SECONDS, self._watch)
+            for worker in late:
+                self._stalls.free(self._crew.member(worker))
             if late:
                 self._fail(Detector.LEAKS, f"no sweep: {', '.join(late)} did not come to rest")
             else:
@@ -231,10 +263,13 @@ class Supervisor:
 
     def _sample(self) -> None:
         """Write down what the verdict needs, so that it can be computed from the journal alone."""
-        completed = completed_operations(
-            (member.block.names("counts"), member.block.view("counts"))
-            for member in self._crew.members
-        )
+        completed = {
+            **completed_operations(
+                (member.block.names("counts"), member.block.view("counts"))
+                for member in self._crew.members
+            ),
+            **self._stalls.trials(),
+        }
         met = sum(completed.get(label, 0) >= need for label, need in self._run["promised"].items())
         self._block.set("coverage_cells", met)
         self._journal.write(

@@ -23,6 +23,8 @@ USAGE_EXIT_CODE: Final = 2
 
 # Completed operations that a cell of the run's mix must have seen.
 REQUIRED_ATTEMPTS: Final = 100
+# The same for an operation against a pin: each takes as long as the pin lasts, or a stall.
+REQUIRED_TRIALS: Final = 3
 
 _NONE: Final = "none"
 
@@ -223,6 +225,7 @@ _HANDLERS: Final = {
     "sample.taken": Judge._sample,  # noqa: SLF001
     "detector.failed": Judge._trouble,  # noqa: SLF001
     "job.failed": Judge._trouble,  # noqa: SLF001
+    "limit.reached": Judge._trouble,  # noqa: SLF001
     "expectation.missing": Judge._trouble,  # noqa: SLF001
     "harness.failed": Judge._trouble,  # noqa: SLF001
 }

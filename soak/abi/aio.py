@@ -87,7 +87,7 @@ class Transfers:
             _IO_GETEVENTS, self._context, 1, 1, ctypes.byref(self._event), ctypes.byref(limit)
         )
         if result == 1:
-            return max(-self._event.result, 0)
+            return max(-int(self._event.result), 0)
         if result < 0 and (number := ctypes.get_errno()) != errno.EINTR:
             return number
         return None

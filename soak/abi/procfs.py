@@ -56,6 +56,34 @@ def foll_pins() -> tuple[int, int]:
     return int(counters["nr_foll_pin_acquired"]), int(counters["nr_foll_pin_released"])
 
 
+def task_state(pid: int) -> str:
+    """Return the state of a task, such as S or D (Documentation/filesystems/proc.rst).
+
+    Raises:
+        OSError: the task is gone.
+    """
+    return (_PROC / f"{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+def task_wchan(pid: int) -> str:
+    """Return the kernel function that a task sleeps in, or "0".
+
+    Raises:
+        OSError: the task is gone.
+    """
+    return (_PROC / f"{pid}/wchan").read_text().strip()
+
+
+def task_stack(pid: int) -> list[str]:
+    """Return the kernel functions on the stack of a task, the innermost first.
+
+    Raises:
+        OSError: the task is gone, or the kernel shows no stacks (CONFIG_STACKTRACE).
+    """
+    lines = (_PROC / f"{pid}/stack").read_text().splitlines()
+    return [line.partition("] ")[2] for line in lines]
+
+
 def locked_and_pinned_bytes(pid: int) -> tuple[int, int]:
     """Return VmLck and VmPin of a process.
 

@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from soak.abi.libc import LIBC, checked
+from soak.errors import UsageError
 from soak.lab import protocol
+from soak.lab.disks import make_disks
 from soak.lab.protocol import Order
 
 if TYPE_CHECKING:
@@ -119,7 +121,7 @@ def main() -> None:
         control = Control(_port(protocol.CONTROL_PORT))
         control.tell(protocol.BOOTED, release=os.uname().release, uptime=time.monotonic())
         _serve(order, control)
-    except GuestError as error:
+    except (GuestError, UsageError) as error:
         _tell_failure(control, str(error))
     except BaseException as error:  # noqa: BLE001 - nobody is behind this to report it
         traceback.print_exc()
@@ -127,7 +129,7 @@ def main() -> None:
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
-        os.sync()
+        # Nothing is synced: a file system on which something hangs would keep the machine from ending.
         LIBC.reboot(_POWER_OFF)
 
 
@@ -143,6 +145,7 @@ def _serve(order: Order, control: Control) -> None:
     functions = list(_bind_functions())
     device, alignment = _make_namespaces(order)
     config = _complete(order.config, device, functions)
+    config["workload"] |= make_disks()
     import tomli_w  # noqa: PLC0415 - what is imported before it is needed delays the boot
 
     _CONFIG.write_text(tomli_w.dumps(config))

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from soak.lab.cache import Cache
 
 _SUITE = "bookworm"
-_PACKAGES = ["python3", "libc6", "ndctl", "e2fsprogs", "xfsprogs", "kmod"]
+_PACKAGES = ["python3", "libc6", "ndctl", "e2fsprogs", "xfsprogs", "kmod", "dmsetup"]
 # Dependencies of maintainer scripts and of tools that the guest does not run.
 _UNWANTED = frozenset(
     (
-        *("dmsetup", "dpkg", "gcc-12-base", "init-system-helpers", "libdb5.3", "libgdbm6"),
+        *("dpkg", "gcc-12-base", "init-system-helpers", "libdb5.3", "libgdbm6"),
         *("libfile-find-rule-perl", "libgdbm-compat4", "libgssapi-krb5-2", "libicu72"),
         *("libk5crypto3", "libkrb5-3", "libkrb5support0", "libncursesw6", "libnsl2"),
         *("libnumber-compare-perl", "libperl5.36", "libsqlite3-0", "libtext-glob-perl"),
@@ -52,6 +52,7 @@ _SELF_TESTS = (
     ("mkfs.ext4", "-V"),
     ("mkfs.xfs", "-V"),
     ("modprobe", "--version"),
+    ("dmsetup", "--help"),
     ("python3.11", "-s", "-c", "import ctypes, hashlib, json, mmap, select, tomllib, uuid"),
 )
 _PYTHON = Path("/usr/bin/python3.11")

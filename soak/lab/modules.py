@@ -11,6 +11,7 @@ BASE_MODULES: Final = (
     *("nfit", "nd_pmem", "dax_pmem", "device_dax"),
     *("crc32c_generic", "crc32c_intel", "libcrc32c"),
     *("vfio", "vfio_iommu_type1", "vfio_pci"),
+    *("brd", "dm_mod", "dm_delay", "null_blk"),
 )
 FILE_SYSTEM_MODULES: Final = ("ext4", "xfs")
 GUEST_MODULES: Final = (*BASE_MODULES, *FILE_SYSTEM_MODULES)

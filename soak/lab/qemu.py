@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from soak.errors import UsageError
+from soak.lab.disks import PARAMETERS as DISK_PARAMETERS
 from soak.lab.protocol import CONTROL_PORT, JOURNAL_PORT
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ class Machine:
             *("-mon", "chardev=monitor,mode=control"),
             *("-serial", f"file:{self.console}"),
             *("-kernel", str(self.kernel), "-initrd", str(self.initrd)),
-            *("-append", f"{_APPEND} {self.append}".strip()),
+            *("-append", f"{_APPEND} {DISK_PARAMETERS} {self.append}".strip()),
         ]
 
     def _memory(self, name: str, path: Path, size: int) -> Sequence[str]:

@@ -57,8 +57,12 @@ def lab_config(config: Config | None) -> Config:
     regions = config.regions or tuple(
         RegionSection(kind, kind, _IN_LAB, size) for kind, size in REGION_SIZES.items()
     )
+    workload = config.workload
+    if not workload.slow_devices:
+        workload = replace(workload, slow_devices=(_IN_LAB,), fast_devices=(_IN_LAB,))
     return replace(
         config,
+        workload=workload,
         regions=tuple(
             replace(region, size=region.size or REGION_SIZES[region.kind]) for region in regions
         ),

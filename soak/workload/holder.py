@@ -27,6 +27,7 @@ class Holder:
         self,
         block: BlockWriter,
         region: FsDaxRegion,
+        *,
         slow: Sequence[Path],
         fast: Sequence[Path],
         quarantines: Sequence[memoryview[int]],

@@ -22,7 +22,16 @@ from soak.abi.transfer import (
 from soak.regions.fs_dax import TRIAL_FILE_SIZE
 from soak.schema import HOLD_COLUMNS, HOLDS_LENGTH
 from soak.vocabulary import SHORT_PINS, Backing
-from soak.workload.methods import BLOCKING, COPY, METHODS, PIPE, PIPE_UNMAPPED, REPEATED, Target
+from soak.workload.methods import (
+    BLOCKING,
+    COPY,
+    INTO_MEMORY,
+    METHODS,
+    PIPE,
+    PIPE_UNMAPPED,
+    REPEATED,
+    Target,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -34,8 +43,6 @@ if TYPE_CHECKING:
 _POLL_SECONDS: Final = 0.001
 _WIDTH: Final = len(HOLD_COLUMNS)
 _TAKE_BEFORE, _TAKE_AFTER, _RELEASE_BEFORE, _RELEASE_AFTER = range(_WIDTH - 4, _WIDTH)
-# What a choice says in `access`: the memory is written into, not read from.
-INTO_MEMORY: Final = 1
 
 
 class HoldBook:

@@ -12,6 +12,10 @@ _PIPE_PAGES: Final = 16  # of a pipe's default size, include/linux/pipe_fs_i.h
 _TRANSFER_PAGES: Final = 512
 
 
+# What a choice of a holder says in `access`: the memory is written into, not read from.
+INTO_MEMORY: Final = 1
+
+
 class Target(StrEnum):
     """Where the memory goes to or comes from."""
 

@@ -21,9 +21,8 @@ from soak.workload.holding import HoldBook, Holding
 from soak.workload.methods import METHODS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from collections.abc import Mapping as Table
-    from collections.abc import Sequence
     from pathlib import Path
 
     from soak.ledger import BlockWriter
@@ -43,6 +42,7 @@ class TrialHolder:
         partner: BlockWriter,
         plan: WorkerPlan,
         region: FsDaxRegion,
+        *,
         slow: Sequence[Path],
         fast: Sequence[Path],
     ) -> None:

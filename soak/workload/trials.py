@@ -118,10 +118,8 @@ def _taken(operation: Operation, first: int, pages: int, draw: random.Random) ->
         case Operation.TRUNCATE_UP:
             return end + draw.randrange(1, _LONGEST_GROWTH_PAGES), 0
         case Operation.PUNCH_HOLE | Operation.ZERO_RANGE:
-            if draw.random() < _AT_THE_PIN:
-                start = first + draw.randrange(pages)
-            else:
-                start = draw.randrange(end)
+            at_the_pin = draw.random() < _AT_THE_PIN
+            start = first + draw.randrange(pages) if at_the_pin else draw.randrange(end)
             return start, 1 + draw.randrange(end - start)
         case _:
             return 0, 0

@@ -1,0 +1,313 @@
+"""Stalls: does what takes blocks away wait for pins, exactly as long as they last?
+
+It reads when the workers began and ended their invalidations, and when they held pins, and judges the
+excess: how long an invalidation went on after the last pin that it had to wait for was given back. What
+ended while a pin was held that it had to wait for ended too early.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from soak.expectations import expected
+from soak.schema import (
+    HOLD_COLUMNS,
+    HOLDS_LENGTH,
+    RECORDER_COLUMNS,
+    RECORDER_LENGTH,
+    Cell,
+)
+from soak.vocabulary import (
+    INVALIDATIONS,
+    SHORT_PINS,
+    Backing,
+    Interface,
+    Operation,
+    RegionKind,
+    Role,
+    Violation,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from soak.expectations import Release
+    from soak.ledger import BlockWriter
+
+_REMEMBERED_HOLDS: Final = 2 * HOLDS_LENGTH
+_File = tuple[str, int]
+
+
+@dataclass(frozen=True)
+class Hold:
+    """A short pin. Times are monotonic nanoseconds; 0 is not known, or not yet."""
+
+    worker: str
+    interface: Interface
+    backing: Backing
+    certain: bool
+    take_before: int
+    take_after: int
+    release_before: int
+    release_after: int
+
+    def pinned_at(self, moment: int) -> bool:
+        """Say whether the pages were pinned for certain at this moment, which has passed."""
+        if not self.take_after or moment < self.take_after:
+            return False
+        return moment < self.release_before or not (self.release_before or self.release_after)
+
+
+@dataclass(frozen=True)
+class Wait:
+    """An invalidation, ended or (`end` 0) in flight. `number` counts the operations of its worker."""
+
+    worker: str
+    number: int
+    operation: Operation
+    region: str
+    place: int
+    start: int
+    end: int
+    result: int
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What an invalidation has shown: `violation` is None where it kept to the rules.
+
+    `holds` are the pins that overlapped it, `last` the one of them that was given back last, `tried`
+    the one of its trial. `excess` is in nanoseconds of soak time.
+    """
+
+    wait: Wait
+    holds: tuple[Hold, ...]
+    last: Hold | None
+    tried: Hold | None
+    excess: int
+    violation: Violation | None
+
+    @property
+    def woken(self) -> bool:
+        """Whether it ended by itself after it had waited for a pin."""
+        last, wait = self.last, self.wait
+        return (
+            bool(wait.end)
+            and wait.result == 0
+            and last is not None
+            and wait.start < last.release_after <= wait.end
+        )
+
+
+class Clock(Protocol):
+    """What measures soak time."""
+
+    def between(self, start_ns: int, end_ns: int) -> int:
+        """Return the nanoseconds of soak time between two monotonic times."""
+
+
+@dataclass
+class _Seen:
+    """How far a worker's rings were read, and what each of its cells means."""
+
+    block: BlockWriter
+    regions: tuple[str, ...]
+    operations: list[Operation]
+    ended: int = 0
+    holds: int = 0
+
+
+class StallDetector:
+    """Judges each invalidation once, when it has ended or when it has stalled."""
+
+    def __init__(
+        self,
+        workers: Mapping[str, tuple[Role, BlockWriter, tuple[str, ...]]],
+        clock: Clock,
+        release: Release,
+        *,
+        late_ns: int,
+        stall_ns: int,
+    ) -> None:
+        """Take role, block and region names of each worker, and the bounds of the excess."""
+        self._clock, self._release = clock, release
+        self._late_ns, self._stall_ns = late_ns, stall_ns
+        self._invalidators: dict[str, _Seen] = {}
+        self._holders: dict[str, _Seen] = {}
+        for name, (role, block, regions) in workers.items():
+            operations = [Cell.parse(label).operation for label in block.names("counts")]
+            if role is Role.INVALIDATOR:
+                self._invalidators[name] = _Seen(block, regions, operations)
+            elif role is Role.HOLDER:
+                self._holders[name] = _Seen(block, regions, operations)
+        self._holds: dict[_File, deque[Hold]] = defaultdict(lambda: deque(maxlen=_REMEMBERED_HOLDS))
+        # The newest pin of each holder, which may not have been given back yet.
+        self._current: dict[str, tuple[_File, Hold]] = {}
+        # Pins before this moment were written over before they were read.
+        self._blind_until = 0
+        self._stalled: dict[str, int] = {}
+
+    def look(self, now_ns: int) -> list[Judgement]:
+        """Judge what has ended since the last look, and what has stalled."""
+        ended = [wait for name in self._invalidators for wait in self._ended(name)]
+        flying = [wait for name in self._invalidators if (wait := self._in_flight(name))]
+        # Read after the waits, so that a pin that was still held then is known to have been.
+        for name in self._holders:
+            self._read_holds(name)
+        judged = [self._judge_ended(wait) for wait in ended if not self._is_known(wait)]
+        for wait in flying:
+            judgement = self._judge_in_flight(wait, now_ns)
+            if judgement is not None and not self._is_known(wait):
+                self._stalled[wait.worker] = wait.number
+                judged.append(judgement)
+        return judged
+
+    def uncovered(self) -> list[Cell]:
+        """Return what this run tries against pins and no expectation speaks of."""
+        interfaces = {
+            Cell.parse(label).interface
+            for seen in self._holders.values()
+            for label in seen.block.names("counts")
+        } & set(SHORT_PINS)
+        operations = {
+            operation for seen in self._invalidators.values() for operation in seen.operations
+        } & set(INVALIDATIONS)
+        return [
+            cell
+            for operation in sorted(operations)
+            for interface in sorted(interfaces)
+            if expected(cell := Cell(operation, RegionKind.FS_DAX, interface), self._release)
+            is None
+        ]
+
+    def _is_known(self, wait: Wait) -> bool:
+        return self._stalled.get(wait.worker) == wait.number
+
+    def _ended(self, name: str) -> Iterator[Wait]:
+        seen = self._invalidators[name]
+        ended = seen.block.get("ended")
+        # The oldest line of a full ring may just be written over.
+        first = max(seen.ended, ended - RECORDER_LENGTH + 1)
+        seen.ended = ended
+        for number in range(first, ended):
+            wait = _line(name, seen, number)
+            if wait is not None and wait.end:
+                yield wait
+
+    def _in_flight(self, name: str) -> Wait | None:
+        seen = self._invalidators[name]
+        begun = seen.block.get("begun")
+        if begun == seen.block.get("ended"):
+            return None
+        return _line(name, seen, begun - 1)
+
+    def _read_holds(self, name: str) -> None:
+        seen = self._holders[name]
+        begun = seen.block.get("holds_begun")
+        first = max(seen.holds, begun - HOLDS_LENGTH + 1)
+        rows = [_hold(name, seen, number) for number in range(first, begun)]
+        if first > seen.holds and rows:
+            self._blind_until = max(self._blind_until, rows[0][1].take_before)
+        self._current.pop(name, None)
+        for file, hold in rows:
+            if hold.release_after:
+                self._holds[file].append(hold)
+            else:
+                self._current[name] = (file, hold)
+        seen.holds = begun - 1 if name in self._current else begun
+
+    def _overlapping(self, wait: Wait, end: int) -> tuple[Hold, ...]:
+        file = (wait.region, wait.place)
+        now = [hold for held, hold in self._current.values() if held == file]
+        return tuple(
+            hold
+            for hold in (*self._holds[file], *now)
+            if hold.take_before < end
+            and (not hold.release_after or hold.release_after > wait.start)
+        )
+
+    def _judge_ended(self, wait: Wait) -> Judgement:
+        holds = self._overlapping(wait, wait.end)
+        held_on = any(not hold.release_after or hold.release_after > wait.end for hold in holds)
+        last = max(holds, key=lambda hold: hold.release_after, default=None)
+        since = max(wait.start, self._blind_until, *(hold.release_after for hold in holds))
+        excess = 0 if held_on else self._clock.between(since, wait.end)
+        violation = None
+        if any(self._ended_early(wait, hold) for hold in holds):
+            violation = Violation.EARLY_TRUNCATE
+        elif excess > self._stall_ns:
+            violation = Violation.STALL
+        elif holds and excess > self._late_ns and wait.result == 0:
+            violation = Violation.LATE_WAKEUP
+        return Judgement(wait, holds, last, _tried(wait, holds), excess, violation)
+
+    def _judge_in_flight(self, wait: Wait, now_ns: int) -> Judgement | None:
+        """Judge what goes on: None while it may still wait, or has not waited for too long."""
+        holds = self._overlapping(wait, now_ns)
+        if wait.end or any(self._excuses(hold, now_ns) for hold in holds):
+            return None
+        since = max(wait.start, self._blind_until, *(hold.release_after for hold in holds))
+        excess = self._clock.between(since, now_ns)
+        if excess <= self._stall_ns:
+            return None
+        last = max(holds, key=lambda hold: hold.release_after, default=None)
+        return Judgement(wait, holds, last, _tried(wait, holds), excess, Violation.STALL)
+
+    def _excuses(self, hold: Hold, now_ns: int) -> bool:
+        """Say whether a pin is held now. What cannot be taken for seconds is a victim, no cause."""
+        if hold.release_after:
+            return False
+        taking = self._clock.between(hold.take_before, now_ns)
+        return bool(hold.take_after) or taking <= self._stall_ns
+
+    def _ended_early(self, wait: Wait, hold: Hold) -> bool:
+        if wait.result or not hold.certain:
+            return False
+        if not (hold.pinned_at(wait.start) and hold.pinned_at(wait.end)):
+            return False
+        cell = Cell(wait.operation, RegionKind.FS_DAX, hold.interface)
+        row = expected(cell, self._release, backing=hold.backing)
+        return row is not None and row.waits
+
+
+def _tried(wait: Wait, holds: Iterable[Hold]) -> Hold | None:
+    """Return the pin of a trial: one of a file that nobody else touches, held when it began."""
+    for hold in holds:
+        until = hold.release_before or hold.release_after or wait.start + 1
+        if hold.certain and (hold.take_after or hold.take_before) <= wait.start < until:
+            return hold
+    return None
+
+
+def _line(name: str, seen: _Seen, number: int) -> Wait | None:
+    """Return an invalidation from the flight recorder; None for another operation."""
+    line = _row(seen.block.view("recorder"), number % RECORDER_LENGTH, RECORDER_COLUMNS)
+    if line["cell"] >= len(seen.operations):
+        return None
+    operation = seen.operations[line["cell"]]
+    if operation not in INVALIDATIONS:
+        return None
+    return Wait(
+        name, number, operation, seen.regions[line["region"]], line["place"], line["start_ns"],
+        line["end_ns"], line["result"],
+    )  # fmt: skip
+
+
+def _hold(name: str, seen: _Seen, number: int) -> tuple[_File, Hold]:
+    line = _row(seen.block.view("holds"), number % HOLDS_LENGTH, HOLD_COLUMNS)
+    hold = Hold(
+        name,
+        SHORT_PINS[line["interface"]],
+        Backing.SHARED if line["mapped"] else Backing.UNMAPPED,
+        bool(line["certain"]),
+        *(line["take_before"], line["take_after"]),
+        *(line["release_before"], line["release_after"]),
+    )
+    return (seen.regions[line["region"]], line["place"]), hold
+
+
+def _row(words: memoryview[int], row: int, columns: Sequence[str]) -> dict[str, Any]:
+    start = row * len(columns)
+    return dict(zip(columns, words[start : start + len(columns)], strict=True))

@@ -1,0 +1,35 @@
+"""What the kernel shows of tasks that are stuck, or that wait behind one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from soak.abi.procfs import task_stack, task_state, task_wchan
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+_ASKED: Final[tuple[tuple[str, Callable[[int], Any]], ...]] = (
+    ("state", task_state),
+    ("wchan", task_wchan),
+    ("stack", task_stack),
+)
+# Where a wait for pinned DAX pages is found on the stack: ext4_break_layouts() and
+# xfs_break_dax_layouts() up to 6.14, dax_break_layout() since.
+_WAITS_FOR_PAGES: Final = ("break_layout", "break_dax_layouts", "wait_dax_page")
+
+
+def look_at(pid: int) -> dict[str, Any]:
+    """Return state, wchan and stack of a task, or what kept each of them from being read."""
+    seen: dict[str, Any] = {"pid": pid}
+    for name, ask in _ASKED:
+        try:
+            seen[name] = ask(pid)
+        except OSError as error:
+            seen[name] = f"cannot be read: {error.strerror}"
+    return seen
+
+
+def waits_for_pages(stack: Iterable[str]) -> bool:
+    """Say whether a stack is that of a task which waits until DAX pages are not pinned any more."""
+    return any(symbol in line for line in stack for symbol in _WAITS_FOR_PAGES)

@@ -1,0 +1,156 @@
+"""A probe: does a truncate that waits for a pin wake up when the pin is given back?"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from soak.abi.aio import WRITE, Transfers
+from soak.abi.fallocate import truncate
+from soak.abi.libc import die_with_parent
+from soak.abi.mmap import MAP_SHARED, PROT_READ, PROT_WRITE, Mapping
+from soak.abi.splice import PagePipe
+from soak.abi.transfer import open_direct
+from soak.detectors.tasks import look_at, waits_for_pages
+from soak.helper import in_helper
+from soak.regions.pages import PAGE_SIZE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+_PROBE_SECONDS: Final = 60.0
+_HOLD_SECONDS: Final = 0.1
+# Polls are counted, not time, so that a machine that stood still loses no wake-up.
+_POLL_SECONDS: Final = 0.01
+_POLLS_TO_WAKE: Final = 200
+_POLLS_TO_BE_FREED: Final = 500
+
+
+@dataclass(frozen=True)
+class WakeupProbe:
+    """What became of one truncate: `waited` tells that it had to wait, `woken` that it woke.
+
+    `freed` says whether a signal ended it, `task` what the kernel showed of it before.
+    """
+
+    waited: bool
+    woken: bool
+    freed: bool
+    task: dict[str, Any]
+
+    @property
+    def lost(self) -> bool:
+        """Whether this is a wake-up that was lost, and nothing else."""
+        asleep = waits_for_pages(self.task.get("stack", ()))
+        return self.waited and not self.woken and self.freed and asleep
+
+
+def probe_pipe(directory: Path) -> WakeupProbe:
+    """Truncate a file of which a page lies in a pipe.
+
+    Raises:
+        HelperError: the probe did not come to an end, or could not be made.
+    """
+
+    def hold(address: int, held: Callable[[], None]) -> None:
+        pipe = PagePipe()
+        number = pipe.take(address, PAGE_SIZE)
+        if number:
+            raise OSError(number, os.strerror(number), "vmsplice")
+        held()
+        time.sleep(_HOLD_SECONDS)
+        pipe.close()
+
+    return _probe(directory, hold)
+
+
+def probe_transfer(directory: Path, device: Path) -> WakeupProbe:
+    """Truncate a file of which a page is on its way to a slow device.
+
+    Raises:
+        HelperError: the probe did not come to an end, or could not be made.
+    """
+
+    def hold(address: int, held: Callable[[], None]) -> None:
+        descriptor = open_direct(device)
+        with Transfers() as transfers:
+            number = transfers.submit(WRITE, descriptor, address, PAGE_SIZE, 0)
+            if number:
+                raise OSError(number, os.strerror(number), "io_submit")
+            held()
+            while transfers.completed(_POLL_SECONDS) is None:
+                pass
+        os.close(descriptor)
+
+    return _probe(directory, hold)
+
+
+def _probe(directory: Path, hold: Callable[[int, Callable[[], None]], None]) -> WakeupProbe:
+    return WakeupProbe(**in_helper(lambda: asdict(_try(directory / "probe", hold)), _PROBE_SECONDS))
+
+
+def _try(path: Path, hold: Callable[[int, Callable[[], None]], None]) -> WakeupProbe:
+    path.write_bytes(b"\xa5" * PAGE_SIZE)
+    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    mapping = Mapping(PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, descriptor)
+    # Started before there is a pin: a copy of the pipe would keep it.
+    start, go = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(go)
+        _truncate_when_told(start, descriptor)
+    waited = False
+
+    def held() -> None:
+        nonlocal waited
+        os.write(go, b"!")
+        # It is asleep in the truncate, or it has ended already.
+        for _ in range(_POLLS_TO_WAKE):
+            if waits_for_pages(look_at(pid)["stack"]):
+                waited = True
+                return
+            if _has_ended(pid):
+                return
+            time.sleep(_POLL_SECONDS / 10)
+
+    try:
+        hold(mapping.address, held)
+        woken = _ends(pid, _POLLS_TO_WAKE)
+        task = {} if woken else look_at(pid)
+        freed = False
+        if not woken:
+            os.kill(pid, signal.SIGUSR1)
+            freed = _ends(pid, _POLLS_TO_BE_FREED)
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        if _ends(pid, _POLLS_TO_WAKE):
+            os.waitpid(pid, 0)
+            path.unlink()
+    return WakeupProbe(waited, woken, freed, task)
+
+
+def _truncate_when_told(start: int, descriptor: int) -> None:
+    """Be the process that truncates, and nothing else."""
+    try:
+        die_with_parent(signal.SIGKILL)
+        signal.signal(signal.SIGUSR1, lambda *_: None)
+        os.read(start, 1)
+        truncate(descriptor, 0)
+    finally:
+        os._exit(0)
+
+
+def _ends(pid: int, polls: int) -> bool:
+    for _ in range(polls):
+        if _has_ended(pid):
+            return True
+        time.sleep(_POLL_SECONDS)
+    return False
+
+
+def _has_ended(pid: int) -> bool:
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None

@@ -1,0 +1,315 @@
+"""Stalls on the way from the detector to journal and ledger; what is stuck is freed.
+
+Evidence comes first, then signals, again and again until the ledger moves; then SIGKILL; and what does
+not even die of that is wedged: its file is given up, and another worker takes its place.
+"""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_left
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from soak.detectors.finding import Finding
+from soak.detectors.tasks import look_at, waits_for_pages
+from soak.detectors.wakeups import probe_pipe, probe_transfer
+from soak.journal import Level
+from soak.known_issues import O_DIRECT_LOST_WAKEUP
+from soak.schema import BUCKET_BOUNDS_NS, RECORDER_COLUMNS, RECORDER_LENGTH, STALL_COLUMNS
+from soak.vocabulary import INVALIDATIONS, SHORT_PINS, Interface, RegionKind, Violation
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from soak.clock import SoakClock
+    from soak.crew import Crew, Member
+    from soak.detectors.stalls import Hold, Judgement, StallDetector
+    from soak.journal import Journal
+    from soak.ledger import BlockWriter
+    from soak.reporter import Reporter
+
+_KILL_NS: Final = 5_000_000_000
+_WEDGED_NS: Final = 10_000_000_000
+_EVIDENCE_HOLDS: Final = 8
+_EVIDENCE_LINES: Final = 8
+_MILLISECOND: Final = 1_000_000
+_BUCKETS: Final = len(BUCKET_BOUNDS_NS) + 1
+
+
+@dataclass
+class _Stuck:
+    """A worker that is being freed. Times are monotonic nanoseconds; `row` is its row of `waits`."""
+
+    number: int
+    incarnation: int
+    since: int
+    accounted: int
+    row: int | None
+    killed: bool = False
+
+
+class StallWatch:
+    """Has the detector look, keeps the books of what it finds, and frees what is stuck."""
+
+    def __init__(
+        self,
+        block: BlockWriter,
+        journal: Journal,
+        reporter: Reporter,
+        crew: Crew,
+        *,
+        detector: StallDetector,
+        clock: SoakClock,
+        probe_directory: Path | None,
+        slow_device: Path | None,
+        known_issue_applies: bool,
+    ) -> None:
+        self._block = block
+        self._journal = journal
+        self._reporter = reporter
+        self._crew = crew
+        self._detector = detector
+        self._clock = clock
+        self._probe_directory = probe_directory
+        self._slow_device = slow_device
+        self._known_issue_applies = known_issue_applies
+        self._confirmed = False
+        self._stuck: dict[str, _Stuck] = {}
+        self._waits = block.view("waits")
+        self._trials = block.view("trials")
+        self._delay_sums = block.view("wakeup_delay_sum_ns")
+        self._delay_buckets = block.view("wakeup_delay_buckets")
+
+    def probe(self) -> None:
+        """Learn whether this kernel loses the wake-up after a transfer, before anybody waits for one.
+
+        Raises:
+            HelperError: a probe did not come to an end.
+        """
+        if self._probe_directory is None or self._slow_device is None:
+            return
+        control = probe_pipe(self._probe_directory)
+        result = probe_transfer(self._probe_directory, self._slow_device)
+        self._confirmed = result.lost and control.woken and self._known_issue_applies
+        self._journal.write(
+            "known-issue.probed",
+            known_issue=O_DIRECT_LOST_WAKEUP.name,
+            confirmed=self._confirmed,
+            lost=result.lost,
+            waited=result.waited,
+            task=result.task,
+            woken_after_vmsplice=control.woken,
+        )
+
+    def look(self) -> None:
+        """Judge, report, and go on freeing what is stuck."""
+        now = time.monotonic_ns()
+        for judgement in self._detector.look(now):
+            self._count(judgement)
+            if judgement.violation is not None:
+                self._report(judgement)
+            if judgement.violation is Violation.STALL and not judgement.wait.end:
+                self._begin_freeing(judgement, now)
+        self._free(now)
+
+    def uncovered(self) -> Sequence[str]:
+        """Return what this run tries and no expectation speaks of."""
+        return [cell.label for cell in self._detector.uncovered()]
+
+    def free(self, member: Member) -> None:
+        """Free a worker that does not come to rest, whatever it is doing."""
+        name, now = member.plan.name, time.monotonic_ns()
+        if name not in self._stuck:
+            number = member.block.get("begun") - 1
+            self._stuck[name] = _Stuck(number, member.block.get("incarnation"), now, now, None)
+
+    def trials(self) -> dict[str, int]:
+        """Return how often each operation was judged against each kind of pin, by label."""
+        width = len(SHORT_PINS)
+        return {
+            f"{operation} {RegionKind.FS_DAX} {interface}": self._trials[row * width + column]
+            for row, operation in enumerate(INVALIDATIONS)
+            for column, interface in enumerate(SHORT_PINS)
+        }
+
+    def _count(self, judgement: Judgement) -> None:
+        if judgement.tried is not None:
+            row = INVALIDATIONS.index(judgement.wait.operation)
+            column = SHORT_PINS.index(judgement.tried.interface)
+            self._trials[row * len(SHORT_PINS) + column] += 1
+        if judgement.woken and judgement.last is not None:
+            row = SHORT_PINS.index(judgement.last.interface)
+            self._delay_sums[row] += judgement.excess
+            bucket = bisect_left(BUCKET_BOUNDS_NS, judgement.excess)
+            self._delay_buckets[row * _BUCKETS + bucket] += 1
+        if judgement.violation is Violation.STALL:
+            self._add(judgement, "stalls", 1)
+            self._add(judgement, "stalled_ns", judgement.excess)
+
+    def _add(self, judgement: Judgement, column: str, amount: int) -> None:
+        self._waits[_row_of(judgement) + STALL_COLUMNS.index(column)] += amount
+
+    def _report(self, judgement: Judgement) -> None:
+        wait, kind = judgement.wait, judgement.violation
+        if kind is None:
+            return
+        member = self._crew.member(wait.worker)
+        task = look_at(member.pid) if member.running and not wait.end else {}
+        interface, issue = self._explain(judgement, task)
+        where = f"{wait.operation} of {RegionKind.FS_DAX}"
+        if kind is Violation.EARLY_TRUNCATE:
+            what = f"ended while a page was pinned over {interface} that it had to wait for"
+        elif interface is Interface.NONE:
+            what = "did not end, though no page that it had to wait for was pinned"
+        elif kind is Violation.STALL:
+            what = f"slept on after the last pin over {interface} was given back"
+        else:
+            what = f"woke up late after the last pin over {interface} was given back"
+        if issue is not None:
+            what += f", as {issue} predicts"
+        self._reporter.report(
+            Finding(
+                kind,
+                RegionKind.FS_DAX,
+                interface,
+                wait.operation,
+                1,
+                f"{where} {what}",
+                wait.region,
+                issue,
+                self._evidence(judgement, member, task),
+            )
+        )
+
+    def _explain(self, judgement: Judgement, task: dict[str, Any]) -> tuple[Interface, str | None]:
+        """Return the interface of the pin that matters, and the known issue that predicts this."""
+        interfaces = {hold.interface for hold in judgement.holds}
+        issue = O_DIRECT_LOST_WAKEUP
+        if (
+            self._confirmed
+            and judgement.violation is issue.violation
+            # In a crowd, what lost the wake-up need not be what was given back last.
+            and issue.interface in interfaces
+            and waits_for_pages(task.get("stack", ()))
+        ):
+            return issue.interface, issue.name
+        return (judgement.last.interface if judgement.last else Interface.NONE), None
+
+    def _evidence(
+        self, judgement: Judgement, member: Member, task: dict[str, Any]
+    ) -> dict[str, Any]:
+        wait = judgement.wait
+        holders = {hold.worker for hold in judgement.holds}
+        return {
+            "worker": wait.worker,
+            "file": wait.place,
+            "excess_ms": round(judgement.excess / _MILLISECOND, 3),
+            "task": task,
+            "behind": [] if wait.end else self._behind(member),
+            # In milliseconds from the start of the wait.
+            "held": [_hold_line(hold, wait.start) for hold in judgement.holds[-_EVIDENCE_HOLDS:]],
+            "recorders": {
+                name: _last_lines(self._crew.member(name).block)
+                for name in sorted({wait.worker, *holders})
+            },
+        }
+
+    def _behind(self, culprit: Member) -> list[dict[str, Any]]:
+        """Look at the other workers that have been in one call for long."""
+        now = time.monotonic_ns()
+        behind = []
+        for member in self._crew.members:
+            begun = member.block.get("begun")
+            if member is culprit or not member.running or begun == member.block.get("ended"):
+                continue
+            line = _last_lines(member.block)[-1]
+            if self._clock.between(line["start_ns"], now) > _KILL_NS // 10:
+                behind.append({"worker": member.plan.name, **look_at(member.pid)})
+        return behind
+
+    def _begin_freeing(self, judgement: Judgement, now: int) -> None:
+        member = self._crew.member(judgement.wait.worker)
+        self._add(judgement, "stalled", 1)
+        self._stuck[judgement.wait.worker] = _Stuck(
+            judgement.wait.number, member.block.get("incarnation"), now, now, _row_of(judgement)
+        )
+
+    def _free(self, now: int) -> None:
+        for name, stuck in list(self._stuck.items()):
+            member = self._crew.member(name)
+            spent = self._clock.between(stuck.since, now)
+            if stuck.row is not None:
+                grown = self._clock.between(stuck.accounted, now)
+                self._waits[stuck.row + STALL_COLUMNS.index("stalled_ns")] += grown
+                stuck.accounted = now
+            moved = (
+                member.block.get("ended") > stuck.number
+                or member.block.get("incarnation") != stuck.incarnation
+            )
+            if moved:
+                self._let_go(name, stuck)
+            elif spent > _WEDGED_NS:
+                self._abandon(member)
+            elif spent > _KILL_NS:
+                stuck.killed = True
+                self._crew.kill(member)
+            else:
+                self._crew.nudge(member)
+
+    def _forget(self, name: str) -> None:
+        row = self._stuck.pop(name).row
+        if row is not None:
+            self._waits[row + STALL_COLUMNS.index("stalled")] -= 1
+
+    def _let_go(self, name: str, stuck: _Stuck) -> None:
+        self._forget(name)
+        self._journal.write(
+            "operation.freed",
+            worker=name,
+            by="SIGKILL" if stuck.killed else "a signal",
+            seconds=round(self._clock.between(stuck.since, time.monotonic_ns()) / 1e9, 3),
+        )
+
+    def _abandon(self, member: Member) -> None:
+        self._forget(member.plan.name)
+        task = look_at(member.pid)
+        self._crew.abandon(member)
+        self._block.set_at("wedged", member.abandoned, member.plan.name)
+        self._journal.write(
+            "worker.wedged",
+            Level.ERROR,
+            worker=member.plan.name,
+            task=task,
+            summary=f"{member.plan.name} hangs in the kernel and cannot be killed: another worker "
+            f"goes on with another file",
+        )
+
+
+def _row_of(judgement: Judgement) -> int:
+    return INVALIDATIONS.index(judgement.wait.operation) * len(STALL_COLUMNS)
+
+
+def _hold_line(hold: Hold, start: int) -> dict[str, Any]:
+    def since(moment: int) -> float | None:
+        return round((moment - start) / _MILLISECOND, 3) if moment else None
+
+    return {
+        "worker": hold.worker,
+        "interface": hold.interface,
+        "backing": hold.backing,
+        "taken": [since(hold.take_before), since(hold.take_after)],
+        "given_back": [since(hold.release_before), since(hold.release_after)],
+    }
+
+
+def _last_lines(block: BlockWriter) -> list[dict[str, int]]:
+    """Return the end of a flight recorder, the newest line last."""
+    words, begun = block.view("recorder"), block.get("begun")
+    width = len(RECORDER_COLUMNS)
+    lines = []
+    for number in range(max(begun - _EVIDENCE_LINES, 0), begun):
+        start = number % RECORDER_LENGTH * width
+        lines.append(dict(zip(RECORDER_COLUMNS, words[start : start + width], strict=True)))
+    return lines
