@@ -159,8 +159,11 @@ class Crew:
     def resume(self) -> None:
         self._pause[0] = RUN_WORD
 
-    def stop(self, seconds: float) -> list[str]:
-        """End every worker: by the pause word, then by force; return those that had to be killed."""
+    def stop(self, seconds: float, meanwhile: Callable[[], None]) -> list[str]:
+        """End every worker: by the pause word, then by force; return those that had to be killed.
+
+        `meanwhile` is called again and again until all have ended.
+        """
         self._pause[0] = STOP_WORD
         deadline = time.monotonic() + seconds
         killed: list[str] = []
@@ -168,6 +171,7 @@ class Crew:
             for member in self.members:
                 if self._ended(member) is not None:
                     self._settle(member)
+            meanwhile()
             late = time.monotonic() >= deadline
             for member in self.members if late else ():
                 if member.running:

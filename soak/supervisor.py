@@ -241,7 +241,7 @@ class Supervisor:
             self._journal.write("worker.restarted", worker=death.worker)
 
     def _end_workers(self) -> None:
-        killed = self._crew.stop(_STOP_SECONDS)
+        killed = self._crew.stop(_STOP_SECONDS, self._watch)
         if killed:
             self._journal.write(
                 "workers.killed", Level.WARNING, workers=killed,

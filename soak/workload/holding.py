@@ -174,11 +174,13 @@ class Holding:
     def _again_and_again(
         self, choice: Choice, taken: Callable[[], None], work: Callable[[], int]
     ) -> int:
-        """Pin many times for a moment, until the time of the hold is over."""
+        """Pin many times for a moment, until the time of the hold is over or the file was cut short."""
         end = time.monotonic_ns() + choice.hold_ns
-        taken()
-        while (result := work()) == 0 and time.monotonic_ns() < end:
-            pass
+        result = work()
+        if result == 0:
+            taken()
+            while time.monotonic_ns() < end and work() == 0:
+                pass
         return result
 
     def _transfer(self, choice: Choice, address: int) -> int:

@@ -8,6 +8,7 @@ until the invalidator says that the trial is over (`trial_over`), by its own end
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import time
 from typing import TYPE_CHECKING, Final
@@ -18,7 +19,8 @@ from soak.abi.transfer import write_from
 from soak.regions.fs_dax import TRIAL_FILE_SIZE
 from soak.vocabulary import Backing, Operation
 from soak.workload.holding import HoldBook, Holding
-from soak.workload.methods import METHODS
+from soak.workload.methods import BLOCKING, METHODS
+from soak.workload.worker import SKIPPED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -100,10 +102,14 @@ class TrialHolder:
 
     def _hold(self, choice: Choice) -> int:
         if self._mapping is None:  # the file could not be made, which has been counted
-            return -1
+            return SKIPPED
         self._unmaps = METHODS[choice.method].backing is Backing.UNMAPPED
         address = self._mapping.address + choice.offset
-        return self._holding.hold(choice, address, self._begin_trial)
+        result = self._holding.hold(choice, address, self._begin_trial)
+        if result == errno.EFAULT and METHODS[choice.method] is BLOCKING:
+            # The other one is told before the call that blocks, and may have been quicker.
+            return SKIPPED
+        return result
 
     def _begin_trial(self) -> None:
         if self._unmaps:
