@@ -23,7 +23,7 @@ from soak.detectors.struct_pages import StructPages
 from soak.errors import UsageError
 from soak.expectations import parse_release
 from soak.journal import FileJournal, Level, PortJournal
-from soak.known_issues import KNOWN_ISSUES, O_DIRECT_LOST_WAKEUP
+from soak.known_issues import KNOWN_ISSUES
 from soak.ledger import Ledger
 from soak.mirror import Mirror, place_ledger
 from soak.plan import RunPlan, make_plan
@@ -108,7 +108,7 @@ def run_soak(config: Config, places: Places) -> None:
                 clock=clock,
                 probe_directory=_probe_directory(regions),
                 slow_device=next(map(Path, config.workload.slow_devices), None),
-                known_issue_applies=O_DIRECT_LOST_WAKEUP.name in known_issues,
+                known_issues=known_issues,
             ),
             sweeper=Sweeper(
                 block,

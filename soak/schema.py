@@ -61,9 +61,10 @@ HOLDS_LENGTH: Final = 256
 # One short pin of a holder: written up to `take_before` before it is taken, then `holds_begun` is
 # counted up. `take_after` and `release_before` bound the time in which the pages were pinned for
 # certain, and stay 0 where that cannot be told; `release_after` is stored when they are not any more.
-# `mapped` is 1 where the file stays mapped meanwhile, `certain` where the pages are the file's own.
+# `mapped` is 1 where the file stays mapped meanwhile, `certain` where the pages are the file's own,
+# `repeated` where they are pinned, and so mapped, again and again.
 HOLD_COLUMNS: Final = (
-    *("interface", "region", "place", "offset", "length", "mapped", "certain"),
+    *("interface", "region", "place", "offset", "length", "mapped", "certain", "repeated"),
     *("take_before", "take_after", "release_before", "release_after"),
 )
 # What became of the operations that wait for pins, in a row for each of them: those that stalled,

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from soak.detectors.finding import Finding
 from soak.detectors.tasks import look_at, waits_for_pages
 from soak.detectors.wakeups import probe_pipe, probe_transfer
 from soak.journal import Level
-from soak.known_issues import O_DIRECT_LOST_WAKEUP
+from soak.known_issues import O_DIRECT_LOST_WAKEUP, REMAPPED_PAGE_STALL
 from soak.schema import BUCKET_BOUNDS_NS, RECORDER_COLUMNS, RECORDER_LENGTH, STALL_COLUMNS
 from soak.vocabulary import INVALIDATIONS, SHORT_PINS, Interface, RegionKind, Violation
 
@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from soak.clock import SoakClock
     from soak.crew import Crew, Member
     from soak.detectors.stalls import Hold, Judgement, StallDetector
+    from soak.detectors.wakeups import WakeupProbe
     from soak.journal import Journal
+    from soak.known_issues import KnownIssue
     from soak.ledger import BlockWriter
     from soak.reporter import Reporter
 
@@ -64,7 +66,7 @@ class StallWatch:
         clock: SoakClock,
         probe_directory: Path | None,
         slow_device: Path | None,
-        known_issue_applies: bool,
+        known_issues: frozenset[str],
     ) -> None:
         self._block = block
         self._journal = journal
@@ -74,8 +76,8 @@ class StallWatch:
         self._clock = clock
         self._probe_directory = probe_directory
         self._slow_device = slow_device
-        self._known_issue_applies = known_issue_applies
-        self._confirmed = False
+        self._known_issues = known_issues
+        self._confirmed: set[str] = set()
         self._stuck: dict[str, _Stuck] = {}
         self._waits = block.view("waits")
         self._trials = block.view("trials")
@@ -83,24 +85,32 @@ class StallWatch:
         self._delay_buckets = block.view("wakeup_delay_buckets")
 
     def probe(self) -> None:
-        """Learn whether this kernel loses the wake-up after a transfer, before anybody waits for one.
+        """Learn how this kernel wakes what waits for a pin, before anybody waits for one.
 
         Raises:
             HelperError: a probe did not come to an end.
         """
-        if self._probe_directory is None or self._slow_device is None:
+        if self._probe_directory is None:
             return
         control = probe_pipe(self._probe_directory)
-        result = probe_transfer(self._probe_directory, self._slow_device)
-        self._confirmed = result.lost and control.woken and self._known_issue_applies
+        if self._slow_device is not None:
+            transfer = probe_transfer(self._probe_directory, self._slow_device)
+            self._note_probe(O_DIRECT_LOST_WAKEUP, transfer, control)
+        touched = probe_pipe(self._probe_directory, touch=True)
+        self._note_probe(REMAPPED_PAGE_STALL, touched, control)
+
+    def _note_probe(self, issue: KnownIssue, probe: WakeupProbe, control: WakeupProbe) -> None:
+        """Take an issue for confirmed where its probe slept on, and a plain pin woke what waited."""
+        confirmed = probe.lost and control.woken and issue.name in self._known_issues
+        if confirmed:
+            self._confirmed.add(issue.name)
         self._journal.write(
             "known-issue.probed",
-            known_issue=O_DIRECT_LOST_WAKEUP.name,
-            confirmed=self._confirmed,
-            lost=result.lost,
-            waited=result.waited,
-            task=result.task,
-            woken_after_vmsplice=control.woken,
+            known_issue=issue.name,
+            confirmed=confirmed,
+            lost=probe.lost,
+            **asdict(probe),
+            control=asdict(control),
         )
 
     def look(self) -> None:
@@ -185,17 +195,23 @@ class StallWatch:
 
     def _explain(self, judgement: Judgement, task: dict[str, Any]) -> tuple[Interface, str | None]:
         """Return the interface of the pin that matters, and the known issue that predicts this."""
-        interfaces = {hold.interface for hold in judgement.holds}
-        issue = O_DIRECT_LOST_WAKEUP
-        if (
-            self._confirmed
-            and judgement.violation is issue.violation
+        holds, last = judgement.holds, judgement.last
+        if not judgement.wait.end and not waits_for_pages(task.get("stack", ())):
+            return (last.interface if last else Interface.NONE), None
+        for issue, applies in (
             # In a crowd, what lost the wake-up need not be what was given back last.
-            and issue.interface in interfaces
-            and waits_for_pages(task.get("stack", ()))
+            (O_DIRECT_LOST_WAKEUP, not judgement.wait.end and Interface.O_DIRECT in _ways(holds)),
+            # One pin maps the page again that another, or the one before it, is waited for.
+            (REMAPPED_PAGE_STALL, len(holds) > 1 or any(hold.repeated for hold in holds)),
         ):
-            return issue.interface, issue.name
-        return (judgement.last.interface if judgement.last else Interface.NONE), None
+            if (
+                applies
+                and issue.name in self._confirmed
+                and judgement.violation in issue.violations
+            ):
+                own = [hold.interface for hold in holds if hold.interface in issue.interfaces]
+                return own[-1], issue.name
+        return (last.interface if last else Interface.NONE), None
 
     def _evidence(
         self, judgement: Judgement, member: Member, task: dict[str, Any]
@@ -285,6 +301,10 @@ class StallWatch:
             summary=f"{member.plan.name} hangs in the kernel and cannot be killed: another worker "
             f"goes on with another file",
         )
+
+
+def _ways(holds: Sequence[Hold]) -> set[Interface]:
+    return {hold.interface for hold in holds}
 
 
 def _row_of(judgement: Judgement) -> int:

@@ -169,7 +169,7 @@ class Sweeper:
                 Finding(
                     Violation.LEAK,
                     region.kind,
-                    issue.interface,
+                    issue.interfaces[0],
                     issue.operations[0],
                     new,
                     f"{measured.explained:,} page references of region {region.name} were not "

@@ -48,6 +48,7 @@ class Hold:
     interface: Interface
     backing: Backing
     certain: bool
+    repeated: bool
     take_before: int
     take_after: int
     release_before: int
@@ -302,6 +303,7 @@ def _hold(name: str, seen: _Seen, number: int) -> tuple[_File, Hold]:
         SHORT_PINS[line["interface"]],
         Backing.SHARED if line["mapped"] else Backing.UNMAPPED,
         bool(line["certain"]),
+        bool(line["repeated"]),
         *(line["take_before"], line["take_after"]),
         *(line["release_before"], line["release_after"]),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import time
@@ -34,11 +35,13 @@ _POLLS_TO_BE_FREED: Final = 500
 class WakeupProbe:
     """What became of one truncate: `waited` tells that it had to wait, `woken` that it woke.
 
-    `freed` says whether a signal ended it, `task` what the kernel showed of it before.
+    Else `unmapped` says whether the end of the mapping ended it, and `freed` whether a signal did;
+    `task` is what the kernel showed of it before.
     """
 
     waited: bool
     woken: bool
+    unmapped: bool
     freed: bool
     task: dict[str, Any]
 
@@ -46,11 +49,11 @@ class WakeupProbe:
     def lost(self) -> bool:
         """Whether this is a wake-up that was lost, and nothing else."""
         asleep = waits_for_pages(self.task.get("stack", ()))
-        return self.waited and not self.woken and self.freed and asleep
+        return self.waited and not self.woken and (self.unmapped or self.freed) and asleep
 
 
-def probe_pipe(directory: Path) -> WakeupProbe:
-    """Truncate a file of which a page lies in a pipe.
+def probe_pipe(directory: Path, *, touch: bool = False) -> WakeupProbe:
+    """Truncate a file of which a page lies in a pipe; `touch` it again while the truncate waits.
 
     Raises:
         HelperError: the probe did not come to an end, or could not be made.
@@ -62,6 +65,9 @@ def probe_pipe(directory: Path) -> WakeupProbe:
         if number:
             raise OSError(number, os.strerror(number), "vmsplice")
         held()
+        if touch:
+            # The truncate has taken the page out of this mapping, and a load brings it back.
+            ctypes.string_at(address, 1)
         time.sleep(_HOLD_SECONDS)
         pipe.close()
 
@@ -121,8 +127,11 @@ def _try(path: Path, hold: Callable[[int, Callable[[], None]], None]) -> WakeupP
         hold(mapping.address, held)
         woken = _ends(pid, _POLLS_TO_WAKE)
         task = {} if woken else look_at(pid)
-        freed = False
+        freed = unmapped = False
         if not woken:
+            mapping.close()
+            unmapped = _ends(pid, _POLLS_TO_WAKE)
+        if not woken and not unmapped:
             os.kill(pid, signal.SIGUSR1)
             freed = _ends(pid, _POLLS_TO_BE_FREED)
     finally:
@@ -130,7 +139,7 @@ def _try(path: Path, hold: Callable[[int, Callable[[], None]], None]) -> WakeupP
         if _ends(pid, _POLLS_TO_WAKE):
             os.waitpid(pid, 0)
             path.unlink()
-    return WakeupProbe(waited, woken, freed, task)
+    return WakeupProbe(waited, woken, unmapped, freed, task)
 
 
 def _truncate_when_told(start: int, descriptor: int) -> None:

@@ -40,7 +40,7 @@ def known_issues_table() -> str:
     for issue in KNOWN_ISSUES:
         lines += [
             issue.name,
-            f"{_INDENT}{issue.violation}, {issue.region}, {issue.interface}",
+            f"{_INDENT}{', '.join(issue.violations)}: {issue.region}, {', '.join(issue.interfaces)}",
             *_wrapped(f"by {', '.join(issue.operations)}", _INDENT),
             f"{_INDENT}{_kernels(issue.kernels)}",
             *_wrapped(f"predicts: {issue.prediction}", _INDENT),

@@ -62,7 +62,7 @@ class HoldBook:
         values = (
             *(SHORT_PINS.index(method.interface), choice.region, choice.place),
             *(choice.offset, choice.length),
-            *(int(method.backing is Backing.SHARED), self._certain),
+            *(int(method.backing is Backing.SHARED), self._certain, int(method.repeated)),
             *(time.monotonic_ns(), 0, 0, 0),
         )
         for column, value in enumerate(values):

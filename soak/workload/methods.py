@@ -37,6 +37,7 @@ class Method:
     backing: Backing = Backing.SHARED
     target: Target = Target.NOWHERE
     into: bool = False
+    repeated: bool = False
     most_pages: int = _TRANSFER_PAGES
 
 
@@ -51,8 +52,11 @@ TRANSFER_UNMAPPED: Final = Method(
 )
 # A transfer that blocks, which takes another way through the kernel.
 BLOCKING: Final = Method("blocking", Interface.O_DIRECT, target=Target.SLOW_DEVICE, into=True)
-REPEATED: Final = Method("repeated", Interface.O_DIRECT, target=Target.FAST_DEVICE, into=True)
-COPY: Final = Method("copy", Interface.PROCESS_VM, into=True)
+# Many short transfers, and many copies, one behind the other: the pages are mapped again and again.
+REPEATED: Final = Method(
+    "repeated", Interface.O_DIRECT, target=Target.FAST_DEVICE, into=True, repeated=True
+)
+COPY: Final = Method("copy", Interface.PROCESS_VM, into=True, repeated=True)
 
 METHODS: Final = (PIPE, PIPE_UNMAPPED, TRANSFER, TRANSFER_UNMAPPED, BLOCKING, REPEATED, COPY)
 

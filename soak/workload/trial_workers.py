@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from soak.ledger import BlockWriter
     from soak.regions import FsDaxRegion
     from soak.workload.choices import Choice, WorkerPlan
+    from soak.workload.worker import Barrier
 
 _POLL_SECONDS: Final = 0.001
 _FILL: Final = (ctypes.c_ubyte * TRIAL_FILE_SIZE)(*([0xA5] * TRIAL_FILE_SIZE))
@@ -56,18 +57,21 @@ class TrialHolder:
         self._plan, self._region = plan, region
         self._held, self._released = block.view("trial_held"), block.view("trial_released")
         self._over = partner.view("trial_over")
+        self._partner_begun, self._partner_ended = partner.view("begun"), partner.view("ended")
         self._generation = partner.view("generation")
         self._holding = Holding(HoldBook(block, certain=True), slow, fast)
         self._mapping: Mapping | None = None
         self._unmaps = False
 
-    def paced(self, rest: Callable[[], bool]) -> Iterator[Choice]:
+    def paced(self, barrier: Barrier) -> Iterator[Choice]:
         """Yield what to do when its time has come; go on behind the last trial that was begun."""
         number = self._held[0]
         while True:
             # Trials that an invalidator did not live to see end are over when another is there.
             while self._over[0] < number:
-                if not rest():
+                # Coming to rest unmaps the file, which nobody may touch while it is waited for.
+                waits = self._partner_begun[0] != self._partner_ended[0]
+                if barrier.stopping if waits else not barrier.passed():
                     return
                 time.sleep(_POLL_SECONDS)
             self._drop()
@@ -134,13 +138,13 @@ class TrialInvalidator:
         self._path = b""
         self._descriptor = -1
 
-    def paced(self, rest: Callable[[], bool]) -> Iterator[Choice]:
+    def paced(self, barrier: Barrier) -> Iterator[Choice]:
         """Yield an invalidation as soon as the pin is taken, then what empties the file."""
         # What was under way before this worker started is not its own to judge.
         self._over[0] = self._held[0]
         while True:
             while self._held[0] == self._over[0]:
-                if not rest():
+                if not barrier.passed():
                     return
                 time.sleep(_POLL_SECONDS)
             number = self._held[0] - 1

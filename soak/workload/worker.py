@@ -60,12 +60,32 @@ class Operator(Protocol):
     def close(self) -> None: ...
 
 
+class Barrier:
+    """Where a worker comes to rest between two operations when it is asked to."""
+
+    def __init__(
+        self, block: BlockWriter, pause: memoryview[int], rest: Callable[[], None] | None
+    ) -> None:
+        self._block, self._pause, self._rest = block, pause, rest
+        self._acknowledged = block.view("acknowledged")
+
+    @property
+    def stopping(self) -> bool:
+        return self._pause[0] == STOP_WORD
+
+    def passed(self) -> bool:
+        """Rest for as long as it is asked for; False when the worker is to end."""
+        if self._pause[0] == self._acknowledged[0]:
+            return True
+        return _wait(self._block, self._pause, self._rest)
+
+
 @runtime_checkable
 class PacedOperator(Protocol):
     """An operator that waits for another one: its choices come when their time has come."""
 
-    def paced(self, rest: Callable[[], bool]) -> Iterator[Choice]:
-        """Yield choices. While it waits it calls `rest`, which says False when the end has come."""
+    def paced(self, barrier: Barrier) -> Iterator[Choice]:
+        """Yield choices until the end. While it waits for the other it looks at the barrier."""
 
 
 def outcome_columns(cells: Sequence[Cell], release: Release) -> list[dict[int, int]]:
@@ -149,10 +169,7 @@ def run_worker(
         block.set("acknowledged", 0)
         block.set_word("state", WorkerState.RUNNING)
         if isinstance(operator, PacedOperator):
-            acknowledged = block.view("acknowledged")
-            choices = operator.paced(
-                lambda: pause[0] == acknowledged[0] or _wait(block, pause, operator.rest)
-            )
+            choices = operator.paced(Barrier(block, pause, operator.rest))
         work(block, pause, choices, operator.calls(), columns, rest=operator.rest)
     block.set_word("state", WorkerState.ENDED)
 
