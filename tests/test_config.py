@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 from soak.config import (
     Config,
     LeaksSection,
+    LimitsSection,
     RegionSection,
     RunSection,
+    StallSection,
     VfioSection,
     WorkloadSection,
     load_config,
@@ -42,7 +44,9 @@ SECTIONS: dict[str, Any] = {
     "region": RegionSection,
     "vfio": VfioSection,
     "workload": WorkloadSection,
+    "stall": StallSection,
     "leaks": LeaksSection,
+    "limits": LimitsSection,
 }
 # Every key, by the section it stands in.
 KEYS = [
@@ -62,6 +66,13 @@ EXPECTED = {
     "scenario": "a name of up to 32",
     "mappers": "a whole number from 0 to 64",
     "invalidators": "a whole number from 0 to 64",
+    "holders": "a whole number from 0 to 64",
+    "trials": "a whole number from 0 to 64",
+    "slow-devices": "a list of device files",
+    "fast-devices": "a list of device files",
+    "late": "a duration such as",
+    "threshold": "a duration such as",
+    "wedged-workers": "a whole number from 0 to 64",
     "sweep": "a duration such as",
 }
 WRONG: tuple[Any, ...] = (
@@ -70,7 +81,11 @@ WRONG: tuple[Any, ...] = (
     *(tomllib.loads("d = 2024-01-01T00:00:00Z\n")["d"], tomllib.loads("t = 07:32:00\n")["t"]),
 )
 # A list that is right for `devices`.
-FITTING: dict[str, tuple[Any, ...]] = {"path": ("ä?",)}
+FITTING: dict[str, tuple[Any, ...]] = {
+    "path": ("ä?",),
+    "slow-devices": (["x"],),
+    "fast-devices": (["x"],),
+}
 
 names = st.from_regex(r"[a-z0-9][a-z0-9._-]{0,31}", fullmatch=True)
 seconds = st.floats(0.001, YEAR) | st.integers(1, YEAR)
@@ -85,8 +100,17 @@ configs = st.builds(
     st.builds(RunSection, seconds.map(float), st.integers(0, 2**63 - 1)),
     st.lists(regions, max_size=4, unique_by=lambda region: region.name).map(tuple),
     st.builds(VfioSection, st.lists(functions, max_size=3).map(tuple)),
-    st.builds(WorkloadSection, names, st.integers(0, 64), st.integers(0, 64)),
+    st.builds(
+        WorkloadSection,
+        names,
+        *[st.integers(0, 64)] * 4,
+        # Slow and quick devices come together.
+        *[st.lists(texts, min_size=1, max_size=2).map(tuple)] * 2,
+    )
+    | st.builds(WorkloadSection, names, *[st.integers(0, 64)] * 4),
+    st.builds(StallSection, st.floats(0.001, 1.0), st.floats(1.5, YEAR)),
     st.builds(LeaksSection, seconds.map(float)),
+    st.builds(LimitsSection, st.integers(0, 64)),
     st.dictionaries(names, st.booleans(), max_size=3),
 )
 
@@ -292,3 +316,15 @@ def test_what_is_no_toml_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "broken.toml"
     path.write_bytes(content)
     assert refusal(lambda: load_config(path)).startswith(f"The configuration '{path}' is no TOML: ")
+
+
+def test_a_threshold_that_is_no_longer_than_what_is_late_is_refused() -> None:
+    sentence = refusal(lambda: parse_config({"stall": {"late": "2s", "threshold": 2}}, SOURCE))
+    assert "stall.late is 2 s" in sentence
+    assert "must be longer" in sentence
+
+
+@pytest.mark.parametrize("key", ["slow-devices", "fast-devices"])
+def test_devices_of_one_kind_only_are_refused(key: str) -> None:
+    sentence = refusal(lambda: parse_config({"workload": {key: ["/dev/ram0"]}}, SOURCE))
+    assert "workload.slow-devices and workload.fast-devices go together" in sentence
