@@ -1,0 +1,315 @@
+"""The stall detector: it judges what the workers' own blocks say of their waits and pins.
+
+The blocks are written here as workers write them; the times are made up, the kernel is not modelled.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from soak.detectors.stalls import Judgement, StallDetector
+from soak.ledger import BlockWriter, Ledger
+from soak.schema import (
+    HOLD_COLUMNS,
+    HOLDS_LENGTH,
+    RECORDER_COLUMNS,
+    RECORDER_LENGTH,
+    soak_layout,
+)
+from soak.vocabulary import INVALIDATIONS, SHORT_PINS, Interface, Operation, Violation
+from soak.workload.choices import plan_workers
+from tests.soak_support import REGIONS, deterministic
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+MS = 1_000_000
+LATE, STALL = 500, 2000
+START = 10_000
+PLACE = 4
+INTERRUPTED = 4
+HOLDER, INVALIDATOR = "trial-holder-0", "trial-invalidator-0"
+BEFORE_COUNTING, COUNTED = (6, 12), (6, 15)
+
+
+class Ticking:
+    """A machine that never stands still."""
+
+    def between(self, start_ns: int, end_ns: int) -> int:
+        return max(end_ns - start_ns, 0)
+
+
+@dataclass
+class Scene:
+    """The ledger of one pair, and a detector that looks at it. Times are milliseconds."""
+
+    directory: Path
+    release: tuple[int, int] = BEFORE_COUNTING
+    blocks: dict[str, BlockWriter] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        plans = plan_workers(REGIONS, "mixed", 0, 0, 1, trials=1, transfers=True)
+        run = {
+            "regions": [
+                {"name": region.name, "kind": region.kind, "size": region.size, "files": 0}
+                for region in REGIONS
+            ]
+        }
+        entries = [(plan.name, plan.role, plan.cells) for plan in plans]
+        layout = soak_layout(run, entries, [], lab=False)
+        name = f"ledger-{len(list(self.directory.iterdir()))}"
+        ledger = Ledger.create(self.directory / name, layout)
+        self.blocks = {plan.name: ledger.block(plan.name) for plan in plans}
+        self.detector = StallDetector(
+            {plan.name: (plan.role, self.blocks[plan.name], ("files",)) for plan in plans},
+            Ticking(),
+            self.release,
+            late_ns=LATE * MS,
+            stall_ns=STALL * MS,
+        )
+
+    def begin(self, operation: Operation, start: int = START, place: int = PLACE) -> None:
+        block = self.blocks[INVALIDATOR]
+        labels = [label.split()[0] for label in block.names("counts")]
+        line = dict.fromkeys(RECORDER_COLUMNS, 0)
+        line |= {"cell": labels.index(operation), "start_ns": start * MS, "place": place}
+        row = block.get("begun") % RECORDER_LENGTH
+        for column, value in enumerate(line.values()):
+            block.set("recorder", value, row, column)
+        block.add("begun", 1)
+
+    def end(self, moment: int, result: int = 0) -> None:
+        block = self.blocks[INVALIDATOR]
+        row = block.get("ended") % RECORDER_LENGTH
+        block.set("recorder", result, row, RECORDER_COLUMNS.index("result"))
+        block.set("recorder", moment * MS, row, RECORDER_COLUMNS.index("end_ns"))
+        block.add("ended", 1)
+
+    def hold(
+        self,
+        take_before: int,
+        take_after: int = 0,
+        release_before: int = 0,
+        release_after: int = 0,
+        interface: Interface = Interface.VMSPLICE,
+        *,
+        mapped: bool = True,
+        certain: bool = True,
+        place: int = PLACE,
+    ) -> None:
+        block = self.blocks[HOLDER]
+        line = dict.fromkeys(HOLD_COLUMNS, 0)
+        line |= {
+            "interface": SHORT_PINS.index(interface),
+            "place": place,
+            "mapped": int(mapped),
+            "certain": int(certain),
+            "take_before": take_before * MS,
+            "take_after": take_after * MS,
+            "release_before": release_before * MS,
+            "release_after": release_after * MS,
+        }
+        row = block.get("holds_begun") % HOLDS_LENGTH
+        for column, value in enumerate(line.values()):
+            block.set("holds", value, row, column)
+        block.add("holds_begun", 1)
+
+    def release_hold(self, before: int, after: int) -> None:
+        block = self.blocks[HOLDER]
+        row = (block.get("holds_begun") - 1) % HOLDS_LENGTH
+        block.set("holds", before * MS, row, HOLD_COLUMNS.index("release_before"))
+        block.set("holds", after * MS, row, HOLD_COLUMNS.index("release_after"))
+
+    def look(self, now: int) -> list[Judgement]:
+        return self.detector.look(now * MS)
+
+    def one(self, now: int) -> Judgement:
+        (judgement,) = self.look(now)
+        return judgement
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Scene:
+    return Scene(tmp_path)
+
+
+@pytest.mark.parametrize("operation", INVALIDATIONS)
+def test_a_wait_that_ends_with_its_pin_is_right(scene: Scene, operation: Operation) -> None:
+    scene.hold(START - 10, START - 9, START + 50, START + 51)
+    scene.begin(operation)
+    scene.end(START + 53)
+    judgement = scene.one(START + 60)
+    assert judgement.violation is None
+    assert judgement.woken
+    assert judgement.excess == 2 * MS
+    assert judgement.tried is not None
+    assert scene.look(START + 10_000) == []
+
+
+@pytest.mark.parametrize(
+    ("excess", "violation"),
+    [
+        (LATE, None),
+        (LATE + 1, Violation.LATE_WAKEUP),
+        (STALL, Violation.LATE_WAKEUP),
+        (STALL + 1, Violation.STALL),
+    ],
+)
+def test_what_ends_by_itself_is_judged_by_its_excess(
+    scene: Scene, excess: int, violation: Violation | None
+) -> None:
+    scene.hold(START - 10, START - 9, START + 50, START + 51)
+    scene.begin(Operation.TRUNCATE_ZERO)
+    scene.end(START + 51 + excess)
+    assert scene.one(START + 60).violation is violation
+
+
+def test_a_pin_that_is_held_is_waited_for_as_long_as_it_lasts(scene: Scene) -> None:
+    scene.hold(START - 10, START - 9)
+    scene.begin(Operation.PUNCH_HOLE)
+    assert scene.look(START + 3_600_000) == []
+    scene.release_hold(START + 3_600_000, START + 3_600_001)
+    assert scene.look(START + 3_600_001 + STALL) == []
+    judgement = scene.one(START + 3_600_002 + STALL)
+    assert judgement.violation is Violation.STALL
+    assert judgement.excess == (STALL + 1) * MS
+
+
+def test_a_stall_counts_once_however_it_ends(scene: Scene) -> None:
+    scene.hold(START - 10, START - 9, START, START + 1)
+    scene.begin(Operation.TRUNCATE_DOWN)
+    assert scene.one(START + 3000).violation is Violation.STALL
+    assert scene.look(START + 4000) == []
+    scene.end(START + 5000, INTERRUPTED)
+    assert scene.look(START + 5001) == []
+    scene.begin(Operation.TRUNCATE_DOWN, START + 6000)
+    scene.end(START + 6001)
+    assert scene.one(START + 6002).violation is None
+
+
+def test_without_a_pin_only_a_stall_is_judged(scene: Scene) -> None:
+    """A slow file system is no late wake-up: nothing was there to wait for."""
+    scene.begin(Operation.TRUNCATE_ZERO)
+    scene.end(START + 1500)
+    assert scene.one(START + 1501).violation is None
+    scene.begin(Operation.TRUNCATE_ZERO, START + 2000)
+    judgement = scene.one(START + 2000 + STALL + 1)
+    assert judgement.violation is Violation.STALL
+    assert judgement.holds == ()
+
+
+def test_a_pin_of_another_file_is_no_excuse(scene: Scene) -> None:
+    scene.hold(START - 10, START - 9, place=PLACE + 1)
+    scene.begin(Operation.TRUNCATE_ZERO)
+    assert scene.one(START + STALL + 1).violation is Violation.STALL
+
+
+def test_a_pin_that_cannot_be_taken_is_a_victim_and_no_excuse(scene: Scene) -> None:
+    """A holder that has been at it for as long as the truncate waits may wait for the truncate."""
+    scene.hold(START + 1, certain=False)
+    scene.begin(Operation.TRUNCATE_ZERO)
+    assert scene.look(START + STALL) == []
+    assert scene.one(START + STALL + 2).violation is Violation.STALL
+
+
+@pytest.mark.parametrize("interface", SHORT_PINS)
+def test_what_ends_while_a_pin_is_held_ended_early(scene: Scene, interface: Interface) -> None:
+    scene.hold(START - 10, START - 9, interface=interface)
+    scene.begin(Operation.TRUNCATE_ZERO)
+    scene.end(START + 5)
+    judgement = scene.one(START + 6)
+    assert judgement.violation is Violation.EARLY_TRUNCATE
+    assert judgement.last is not None
+    assert judgement.last.interface is interface
+
+
+@pytest.mark.parametrize(
+    ("hold", "why"),
+    [
+        ((START + 1, START + 2), "it was taken after the wait had begun"),
+        ((START - 10, 0), "when it was taken is not known"),
+        ((START - 10, START - 9, START + 4, 0), "it was just being given back"),
+        ((START - 10, START - 9, 0, START + 9), "when it was given back is not known"),
+    ],
+)
+def test_only_a_pin_that_was_certainly_held_makes_an_end_early(
+    scene: Scene, hold: tuple[int, ...], why: str
+) -> None:
+    scene.hold(*hold)
+    scene.begin(Operation.TRUNCATE_ZERO)
+    scene.end(START + 5)
+    assert scene.one(START + 10).violation is None, why
+
+
+def test_in_a_crowd_a_pin_may_be_of_a_hole_and_nothing_is_early(scene: Scene) -> None:
+    scene.hold(START - 10, START - 9, certain=False)
+    scene.begin(Operation.TRUNCATE_ZERO)
+    scene.end(START + 5)
+    judgement = scene.one(START + 6)
+    assert judgement.violation is None
+    assert judgement.tried is None
+
+
+@pytest.mark.parametrize("operation", INVALIDATIONS)
+@pytest.mark.parametrize(
+    ("release", "violation"), [(BEFORE_COUNTING, None), (COUNTED, Violation.EARLY_TRUNCATE)]
+)
+def test_what_nobody_maps_is_waited_for_where_the_expectations_say_so(
+    tmp_path: Path,
+    operation: Operation,
+    release: tuple[int, int],
+    violation: Violation | None,
+) -> None:
+    scene = Scene(tmp_path, release)
+    scene.hold(START - 10, START - 9, mapped=False)
+    scene.begin(operation)
+    scene.end(START + 5)
+    assert scene.one(START + 6).violation is violation
+
+
+def test_an_interrupted_wait_is_neither_early_nor_late(scene: Scene) -> None:
+    scene.hold(START - 10, START - 9)
+    scene.begin(Operation.TRUNCATE_ZERO)
+    scene.end(START + 5, INTERRUPTED)
+    assert scene.one(START + 6).violation is None
+
+
+def test_pins_that_were_written_over_unread_excuse_what_came_before(scene: Scene) -> None:
+    scene.begin(Operation.TRUNCATE_ZERO)
+    for number in range(HOLDS_LENGTH + 1):
+        scene.hold(START + 10 * number, 0, 0, START + 10 * number + 1, certain=False, place=0)
+    oldest = START + 10 * 2
+    assert scene.look(oldest + STALL) == []
+    assert scene.one(oldest + STALL + 1).excess == (STALL + 1) * MS
+
+
+def test_every_combination_of_a_run_is_covered(scene: Scene) -> None:
+    assert scene.detector.uncovered() == []
+
+
+@given(
+    st.lists(st.tuples(st.integers(-300, 300), st.integers(1, 300)), min_size=1, max_size=6).map(
+        sorted
+    ),
+    st.integers(0, 4000),
+)
+@deterministic
+def test_the_excess_counts_from_the_last_pin_that_overlapped(
+    tmp_path_factory: pytest.TempPathFactory, spans: list[tuple[int, int]], length: int
+) -> None:
+    scene = Scene(tmp_path_factory.mktemp("scene"))
+    for start, duration in spans:
+        scene.hold(START + start, 0, 0, START + start + duration, certain=False)
+    scene.begin(Operation.ZERO_RANGE)
+    scene.end(START + length)
+    judgement = scene.one(START + 10_000)
+    released = [
+        start + duration for start, duration in spans if start < length and start + duration > 0
+    ]
+    assert len(judgement.holds) == len(released)
+    assert judgement.excess == max(length - max([0, *released]), 0) * MS
