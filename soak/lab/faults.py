@@ -6,6 +6,7 @@ first process plants them, some time after the workers have started.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
 
 _MS_BIND: Final = 0x1000
 _DEFAULT_SECONDS: Final = 15.0
+_SEIZE_SECONDS: Final = 30.0
+_SEIZE_POLL_SECONDS: Final = 0.002
+_LATE_PAGES: Final = 3
+_LATE_SECONDS: Final = 1.0
 _REALTIME_PRIORITY: Final = 99
 
 
@@ -135,6 +140,46 @@ def _page_cache(scene: Scene) -> None:
     time.sleep(1.0)
 
 
+def _stuck_page(scene: Scene) -> None:
+    """Pin a page of a trial's file for good, which nobody knows of."""
+    scene.keep(_seize_trial_page(scene))
+
+
+def _late_page(scene: Scene) -> None:
+    """Pin pages of trials, and let each go a second later: their waits end late."""
+    for _ in range(_LATE_PAGES):
+        page = _seize_trial_page(scene)
+        time.sleep(_LATE_SECONDS)
+        page.close()
+
+
+def _seize_trial_page(scene: Scene) -> HeldPages:
+    """Pin a page of a trial that is under way; the file has pages only then."""
+    deadline = time.monotonic() + _SEIZE_SECONDS
+    while time.monotonic() < deadline:
+        for path in scene.fs_dax_files.glob("trial-*"):
+            # It may be unlinked, emptied or cut short at any moment.
+            with contextlib.suppress(OSError):
+                return _hold_first_page(path)
+        time.sleep(_SEIZE_POLL_SECONDS)
+    raise TimeoutError("no trial had a page to pin")
+
+
+def _hold_first_page(path: Path) -> HeldPages:
+    """Pin the first page of a file that has one.
+
+    Raises:
+        OSError: it has none, or none any more.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        first = os.lseek(descriptor, 0, os.SEEK_DATA)
+        with Mapping(first + PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, descriptor) as mapping:
+            return HeldPages(mapping.address + first, PAGE_SIZE)
+    finally:
+        os.close(descriptor)
+
+
 FAULTS: Final = {
     fault.name: fault
     for fault in (
@@ -154,8 +199,15 @@ FAULTS: Final = {
         Fault(
             "page-cache",
             "puts files without DAX in the place of the fs-dax files",
-            "unexpected-pin",
+            "unexpected-pin, early-truncate",
             _page_cache,
+        ),
+        Fault("stuck-page", "pins a page of a trial's file for good", "stall, leak", _stuck_page),
+        Fault(
+            "late-page",
+            "pins pages of trials a second longer than they do",
+            "late-wakeup",
+            _late_page,
         ),
     )
 }
