@@ -17,6 +17,7 @@ from soak.detectors.wakeups import probe_pipe, probe_transfer
 from soak.journal import Level
 from soak.known_issues import O_DIRECT_LOST_WAKEUP, REMAPPED_PAGE_STALL
 from soak.schema import BUCKET_BOUNDS_NS, RECORDER_COLUMNS, RECORDER_LENGTH, STALL_COLUMNS
+from soak.tally import judged_trials
 from soak.vocabulary import INVALIDATIONS, SHORT_PINS, Interface, RegionKind, Violation
 
 if TYPE_CHECKING:
@@ -138,11 +139,12 @@ class StallWatch:
     def trials(self) -> dict[str, int]:
         """Return how often each operation was judged against each kind of pin, by label."""
         width = len(SHORT_PINS)
-        return {
-            f"{operation} {RegionKind.FS_DAX} {interface}": self._trials[row * width + column]
-            for row, operation in enumerate(INVALIDATIONS)
-            for column, interface in enumerate(SHORT_PINS)
-        }
+        return judged_trials(
+            {
+                operation: dict(zip(SHORT_PINS, self._trials[row * width :][:width], strict=True))
+                for row, operation in enumerate(INVALIDATIONS)
+            }
+        )
 
     def _count(self, judgement: Judgement) -> None:
         if judgement.tried is not None:

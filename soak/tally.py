@@ -6,9 +6,10 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from soak.schema import COUNT_COLUMNS, INTERRUPTED_COLUMN
+from soak.vocabulary import RegionKind
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
 
 def completed_operations(
@@ -25,3 +26,12 @@ def completed_operations(
             row = counts[index * width : (index + 1) * width]
             totals[label] += sum(row) - row[INTERRUPTED_COLUMN]
     return dict(totals)
+
+
+def judged_trials(rows: Mapping[str, Mapping[str, int]]) -> dict[str, int]:
+    """Label how often each operation was judged against each kind of pin: the field `trials`."""
+    return {
+        f"{operation} {RegionKind.FS_DAX} {interface}": count
+        for operation, counts in rows.items()
+        for interface, count in counts.items()
+    }

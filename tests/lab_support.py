@@ -201,6 +201,38 @@ def lab(run_dir: Path, *arguments: str) -> Iterator[LabProcess]:
         process.close()
 
 
+def check_lost_wakeups(process: LabProcess) -> None:
+    """What a run must say of a kernel that loses wake-ups after O_DIRECT, and of one that does not.
+
+    The probe at the start tells which of both this is; the trials then have to agree with it.
+    """
+    probes = {event["known_issue"]: event for event in process.events("known-issue.probed")}
+    lost = probes["o-direct-lost-wakeup"]["lost"]
+    # The control: the same truncate, waiting for a page in a pipe, woke up.
+    assert probes["o-direct-lost-wakeup"]["control"]["waited"]
+    assert probes["o-direct-lost-wakeup"]["control"]["woken"]
+    stalls = process.violations("stall")
+    assert {entry["interface"] for entry in stalls} == ({"o-direct"} if lost else set())
+    assert {entry["known_issue"] for entry in stalls} <= {"o-direct-lost-wakeup"}
+    if lost:
+        # Of every operation against a transfer, not of a lucky one.
+        assert len({entry["operation"] for entry in stalls}) >= len(stalls) - 1
+        check_stall_evidence(process)
+
+
+def check_stall_evidence(process: LabProcess) -> None:
+    """What a stall leaves in the journal: who slept where, and who had held what until when."""
+    stalls = [event for event in process.events("violation.found") if event["kind"] == "stall"]
+    for event in stalls:
+        evidence = event["evidence"]
+        assert evidence["task"]["state"] in {"S", "D"}
+        assert evidence["task"]["stack"]
+        assert evidence["recorders"][evidence["worker"]]
+        assert evidence["excess_ms"] > 0
+    assert any(event["evidence"]["held"] for event in stalls)
+    assert process.events("operation.freed")
+
+
 def alive(pid: int) -> bool:
     """Say whether a process is there and is no zombie."""
     try:

@@ -89,6 +89,9 @@ def test_pinned_files_are_found_and_a_panic_is_survived(tmp_path: Path) -> None:
         process.interrupt()
         assert process.finish() == 1
         _check_lost(process)
+        early = process.violations("early-truncate")
+        assert {entry["known_issue"] for entry in early} == {None}
+        assert {entry["interface"] for entry in early} >= {"vmsplice", "o-direct"}
         pins = process.violations("unexpected-pin")
         assert [(pin["region"], pin["operation"]) for pin in pins] == [("fs-dax", "map")]
         assert total(scrape, "unexpected_pins_total", region="fs-dax") == pins[0]["count"]

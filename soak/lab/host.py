@@ -28,7 +28,7 @@ from soak.lab.vm import VirtualMachine, decode, signal_name
 from soak.ledger import Ledger, LedgerReader
 from soak.plan import make_plan
 from soak.schema import HOST, SUPERVISOR, WORKER
-from soak.tally import completed_operations
+from soak.tally import completed_operations, judged_trials
 from soak.verdict import Judge, Verdict, lost_machine_event
 from soak.vocabulary import RunState, VerdictWord
 
@@ -418,11 +418,15 @@ class LabRun:
     def _sample(self) -> None:
         """Take the guest's last sample for it, from the ledger that it left behind."""
         with LedgerReader.open(self._ledger_path) as reader:
-            sweeps = reader.block(SUPERVISOR).named("sweeps")
-            completed = completed_operations(
-                (list(block.named_rows("counts")), block.flat("counts"))
-                for block in reader.blocks(WORKER)
-            )
+            supervisor = reader.block(SUPERVISOR)
+            sweeps = supervisor.named("sweeps")
+            completed = {
+                **completed_operations(
+                    (list(block.named_rows("counts")), block.flat("counts"))
+                    for block in reader.blocks(WORKER)
+                ),
+                **judged_trials(supervisor.named_rows("trials")),
+            }
         errors = self._ledger.block(SUPERVISOR).get("journal_errors") + self._journal.errors
         self._journal_event(
             "sample.taken", completed=completed, sweeps=sweeps, journal_errors=errors, by="host"

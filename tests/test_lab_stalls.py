@@ -1,0 +1,113 @@
+"""Truncate against DMA on real kernels: what sleeps on, what wakes late, and what is right."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.lab_support import QUICK_KERNEL, check_lost_wakeups, check_stall_evidence, lab
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.lab_support import LabProcess
+
+pytestmark = pytest.mark.lab
+
+WAITS = ("stall", "late-wakeup", "early-truncate")
+REMAPPED = "remapped-page-stall"
+
+
+def waits(process: LabProcess) -> list[dict[str, object]]:
+    return [entry for kind in WAITS for entry in process.violations(kind)]
+
+
+def test_lost_wakeups_on_xfs(tmp_path: Path) -> None:
+    arguments = ("--kernel", "debian:6.1", "--filesystem", "xfs", "--duration", "40s")
+    with lab(tmp_path / "run", *arguments) as process:
+        assert process.finish() == 0, process.stdout
+        check_lost_wakeups(process)
+        assert not process.violations("early-truncate")
+
+
+@pytest.mark.parametrize("filesystem", ["ext4", "xfs"])
+def test_a_kernel_that_wakes_what_waits_is_left_alone(tmp_path: Path, filesystem: str) -> None:
+    """One that the probes find right must show nothing in all the trials."""
+    arguments = ("--kernel", QUICK_KERNEL, "--filesystem", filesystem, "--duration", "25s")
+    with lab(tmp_path / "run", *arguments) as process:
+        assert process.finish() == 0, process.stdout
+        lost = [event["lost"] for event in process.events("known-issue.probed") if "lost" in event]
+        assert lost == [False, False]
+        assert waits(process) == []
+
+
+def test_pages_that_are_mapped_again_while_they_are_waited_for(tmp_path: Path) -> None:
+    """The newest kernel: whatever it does, the probe and the trials have to agree on it."""
+    with lab(tmp_path / "run", "--kernel", "debian:sid", "--duration", "40s") as process:
+        assert process.finish() == 0, process.stdout
+        probe = next(
+            event
+            for event in process.events("known-issue.probed")
+            if event["known_issue"] == REMAPPED
+        )
+        found = waits(process)
+        assert {entry["known_issue"] for entry in found} == ({REMAPPED} if probe["lost"] else set())
+        if probe["lost"]:
+            # The end of the mapping ended it: it was that, and no pin, that it waited for.
+            assert probe["unmapped"]
+            assert probe["control"]["woken"]
+            check_stall_evidence(process)
+            assert "vmsplice" not in {entry["interface"] for entry in found}
+
+
+def test_a_wait_that_ends_late_is_found(tmp_path: Path) -> None:
+    arguments = ("--kernel", QUICK_KERNEL, "--duration", "25s", "--fault", "late-page:5")
+    with lab(tmp_path / "run", *arguments) as process:
+        assert process.finish() == 1, process.stdout
+        assert {entry["known_issue"] for entry in waits(process)} == {None}
+        assert {entry["kind"] for entry in waits(process)} == {"late-wakeup"}
+        events = [
+            event for event in process.events("violation.found") if event["kind"] == "late-wakeup"
+        ]
+        late, stalled = 500, 2000
+        assert all(late < event["evidence"]["excess_ms"] <= stalled for event in events)
+
+
+def test_a_page_that_is_never_let_go_is_found_and_the_soak_goes_on(tmp_path: Path) -> None:
+    arguments = ("--kernel", QUICK_KERNEL, "--duration", "30s", "--fault", "stuck-page:5")
+    with lab(tmp_path / "run", *arguments) as process:
+        assert process.finish() == 1, process.stdout
+        assert process.violations("stall")
+        check_stall_evidence(process)
+        # The page is seen from the other side, too.
+        leaks = {
+            (entry["region"], entry["count"])
+            for entry in process.violations("leak")
+            if entry["known_issue"] is None
+        }
+        assert leaks == {("fs-dax", 1)}
+        ended = process.events("run.ended")[0]
+        assert ended["why"] == "its time was over"
+        planted = process.events("fault.planted")[0]["seq"]
+        samples = [event for event in process.events("sample.taken") if event["seq"] > planted]
+        attempts = [sum(sample["completed"].values()) for sample in samples]
+        assert attempts[-1] > attempts[0]
+
+
+def test_a_machine_that_stood_still_is_no_stall(tmp_path: Path) -> None:
+    arguments = ("--kernel", QUICK_KERNEL, "--duration", "25s")
+    with lab(tmp_path / "run", *arguments) as process:
+        process.wait_until("trials go on", lambda: process.operations() > 2000)
+        pid = process.qemu_pid()
+        for _ in range(3):
+            # Longer than what counts as a stall, and each time in the middle of some trial.
+            os.kill(pid, signal.SIGSTOP)
+            time.sleep(3.0)
+            os.kill(pid, signal.SIGCONT)
+            time.sleep(1.0)
+        assert process.finish() == 0, process.stdout
+        assert waits(process) == []
