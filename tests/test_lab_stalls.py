@@ -111,3 +111,26 @@ def test_a_machine_that_stood_still_is_no_stall(tmp_path: Path) -> None:
             time.sleep(1.0)
         assert process.finish() == 0, process.stdout
         assert waits(process) == []
+
+
+def test_what_cannot_be_killed_is_replaced_and_ends_the_run_when_it_becomes_too_many(
+    tmp_path: Path,
+) -> None:
+    """Unlink of a file with a pinned page, where that waits: SIGKILL does nothing to it."""
+    config = tmp_path / "soak.toml"
+    config.write_text("[limits]\nwedged-workers = 0\n[workload]\ntrials = 1\n")
+    arguments = ("--kernel", "debian:sid", "-c", str(config), "--duration", "6m")
+    with lab(tmp_path / "run", *arguments, "--fault", "stuck-page:3") as process:
+        assert process.finish(600.0) == 1, process.stdout
+        (wedged,) = process.events("worker.wedged")
+        assert wedged["worker"] == "trial-invalidator-0"
+        assert wedged["task"]["state"] == "D"
+        assert "unlink" in {entry["operation"] for entry in process.violations("stall")}
+        (ended,) = process.events("run.ended")
+        assert ended["why"] == "1 workers hang in the kernel for good"
+        assert process.events("limit.reached")
+        with process.ledger() or pytest.fail("there is no ledger") as reader:
+            replaced = reader.block("trial-invalidator-0")
+            assert replaced.get("generation") == 1
+            assert replaced.get("incarnation") == 2
+            assert reader.block("supervisor").named("wedged")["trial-invalidator-0"] == 1

@@ -231,14 +231,14 @@ def test_what_ends_while_a_pin_is_held_ended_early(scene: Scene, interface: Inte
 @pytest.mark.parametrize(
     ("hold", "why"),
     [
-        ((START + 1, START + 2), "it was taken after the wait had begun"),
-        ((START - 10, 0), "when it was taken is not known"),
+        ((START + 1, START + 2, 0, 0), "it was taken after the wait had begun"),
+        ((START - 10, 0, 0, 0), "when it was taken is not known"),
         ((START - 10, START - 9, START + 4, 0), "it was just being given back"),
         ((START - 10, START - 9, 0, START + 9), "when it was given back is not known"),
     ],
 )
 def test_only_a_pin_that_was_certainly_held_makes_an_end_early(
-    scene: Scene, hold: tuple[int, ...], why: str
+    scene: Scene, hold: tuple[int, int, int, int], why: str
 ) -> None:
     scene.hold(*hold)
     scene.begin(Operation.TRUNCATE_ZERO)
