@@ -90,6 +90,18 @@ class LabProcess:
         except subprocess.TimeoutExpired:
             raise LabTimeoutError(f"the lab did not end:\n{self.stderr}{self.stdout}") from None
 
+    def finish_when_covered(self) -> int:
+        """Let it soak until every promised cell is covered, however slow the machine is; end it."""
+
+        def covered() -> bool:
+            scrape = self.scrape()
+            required = total(scrape, "coverage_cells_required")
+            return 0 < required <= total(scrape, "coverage_cells")
+
+        self.wait_until("everything was covered", covered)
+        self.interrupt()
+        return self.finish()
+
     def interrupt(self) -> None:
         """Do what Ctrl-C does."""
         self.process.send_signal(signal.SIGINT)

@@ -13,6 +13,7 @@ import pytest
 from soak.journal import read_journal
 from soak.verdict import judge
 from tests.lab_support import (
+    DEADLINE_SECONDS,
     ROOT,
     LabProcess,
     NvdimmReader,
@@ -52,24 +53,32 @@ class Soaked:
 @pytest.fixture(scope="module")
 def soaked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Soaked]:
     directory = tmp_path_factory.mktemp("soak") / "run"
-    arguments = ("--kernel", "debian:6.1", "--duration", "45s", "--seed", SEED)
+    arguments = ("--kernel", "debian:6.1", "--duration", "10m", "--seed", SEED)
     with lab(directory, *arguments, "--fault", "kill-worker:12") as process:
         seen = Soaked(process)
         process.wait_until("the NVDIMM is there", (directory / ".nvdimm").exists)
         image = NvdimmReader(directory / ".nvdimm")
         idle = _idle_sum(process, image)
         seen.qemu_pid = process.qemu_pid()
-        while process.process.poll() is None:
-            try:
-                seen.scrapes.append(process.scrape())
-            except OSError:
-                break  # the exporter ends with the run
+        deadline = time.monotonic() + DEADLINE_SECONDS
+        while time.monotonic() < deadline and not _has_seen_enough(process, seen):
+            seen.scrapes.append(process.scrape())
             _note_choices(process, seen)
             time.sleep(1.0)
+        process.interrupt()
         seen.code = process.finish()
         seen.leaked_by_image = (image.reference_sum() or 0) - idle
         image.close()
         yield seen
+
+
+def _has_seen_enough(process: LabProcess, seen: Soaked) -> bool:
+    """A worker was replaced, every kind of pin was waited for, and all that is promised was done."""
+    if not seen.scrapes or not process.events("worker.restarted"):
+        return False
+    last = seen.scrapes[-1]
+    required = total(last, "coverage_cells_required")
+    return 0 < required <= total(last, "coverage_cells")
 
 
 def _idle_sum(process: LabProcess, image: NvdimmReader) -> int:
