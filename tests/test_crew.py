@@ -79,7 +79,7 @@ def hire(tmp_path: Path) -> Iterator[Callable[..., Crew]]:
 
     yield make
     for crew in crews:
-        crew.stop(2.0)
+        crew.stop(2.0, lambda: None)
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
@@ -184,7 +184,7 @@ def test_one_that_dies_at_every_start_is_given_up(hire: Callable[..., Crew]) -> 
 def test_stop_ends_all_in_order(hire: Callable[..., Crew]) -> None:
     crew = hire()
     wait_for(lambda: working(crew))
-    assert crew.stop(DEADLINE_SECONDS) == []
+    assert crew.stop(DEADLINE_SECONDS, lambda: None) == []
     assert not any(member.running for member in crew.members)
     for member in crew.members:
         assert member.block.block.fields["state"].values[member.block.get("state")] == "ended"
@@ -194,7 +194,7 @@ def test_stop_ends_all_in_order(hire: Callable[..., Crew]) -> None:
 def test_stop_kills_what_does_not_end(hire: Callable[..., Crew]) -> None:
     crew = hire(Stuck)
     wait_for(lambda: all(member.block.get("begun") == 1 for member in crew.members))
-    assert crew.stop(0.5) == sorted(member.plan.name for member in crew.members)
+    assert crew.stop(0.5, lambda: None) == sorted(member.plan.name for member in crew.members)
     states = {
         member.block.block.fields["state"].values[member.block.get("state")]
         for member in crew.members

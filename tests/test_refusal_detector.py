@@ -49,6 +49,7 @@ class Scene:
             "cell": block.names("counts").index(label),
             "start_ns": 1,
             "region": 1,
+            "place": 0,
             "offset": 4096,
             "length": 8192,
             "end_ns": end_ns,
