@@ -51,6 +51,7 @@ class Metric:
 _SECONDS: Final = "seconds"
 _BYTES: Final = "bytes"
 _CELL: Final = ("operation", "region", "interface")
+_WAIT: Final = ("operation", "region")
 _ISSUE: Final = ("region", "known_issue")
 
 METRICS: Final = (
@@ -124,13 +125,13 @@ METRICS: Final = (
         "operations_in_flight",
         MetricType.GAUGE,
         "Operations that have been started and have not ended.",
-        ("operation", "region"),
+        _WAIT,
     ),
     Metric(
         "oldest_operation_start_timestamp_seconds",
         MetricType.GAUGE,
         "When the oldest operation in flight was started, since the epoch; 0 while there is none.",
-        ("operation", "region"),
+        _WAIT,
         unit=_SECONDS,
     ),
     # Pins.
@@ -174,6 +175,33 @@ METRICS: Final = (
         MetricType.GAUGE,
         "Memory that the kernel accounts as pinned by the workers (VmPin).",
         unit=_BYTES,
+    ),
+    # What waits for pins.
+    Metric(
+        "stalls_total",
+        MetricType.COUNTER,
+        "Operations that slept on for too long after the last pin they waited for was given back.",
+        _WAIT,
+    ),
+    Metric(
+        "stall_seconds_total",
+        MetricType.COUNTER,
+        "Time that operations spent stalled; it grows while a stall lasts.",
+        _WAIT,
+        unit=_SECONDS,
+    ),
+    Metric(
+        "stalled_operations",
+        MetricType.GAUGE,
+        "Operations that are stalled now.",
+        _WAIT,
+    ),
+    Metric(
+        "wakeup_delay_seconds",
+        MetricType.HISTOGRAM,
+        "From the release of the last pin to the end of the operation that waited for it.",
+        ("region", "interface"),
+        unit=_SECONDS,
     ),
     # Page references.
     Metric(

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Final
 import structlog
 from prometheus_client.registry import Collector
 
-from exporter.groups import GROUPS, info, single
+from exporter.families import info, single
+from exporter.groups import GROUPS
 from exporter.snapshot import Snapshot
 from soak import __version__
 from soak.ledger_layout import LedgerError

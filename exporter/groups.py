@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections import Counter
-from itertools import accumulate, product
+from itertools import product
 from typing import TYPE_CHECKING, Final
 
-from prometheus_client.core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
-    InfoMetricFamily,
-)
-
-from exporter.catalogue import BY_NAME, EXPOSED_BOUNDS, ZERO_ERRNOS, MetricType
+from exporter.catalogue import ZERO_ERRNOS
+from exporter.families import histogram, info, plain, single
 from exporter.snapshot import NANOSECONDS
 from soak.schema import NO_KNOWN_ISSUE, leaks_field
 from soak.vocabulary import (
+    SHORT_PINS,
     Interface,
     Operation,
     Outcome,
+    RegionKind,
     Role,
     VerdictWord,
     Violation,
@@ -44,46 +39,9 @@ _LEAKS: Final = {
 }
 _RUN_LABELS: Final = ("run_id", "scenario", "seed", "filesystem")
 _PINNING: Final = frozenset({Operation.MAP})
+# Every short pin is owed to its owner: what is granted against a promise is held for the long term.
+_NEVER_UNEXPECTED: Final = frozenset({*SHORT_PINS, Interface.NONE})
 _EXPECTED: Final = {Outcome.REFUSED: "true", Outcome.FAILED: "false"}
-_PLAIN_FAMILIES: Final = {
-    MetricType.COUNTER: CounterMetricFamily,
-    MetricType.GAUGE: GaugeMetricFamily,
-}
-
-
-def plain(name: str, values: Mapping[tuple[str, ...], float]) -> Metric:
-    """Build a counter or gauge from values by label values, in the catalogue's order."""
-    metric = BY_NAME[name]
-    family: CounterMetricFamily | GaugeMetricFamily = _PLAIN_FAMILIES[metric.type](
-        metric.full_name, metric.help, labels=metric.labels, unit=metric.unit
-    )
-    for labels, value in values.items():
-        family.add_metric(list(_labels(name, labels).values()), value)
-    return family
-
-
-def single(name: str, value: float) -> Metric:
-    """Build a counter or gauge without labels."""
-    return plain(name, {(): value})
-
-
-def info(name: str, rows: Sequence[tuple[object, ...]]) -> Metric:
-    """Build an info family of one series per row."""
-    metric = BY_NAME[name]
-    family = InfoMetricFamily(metric.full_name.removesuffix("_info"), metric.help)
-    for row in rows:
-        family.add_metric([], _labels(name, row))
-    return family
-
-
-def _labels(name: str, values: Sequence[object]) -> dict[str, str]:
-    return dict(zip(BY_NAME[name].labels, map(_label, values), strict=True))
-
-
-def _label(value: object) -> str:
-    """Return text that any exposition format can carry; an empty label would be no label."""
-    text = "" if value is None else str(value)
-    return text.encode(errors="replace").decode() or "none"
 
 
 def _run(snapshot: Snapshot) -> Iterator[Metric]:
@@ -134,21 +92,11 @@ def _durations(snapshot: Snapshot) -> Iterator[Metric]:
         for cell, row, sum_ns in rows:
             buckets[cell] = [a + b for a, b in zip(buckets[cell], row, strict=True)]
             sums_ns[cell] += sum_ns
-    metric = BY_NAME["operation_duration_seconds"]
-    family = HistogramMetricFamily(
-        metric.full_name, metric.help, labels=metric.labels, unit=metric.unit
-    )
-    # How many of the ledger's buckets lie under each bound that is exposed.
-    under = [
-        (str(bound), bisect_right(snapshot.bucket_bounds_ns, bound * NANOSECONDS))
-        for bound in EXPOSED_BOUNDS
-    ]
-    for cell in snapshot.cells:
-        totals = [0, *accumulate(buckets[cell])]
-        exposed = [*((bound, totals[number]) for bound, number in under), ("+Inf", totals[-1])]
-        labels = [cell.operation, cell.region, cell.interface]
-        family.add_metric(labels, exposed, sums_ns[cell] / NANOSECONDS)
-    yield family
+    rows_by_cell: dict[tuple[str, ...], tuple[Sequence[int], int]] = {
+        (cell.operation, cell.region, cell.interface): (buckets[cell], sums_ns[cell])
+        for cell in snapshot.cells
+    }
+    yield histogram("operation_duration_seconds", snapshot.bucket_bounds_ns, rows_by_cell)
 
 
 def _in_flight(snapshot: Snapshot) -> Iterator[Metric]:
@@ -181,9 +129,33 @@ def _pins(snapshot: Snapshot) -> Iterator[Metric]:
     granted = snapshot.supervisor.named_rows("unexpected_pins")
     for kind in dict.fromkeys(region.kind for region in snapshot.regions):
         for interface, count in granted[kind].items():
-            if interface != Interface.NONE:  # which pins nothing
+            if count or interface not in _NEVER_UNEXPECTED:
                 unexpected[kind, interface] += count
     yield plain("unexpected_pins_total", unexpected)
+
+
+def _stalls(snapshot: Snapshot) -> Iterator[Metric]:
+    # Only files have blocks to take away: what waits for pins is always fs-dax.
+    waits = {
+        (operation, RegionKind.FS_DAX): row
+        for operation, row in snapshot.supervisor.named_rows("waits").items()
+    }
+    yield plain("stalls_total", {cell: row["stalls"] for cell, row in waits.items()})
+    yield plain(
+        "stall_seconds_total",
+        {cell: row["stalled_ns"] / NANOSECONDS for cell, row in waits.items()},
+    )
+    yield plain("stalled_operations", {cell: row["stalled"] for cell, row in waits.items()})
+
+
+def _wakeups(snapshot: Snapshot) -> Iterator[Metric]:
+    sums_ns = snapshot.supervisor.named("wakeup_delay_sum_ns")
+    buckets = snapshot.supervisor.rows("wakeup_delay_buckets")
+    delays: dict[tuple[str, ...], tuple[Sequence[int], int]] = {
+        (RegionKind.FS_DAX, interface): (row, sum_ns)
+        for (interface, sum_ns), row in zip(sums_ns.items(), buckets, strict=True)
+    }
+    yield histogram("wakeup_delay_seconds", snapshot.bucket_bounds_ns, delays)
 
 
 def _accounting(snapshot: Snapshot) -> Iterator[Metric]:
@@ -296,6 +268,8 @@ GROUPS: Final[Mapping[str, Callable[[Snapshot], Iterator[Metric]]]] = {
     "durations": _durations,
     "operations in flight": _in_flight,
     "pins": _pins,
+    "stalls": _stalls,
+    "delays of wake-ups": _wakeups,
     "accounting": _accounting,
     "leaks": _leaks,
     "sweeps": _sweeps,

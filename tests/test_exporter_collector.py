@@ -15,10 +15,21 @@ from prometheus_client.exposition import generate_latest
 
 from exporter.catalogue import EXPOSED_BOUNDS
 from exporter.collector import LedgerCollector
+from exporter.groups import GROUPS
+from exporter.snapshot import Snapshot
+from soak.lab.request import lab_config
 from soak.ledger import Ledger, LedgerReader
 from soak.ledger_layout import WORD
+from soak.plan import make_plan
 from soak.schema import BUCKET_BOUNDS_NS, INTERRUPTED_COLUMN, RECORDER_COLUMNS, leaks_field
-from soak.vocabulary import RunState, VerdictWord, WorkerState
+from soak.vocabulary import (
+    INVALIDATIONS,
+    SHORT_PINS,
+    Interface,
+    RunState,
+    VerdictWord,
+    WorkerState,
+)
 from tests.test_exporter_support import (
     KNOWN_ISSUE,
     MAP_FS_DAX,
@@ -27,6 +38,7 @@ from tests.test_exporter_support import (
     Samples,
     make_ledger,
     parse,
+    start,
     value,
 )
 
@@ -78,8 +90,28 @@ def test_a_new_ledger_exports_zeros_and_stays_small(tmp_path: Path) -> None:
     assert value(samples, "workers", role="mapper", state="absent") == 2
     assert value(samples, "unexpected_pins_total", **MAPPING) == 0
     assert value(samples, "operations_in_flight", operation="map", region="fs-dax") == 0
-    assert len(samples) < 1000
+    for wait in INVALIDATIONS:
+        for name in ("stalls_total", "stall_seconds_total", "stalled_operations"):
+            assert value(samples, name, operation=wait, region="fs-dax") == 0
     assert all(text for _, labels in samples for _, text in labels)
+
+
+@pytest.mark.parametrize("filled", [0, 1])
+def test_the_default_run_of_the_lab_stays_under_a_thousand_series(
+    tmp_path: Path, filled: int
+) -> None:
+    layout = make_plan(lab_config(None)).layout({"run_id": "1", "filesystem": "ext4"}, lab=True)
+    ledger = Ledger.create(tmp_path / "ledger", layout)
+    start(ledger.block("supervisor"))
+    # What joins when it occurs has occurred everywhere, the second time.
+    for block in layout.blocks.values():
+        for name in {"counts", "unexpected_pins", "violations"} & set(block.fields):
+            words = ledger.block(block.name).view(name)
+            for position in range(len(words)):
+                words[position] = filled
+    assert len(read(tmp_path / "ledger")) < 1000
+    with LedgerReader.open(tmp_path / "ledger") as reader:
+        assert all(group(Snapshot(reader, OFFSET_NS)) for group in GROUPS.values())
 
 
 def test_operations_are_summed_over_workers_and_by_outcome(tmp_path: Path, ledger: Ledger) -> None:
@@ -171,6 +203,8 @@ def test_pins_are_summed_over_the_regions_of_a_kind(tmp_path: Path, ledger: Ledg
         block.set_at("pages_mapped", 7, "pmem-b")
         block.set_at("pages_unmapped", 10, "pmem-a")
     ledger.block("supervisor").set_at("unexpected_pins", 5, MAPPING["region"], "vfio-type1")
+    holder = ledger.block("holder-0")  # its pins last for a moment, and are no mapping
+    holder.set_at("counts", 9, "hold fs-dax vmsplice", "done")
     samples = read(tmp_path / "ledger")
     assert value(samples, "mapped_bytes", **MAPPING) == 2 * (20 + 7) * 4096
     assert value(samples, "mapped_bytes", **{**MAPPING, "region": "device-dax"}) == 0
@@ -179,6 +213,55 @@ def test_pins_are_summed_over_the_regions_of_a_kind(tmp_path: Path, ledger: Ledg
         dict(labels)["interface"]
         for labels in with_prefix(samples, "dax_soak_unexpected_pins_total")
     } == {"vfio-type1"}
+
+
+def test_a_pin_that_nobody_could_call_unexpected_shows_when_it_is(
+    tmp_path: Path, supervisor: BlockWriter
+) -> None:
+    supervisor.set_at("unexpected_pins", 2, "fs-dax", "o-direct")
+    odd = {"region": "fs-dax", "interface": "o-direct"}
+    assert value(read(tmp_path / "ledger"), "unexpected_pins_total", **odd) == 2
+
+
+def test_stalls_are_told_by_what_waits(tmp_path: Path, supervisor: BlockWriter) -> None:
+    supervisor.set_at("waits", 3, "punch-hole", "stalls")
+    supervisor.set_at("waits", 1, "punch-hole", "stalled")
+    supervisor.set_at("waits", 7 * SECOND // 2, "punch-hole", "stalled_ns")
+    samples = read(tmp_path / "ledger")
+    where = {"operation": "punch-hole", "region": "fs-dax"}
+    assert value(samples, "stalls_total", **where) == 3
+    assert value(samples, "stalled_operations", **where) == 1
+    assert value(samples, "stall_seconds_total", **where) == 3.5
+    assert value(samples, "stalls_total", **{**where, "operation": "unlink"}) == 0
+
+
+@deterministic
+@given(
+    delays=st.lists(
+        st.tuples(st.sampled_from(SHORT_PINS), st.integers(0, 300 * SECOND)), max_size=20
+    )
+)
+def test_delays_of_wake_ups_are_told_by_the_pin_that_was_waited_for(
+    shared_ledger: tuple[Path, Ledger], delays: list[tuple[Interface, int]]
+) -> None:
+    path, ledger = shared_ledger
+    supervisor = ledger.block("supervisor")
+    supervisor.clear()
+    start(supervisor)
+    for interface, delay in delays:
+        row = SHORT_PINS.index(interface)
+        supervisor.add("wakeup_delay_buckets", 1, row, bisect_left(BUCKET_BOUNDS_NS, delay))
+        supervisor.add("wakeup_delay_sum_ns", delay, row)
+    samples = read(path)
+    for interface in SHORT_PINS:
+        where = {"region": "fs-dax", "interface": interface}
+        own = [delay for pin, delay in delays if pin == interface]
+        for bound in (*EXPOSED_BOUNDS, float("inf")):
+            below = sum(delay <= bound * SECOND for delay in own)
+            le = "+Inf" if bound == float("inf") else str(bound)
+            assert value(samples, "wakeup_delay_seconds_bucket", **where, le=le) == below
+        seconds = value(samples, "wakeup_delay_seconds_sum", **where)
+        assert seconds == pytest.approx(sum(own) / SECOND)
 
 
 def set_leaks(supervisor: BlockWriter, region: str, **numbers: int) -> None:

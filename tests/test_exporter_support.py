@@ -17,7 +17,16 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from soak.ledger import Ledger
 from soak.schema import Cell, soak_layout
-from soak.vocabulary import Interface, Operation, RegionKind, Role, RunState, VerdictWord
+from soak.vocabulary import (
+    INVALIDATIONS,
+    SHORT_PINS,
+    Interface,
+    Operation,
+    RegionKind,
+    Role,
+    RunState,
+    VerdictWord,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -48,13 +57,14 @@ MAPPER_CELLS = [
 ]
 INVALIDATOR_CELLS = [
     Cell(operation, RegionKind.FS_DAX, Interface.NONE)
-    for operation in Operation
-    if operation not in {Operation.MAP, Operation.UNMAP}
+    for operation in (*INVALIDATIONS, Operation.FAULT)
 ]
+HOLDER_CELLS = [Cell(Operation.HOLD, RegionKind.FS_DAX, interface) for interface in SHORT_PINS]
 WORKERS = [
     ("mapper-0", Role.MAPPER, MAPPER_CELLS),
     ("mapper-1", Role.MAPPER, MAPPER_CELLS),
     ("invalidator-0", Role.INVALIDATOR, INVALIDATOR_CELLS),
+    ("holder-0", Role.HOLDER, HOLDER_CELLS),
 ]
 OFFSET_NS = 1_700_000_000_000_000_000
 
