@@ -42,6 +42,5 @@ def is_bisecting(arguments: Sequence[str]) -> bool:
 
     argparse takes an option's beginning for the whole, where it means no other.
     """
-    return any(
-        _BISECT.startswith(word) and len(word) >= len(_BISECT_SHORTEST) for word in arguments
-    )
+    options = (word.partition("=")[0] for word in arguments)
+    return any(_BISECT.startswith(name) and len(name) >= len(_BISECT_SHORTEST) for name in options)

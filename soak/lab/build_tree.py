@@ -34,6 +34,7 @@ class BuildTree:
     def stage(self, base: Path) -> Path:
         """Lay the modules out below `base` as `make modules_install` would, as links."""
         staged = base / "lib/modules" / self.release
+        staged.mkdir(parents=True)
         for name in self.modules:
             link = staged / _AS_INSTALLED / name
             link.parent.mkdir(parents=True, exist_ok=True)
@@ -71,7 +72,7 @@ def _open(directory: Path) -> BuildTree:
             f"The kernel build tree {str(directory)!r} is half built ({_IMAGE} is {release}, the "
             f"tree is {configured} by now): run 'make' there again."
         )
-    return BuildTree(directory, image, release, tuple(_modules(directory)))
+    return BuildTree(directory, image, release, tuple(dict.fromkeys(_modules(directory))))
 
 
 def _what_is_missing(directory: Path) -> str:
@@ -112,7 +113,7 @@ def _modules(directory: Path) -> Iterator[str]:
                 f"The kernel build tree {str(directory)!r} is half built ({_ORDER} lists {name!r}, "
                 f"which is not there): run 'make modules' there."
             )
-        yield found
+        yield str(PurePosixPath(found))
 
 
 def _is_in(directory: Path, name: str) -> bool:
