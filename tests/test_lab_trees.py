@@ -23,7 +23,6 @@ from tests.test_build_tree import STYLES, shown
 from tests.test_cpio import parse
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 pytestmark = pytest.mark.lab
@@ -43,7 +42,7 @@ class Built:
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
+def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     """Put Debian's boot image and modules where their build had them."""
     cache = Cache(cache_directory())
     kernel = KernelStore(cache, GuestRoot(cache)).find("debian:6.1")
@@ -66,7 +65,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
     for name, data in modules.items():
         (place / name).parent.mkdir(parents=True, exist_ok=True)
         (place / name).write_bytes(data)
-    yield Built(place, kernel, modules)
+    return Built(place, kernel, modules)
 
 
 @pytest.mark.parametrize("style", STYLES)
