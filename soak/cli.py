@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import argparse
 import sys
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from soak import __version__
 from soak.errors import UsageError
-from soak.verdict import EXIT_CODES, USAGE_EXIT_CODE
+from soak.exit_codes import BISECT, PLAIN, is_bisecting
+from soak.verdict import EXIT_CODES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -21,25 +23,36 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code: 0 pass, 1 fail, 2 usage, 3 unknown."""
-    options = _parser().parse_args(arguments)
-    work: Callable[[argparse.Namespace], int] = options.work
+    """Run the command and return its exit code: 0 pass, 1 fail, 2 usage, 3 unknown.
+
+    With `lab --bisect` they are those that `git bisect run` reads (see soak.exit_codes).
+    """
+    words = sys.argv[1:] if arguments is None else arguments
+    bisecting = is_bisecting(words)
     try:
+        options = _parser().parse_args(words)
+        work: Callable[[argparse.Namespace], int] = options.work
         return work(options)
     except UsageError as error:
         print(f"dax-soak: {error}", file=sys.stderr)
-        return USAGE_EXIT_CODE
+        return BISECT.usage if bisecting else PLAIN.usage
     except BrokenPipeError:
         # Whoever read the output has seen enough.
         sys.stderr.close()
-        return 0
+        return BISECT.usage if bisecting else 0
+    except Exception:
+        if not bisecting:
+            raise
+        # Python's own exit code for it would tell that the commit is bad.
+        traceback.print_exc()
+        return BISECT.usage
 
 
 class _Parser(argparse.ArgumentParser):
     """Tells a mistake in one sentence; the whole usage is for those who ask for help."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(USAGE_EXIT_CODE, f"dax-soak: {message} (see '{self.prog} --help')\n")
+        raise UsageError(f"{message} (see '{self.prog} --help')")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -77,7 +90,9 @@ def _add_lab(parser: argparse.ArgumentParser) -> None:
     add(
         "--kernel",
         default="debian:6.1",
-        help="debian:6.1 (default), debian:6.12, debian:sid, or a bzImage file",
+        help="debian:6.1 (default), debian:6.12, debian:sid; build:6.12, built from Debian's source "
+        "with iommufd and the like; host, the kernel of this machine; a bzImage file; or a "
+        "directory in which a kernel was built",
     )
     add("--modules", type=Path, metavar="DIR", help="the modules of a kernel given as a file")
     add("--filesystem", default="ext4", choices=("ext4", "xfs"))
@@ -87,6 +102,12 @@ def _add_lab(parser: argparse.ArgumentParser) -> None:
     add("--listen", default=None, metavar="HOST:PORT", help="where metrics are served")
     add("--run-dir", type=Path, metavar="DIR", help="a new directory for the run")
     add("--strict", action="store_true", help="a known issue fails the run, too")
+    add(
+        "--bisect",
+        action="store_true",
+        help="exit as 'git bisect run' reads it: 0 good, 1 bad, 125 cannot be judged, "
+        "255 wrong usage",
+    )
     add("-c", "--config", type=Path, metavar="FILE", help="a soak.toml")
     add(
         "--boot-timeout",

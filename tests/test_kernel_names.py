@@ -12,9 +12,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from soak.errors import UsageError
+from soak.lab.boot_image import boot_image_release
 from soak.lab.cache import Cache
+from soak.lab.debian_kernel import DEBIAN_SUITES
+from soak.lab.host_kernel import host_kernel
 from soak.lab.image import GuestRoot
-from soak.lab.kernels import DEBIAN_SUITES, KernelStore, boot_image_release, check_kernel
+from soak.lab.kernel_build import SOURCE_SUITES
+from soak.lab.kernels import KERNEL_NAMES, KernelStore, check_kernel
 
 deterministic = settings(derandomize=True, database=None, deadline=None, max_examples=150)
 
@@ -169,7 +173,9 @@ def test_what_cannot_be_read_is_named_with_the_reason(
     for refuse in (check_kernel, store(tmp_path).find):
         with pytest.raises(UsageError) as caught:
             refuse(str(tmp_path / name))
-        check_sentence(caught.value, str(tmp_path / name), reason)
+        # A directory may be a kernel build tree.
+        expected = "no kernel build tree" if name == "directory" else reason
+        check_sentence(caught.value, str(tmp_path / name), expected)
 
 
 # --- names ---
@@ -179,11 +185,12 @@ def test_what_cannot_be_read_is_named_with_the_reason(
     "name",
     [
         *("debian:", "debian:7.7", "debian:bookworm ", "debian:6.1:x", "debian:" + "6" * 5000),
+        *("build:", "build:6.1", "build:6.12.1", "build:6.12:x", "host:6.12"),
         *("fedora:40", ":", "Debian:6.1", "https://example.org/bzImage", "a:" + "b" * 300),
     ],
 )
 def test_an_unknown_name_is_refused_with_those_that_are_known(tmp_path: Path, name: str) -> None:
-    known = [f"debian:{suite}" for suite in DEBIAN_SUITES]
+    known = [*(f"debian:{suite}" for suite in DEBIAN_SUITES), *KERNEL_NAMES]
     with pytest.raises(UsageError) as caught:
         check_kernel(name)
     check_sentence(caught.value, name, *known)
@@ -220,3 +227,69 @@ def test_modules_of_another_release_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         store(tmp_path).find(str(tmp_path / "bzImage"), tmp_path / "tree")
     check_sentence(caught.value, str(tmp_path / "tree"), "6.12.95")
+
+
+def test_modules_of_another_release_are_refused_by_their_directory_too(tmp_path: Path) -> None:
+    (tmp_path / "bzImage").write_bytes(boot_image(b"6.12.95\0"))
+    other = tmp_path / "lib/modules/6.12.94"
+    other.mkdir(parents=True)
+    (other / "modules.dep").touch()
+    with pytest.raises(UsageError) as caught:
+        store(tmp_path).find(str(tmp_path / "bzImage"), other)
+    check_sentence(caught.value, str(other), "6.12.95")
+
+
+@pytest.mark.parametrize("name", KERNEL_NAMES)
+def test_modules_are_for_a_kernel_that_is_a_file(tmp_path: Path, name: str) -> None:
+    for refuse in (check_kernel, store(tmp_path).find):
+        with pytest.raises(UsageError) as caught:
+            refuse(name, tmp_path)
+        check_sentence(caught.value, name, "--modules")
+
+
+@pytest.mark.parametrize("version", SOURCE_SUITES)
+def test_what_a_build_lacks_is_told_before_anything_is_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str
+) -> None:
+    monkeypatch.setenv("DAX_SOAK_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UsageError) as caught:
+        check_kernel(f"build:{version}")
+    check_sentence(caught.value, "apt-get install", " flex ", " xz-utils ", " dwarves", "as root")
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- the kernel of this machine ---
+
+
+def installed(root: Path, place: str) -> tuple[Path, Path]:
+    """Install a kernel below `root`, its image at `place`."""
+    modules = root / "lib/modules/6.1.0-9"
+    modules.mkdir(parents=True)
+    (modules / "modules.dep").touch()
+    image = root / place
+    image.parent.mkdir(parents=True, exist_ok=True)
+    image.write_bytes(boot_image(b"6.1.0-9 x\0"))
+    return image, modules
+
+
+@pytest.mark.parametrize("place", ["boot/vmlinuz-6.1.0-9", "lib/modules/6.1.0-9/vmlinuz"])
+def test_the_kernel_of_this_machine_is_found(tmp_path: Path, place: str) -> None:
+    assert installed(tmp_path, place) == host_kernel(tmp_path, "6.1.0-9")
+
+
+def test_a_machine_without_its_kernel_is_told_so(tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        host_kernel(tmp_path, "6.1.0-9")
+    check_sentence(caught.value, "6.1.0-9", str(tmp_path / "boot/vmlinuz-6.1.0-9"), "container")
+
+
+@pytest.mark.parametrize("missing", ["boot/vmlinuz-6.1.0-9", "lib/modules/6.1.0-9/modules.dep"])
+def test_a_part_that_cannot_be_read_is_named(tmp_path: Path, missing: str) -> None:
+    """A link that leads nowhere cannot be read by root either."""
+    installed(tmp_path, "boot/vmlinuz-6.1.0-9")
+    (tmp_path / missing).unlink()
+    (tmp_path / missing).symlink_to("nowhere")
+    with pytest.raises(UsageError) as caught:
+        host_kernel(tmp_path, "6.1.0-9")
+    check_sentence(caught.value, str(tmp_path / missing), "No such file", "6.1.0-9")

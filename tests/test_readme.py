@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 
 from exporter.catalogue import METRICS, PREFIX
+from soak.cli import main
 from soak.config import Config, RegionSection
+from soak.exit_codes import BISECT, INTERRUPTED, PLAIN
 from soak.lab.faults import FAULTS
+from soak.lab.kernels import KERNEL_NAMES
 from soak.vocabulary import Detector, VerdictWord, Violation
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
@@ -50,3 +53,30 @@ def test_metrics_that_are_named_exist() -> None:
 def test_both_commands_are_named() -> None:
     assert "make soak" in README
     assert "make test" in README
+
+
+@pytest.mark.parametrize("name", KERNEL_NAMES)
+def test_every_kernel_is_named(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where an option is explained: here, and by the command itself."""
+    row = next(line for line in README.splitlines() if line.startswith("| `--kernel`"))
+    assert f"`{name}`" in row
+    with pytest.raises(SystemExit):
+        main(["lab", "--help"])
+    assert name in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("code", [*PLAIN.verdicts.values(), PLAIN.usage, INTERRUPTED])
+def test_every_exit_code_is_in_the_table(code: int) -> None:
+    assert re.search(rf"\b{code}\b", _exit_codes()[1])
+
+
+@pytest.mark.parametrize("code", [*BISECT.verdicts.values(), BISECT.usage, INTERRUPTED])
+def test_every_exit_code_of_a_bisection_is_in_the_table(code: int) -> None:
+    assert re.search(rf"\b{code}\b", _exit_codes()[2])
+
+
+def _exit_codes() -> list[str]:
+    """Return the columns of the table of exit codes, each as one text."""
+    table = README[README.index("| verdict | exit code |") :].partition("\n\n")[0]
+    rows = [line.strip("|").split("|") for line in table.splitlines()]
+    return [" ".join(column) for column in zip(*rows, strict=True)]

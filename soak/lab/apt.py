@@ -193,6 +193,11 @@ class Suite:
         )  # fmt: skip
 
 
+def file_name(version: str) -> str:
+    """Return a package's version as a part of a file's name."""
+    return version.replace(":", "_").replace("~", "-")
+
+
 def _last_line(text: str) -> str:
     lines = text.strip().splitlines()
     return lines[-1] if lines else "no message"

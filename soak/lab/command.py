@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from exporter.server import DEFAULT_LISTEN, parse_listen
 from soak.config import load_config
 from soak.errors import UsageError
+from soak.exit_codes import BISECT, INTERRUPTED, PLAIN
 from soak.lab import rundir
 from soak.lab.cache import Cache, cache_directory
 from soak.lab.faults import parse_fault
@@ -21,14 +24,12 @@ from soak.lab.qemu import accelerators, find_qemu
 from soak.lab.request import SPACE_NEEDED, LabRequest, lab_config
 from soak.plan import make_plan, with_overrides
 from soak.report.text import text_report
-from soak.verdict import EXIT_CODES
 
 if TYPE_CHECKING:
     import argparse
 
     from soak.verdict import Verdict
 
-_INTERRUPTED_EXIT: Final = 130  # what a shell makes of SIGINT
 _QUICK_BOOT_SECONDS: Final = 60.0
 
 
@@ -38,6 +39,18 @@ def lab(options: argparse.Namespace) -> int:
     Raises:
         UsageError: something is wrong or missing; nothing is left behind.
     """
+    try:
+        return _lab(options)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BootError as error:
+        if not (options.bisect and error.started):
+            raise
+        sys.stderr.write(f"dax-soak: {error}\n")
+        return BISECT.no_boot
+
+
+def _lab(options: argparse.Namespace) -> int:
     began = time.monotonic()
     config = load_config(options.config) if options.config else None
     config = with_overrides(
@@ -52,22 +65,19 @@ def lab(options: argparse.Namespace) -> int:
     listen = options.listen or DEFAULT_LISTEN
     parse_listen(listen)
     # Mistakes are told before anything is fetched.
-    check_kernel(options.kernel)
+    check_kernel(options.kernel, options.modules)
     if options.run_dir is not None:
         rundir.check_new(options.run_dir)
     progress = Progress()
-    try:
-        version = find_qemu()
-        tried, why = accelerators(options.accel)
-        progress.say(f"QEMU {version}: {why}")
-        progress.tick("Finding the guest's root and the kernel (the first time they are fetched)")
-        cache = Cache(cache_directory())
-        root = GuestRoot(cache)
-        kernel = KernelStore(cache, root).find(options.kernel, options.modules)
-        layers = [root.layer, *([kernel.modules] if kernel.modules else [])]
-        layers.append(program_layer(cache, root))
-    except KeyboardInterrupt:
-        return _INTERRUPTED_EXIT
+    version = find_qemu()
+    tried, why = accelerators(options.accel)
+    progress.say(f"QEMU {version}: {why}")
+    progress.tick("Finding the guest's root and the kernel (the first time they are fetched)")
+    cache = Cache(cache_directory())
+    root = GuestRoot(cache)
+    kernel = KernelStore(cache, root, progress).find(options.kernel, options.modules)
+    layers = [root.layer, *([kernel.modules] if kernel.modules else [])]
+    layers.append(program_layer(cache, root))
     retried = False
     attempts = list(tried)
     while True:
@@ -91,10 +101,13 @@ def lab(options: argparse.Namespace) -> int:
             began=began,
         )
         progress.say(f"Linux {kernel.release} ({kernel.name}) under {accelerator}, run {run_id}")
+        run = LabRun(request, accelerator, progress)
         try:
-            verdict = asyncio.run(LabRun(request, accelerator, progress).run())
+            verdict = asyncio.run(run.run())
         except BootError as error:
             rundir.discard(directory)
+            if run.interrupted:
+                return INTERRUPTED
             if not attempts and error.crashed and not retried:
                 # QEMU 7.2's emulation with a thread to a processor now and then runs code that the
                 # kernel is just patching, and the guest dies. A kernel at fault dies again.
@@ -107,7 +120,15 @@ def lab(options: argparse.Namespace) -> int:
             rundir.discard(directory)
             raise
         else:
-            return _tell(verdict, request)
+            _tell(verdict, request)
+            return _exit_code(verdict, bisect=options.bisect, interrupted=run.interrupted)
+
+
+def _exit_code(verdict: Verdict, *, bisect: bool, interrupted: bool) -> int:
+    if not bisect:
+        return PLAIN.verdicts[verdict.verdict]
+    # Whoever stops a soak stops the bisection: what was seen so far judges no commit.
+    return INTERRUPTED if interrupted else BISECT.verdicts[verdict.verdict]
 
 
 def _boot_seconds(wanted: float, others: list[str]) -> float:
@@ -115,9 +136,13 @@ def _boot_seconds(wanted: float, others: list[str]) -> float:
     return min(wanted, _QUICK_BOOT_SECONDS) if others else wanted
 
 
-def _tell(verdict: Verdict, request: LabRequest) -> int:
+def _tell(verdict: Verdict, request: LabRequest) -> None:
     report = text_report(verdict, request.directory)
     (request.directory / rundir.REPORT).write_text(report)
-    sys.stdout.write(report)
-    sys.stdout.flush()
-    return EXIT_CODES[verdict.verdict]
+    try:
+        sys.stdout.write(report)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read the output has seen enough; the exit code still tells the verdict.
+        with Path(os.devnull).open("w") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())

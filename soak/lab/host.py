@@ -52,12 +52,14 @@ _CONSOLE_SHOWN_LINES: Final = 15
 class BootError(UsageError):
     """The guest did not come up: the sentence says how far it came, with the end of its console.
 
-    `crashed` tells a kernel that died while booting from one that lacks something.
+    `crashed` tells a kernel that died while booting from one that lacks something; `started` is
+    false where QEMU itself did not start, which says nothing about the kernel.
     """
 
-    def __init__(self, sentence: str, *, crashed: bool = False) -> None:
+    def __init__(self, sentence: str, *, crashed: bool = False, started: bool = True) -> None:
         super().__init__(sentence)
         self.crashed = crashed
+        self.started = started
 
 
 @dataclass
@@ -92,6 +94,11 @@ class LabRun:
         self._told: set[str] = set()
         self._began = request.began
         self._first_operation: float | None = None
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether somebody ended the run before its time."""
+        return self._interrupted.is_set()
 
     async def run(self) -> Verdict:
         """Boot, soak, and judge.
@@ -193,7 +200,7 @@ class LabRun:
             try:
                 await vm.start()
             except OSError as error:
-                raise BootError(str(error)) from None
+                raise BootError(str(error), started=False) from None
             self._host.add("boots", 1)
             self._journal_event("lab.started", kernel=request.kernel.name, qemu_pid=vm.pid)
             tasks = [

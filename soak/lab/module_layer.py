@@ -1,0 +1,141 @@
+"""The initramfs layer with a kernel's modules: just those that the guest loads, and what they need."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from soak.errors import UsageError
+from soak.lab.cpio import CpioWriter
+from soak.lab.modules import GUEST_MODULES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from soak.lab.build_tree import BuildTree
+    from soak.lab.cache import Cache
+    from soak.lab.image import GuestRoot
+
+_LAYER: Final = "modules.cpio"
+_INDEXES: Final = ("modules.builtin", "modules.builtin.modinfo", "modules.order")
+_STRIP_SECONDS: Final = 300
+
+
+def guest_modules_key() -> str:
+    """Name what a layer holds: another program may want other modules of the same kernel."""
+    return hashlib.sha256(repr(GUEST_MODULES).encode()).hexdigest()[:8]
+
+
+def write_layer(root: GuestRoot, modules: Path, place: Path, *, strip: bool = False) -> Path:
+    """Write the layer with what the guest needs of `modules`, a directory named by its release."""
+    with tempfile.TemporaryDirectory(dir=place) as scratch:
+        base = Path(scratch)
+        kept = base / "lib/modules" / modules.name
+        wanted = _closure(modules)
+        for name in [*wanted, *_INDEXES]:
+            if (modules / name).exists():
+                target = kept / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(modules / name, target)
+        if strip:
+            _strip(kept / name for name in wanted)
+        root.run("depmod", "-b", str(base), modules.name)
+        with (place / _LAYER).open("wb") as out:
+            archive = CpioWriter(out)
+            archive.tree(base / "lib", "usr/lib/")
+            archive.close()
+    return place / _LAYER
+
+
+def layer_of_installed(cache: Cache, root: GuestRoot, modules: Path) -> Path:
+    """Return the layer of modules that `make modules_install` or a package left in `modules`."""
+
+    def build(directory: Path) -> None:
+        write_layer(root, modules, directory)
+
+    files = sorted(path for path in modules.rglob("*.ko*") if path.is_file())
+    key = f"{modules.name}-{_files_key(modules, files)}-{guest_modules_key()}"
+    return cache.directory(f"modules/{key}", build) / _LAYER
+
+
+def layer_of_tree(cache: Cache, root: GuestRoot, tree: BuildTree) -> Path | None:
+    """Return the layer of the modules that were built in `tree`, or None where it has none."""
+    if not tree.modules:
+        return None
+
+    def build(directory: Path) -> None:
+        with tempfile.TemporaryDirectory(dir=directory) as scratch:
+            staged = tree.stage(Path(scratch))
+            root.run("depmod", "-b", scratch, tree.release)
+            write_layer(root, staged, directory, strip=True)
+
+    files = [tree.directory / name for name in tree.modules]
+    key = f"{tree.release}-{_files_key(tree.directory, files)}-{guest_modules_key()}"
+    return cache.directory(f"modules/{key}", build) / _LAYER
+
+
+def modules_beside(image: Path, release: str) -> Path | None:
+    """Find a modules directory where installed kernels and unpacked packages have it."""
+    beside = (image.parent / "lib/modules", image.parent.parent / "lib/modules")
+    for tree in beside:
+        if (tree / release / "modules.dep").exists():
+            return tree
+    return None
+
+
+def release_directory(tree: Path, release: str) -> Path:
+    """Accept `lib/modules/RELEASE`, `lib/modules` and the directory above it."""
+    for candidate in (tree.absolute(), tree / release, tree / "lib/modules" / release):
+        # The guest looks for its modules by the release alone.
+        if candidate.name == release and (candidate / "modules.dep").exists():
+            return candidate
+    raise UsageError(
+        f"The directory {str(tree)!r} holds no modules of {release}: give the one that "
+        f"'make modules_install INSTALL_MOD_PATH=' wrote to."
+    )
+
+
+def _closure(modules: Path) -> list[str]:
+    """Return the files of the guest's modules and of all that they depend on."""
+    needs: dict[str, list[str]] = {}
+    for line in (modules / "modules.dep").read_text().splitlines():
+        file, _, rest = line.partition(":")
+        needs[file] = rest.split()
+    by_name = {_module_name(file): file for file in needs}
+    kept: dict[str, None] = {}
+    queue = [by_name[name] for name in GUEST_MODULES if name in by_name]
+    while queue:
+        file = queue.pop(0)
+        if file not in kept:
+            kept[file] = None
+            queue.extend(needs[file])
+    return list(kept)
+
+
+def _module_name(file: str) -> str:
+    return file.rsplit("/", 1)[-1].partition(".")[0].replace("-", "_")
+
+
+def _strip(modules: Iterable[Path]) -> None:
+    """Take the debugging information out: it is many times the module, and the guest's memory.
+
+    Without binutils the modules are as good, only larger.
+    """
+    if shutil.which("strip"):
+        subprocess.run(
+            ["strip", "--strip-debug", *modules], check=False, capture_output=True,
+            timeout=_STRIP_SECONDS,
+        )  # fmt: skip
+
+
+def _files_key(place: Path, files: Iterable[Path]) -> str:
+    """Name modules by what a rebuild changes: their place, and size and time of each."""
+    digest = hashlib.sha256(str(place.resolve()).encode())
+    for file in files:
+        status = file.stat()
+        digest.update(f"\0{file.relative_to(place)} {status.st_size} {status.st_mtime_ns}".encode())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,169 @@
+"""Exit codes as `git bisect run` reads them: nothing but a verdict may judge a commit."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import re
+import shutil
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from soak import cli
+from soak.exit_codes import BISECT, INTERRUPTED, PLAIN, is_bisecting
+from soak.lab import command
+from soak.lab.host import BootError
+from soak.vocabulary import VerdictWord
+from tests.soak_support import DEADLINE
+from tests.test_exporter_support import ROOT
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+deterministic = settings(derandomize=True, database=None, deadline=None, max_examples=150)
+
+MISTAKES = [
+    ["lab", "--bisect", "--kernel", "redhat:9"],
+    ["lab", "--bisect", "--kernel", "/no/such/tree"],
+    ["lab", "--kernel", str(ROOT), "--bisect", "--strict"],
+    ["lab", "--bisect", "--no-such-option"],
+    ["lab", "--no-such-option", "--bisect"],
+    ["lab", "--bisect", "--duration", "soon"],
+    ["lab", "--duration", "--bisect"],
+    ["lab", "--filesystem", "btrfs", "--bise"],
+    ["lab", "--bisect=yes"],
+    ["no-such-command", "--bisect"],
+    ["run", "--bisect"],
+]
+
+
+@pytest.mark.parametrize("words", MISTAKES, ids=" ".join)
+def test_a_mistake_stops_a_bisection(
+    words: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Argparse's own mistakes are mistakes as well."""
+    assert cli.main(words) == 255
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert told.startswith("dax-soak: ")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("words", MISTAKES, ids=" ".join)
+def test_the_same_mistake_is_2_otherwise(words: list[str]) -> None:
+    plain = [word for word in words if not word.startswith("--bise")]
+    if plain == ["lab"]:
+        plain.append("--bad")
+    assert cli.main(plain) == 2
+
+
+def fails_with(error: BaseException) -> Callable[[argparse.Namespace], int]:
+    def work(_: argparse.Namespace) -> int:
+        raise error
+
+    return work
+
+
+@pytest.mark.parametrize(
+    ("error", "plain", "bisecting"),
+    [
+        (BootError("The guest never answered."), 2, 125),
+        (BootError("The guest died.", crashed=True), 2, 125),
+        (BootError("QEMU did not start.", started=False), 2, 255),
+        (KeyboardInterrupt(), 130, 130),
+        (BrokenPipeError(), 0, 255),
+    ],
+    ids=repr,
+)
+def test_how_a_lab_ends_without_a_verdict(
+    monkeypatch: pytest.MonkeyPatch, error: BaseException, plain: int, bisecting: int
+) -> None:
+    monkeypatch.setattr(command, "_lab", fails_with(error))
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    assert cli.main(["lab"]) == plain
+    # Where a reader went away, the first one was closed.
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    assert cli.main(["lab", "--bisect"]) == bisecting
+
+
+def test_a_program_that_crashes_does_not_judge_a_commit(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(command, "_lab", fails_with(RuntimeError("a bug")))
+    assert cli.main(["lab", "--bisect"]) == 255
+    assert "RuntimeError: a bug" in capsys.readouterr().err
+    with pytest.raises(RuntimeError):
+        cli.main(["lab"])
+
+
+def test_every_verdict_has_a_code_that_git_reads() -> None:
+    assert {word: BISECT.verdicts[word] for word in VerdictWord} == {
+        VerdictWord.PASS: 0,
+        VerdictWord.FAIL: 1,
+        VerdictWord.UNKNOWN: 125,
+    }
+    assert set(PLAIN.verdicts) == set(VerdictWord)
+    # git-bisect(1): all but these judge a commit.
+    assert all(code == 125 or code > 127 for code in (BISECT.no_boot, BISECT.usage, INTERRUPTED))
+
+
+words = st.one_of(
+    st.sampled_from(["--bisect", "--strict", "--boot-timeout", "5m", "ext4", "--"]),
+    st.integers(0, 8).map(lambda end: "--bisect"[:end]),
+    st.text("-bisect", max_size=9),
+)
+
+
+@given(st.lists(words, max_size=4))
+@deterministic
+def test_a_bisection_is_seen_wherever_argparse_sees_it(line: list[str]) -> None:
+    """Where a command line can be parsed, the option was given just where it is found."""
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    parser.add_argument("--bisect", action="store_true")
+    parser.add_argument("--boot-timeout")
+    parser.add_argument("--strict", action="store_true")
+    try:
+        options, _ = parser.parse_known_args(line)
+    except (argparse.ArgumentError, SystemExit):
+        return
+    # Words after `--` are none of its options, and the command has no others.
+    assert is_bisecting(line) or not options.bisect
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+def test_git_skips_what_does_not_boot_and_stops_at_a_mistake(tmp_path: Path) -> None:
+    """Let git itself read the codes."""
+
+    def git(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", tmp_path, *arguments],
+            check=False, capture_output=True, text=True, timeout=DEADLINE,
+            env={**os.environ, "GIT_CONFIG_GLOBAL": os.devnull},
+        )  # fmt: skip
+
+    assert git("init", "--quiet").returncode == 0
+    codes = (0, 0, 0, BISECT.no_boot, 0, 1, 1)
+    for number, code in enumerate(codes):
+        (tmp_path / "code").write_text(f"{code}\n{number}\n")
+        git("add", "code")
+        assert git("commit", "--quiet", "--message", f"number {number}").returncode == 0
+    start = ("bisect", "start", "HEAD", f"HEAD~{len(codes) - 1}")
+    git(*start)
+    told = git("bisect", "run", "sh", "-c", "exit $(head -n 1 code)")
+    assert told.returncode == 0
+    assert git("log", "--format=%s", "-1", "refs/bisect/bad").stdout == "number 5\n"
+    assert "# skip:" in git("bisect", "log").stdout
+    for stop in (BISECT.usage, INTERRUPTED):
+        git("bisect", "reset")
+        git(*start)
+        assert git("bisect", "run", "sh", "-c", f"exit {stop}").returncode != 0
+        assert not re.search(
+            "^# (bad|good|skip):.*number 3", git("bisect", "log").stdout, re.MULTILINE
+        )

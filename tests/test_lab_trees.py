@@ -1,0 +1,156 @@
+"""Kernel build trees in the lab, and a lab that `git bisect run` asks."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import stat
+import subprocess
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pytest
+
+from soak.lab.build_tree import open_build_tree
+from soak.lab.cache import Cache, cache_directory
+from soak.lab.image import GuestRoot
+from soak.lab.kernels import Kernel, KernelStore
+from soak.lab.module_layer import layer_of_tree
+from tests.lab_support import QUICK_KERNEL, ROOT, lab
+from tests.test_build_tree import STYLES, shown
+from tests.test_cpio import parse
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.lab
+
+
+@dataclass
+class Built:
+    """What `make` would have left of a kernel that is there already."""
+
+    place: Path
+    kernel: Kernel
+    modules: dict[str, bytes]
+
+    def list_modules(self, style: str) -> None:
+        lines = [STYLES[style].format(name.removesuffix(".ko")) + "\n" for name in self.modules]
+        (self.place / "modules.order").write_text("".join(lines))
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """Put Debian's boot image and modules where their build had them."""
+    cache = Cache(cache_directory())
+    kernel = KernelStore(cache, GuestRoot(cache)).find("debian:6.1")
+    assert kernel.modules is not None
+    place = tmp_path_factory.mktemp("tree")
+    (place / "arch/x86/boot").mkdir(parents=True)
+    (place / "arch/x86/boot/bzImage").symlink_to(kernel.image)
+    (place / "include/config").mkdir(parents=True)
+    (place / "include/config/kernel.release").write_text(f"{kernel.release}\n")
+    (place / ".config").write_text("CONFIG_XFS_FS=m\n")
+    installed = f"usr/lib/modules/{kernel.release}/"
+    modules = {}
+    for entry_name, entry in parse(kernel.modules.read_bytes()).items():
+        name = entry_name.decode().removeprefix(installed)
+        if name.endswith(".ko") and stat.S_ISREG(entry.mode):
+            modules[name.removeprefix("kernel/")] = entry.data
+        elif name.startswith("modules.builtin") and not name.endswith(".bin"):
+            (place / name).write_bytes(entry.data)
+    assert modules
+    for name, data in modules.items():
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / name).write_bytes(data)
+    return Built(place, kernel, modules)
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_a_tree_has_the_modules_of_the_package_made_of_it(built: Built, style: str) -> None:
+    """Dependencies are found anew, by the guest's own tools, from what was compiled."""
+    built.list_modules(style)
+    before = shown(built.place)
+    cache = Cache(cache_directory())
+    layer = layer_of_tree(cache, GuestRoot(cache), open_build_tree(built.place))
+    assert layer is not None
+    found = parse(layer.read_bytes())
+    installed = f"usr/lib/modules/{built.kernel.release}/kernel/"
+    kept = {name.decode().removeprefix(installed) for name in found if name.endswith(b".ko")}
+    assert kept == set(built.modules)
+    index = found[f"usr/lib/modules/{built.kernel.release}/modules.dep".encode()].data.decode()
+    needed = next(line for line in index.splitlines() if "/ext4.ko:" in line)
+    assert "/jbd2.ko" in needed
+    assert shown(built.place) == before
+
+
+def test_a_tree_boots_and_its_commit_is_good(built: Built, tmp_path: Path) -> None:
+    built.list_modules("objects")
+    before = shown(built.place)
+    arguments = ("--kernel", str(built.place), "--bisect", "--duration", "20s")
+    with lab(tmp_path / "run", *arguments) as process:
+        assert process.finish() == 0, process.stdout
+        assert process.verdict()["verdict"] == "pass"
+        assert process.verdict()["kernel"] == built.kernel.release
+    assert shown(built.place) == before
+
+
+def test_a_commit_that_breaks_a_promise_is_bad(tmp_path: Path) -> None:
+    arguments = ("--kernel", QUICK_KERNEL, "--duration", "20s", "--fault", "leak:2")
+    with lab(tmp_path / "run", *arguments, "--bisect", "--linger", "1s") as process:
+        assert process.finish() == 1, process.stdout
+
+
+def test_a_commit_that_does_not_boot_is_skipped(tmp_path: Path) -> None:
+    arguments = ("--kernel", QUICK_KERNEL, "--append", "rdinit=/nothing init=/nothing")
+    with lab(tmp_path / "run", *arguments, "--bisect", "--strict") as process:
+        assert process.finish() == 125, process.stderr
+        assert "ended before it was ready" in process.stderr
+        assert "Its console ended:" in process.stderr
+        assert "Traceback" not in process.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_commit_that_cannot_be_judged_is_skipped(tmp_path: Path) -> None:
+    arguments = ("--kernel", QUICK_KERNEL, "--duration", "10m", "--linger", "1s", "--bisect")
+    with lab(tmp_path / "run", *arguments) as process:
+        process.wait_until("the soak begins", lambda: process.operations() > 0)
+        os.kill(process.qemu_pid(), signal.SIGKILL)
+        assert process.finish() == 125, process.stdout
+        assert process.verdict()["verdict"] == "unknown"
+
+
+@pytest.mark.parametrize("begun", [False, True], ids=["booting", "soaking"])
+def test_ctrl_c_stops_a_bisection(tmp_path: Path, *, begun: bool) -> None:
+    """What was seen up to then would be a pass, or unknown: neither was asked for."""
+    with lab(tmp_path / "run", "--kernel", QUICK_KERNEL, "--bisect") as process:
+        process.wait_until("QEMU is started", lambda: bool(process.events("lab.started")))
+        if begun:
+            process.wait_until("the soak begins", lambda: process.operations() > 5000)
+        process.interrupt()
+        assert process.finish() == 130, process.stderr
+        assert process.stdout.startswith("verdict ")
+
+
+def test_a_machine_whose_qemu_does_not_start_stops_a_bisection(tmp_path: Path) -> None:
+    """It says nothing about the commit, and the next one would fare no better."""
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    (tools / "qemu-system-x86_64").write_text(
+        '#!/bin/sh\ntest "$1" = --version && echo "QEMU version 1.0" && exit\n'
+        "echo no memory left >&2\nexit 1\n"
+    )
+    (tools / "qemu-system-x86_64").chmod(0o755)
+    told = subprocess.run(
+        [
+            *(sys.executable, "-m", "soak.cli", "lab", "--bisect", "--listen", "127.0.0.1:0"),
+            *("--kernel", QUICK_KERNEL, "--run-dir", str(tmp_path / "run"), "--accel", "tcg"),
+        ],
+        check=False, capture_output=True, text=True, cwd=ROOT, timeout=300,
+        env={**os.environ, "PATH": f"{tools}:{os.environ['PATH']}"},
+    )  # fmt: skip
+    assert told.returncode == 255, told.stderr
+    assert re.search(r"^dax-soak: .*no memory left", told.stderr, re.MULTILINE)
+    assert not (tmp_path / "run").exists()
