@@ -16,6 +16,7 @@ from soak.regions.fs_dax import FILE_SIZE
 from soak.regions.pages import PAGE_SIZE
 from soak.vocabulary import Operation, RegionKind, Role
 from soak.workload.choices import SCENARIOS, SLOTS, Choice, PlannedRegion, plan_workers
+from soak.workload.methods import METHODS
 from tests.soak_support import REGIONS, deterministic, workers
 
 if TYPE_CHECKING:
@@ -24,7 +25,10 @@ if TYPE_CHECKING:
     from soak.workload.choices import WorkerPlan
 
 ENOUGH = 3000
-TRUNCATIONS = {Operation.TRUNCATE_DOWN, Operation.TRUNCATE_ZERO, Operation.TRUNCATE_UP}
+TRUNCATIONS = {
+    *(Operation.TRUNCATE_DOWN, Operation.TRUNCATE_ZERO, Operation.TRUNCATE_UP),
+    Operation.OPEN_TRUNCATE,
+}
 # The first of seed 1, written down.
 MAPPER_CHOICES = [
     Choice(0, 0, Operation.MAP, 0, 3, 34041856, 65536, 1),
@@ -99,11 +103,14 @@ def test_choices_are_the_same_in_every_process_and_release() -> None:
 def test_every_choice_lies_in_its_region_and_on_page_bounds(
     regions: list[PlannedRegion], seed: int
 ) -> None:
-    for plan in plan_workers(regions, "mixed", 1, 2, seed):
+    for plan in plan_workers(regions, "mixed", 1, 2, seed, holders=2, transfers=True):
         for number, choice in enumerate(some(plan)):
             assert choice.number == number
             region = plan.regions[choice.region]
             limit = region.size if plan.role is Role.MAPPER else FILE_SIZE
+            if plan.role is Role.HOLDER:
+                assert 0 < choice.hold_ns
+                assert choice.length <= METHODS[choice.method].most_pages * PAGE_SIZE
             assert choice.offset % PAGE_SIZE == 0
             assert choice.length % PAGE_SIZE == 0
             assert 0 <= choice.offset <= choice.offset + choice.length <= limit
@@ -142,7 +149,7 @@ def test_an_invalidator_stays_inside_the_file_that_it_has_in_mind(seed: int, sha
             match choice.operation:
                 case Operation.TRUNCATE_DOWN:
                     assert 0 <= choice.offset < size
-                case Operation.TRUNCATE_ZERO:
+                case Operation.TRUNCATE_ZERO | Operation.OPEN_TRUNCATE:
                     assert choice.offset == 0 < size
                 case Operation.TRUNCATE_UP:
                     assert size < choice.offset <= FILE_SIZE
@@ -211,7 +218,9 @@ def test_choices_are_printed_without_a_run(
     monkeypatch.setenv("DAX_SOAK_CACHE", str(tmp_path / "cache"))
     lines = printed(capsys, "--print-choices", "7", "--seed", "5")
     names = Counter(line.split(" ", 1)[0] for line in lines)
-    assert names == {"mapper-0": 7, "mapper-1": 7, "invalidator-0": 7}
+    pairs = {f"trial-{role}-{pair}" for role in ("holder", "invalidator") for pair in (0, 1)}
+    assert set(names) == {"mapper-0", "mapper-1", "invalidator-0", "holder-0", *pairs}
+    assert set(names.values()) == {7}
     assert lines == printed(capsys, "--print-choices", "7", "--seed", "5")
     assert lines != printed(capsys, "--print-choices", "7", "--seed", "6")
     longer = printed(capsys, "--print-choices", "9", "--seed", "5")
@@ -226,11 +235,11 @@ def test_choices_of_a_configuration_are_printed(
 ) -> None:
     path = tmp_path / "soak.toml"
     path.write_text(
-        "[run]\nseed = 3\n[workload]\nmappers = 1\ninvalidators = 1\n"
+        "[run]\nseed = 3\n[workload]\nmappers = 1\ninvalidators = 1\nholders = 1\ntrials = 0\n"
         f'[[region]]\nname = "one"\nkind = "{kind}"\npath = "lab"\nsize = "16M"\n'
     )
     lines = printed(capsys, "--print-choices", "4", "-c", str(path))
-    names = {"mapper-0", "invalidator-0"} if kind == "fs-dax" else {"mapper-0"}
+    names = {"mapper-0", *(("invalidator-0", "holder-0") if kind == "fs-dax" else ())}
     assert {line.split(" ")[0] for line in lines} == names
     assert all(line.split(" ")[3] == "one" for line in lines)
     assert lines == printed(capsys, "--print-choices", "4", "-c", str(path), "--seed", "3")

@@ -14,6 +14,8 @@ from soak.workload.choices import SCENARIOS
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from soak.workload.methods import Method
+
 _WIDTH: Final = 79
 _INDENT: Final = "    "
 
@@ -26,10 +28,8 @@ def expectations_table() -> str:
         if row.waits:
             owed += ", not before the pin is given back"
         lines += _wrapped(", ".join(row.operations), "")
-        lines.append(
-            f"{_INDENT}{row.region} ({row.backing}) over {row.interface}, "
-            f"{_kernels(row.kernels)}: {owed}"
-        )
+        place = f"{row.region} ({row.backing}) over {row.interface}"
+        lines += _wrapped(f"{place}, {_kernels(row.kernels)}: {owed}", _INDENT)
         lines += _wrapped(row.reason, _INDENT)
     return "\n".join(lines) + "\n"
 
@@ -65,8 +65,13 @@ def scenarios_table() -> str:
             *_wrapped(f"regions to map: {_weights(scenario.map_regions)}", _INDENT),
             *_wrapped(f"sizes to map: {_weights(scenario.map_sizes)}", _INDENT),
             *_wrapped(f"invalidations: {_weights(scenario.invalidations)}", _INDENT),
+            *_wrapped(f"short pins: {_weights(_by_name(scenario.holds))}", _INDENT),
         ]
     return "\n".join(lines) + "\n"
+
+
+def _by_name(holds: Mapping[Method, float]) -> dict[str, float]:
+    return {f"{method.interface} ({method.name})": weight for method, weight in holds.items()}
 
 
 def _weights(mix: Mapping[Any, float]) -> str:
