@@ -109,7 +109,7 @@ def test_every_choice_lies_in_its_region_and_on_page_bounds(
             region = plan.regions[choice.region]
             limit = region.size if plan.role is Role.MAPPER else FILE_SIZE
             if plan.role is Role.HOLDER:
-                assert 0 < choice.hold_ns
+                assert choice.hold_ns > 0
                 assert choice.length <= METHODS[choice.method].most_pages * PAGE_SIZE
             assert choice.offset % PAGE_SIZE == 0
             assert choice.length % PAGE_SIZE == 0
