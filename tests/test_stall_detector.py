@@ -217,6 +217,14 @@ def test_a_pin_that_cannot_be_taken_is_a_victim_and_no_excuse(scene: Scene) -> N
     assert scene.one(START + STALL + 2).violation is Violation.STALL
 
 
+def test_a_transfer_is_certain_only_up_to_where_it_was_last_seen(scene: Scene) -> None:
+    """A holder that gets no processor does not see that the device has let the pages go."""
+    scene.hold(START - 10, START - 9, START - 9, 0, Interface.O_DIRECT)
+    scene.begin(Operation.TRUNCATE_ZERO)
+    scene.end(START + 5)
+    assert scene.one(START + 6).violation is None
+
+
 @pytest.mark.parametrize("interface", SHORT_PINS)
 def test_what_ends_while_a_pin_is_held_ended_early(scene: Scene, interface: Interface) -> None:
     scene.hold(START - 10, START - 9, interface=interface)

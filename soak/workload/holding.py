@@ -70,8 +70,16 @@ class HoldBook:
         self._row = row
         self._begun[0] += 1
 
-    def taken(self) -> None:
-        self._words[self._row + _TAKE_AFTER] = time.monotonic_ns()
+    def taken(self, *, by_itself: bool = False) -> None:
+        """Note that the pages are pinned; `by_itself`: a device lets them go, whenever it is ready.
+
+        Of such a pin nothing is certain but what was seen of it. Without a time of release a reader
+        takes it that the holder still has to give it back, so that time is stored first.
+        """
+        now = time.monotonic_ns()
+        if by_itself:
+            self._words[self._row + _RELEASE_BEFORE] = now
+        self._words[self._row + _TAKE_AFTER] = now
 
     def releasing(self, since_ns: int | None = None) -> None:
         """Note the last moment at which the pages were pinned for certain: now, if none is given."""
@@ -146,7 +154,7 @@ class Holding:
         result = transfers.submit(operation, self._device(choice), address, choice.length, 0)
         if result:
             return result
-        self._book.taken()
+        self._book.taken(by_itself=True)
         taken()
         while True:
             asked = time.monotonic_ns()
