@@ -70,6 +70,18 @@ def _parser() -> argparse.ArgumentParser:
     exporter.add_argument("run", metavar="RUN", help="run directory, run id or 'latest'")
     exporter.add_argument("--listen", default=None, metavar="HOST:PORT")
     exporter.set_defaults(work=_exporter)
+    top = commands.add_parser("top", help="watch a run in the terminal")
+    top.add_argument(
+        "run", nargs="?", default="latest", metavar="RUN", help="run directory, run id or 'latest'"
+    )
+    top.add_argument(
+        "--interval",
+        type=_duration,
+        metavar="TIME",
+        help="between two looks (2s); where the output is no terminal, look again and again",
+    )
+    top.add_argument("--once", action="store_true", help="look once and end")
+    top.set_defaults(work=_top)
     report = commands.add_parser("report", help="tell what a run found")
     report.add_argument("run", metavar="RUN", help="run directory, run id or 'latest'")
     report.add_argument("--format", choices=("text", "json"), default="text")
@@ -226,6 +238,16 @@ def _exporter(options: argparse.Namespace) -> int:
 
     listen = ["--listen", options.listen] if options.listen else []
     return serve(["--run-dir", str(find_run(options.run)), *listen])
+
+
+def _top(options: argparse.Namespace) -> int:
+    from soak.lab.rundir import LEDGER, VERDICT, find_run
+    from soak.report.top import watch
+
+    directory = find_run(options.run)
+    return watch(
+        directory / LEDGER, directory / VERDICT, interval=options.interval, once=options.once
+    )
 
 
 def _report(options: argparse.Namespace) -> int:

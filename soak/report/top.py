@@ -1,0 +1,212 @@
+"""The live view in a terminal: reads the ledger, draws, and leaves the run alone."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import sys
+import termios
+import time
+import tty
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from rich.console import Console
+from rich.live import Live
+
+from soak.errors import UsageError
+from soak.ledger import LedgerReader
+from soak.ledger_layout import LedgerError
+from soak.report.live import HEARTBEAT_LIMIT_NS, NANOSECONDS, Reading, View, make_view
+from soak.report.live_text import Conclusion, Cropped, draw
+from soak.verdict import EXIT_CODES
+from soak.vocabulary import VerdictWord
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+PLAIN_WIDTH: Final = 80
+_INTERVAL_SECONDS: Final = 2.0
+# Rates and latencies speak of about this time: long enough that what is rare shows, too.
+_SPAN_SECONDS: Final = 10.0
+
+
+def watch(ledger: Path, verdict: Path, *, interval: float | None, once: bool) -> int:
+    """Show a run until it ends or somebody has seen enough; return the exit code.
+
+    The exit code is that of the verdict where the run has ended, and 0 otherwise.
+
+    Raises:
+        UsageError: there is no ledger that can be read.
+    """
+    console = Console(markup=False, highlight=False, emoji=False)
+    with contextlib.closing(_Watched(ledger, verdict)) as run:
+        if once or not console.is_terminal:
+            repeat = None if once else interval
+            return _print_plainly(run, repeat)
+        with _interrupted_by_any_signal(), contextlib.suppress(KeyboardInterrupt):
+            _show_live(run, console, interval or _INTERVAL_SECONDS)
+        # Back on the screen that was there before, where what is said stays.
+        if run.conclusion is not None:
+            console.print(draw(run.view, run.conclusion))
+        return run.exit_code
+
+
+class _Watched:
+    """A run that is looked at again and again."""
+
+    def __init__(self, ledger: Path, verdict: Path) -> None:
+        self._path = ledger
+        self._verdict = verdict
+        try:
+            self._reader = LedgerReader.open(ledger)
+        except OSError as error:
+            raise UsageError(
+                f"The ledger {ledger} cannot be opened: {error.strerror}. Give the directory of a "
+                f"run that may be read."
+            ) from None
+        except LedgerError as error:
+            raise self._unreadable(error) from None
+        self._readings: deque[Reading] = deque()
+        self.conclusion: Conclusion | None = None
+        self.view = self._look()
+
+    def close(self) -> None:
+        self._reader.close()
+
+    @property
+    def exit_code(self) -> int:
+        return 0 if self.conclusion is None else EXIT_CODES[self.conclusion.verdict]
+
+    @property
+    def given_up(self) -> bool:
+        """Whether nobody beats any more, and nobody has said how it ended."""
+        return self.view.reading.silent_ns >= HEARTBEAT_LIMIT_NS
+
+    def look(self) -> View:
+        self.view = self._look()
+        return self.view
+
+    def _look(self) -> View:
+        # In this order: whoever wrote the verdict had finished the ledger.
+        self.conclusion = self._conclusion()
+        try:
+            now = Reading(self._reader, time.monotonic_ns(), time.time_ns())
+        except (LedgerError, OSError, LookupError, ValueError, TypeError) as error:
+            raise self._unreadable(error) from None
+        if self.conclusion is not None:
+            return make_view(now)
+        span = _SPAN_SECONDS * NANOSECONDS
+        while len(self._readings) > 1 and now.taken_ns - self._readings[1].taken_ns >= span:
+            self._readings.popleft()
+        before = self._readings[0] if self._readings else None
+        if before is None or now.heartbeat_ns != before.heartbeat_ns or now.beating:
+            self._readings.append(now)
+        return make_view(now, before)
+
+    def _conclusion(self) -> Conclusion | None:
+        try:
+            table = json.loads(self._verdict.read_text())
+            return Conclusion(VerdictWord(table["verdict"]), tuple(map(str, table["reasons"])))
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise UsageError(f"{self._verdict} cannot be read: {error.strerror}.") from None
+        except (ValueError, LookupError, TypeError) as error:
+            raise UsageError(f"{self._verdict} is no verdict: {error}.") from None
+
+    def _unreadable(self, error: Exception) -> UsageError:
+        return UsageError(
+            f"The ledger {self._path} cannot be read: {error}. It is damaged, or was written by "
+            f"another version of dax-soak."
+        )
+
+
+def _print_plainly(run: _Watched, interval: float | None) -> int:
+    console = Console(
+        file=sys.stdout,
+        width=PLAIN_WIDTH,
+        color_system=None,
+        markup=False,
+        highlight=False,
+        emoji=False,
+    )
+    while True:
+        with console.capture() as capture:
+            console.print(draw(run.view, run.conclusion))
+        print("\n".join(line.rstrip() for line in capture.get().splitlines()), flush=True)
+        if interval is None or run.conclusion is not None or run.given_up:
+            return run.exit_code
+        print(flush=True)
+        time.sleep(interval)
+        run.look()
+
+
+def _show_live(run: _Watched, console: Console, interval: float) -> None:
+    """Draw until the run has a verdict or `q` is pressed."""
+    if run.conclusion is not None:
+        return
+    with (
+        _single_keys() as keyboard,
+        Live(console=console, screen=True, auto_refresh=False) as live,
+    ):
+        while run.conclusion is None:
+            live.update(Cropped(draw(run.view, None)), refresh=True)
+            if keyboard.pressed_within(interval, "q"):
+                return
+            run.look()
+
+
+@dataclass
+class _Keyboard:
+    """Where keys come from; None where there is no terminal to type on."""
+
+    descriptor: int | None
+
+    def pressed_within(self, seconds: float, key: str) -> bool:
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            if self.descriptor is None:
+                time.sleep(left)
+                continue
+            ready, _, _ = select.select([self.descriptor], [], [], left)
+            if not ready:
+                continue
+            typed = os.read(self.descriptor, 64)
+            if key.encode() in typed.lower():
+                return True
+            if not typed:
+                self.descriptor = None
+        return False
+
+
+@contextlib.contextmanager
+def _single_keys() -> Iterator[_Keyboard]:
+    """Have keys come one by one and unseen, where there is a keyboard."""
+    if not sys.stdin.isatty():
+        yield _Keyboard(None)
+        return
+    descriptor = sys.stdin.fileno()
+    before = termios.tcgetattr(descriptor)
+    try:
+        tty.setcbreak(descriptor)
+        yield _Keyboard(descriptor)
+    finally:
+        termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
+
+
+@contextlib.contextmanager
+def _interrupted_by_any_signal() -> Iterator[None]:
+    """Have what would end this program at once end it in order: the terminal is put back."""
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, signal.default_int_handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
