@@ -10,13 +10,18 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 READY_TO_TEST := $(VENV)/.ready-to-test
 
-.PHONY: soak test test-fast lint check clean
+.PHONY: soak soak-long test test-fast lint check clean
 
 # A soak that ran succeeds whether the kernel passed or failed: the verdict is printed either way.
 soak: $(READY)
 	@$(BIN)/dax-soak check --install
 	@$(BIN)/dax-soak lab --kernel $(KERNEL) --filesystem $(FILESYSTEM) --duration $(DURATION) $(ARGS); \
 		code=$$?; [ $$code -le 1 ] || exit $$code
+
+# Ten minutes (DURATION) of each kernel on each file system, which must end without a false alarm.
+soak-long: $(READY_TO_TEST)
+	@$(BIN)/dax-soak check --install
+	@DURATION=$(if $(filter-out file,$(origin DURATION)),$(DURATION),10m) $(BIN)/python -m pytest -m long
 
 test: lint
 	@$(BIN)/dax-soak check --install
