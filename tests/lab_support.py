@@ -162,6 +162,19 @@ class LabProcess:
             return []
         return [line for line in read_journal(journal) if name in {None, line["event"]}]
 
+    def found(self, kind: str) -> bool:
+        """Say whether a violation of this kind that no known issue explains is in the journal."""
+        return any(
+            event["kind"] == kind and event["known_issue"] is None
+            for event in self.events("violation.found")
+        )
+
+    def samples_after(self, name: str) -> list[dict[str, Any]]:
+        """Return the samples that were taken after the first event of this name."""
+        first = min((event["seq"] for event in self.events(name)), default=None)
+        samples = self.events("sample.taken")
+        return [event for event in samples if first is not None and event["seq"] > first]
+
     def verdict(self) -> dict[str, Any]:
         verdict: dict[str, Any] = json.loads((self.run_dir / "verdict.json").read_text())
         return verdict
