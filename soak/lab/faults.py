@@ -142,26 +142,48 @@ def _page_cache(scene: Scene) -> None:
 
 
 def _stuck_page(scene: Scene) -> None:
-    """Pin a page of a trial's file for good, which nobody knows of."""
-    scene.keep(_seize_trial_page(scene))
+    """Pin a page of a trial's file for good, which nobody knows of.
+
+    Where a file that nobody maps is not waited for, a trial may go on all the same: then another.
+    """
+    deadline = time.monotonic() + _SEIZE_SECONDS
+    while True:
+        path, page = _seize_trial_page(scene)
+        if _stands_still(path) or time.monotonic() > deadline:
+            scene.keep(page)
+            return
+        page.close()
 
 
 def _late_page(scene: Scene) -> None:
     """Pin pages of trials, and let each go a second later: their waits end late."""
     for _ in range(_LATE_PAGES):
-        page = _seize_trial_page(scene)
+        _, page = _seize_trial_page(scene)
         time.sleep(_LATE_SECONDS)
         page.close()
 
 
-def _seize_trial_page(scene: Scene) -> HeldPages:
+def _stands_still(path: Path) -> bool:
+    """Say whether nothing becomes of a file that every trial changes several times a second."""
+    seen = []
+    for _ in range(2):
+        time.sleep(_LATE_SECONDS / 2)
+        try:
+            status = path.stat()
+        except FileNotFoundError:
+            return False
+        seen.append((status.st_ino, status.st_size, status.st_ctime_ns))
+    return seen[0] == seen[1]
+
+
+def _seize_trial_page(scene: Scene) -> tuple[Path, HeldPages]:
     """Pin a page of a trial that is under way; the file has pages only then."""
     deadline = time.monotonic() + _SEIZE_SECONDS
     while time.monotonic() < deadline:
         for path in scene.fs_dax_files.glob("trial-*"):
             # It may be unlinked, emptied or cut short at any moment.
             with contextlib.suppress(OSError):
-                return _hold_first_page(path)
+                return path, _hold_first_page(path)
         time.sleep(_SEIZE_POLL_SECONDS)
     raise TimeoutError("no trial had a page to pin")
 
