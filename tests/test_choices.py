@@ -36,9 +36,9 @@ MAPPER_CHOICES = [
     Choice(2, 0, Operation.MAP, 0, 3, 20643840, 10199040, 1),
 ]
 INVALIDATOR_CHOICES = [
-    Choice(0, 1, Operation.TRUNCATE_ZERO, 0, 2, 0, 0, 0),
-    Choice(1, 0, Operation.TRUNCATE_DOWN, 0, 0, 7102464, 0, 0),
-    Choice(2, 3, Operation.PUNCH_HOLE, 0, 0, 2527232, 1687552, 0),
+    Choice(0, 0, Operation.TRUNCATE_DOWN, 0, 2, 2412544, 0, 0),
+    Choice(1, 3, Operation.OPEN_TRUNCATE, 0, 0, 0, 0, 0),
+    Choice(2, 2, Operation.TRUNCATE_UP, 0, 0, 2990080, 0, 0),
 ]
 
 seeds = st.integers(0, 2**63 - 1)
