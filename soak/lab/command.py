@@ -22,6 +22,7 @@ from soak.lab.kernels import KernelStore, check_kernel
 from soak.lab.progress import Progress
 from soak.lab.qemu import accelerators, find_qemu
 from soak.lab.request import SPACE_NEEDED, LabRequest, lab_config
+from soak.lab.script import run_script
 from soak.plan import make_plan, with_overrides
 from soak.report.text import text_report
 
@@ -68,6 +69,7 @@ def _lab(options: argparse.Namespace) -> int:
     check_kernel(options.kernel, options.modules)
     if options.run_dir is not None:
         rundir.check_new(options.run_dir)
+    script = options.script.read_bytes() if options.script else None
     progress = Progress()
     version = find_qemu()
     tried, why = accelerators(options.accel)
@@ -99,10 +101,16 @@ def _lab(options: argparse.Namespace) -> int:
             linger_seconds=options.linger,
             mirror=options.mirror_ledger,
             began=began,
+            devices=tuple(options.device),
+            script=script,
         )
         progress.say(f"Linux {kernel.release} ({kernel.name}) under {accelerator}, run {run_id}")
         run = LabRun(request, accelerator, progress)
         try:
+            if script is not None:
+                code = asyncio.run(run_script(request, accelerator))
+                rundir.discard(directory)
+                return code
             verdict = asyncio.run(run.run())
         except BootError as error:
             rundir.discard(directory)

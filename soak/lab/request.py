@@ -46,6 +46,10 @@ class LabRequest:
     linger_seconds: float
     mirror: bool
     began: float
+    # More of QEMU's command line, a `-device` each.
+    devices: tuple[str, ...] = ()
+    # What the guest runs instead of a soak.
+    script: bytes | None = None
 
 
 def lab_config(config: Config | None) -> Config:
