@@ -156,6 +156,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     add("--run-id", help=argparse.SUPPRESS)
     add("--ledger", type=Path, help=argparse.SUPPRESS)
     add("--journal-port", type=Path, help=argparse.SUPPRESS)
+    add("--control", type=Path, help=argparse.SUPPRESS)
     add("--mirror-ledger", action="store_true", help=argparse.SUPPRESS)
     _add_choices(parser)
     parser.set_defaults(work=_run)
@@ -212,6 +213,7 @@ def _run(options: argparse.Namespace) -> int:
             options.run_id,
             options.ledger,
             options.journal_port,
+            options.control,
             in_lab=True,
             mirror=options.mirror_ledger,
         )

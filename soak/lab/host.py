@@ -308,7 +308,7 @@ class LabRun:
         self._host.add("lost_machines", 1)
 
     def _harness_failed(self, summary: str) -> None:
-        self._journal_event("harness.failed", Level.ERROR, summary=summary)
+        self._journal_event("harness.failed", Level.ERROR, ended=True, summary=summary)
 
     async def _pump_journal(self, vm: VirtualMachine) -> None:
         """Write what the guest reports, and acknowledge it."""
