@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from exporter.server import DEFAULT_LISTEN, parse_listen
+from soak import rundir
 from soak.config import load_config
 from soak.errors import UsageError
 from soak.exit_codes import BISECT, INTERRUPTED, PLAIN
-from soak.lab import rundir
 from soak.lab.cache import Cache, cache_directory
 from soak.lab.faults import parse_fault
 from soak.lab.host import BootError, LabRun

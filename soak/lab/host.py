@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import tomli_w
 
+from soak import rundir
 from soak.errors import UsageError
 from soak.journal import FileJournal, Level, stamped
-from soak.lab import protocol, rundir
+from soak.lab import protocol
 from soak.lab.exporter_process import ExporterProcess
 from soak.lab.protocol import Order
 from soak.lab.qemu import Machine

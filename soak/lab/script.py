@@ -10,7 +10,8 @@ import contextlib
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
-from soak.lab import protocol, rundir
+from soak import rundir
+from soak.lab import protocol
 from soak.lab.host import BootError
 from soak.lab.protocol import Order
 from soak.lab.qemu import Machine
