@@ -109,6 +109,18 @@ def _kind(value: object) -> RegionKind:
     return RegionKind(value)
 
 
+def _share(value: object) -> float:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < 1:
+        raise ValueError("a number from 0 to less than 1")
+    return float(value)
+
+
+def _truth(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("true or false")  # noqa: TRY004 - as the other parsers say it
+    return value
+
+
 def _workers(value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _MAX_WORKERS:
         raise ValueError(f"a whole number from 0 to {_MAX_WORKERS}")
@@ -159,6 +171,12 @@ class RegionSection:
         parse_alignment,
         "of device-dax: what the device must have (the lab makes it so): 4K, 2M or 1G",
         0,
+    )
+    recyclable: bool = _key(
+        _truth,
+        "of device-dax: true where the namespace is there for the soak alone, and may be taken from "
+        "its driver to make leaking pages new",
+        default=False,
     )
 
 
@@ -216,6 +234,11 @@ class LeaksSection:
     """[leaks]."""
 
     sweep: float = _key(parse_duration, "time between two sweeps over all pages", 10.0)
+    recycle: float = _key(
+        _share,
+        "share of head-room below which the pages of a recyclable region are made new; 0 for never",
+        0.2,
+    )
 
 
 @dataclass(frozen=True)
@@ -255,7 +278,9 @@ _SECTIONS: Mapping[str, type[Any]] = {
 }
 _KNOWN_ISSUES, _REGION = "known-issues", "region"
 # Keys of which 0 says something else than leaving them out.
-_MEANT_ZEROS = frozenset(("seed", "mappers", "invalidators", "holders", "trials", "wedged-workers"))
+_MEANT_ZEROS = frozenset(
+    ("seed", "mappers", "invalidators", "holders", "trials", "wedged-workers", "recycle")
+)
 
 
 def load_config(path: Path) -> Config:

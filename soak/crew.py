@@ -96,9 +96,27 @@ class Crew:
             if member.block.get("incarnation"):
                 self._settle(member)
 
-    def start(self) -> None:
-        for member in self.members:
+    def start(self, members: Sequence[Member] | None = None) -> None:
+        """Start workers: all of them, or those that were retired."""
+        for member in self.members if members is None else members:
             self._start(member)
+
+    def retire(self, members: Sequence[Member], seconds: float) -> list[str]:
+        """End workers that rest, and all that they hold with them; return those that did not end.
+
+        They are not replaced until `start` is called for them.
+        """
+        for member in members:
+            self.kill(member)
+        deadline = time.monotonic() + seconds
+        while left := [member for member in members if member.running]:
+            for member in left:
+                if self._ended(member) is not None:
+                    self._settle(member)
+            if time.monotonic() > deadline:
+                break
+            time.sleep(_POLL_SECONDS)
+        return [member.plan.name for member in left]
 
     def reap(self) -> Iterator[Death]:
         """Tell which workers died since the last call, and start others in their place."""

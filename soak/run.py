@@ -16,6 +16,7 @@ from soak.abi.btf import BtfError
 from soak.abi.procfs import boot_id, kernel_release
 from soak.clock import SoakClock
 from soak.control import ControlSocket
+from soak.crash_log import pick_up
 from soak.crew import Crew, Member
 from soak.detectors.leaks import Account, RegionLeaks
 from soak.detectors.refusals import RefusalDetector
@@ -28,6 +29,7 @@ from soak.known_issues import KNOWN_ISSUES
 from soak.ledger import Ledger
 from soak.mirror import Mirror, place_ledger
 from soak.plan import RunPlan, make_plan
+from soak.recycler import Recycler
 from soak.regions import FsDaxRegion, open_region
 from soak.regions.fs_dax import first_files
 from soak.reporter import Reporter
@@ -107,6 +109,7 @@ def run_soak(config: Config, places: Places) -> None:
             crew.adopt()
         leaks = _watch_leaks(regions, _accounts(regions, block, past), journal, stack)
         if past.starts and not past.same_boot:
+            pick_up(block, journal, counts=not places.in_lab)
             # The reboot has made the pages new.
             for watch in leaks:
                 watch.renew(*totals(watch.region.name, block, crew))
@@ -119,6 +122,18 @@ def run_soak(config: Config, places: Places) -> None:
             for issue in KNOWN_ISSUES
             if config.known_issues.get(issue.name, True)
             and issue.kernels[0] <= release < issue.kernels[1]
+        )
+        sweeper = Sweeper(
+            block,
+            journal,
+            reporter,
+            leaks,
+            crew,
+            probe_function=functions[0] if functions else None,
+            known_issues=known_issues,
+        )
+        recycler = Recycler(
+            block, journal, crew, sweeper, leaks, threshold=config.leaks.recycle, release=release
         )
         supervisor = Supervisor(
             block=block,
@@ -143,15 +158,8 @@ def run_soak(config: Config, places: Places) -> None:
                 slow_device=next(map(Path, config.workload.slow_devices), None),
                 known_issues=known_issues,
             ),
-            sweeper=Sweeper(
-                block,
-                journal,
-                reporter,
-                leaks,
-                crew,
-                probe_function=functions[0] if functions else None,
-                known_issues=known_issues,
-            ),
+            sweeper=sweeper,
+            recycler=recycler,
             clock=clock,
             duration=config.run.duration,
             sweep_interval=config.leaks.sweep,

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from soak.journal import Journal
     from soak.ledger import BlockWriter
     from soak.mirror import Mirror
+    from soak.recycler import Recycler
     from soak.reporter import Reporter
     from soak.stall_watch import StallWatch
     from soak.sweeper import Sweeper
@@ -59,6 +60,7 @@ class Supervisor:
         refusals: RefusalDetector,
         stalls: StallWatch,
         sweeper: Sweeper,
+        recycler: Recycler,
         clock: SoakClock,
         duration: float,
         sweep_interval: float,
@@ -74,6 +76,8 @@ class Supervisor:
         self._refusals = refusals
         self._stalls = stalls
         self._sweeper = sweeper
+        self._recycler = recycler
+        self._must_end: str | None = None
         self._clock = clock
         self._duration = duration
         self._sweep_interval = sweep_interval
@@ -162,6 +166,8 @@ class Supervisor:
             self._guarded(Detector.REFUSALS, self._look_for_refusals)
             if not self._paused:
                 self._jobs.run_pending()
+            if self._must_end is not None:
+                return self._must_end
             if self._told_to_stop():
                 return "told to by 'dax-soak stop'"
             caught = signal.sigtimedwait({*_ENDING, signal.SIGCHLD}, BEAT_SECONDS)
@@ -340,6 +346,7 @@ class Supervisor:
                 self._fail(Detector.LEAKS, f"no sweep: {', '.join(late)} did not come to rest")
             else:
                 self._guarded(Detector.LEAKS, self._sweeper.sweep)
+                self._must_end = self._recycler.look()
         finally:
             self._crew.resume()
 

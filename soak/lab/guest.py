@@ -35,8 +35,9 @@ _MOUNTS: Final = (
     ("tmpfs", "/run", "tmpfs"),
     ("tmpfs", "/tmp", "tmpfs"),  # noqa: S108 - the guest's own, and nobody else is there
     ("debugfs", "/sys/kernel/debug", "debugfs"),
+    ("pstore", "/sys/fs/pstore", "pstore"),
 )
-_OPTIONAL_MOUNTS: Final = {"debugfs"}
+_OPTIONAL_MOUNTS: Final = {"debugfs", "pstore"}
 _CONFIG: Final = Path("/run/soak.toml")
 _CONTROL: Final = Path("/run")
 _IVSHMEM: Final = ("0x1af4", "0x1110")
@@ -250,7 +251,8 @@ def _reap_orphans(own: int) -> None:
 
 def _mount_all() -> None:
     for source, target, kind in _MOUNTS:
-        Path(target).mkdir(parents=True, exist_ok=True)
+        if kind not in _OPTIONAL_MOUNTS:
+            Path(target).mkdir(parents=True, exist_ok=True)
         result = LIBC.mount(source.encode(), target.encode(), kind.encode(), 0, None)
         if kind not in _OPTIONAL_MOUNTS:
             checked(result, f"mount {target}")

@@ -83,6 +83,12 @@ def lab_config(config: Config | None) -> Config:
         config,
         workload=workload,
         regions=tuple(
-            replace(region, size=region.size or REGION_SIZES[region.kind]) for region in regions
+            replace(
+                region,
+                size=region.size or REGION_SIZES[region.kind],
+                # The guest makes its namespaces for this run alone.
+                recyclable=region.kind is RegionKind.DEVICE_DAX,
+            )
+            for region in regions
         ),
     )

@@ -28,6 +28,7 @@ class DeviceDaxRegion:
     size: int
     alignment: int
     pages: PageSpan
+    recyclable: bool = False
     kind: RegionKind = RegionKind.DEVICE_DAX
 
     @classmethod
@@ -61,7 +62,7 @@ class DeviceDaxRegion:
             )
         start = int((attributes / "resource").read_text(), 0)
         pages = PageSpan(start // PAGE_SIZE, size // PAGE_SIZE, alignment // PAGE_SIZE)
-        return cls(section.name, path, size, alignment, pages)
+        return cls(section.name, path, size, alignment, pages, section.recyclable)
 
     def map(self) -> Mapping:
         """Map the region shared; device DAX refuses everything else (dev_dax check_vma())."""
