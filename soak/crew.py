@@ -246,7 +246,7 @@ class Crew:
                 uncertain[flight["region"]] = uncertain.get(flight["region"], 0) + pages
                 member.uncertain = uncertain
         if member.plan.role is Role.HOLDER:
-            _end_hold(block)
+            end_hold(block)
         mapped, unmapped = block.view("pages_mapped"), block.view("pages_unmapped")
         for position, pages in enumerate(mapped):
             unmapped[position] = pages
@@ -260,7 +260,7 @@ def _is_dead(pid: int) -> bool:
     return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
-def _end_hold(block: BlockWriter) -> None:
+def end_hold(block: BlockWriter) -> None:
     """Note that a holder's last pin ended with its process, at some moment before now."""
     begun, width = block.get("holds_begun"), len(HOLD_COLUMNS)
     if begun:

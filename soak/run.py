@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from soak.abi.btf import BtfError
 from soak.abi.procfs import kernel_release
+from soak.canaries import Canaries
+from soak.canary_kinds import make_canaries
 from soak.clock import SoakClock
 from soak.crew import Crew, Member
 from soak.detectors.leaks import RegionLeaks
@@ -30,11 +32,12 @@ from soak.plan import RunPlan, make_plan
 from soak.regions import FsDaxRegion, open_region
 from soak.regions.fs_dax import first_files
 from soak.reporter import Reporter
-from soak.schema import SUPERVISOR
+from soak.schema import CANARY_HOLDER, CANARY_INVALIDATOR, CANARY_REFUSED, SUPERVISOR
 from soak.stall_watch import StallWatch
+from soak.summary import Summary
 from soak.supervisor import Supervisor
 from soak.sweeper import Sweeper
-from soak.vocabulary import Role
+from soak.vocabulary import RegionKind, Role
 from soak.workload.holder import Holder
 from soak.workload.invalidator import Invalidator
 from soak.workload.mapper import Mapper
@@ -87,6 +90,21 @@ def run_soak(config: Config, places: Places) -> None:
         block = ledger.block(SUPERVISOR)
         reporter = Reporter(block, journal)
         clock = SoakClock()
+        canaries = Canaries(
+            block,
+            journal,
+            reporter,
+            make_canaries(
+                regions,
+                ledger.block,
+                clock,
+                release,
+                function=functions[0] if functions else None,
+                threshold=config.stall.threshold,
+                swept=[watch.region.name for watch in leaks],
+            ),
+            every=config.canaries.every,
+        )
         known_issues = frozenset(
             issue.name
             for issue in KNOWN_ISSUES
@@ -98,13 +116,15 @@ def run_soak(config: Config, places: Places) -> None:
             crew=crew,
             journal=journal,
             reporter=reporter,
-            refusals=RefusalDetector([member.block for member in crew.members], release),
+            refusals=RefusalDetector(
+                [*(member.block for member in crew.members), ledger.block(CANARY_REFUSED)], release
+            ),
             stalls=StallWatch(
                 block,
                 journal,
                 reporter,
                 crew,
-                detector=_stall_detector(plan, crew, clock, release),
+                detector=_stall_detector(plan, crew, ledger, clock, release),
                 clock=clock,
                 probe_directory=_probe_directory(regions),
                 slow_device=next(map(Path, config.workload.slow_devices), None),
@@ -118,12 +138,15 @@ def run_soak(config: Config, places: Places) -> None:
                 crew,
                 probe_function=functions[0] if functions else None,
                 known_issues=known_issues,
+                canaries=[ledger.block(CANARY_HOLDER)],
             ),
+            canaries=canaries,
+            summary=Summary(block, journal, [member.block for member in crew.members]),
             clock=clock,
             duration=config.run.duration,
             sweep_interval=config.leaks.sweep,
             most_wedged=config.limits.wedged_workers,
-            run=_run_facts(plan, places),
+            run={**_run_facts(plan, places), "canaries": canaries.detectors},
             mirror=mirror,
         )
         supervisor.run()
@@ -185,7 +208,9 @@ def _watch_leaks(
         return []
 
 
-def _stall_detector(plan: RunPlan, crew: Crew, clock: SoakClock, release: Release) -> StallDetector:
+def _stall_detector(
+    plan: RunPlan, crew: Crew, ledger: Ledger, clock: SoakClock, release: Release
+) -> StallDetector:
     workers = {
         member.plan.name: (
             member.plan.role,
@@ -194,6 +219,9 @@ def _stall_detector(plan: RunPlan, crew: Crew, clock: SoakClock, release: Releas
         )
         for member in crew.members
     }
+    files = tuple(region.name for region in plan.regions if region.kind is RegionKind.FS_DAX)
+    for role, name in ((Role.HOLDER, CANARY_HOLDER), (Role.INVALIDATOR, CANARY_INVALIDATOR)):
+        workers[name] = (role, ledger.block(name), files)
     bounds = plan.config.stall
     return StallDetector(
         workers,

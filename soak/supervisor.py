@@ -9,12 +9,11 @@ from __future__ import annotations
 import os
 import signal
 import time
-from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
-import schedule
-
 from soak.abi.procfs import boot_id, foll_pins, kernel_release, locked_and_pinned_bytes, taint
+from soak.canaries import FIRST_SECONDS
+from soak.jobs import Jobs
 from soak.journal import Level
 from soak.reporter import REPORT_SECONDS
 from soak.sweeper import FULL_HEADROOM_PPM
@@ -24,6 +23,7 @@ from soak.vocabulary import Detector, RunState, VerdictWord
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from soak.canaries import Canaries
     from soak.clock import SoakClock
     from soak.crew import Crew, Death
     from soak.detectors.refusals import RefusalDetector
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from soak.mirror import Mirror
     from soak.reporter import Reporter
     from soak.stall_watch import StallWatch
+    from soak.summary import Summary
     from soak.sweeper import Sweeper
 
 BEAT_SECONDS: Final = 0.1
@@ -56,6 +57,8 @@ class Supervisor:
         refusals: RefusalDetector,
         stalls: StallWatch,
         sweeper: Sweeper,
+        canaries: Canaries,
+        summary: Summary,
         clock: SoakClock,
         duration: float,
         sweep_interval: float,
@@ -70,6 +73,8 @@ class Supervisor:
         self._refusals = refusals
         self._stalls = stalls
         self._sweeper = sweeper
+        self._canaries = canaries
+        self._summary = summary
         self._clock = clock
         self._duration = duration
         self._sweep_interval = sweep_interval
@@ -77,7 +82,7 @@ class Supervisor:
         self._looked = 0.0
         self._run = run
         self._mirror = mirror
-        self._jobs = schedule.Scheduler()
+        self._jobs = Jobs(block, journal)
         self._failures: set[str] = set()
 
     def run(self) -> None:
@@ -94,11 +99,13 @@ class Supervisor:
             why = self._soak()
         finally:
             self._end_workers()
+            self._canaries.stop()
         self._guarded(Detector.REFUSALS, self._look_for_refusals)
         self._guarded(Detector.STALLS, self._stalls.look)
         self._guarded(Detector.LEAKS, self._sweeper.sweep)
         self._reporter.flush()
         self._sample()
+        self._summary.write()
         self._journal.write("run.ended", why=why)
         self._block.set_word("state", RunState.ENDED)
         self._beat()
@@ -126,9 +133,13 @@ class Supervisor:
 
     def _soak(self) -> str:
         """Beat until the end; return why it came."""
-        self._schedule("sweep", self._sweep_interval, self._sweep_between)
-        self._schedule("sample", _SAMPLE_SECONDS, self._sample)
-        self._schedule("counters", _COUNTERS_SECONDS, self._read_counters)
+        self._jobs.every("sweep", self._sweep_interval, self._sweep_between)
+        self._jobs.every("sample", _SAMPLE_SECONDS, self._sample)
+        self._jobs.every("counters", _COUNTERS_SECONDS, self._read_counters)
+        self._jobs.daily("summary", self._summary.write)
+        if self._canaries.every:
+            soon = min(FIRST_SECONDS, self._duration / 4, self._canaries.every)
+            self._jobs.every("canary", self._canaries.every, self._canaries.begin_round, first=soon)
         end = time.monotonic() + self._duration
         while time.monotonic() < end:
             self._beat()
@@ -136,6 +147,7 @@ class Supervisor:
             for death in self._crew.reap():
                 self._report_death(death)
             self._guarded(Detector.REFUSALS, self._look_for_refusals)
+            self._canaries.look()
             self._jobs.run_pending()
             caught = signal.sigtimedwait({*_ENDING, signal.SIGCHLD}, BEAT_SECONDS)
             if caught is not None and caught.si_signo in _ENDING:
@@ -159,30 +171,6 @@ class Supervisor:
         self._block.set("journal_errors", self._journal.errors)
         if self._mirror is not None:
             self._mirror.copy()
-
-    def _schedule(self, name: str, seconds: float, work: Callable[[], None]) -> None:
-        """Have a coarse job done again and again.
-
-        A job that raised would be tried at every poll and starve those behind it, so nothing may.
-        """
-
-        def run() -> None:
-            due = job.next_run
-            if due is not None:
-                # schedule reckons in naive local time, which is UTC in this process.
-                late = max((datetime.now() - due).total_seconds(), 0.0)  # noqa: DTZ005 - the same
-                self._block.set_at("jobs", int(late * 1e9), name, "lateness_ns")
-            self._block.add_at("jobs", 1, name, "runs")
-            try:
-                work()
-            except Exception as error:  # noqa: BLE001 - whatever it was, the run goes on and says so
-                self._block.add_at("jobs", 1, name, "failures")
-                self._journal.write(
-                    "job.failed", Level.ERROR, job=name, summary=f"the job {name} failed: {error!r}"
-                )
-
-        job = self._jobs.every(max(round(seconds), 1)).seconds
-        job.do(run)
 
     def _guarded(self, detector: Detector, work: Callable[[], None]) -> None:
         """Run a detector; when it raises, its blindness is a fact of the run, not the run's end."""
@@ -258,6 +246,7 @@ class Supervisor:
                 self._fail(Detector.LEAKS, f"no sweep: {', '.join(late)} did not come to rest")
             else:
                 self._guarded(Detector.LEAKS, self._sweeper.sweep)
+                self._canaries.at_rest(self._sweeper.differences)
         finally:
             self._crew.resume()
 

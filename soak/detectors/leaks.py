@@ -70,7 +70,8 @@ class Held:
 class Measurement:
     """References that a region's pages carry beyond idle and beyond what is held, in pinned pages.
 
-    `reconciled` pages were left by workers that were killed in the middle of a map.
+    `reconciled` pages were left by workers that were killed in the middle of a map. `difference` is
+    what `unexplained` is made of: references, not pages, and negative where some are missing.
     """
 
     pages: int
@@ -79,6 +80,7 @@ class Measurement:
     predicted: int
     reconciled: int
     highest: int
+    difference: int
 
 
 class RegionLeaks:
@@ -147,6 +149,7 @@ class RegionLeaks:
             predicted=self._in_pages(predicted),
             reconciled=self._in_pages(reconciled),
             highest=highest,
+            difference=difference,
         )
 
     def _in_pages(self, references: int) -> int:
