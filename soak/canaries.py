@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from soak.canary_kinds import Attempt
+from soak.canary_kinds import Attempt, WedgedHelperError
 from soak.journal import Level
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class Canaries:
         self._block = block
         self._journal = journal
         self._reporter = reporter
-        self._canaries = canaries if every else ()
+        self._canaries = list(canaries) if every else []
         self._under_way: list[_UnderWay] = []
         self._rounds = 0
 
@@ -76,26 +76,21 @@ class Canaries:
         """Let each canary go on, and write down what came of those that are over."""
         self._hand_out_findings()
         for under_way in list(self._under_way):
-            why = None
+            error: Exception | None = None
             try:
                 next(under_way.steps)
                 over = False
             except StopIteration:
                 over = True
-            except Exception as error:  # noqa: BLE001 - the run goes on without this canary
-                over, why = True, f"{error}"
+            except Exception as raised:  # noqa: BLE001 - the run goes on without this canary
+                over, error = True, raised
             for result in under_way.attempt.results:
                 self._note(under_way.canary, result)
             under_way.attempt.results.clear()
             if over:
                 self._under_way.remove(under_way)
-            if why is not None:
-                self._journal.write(
-                    "canary.failed",
-                    Level.WARNING,
-                    detector=under_way.canary.detector,
-                    summary=f"a canary of the detector {under_way.canary.detector} failed: {why}",
-                )
+            if error is not None:
+                self._note_failure(under_way.canary, error)
 
     def at_rest(self, differences: Differences) -> None:
         """Do what can only be done while no worker takes or gives back a pin.
@@ -108,7 +103,10 @@ class Canaries:
     def stop(self) -> None:
         """End what is under way, unjudged: nothing is held or waits afterwards."""
         for under_way in self._under_way:
-            under_way.steps.close()
+            try:
+                under_way.steps.close()
+            except WedgedHelperError as error:
+                self._note_failure(under_way.canary, error)
         self._under_way.clear()
 
     def _hand_out_findings(self) -> None:
@@ -117,6 +115,16 @@ class Canaries:
             for under_way in self._under_way:
                 if worker in {block.block.name for block in under_way.canary.blocks}:
                     under_way.attempt.found.append(finding)
+
+    def _note_failure(self, canary: Canary, error: Exception) -> None:
+        """Write down that one could not be made. Where its helper hangs for good, no more are made."""
+        summary = f"a canary of the detector {canary.detector} failed: {error}"
+        if isinstance(error, WedgedHelperError) and canary in self._canaries:
+            self._canaries.remove(canary)
+            summary += "; no more of them are made"
+        self._journal.write(
+            "canary.failed", Level.WARNING, detector=canary.detector, summary=summary
+        )
 
     def _note(self, canary: Canary, result: Result) -> None:
         detector, word = canary.detector, "seen" if result.seen else "missed"

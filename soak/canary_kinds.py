@@ -44,6 +44,10 @@ _STEP_SECONDS: Final = 5.0
 _WAITING_SECONDS: Final = 0.3
 
 
+class WedgedHelperError(HelperError):
+    """A helper hangs in the kernel for good: another one would, too."""
+
+
 @dataclass(frozen=True)
 class Result:
     """One fault that was made, whether its detector saw it, and what there was to see."""
@@ -314,12 +318,17 @@ def make_canaries(
 
 @contextmanager
 def _helper(body: Callable[[], Iterator[Any]]) -> Iterator[Stepper]:
-    """Start a helper, and end it whatever happens."""
+    """Start a helper, and end it whatever happens.
+
+    Raises:
+        WedgedHelperError: it does not die.
+    """
     helper = Stepper(body)
     try:
         yield helper
     finally:
-        helper.close()
+        if not helper.close():
+            raise WedgedHelperError("a helper hangs in the kernel and cannot be killed")
 
 
 def _first(attempt: Attempt, kinds: frozenset[Violation]) -> Finding | None:

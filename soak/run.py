@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,8 +76,6 @@ def run_soak(config: Config, places: Places) -> None:
     Raises:
         UsageError: the configuration does not fit this machine.
     """
-    os.environ["TZ"] = "UTC"  # schedule reckons in local time, which summer time makes jump
-    time.tzset()
     regions = [open_region(section) for section in config.regions]
     plan = make_plan(config, regions)
     functions = _functions(config)

@@ -10,7 +10,14 @@ import pytest
 from soak import canary_kinds
 from soak.canaries import Canaries
 from soak.canary_helpers import refused_hold
-from soak.canary_kinds import Attempt, LeakCanary, RefusalCanary, Result, make_canaries
+from soak.canary_kinds import (
+    Attempt,
+    LeakCanary,
+    RefusalCanary,
+    Result,
+    WedgedHelperError,
+    make_canaries,
+)
 from soak.clock import SoakClock
 from soak.detectors.refusals import RefusalDetector
 from soak.helper import HelperError
@@ -199,6 +206,27 @@ def test_what_was_judged_counts_even_if_it_could_not_be_undone(scene: Scene) -> 
     scene.beat_until_over(canaries)
     assert [event["event"] for event in scene.events()] == ["canary.missed", "canary.failed"]
     assert scene.count(Detector.STALLS, "missed") == 1
+
+
+def test_a_helper_that_cannot_be_killed_is_the_last_of_its_kind(scene: Scene) -> None:
+    def steps(_: Attempt) -> Steps:
+        try:
+            yield
+        finally:
+            raise WedgedHelperError("it hangs")
+
+    wedged, stopped = Acting(steps), Acting(steps)
+    canaries = scene.canaries(wedged)
+    canaries.begin_round()
+    scene.beat_until_over(canaries)
+    canaries.begin_round()
+    assert not canaries.busy
+    other = scene.canaries(stopped)
+    other.begin_round()
+    scene.beat(other)
+    other.stop()
+    assert [event["event"] for event in scene.events()] == ["canary.failed"] * 2
+    assert "no more of them are made" in scene.events()[0]["summary"]
 
 
 def test_one_under_way_is_not_begun_again_and_stop_ends_it(scene: Scene) -> None:
