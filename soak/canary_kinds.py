@@ -147,6 +147,8 @@ class StallCanary:
         self._patience = _Patience(clock)
         self._region, self._release = region, release
         self._seeing = threshold + SEEING_SECONDS
+        # A supervisor that died may have left one in the middle.
+        self._settle()
 
     def go(self, attempt: Attempt) -> Steps:
         """Make one and see what the detector finds, a beat at a time.

@@ -156,6 +156,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     add("--run-id", help=argparse.SUPPRESS)
     add("--ledger", type=Path, help=argparse.SUPPRESS)
     add("--journal-port", type=Path, help=argparse.SUPPRESS)
+    add("--control", type=Path, help=argparse.SUPPRESS)
     add("--mirror-ledger", action="store_true", help=argparse.SUPPRESS)
     _add_choices(parser)
     parser.set_defaults(work=_run)
@@ -212,6 +213,7 @@ def _run(options: argparse.Namespace) -> int:
             options.run_id,
             options.ledger,
             options.journal_port,
+            options.control,
             in_lab=True,
             mirror=options.mirror_ledger,
         )
@@ -237,15 +239,15 @@ def _check(options: argparse.Namespace) -> int:
 
 def _exporter(options: argparse.Namespace) -> int:
     from exporter.__main__ import main as serve
-    from soak.lab.rundir import find_run
+    from soak.rundir import find_run
 
     listen = ["--listen", options.listen] if options.listen else []
     return serve(["--run-dir", str(find_run(options.run)), *listen])
 
 
 def _top(options: argparse.Namespace) -> int:
-    from soak.lab.rundir import LEDGER, VERDICT, find_run
     from soak.report.top import watch
+    from soak.rundir import LEDGER, VERDICT, find_run
 
     directory = find_run(options.run)
     return watch(
@@ -255,8 +257,8 @@ def _top(options: argparse.Namespace) -> int:
 
 def _report(options: argparse.Namespace) -> int:
     from soak.journal import read_journal
-    from soak.lab.rundir import JOURNAL, find_run
     from soak.report.text import text_report
+    from soak.rundir import JOURNAL, find_run
     from soak.verdict import judge
 
     directory = find_run(options.run)

@@ -67,8 +67,6 @@ class Member:
     quick_deaths: int = 0
     # Processes of this worker that hang in the kernel for good.
     abandoned: int = 0
-    # Pages of maps that were in flight when a worker died, by region, until a sweep has settled them.
-    uncertain: dict[int, int] | None = None
 
     @property
     def running(self) -> bool:
@@ -78,15 +76,25 @@ class Member:
 class Crew:
     """Owns the worker processes. Nothing here blocks for longer than its deadline."""
 
-    def __init__(self, members: Sequence[Member], pause: memoryview[int]) -> None:
+    def __init__(
+        self, members: Sequence[Member], pause: memoryview[int], uncertain: memoryview[int]
+    ) -> None:
+        """Take the word by which workers are paused, and those that count uncertain pages by region."""
         self.members = members
         self._pause = pause
+        self.uncertain = uncertain
         self._barriers = 0
         self._by_name = {member.plan.name: member for member in members}
         self._left: set[int] = set()
 
     def member(self, name: str) -> Member:
         return self._by_name[name]
+
+    def adopt(self) -> None:
+        """Put the books in order that workers left which died with another supervisor."""
+        for member in self.members:
+            if member.block.get("incarnation"):
+                self._settle(member)
 
     def start(self) -> None:
         for member in self.members:
@@ -241,10 +249,7 @@ class Crew:
         if flight is not None:
             cell = member.plan.cells[flight["cell"]]
             if cell.operation is Operation.MAP:
-                uncertain = member.uncertain or {}
-                pages = flight["length"] // PAGE_SIZE
-                uncertain[flight["region"]] = uncertain.get(flight["region"], 0) + pages
-                member.uncertain = uncertain
+                self.uncertain[flight["region"]] += flight["length"] // PAGE_SIZE
         if member.plan.role is Role.HOLDER:
             end_hold(block)
         mapped, unmapped = block.view("pages_mapped"), block.view("pages_unmapped")

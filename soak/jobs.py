@@ -75,9 +75,13 @@ class Jobs:
         self._turns.append(turn)
         job.do(self._run, name, turn, work)
 
-    def daily(self, name: str, work: Callable[[], None]) -> None:
-        """Have a job done after each day of the run, whatever the time of day is."""
-        self.every(name, self._day_seconds, work)
+    def daily(self, name: str, work: Callable[[], None], *, passed: float = 0.0) -> None:
+        """Have a job done after each day of the run, whatever the time of day is.
+
+        `passed` seconds of the run were over already when this supervisor took over.
+        """
+        day = self._day_seconds
+        self.every(name, day, work, first=day - passed % day)
 
     def run_pending(self) -> None:
         """Do each job that is due, once, the one that has waited longest first."""

@@ -183,6 +183,12 @@ class BlockWriter:
             words[1 + position] = int.from_bytes(padded[position * WORD :][:WORD], "little")
         words[0] = len(data)
 
+    def text(self, name: str) -> str:
+        """Return a text that this writer, or the one before it, has written."""
+        words = self.view(name)
+        data = b"".join(word.to_bytes(WORD, "little") for word in words[1:])
+        return data[: min(words[0], len(data))].decode(errors="replace")
+
     def clear(self) -> None:
         """Set all words to zero, except that the sequence numbers of groups go on."""
         sequences = {field.offset for field in self.block.fields.values() if field.is_group}

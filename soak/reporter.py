@@ -55,6 +55,11 @@ class Reporter:
         found, self._canaries = self._canaries, []
         return found
 
+    @property
+    def idle(self) -> bool:
+        """Whether everything that was reported is written."""
+        return not self._gathered
+
     def flush(self, age: float = 0.0) -> None:
         """Write what was gathered of kinds that were last written `age` seconds ago, or never."""
         now = time.monotonic()

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from soak.abi.btf import BtfError
-from soak.abi.procfs import kernel_release
+from soak.abi.procfs import boot_id, kernel_release
 from soak.canaries import Canaries
 from soak.canary_kinds import make_canaries
 from soak.clock import SoakClock
+from soak.control import ControlSocket
 from soak.crew import Crew, Member
-from soak.detectors.leaks import RegionLeaks
+from soak.detectors.leaks import Account, RegionLeaks
 from soak.detectors.refusals import RefusalDetector
 from soak.detectors.stalls import StallDetector
 from soak.detectors.struct_pages import StructPages
@@ -31,11 +32,19 @@ from soak.plan import RunPlan, make_plan
 from soak.regions import FsDaxRegion, open_region
 from soak.regions.fs_dax import first_files
 from soak.reporter import Reporter
-from soak.schema import CANARY_HOLDER, CANARY_INVALIDATOR, CANARY_REFUSED, SUPERVISOR
+from soak.schema import (
+    ACCOUNT_COLUMNS,
+    CANARY_HOLDER,
+    CANARY_INVALIDATOR,
+    CANARY_REFUSED,
+    SUPERVISOR,
+    account_field,
+    judged_field,
+)
 from soak.stall_watch import StallWatch
 from soak.summary import Summary
 from soak.supervisor import Supervisor
-from soak.sweeper import Sweeper
+from soak.sweeper import Sweeper, totals
 from soak.vocabulary import RegionKind, Role
 from soak.workload.holder import Holder
 from soak.workload.invalidator import Invalidator
@@ -61,32 +70,59 @@ _MIRRORED_LEDGER = Path("/run/dax-soak-ledger")
 
 @dataclass(frozen=True)
 class Places:
-    """Where a run keeps what it writes. In a lab the host made the ledger and writes the journal."""
+    """Where a run keeps what it writes. In a lab the host made the ledger and writes the journal.
+
+    `control` is the directory of the socket over which the soak is told to pause.
+    """
 
     run_id: str
     ledger: Path
     journal: Path
+    control: Path
     in_lab: bool
     mirror: bool = False
+
+
+@dataclass(frozen=True)
+class Past:
+    """What a run has behind it when a supervisor takes it over: nothing, where `starts` is 0."""
+
+    starts: int
+    same_boot: bool
+
+    @classmethod
+    def of(cls, block: BlockWriter) -> Past:
+        return cls(block.get("starts"), block.text("boot_id") == boot_id())
 
 
 def run_soak(config: Config, places: Places) -> None:
     """Soak, from the first check to the last line of the journal.
 
+    A ledger that a supervisor before this one has used is gone on with.
+
     Raises:
-        UsageError: the configuration does not fit this machine.
+        UsageError: the configuration does not fit this machine, or the ledger is of another run.
     """
     regions = [open_region(section) for section in config.regions]
     plan = make_plan(config, regions)
     functions = _functions(config)
     ledger, mirror = _open_ledger(plan, places)
     with contextlib.closing(_open_journal(places)) as journal, contextlib.ExitStack() as stack:
-        leaks = _watch_leaks(regions, journal, stack)
-        crew = _crew(plan, regions, functions, ledger)
-        release = parse_release(kernel_release())
         block = ledger.block(SUPERVISOR)
+        past = Past.of(block)
+        crew = _crew(plan, regions, functions, ledger)
+        if past.starts:
+            crew.adopt()
+        leaks = _watch_leaks(regions, _accounts(regions, block, past), journal, stack)
+        if past.starts and not past.same_boot:
+            # The reboot has made the pages new.
+            for watch in leaks:
+                watch.renew(*totals(watch.region.name, block, crew))
+        release = parse_release(kernel_release())
+        control = stack.enter_context(ControlSocket(places.control))
         reporter = Reporter(block, journal)
         clock = SoakClock()
+        refused = ledger.block(CANARY_REFUSED)
         canaries = Canaries(
             block,
             journal,
@@ -114,14 +150,22 @@ def run_soak(config: Config, places: Places) -> None:
             journal=journal,
             reporter=reporter,
             refusals=RefusalDetector(
-                [*(member.block for member in crew.members), ledger.block(CANARY_REFUSED)], release
+                [*(member.block for member in crew.members), refused],
+                release,
+                [
+                    *(block.view(judged_field(member.plan.name)) for member in crew.members),
+                    # What a canary has shown before is of no account now.
+                    memoryview(bytearray(bytes(refused.view("counts")))).cast("Q"),
+                ],
             ),
             stalls=StallWatch(
                 block,
                 journal,
                 reporter,
                 crew,
-                detector=_stall_detector(plan, crew, ledger, clock, release),
+                detector=_stall_detector(
+                    plan, crew, ledger, clock, release, read=_read_before(crew, block, past)
+                ),
                 clock=clock,
                 probe_directory=_probe_directory(regions),
                 slow_device=next(map(Path, config.workload.slow_devices), None),
@@ -145,6 +189,7 @@ def run_soak(config: Config, places: Places) -> None:
             most_wedged=config.limits.wedged_workers,
             run={**_run_facts(plan, places), "canaries": canaries.detectors},
             mirror=mirror,
+            control=control,
         )
         supervisor.run()
 
@@ -187,13 +232,19 @@ def _open_journal(places: Places) -> FileJournal | PortJournal:
 
 
 def _watch_leaks(
-    regions: Sequence[Region], journal: Journal, stack: contextlib.ExitStack
+    regions: Sequence[Region],
+    accounts: Mapping[str, Account],
+    journal: Journal,
+    stack: contextlib.ExitStack,
 ) -> list[RegionLeaks]:
-    """Calibrate the regions whose pages can be read; where none can, say so and go on blind."""
+    """Watch the regions whose pages can be read; where none can, say so and go on blind.
+
+    A region without an account is calibrated as it is now.
+    """
     try:
         pages = stack.enter_context(StructPages())
         return [
-            RegionLeaks(region, region.pages, pages)
+            RegionLeaks(region, region.pages, pages, accounts.get(region.name))
             for region in regions
             if region.pages is not None
         ]
@@ -205,8 +256,42 @@ def _watch_leaks(
         return []
 
 
+def _accounts(regions: Sequence[Region], block: BlockWriter, past: Past) -> dict[str, Account]:
+    """Return what regions were measured against, where that still holds."""
+    accounts = {}
+    for region in regions if past.starts and past.same_boot else ():
+        _, *values = block.view(account_field(region.name))
+        account = Account(**dict(zip(ACCOUNT_COLUMNS[1:], values, strict=True)))
+        if account.idle:
+            accounts[region.name] = account
+    return accounts
+
+
+def _read_before(crew: Crew, block: BlockWriter, past: Past) -> dict[str, tuple[int, int]]:
+    """Return how far the workers' rings need no judging: their times are of one boot."""
+    if past.same_boot:
+        rows = block.view("read")
+        return {
+            member.plan.name: (rows[2 * index], rows[2 * index + 1])
+            for index, member in enumerate(crew.members)
+        }
+    return {
+        member.plan.name: (
+            member.block.get("ended"),
+            member.block.get("holds_begun") if member.plan.role is Role.HOLDER else 0,
+        )
+        for member in crew.members
+    }
+
+
 def _stall_detector(
-    plan: RunPlan, crew: Crew, ledger: Ledger, clock: SoakClock, release: Release
+    plan: RunPlan,
+    crew: Crew,
+    ledger: Ledger,
+    clock: SoakClock,
+    release: Release,
+    *,
+    read: Mapping[str, tuple[int, int]],
 ) -> StallDetector:
     workers = {
         member.plan.name: (
@@ -217,8 +302,14 @@ def _stall_detector(
         for member in crew.members
     }
     files = tuple(region.name for region in plan.regions if region.kind is RegionKind.FS_DAX)
-    for role, name in ((Role.HOLDER, CANARY_HOLDER), (Role.INVALIDATOR, CANARY_INVALIDATOR)):
-        workers[name] = (role, ledger.block(name), files)
+    holder, invalidator = ledger.block(CANARY_HOLDER), ledger.block(CANARY_INVALIDATOR)
+    workers[CANARY_HOLDER] = (Role.HOLDER, holder, files)
+    workers[CANARY_INVALIDATOR] = (Role.INVALIDATOR, invalidator, files)
+    # What canaries have shown before is of no account now.
+    before = {
+        CANARY_HOLDER: (0, holder.get("holds_begun")),
+        CANARY_INVALIDATOR: (invalidator.get("ended"), 0),
+    }
     bounds = plan.config.stall
     return StallDetector(
         workers,
@@ -226,6 +317,7 @@ def _stall_detector(
         release,
         late_ns=int(bounds.late * 1e9),
         stall_ns=int(bounds.threshold * 1e9),
+        read={**read, **before},
     )
 
 
@@ -254,7 +346,8 @@ def _crew(
         )
         for worker in plan.workers
     ]
-    return Crew(members, ledger.block(SUPERVISOR).view("pause"))
+    supervisor = ledger.block(SUPERVISOR)
+    return Crew(members, supervisor.view("pause"), supervisor.view("uncertain"))
 
 
 def _position(worker: WorkerPlan, regions: Sequence[Region]) -> int:

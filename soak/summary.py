@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
@@ -29,19 +28,20 @@ class Summary:
         self._block = block
         self._journal = journal
         self._workers = workers
-        self._last: Counter[_Path] = Counter()
-        self._last_ns = time.monotonic_ns()
-        self._first_ns = self._last_ns
+        # Where another supervisor ran before this one, what it counted is no news.
+        self._last = Counter(dict(self._count()))
+        self._last_ns = block.get("soaked_ns")
 
     def write(self) -> None:
         """Write `summary.written`: differences to the last summary in `since`, totals in `total`."""
-        now_ns, total = time.monotonic_ns(), Counter(dict(self._count()))
+        now_ns, total = self._block.get("soaked_ns"), Counter(dict(self._count()))
         since = Counter({path: count - self._last[path] for path, count in total.items()})
         self._journal.write(
             "summary.written",
+            # Of the run's own time.
             seconds={
                 "since": round((now_ns - self._last_ns) / 1e9),
-                "total": round((now_ns - self._first_ns) / 1e9),
+                "total": round(now_ns / 1e9),
             },
             since=_nested(since),
             total=_nested(total),

@@ -22,9 +22,18 @@ from soak.clock import SoakClock
 from soak.detectors.refusals import RefusalDetector
 from soak.helper import HelperError
 from soak.journal import FileJournal, read_journal
-from soak.regions import AnonymousRegion
+from soak.regions import AnonymousRegion, FsDaxRegion
+from soak.regions.pages import PageSpan
 from soak.reporter import Reporter
-from soak.schema import CANARY, CANARY_REFUSED, SUPERVISOR, WORKER
+from soak.schema import (
+    CANARY,
+    CANARY_HOLDER,
+    CANARY_INVALIDATOR,
+    CANARY_REFUSED,
+    HOLD_COLUMNS,
+    SUPERVISOR,
+    WORKER,
+)
 from soak.stepper import Stepper
 from soak.verdict import judge
 from soak.vocabulary import Detector, VerdictWord
@@ -39,13 +48,20 @@ if TYPE_CHECKING:
     from soak.ledger import BlockWriter
 
 RELEASE = (6, 12)
+DETECTORS = (Detector.REFUSALS, Detector.STALLS, Detector.LEAKS)
+
+
+def watching(blocks: list[BlockWriter]) -> RefusalDetector:
+    """Return a detector that has judged nothing yet."""
+    judged = [memoryview(bytearray(8 * len(block.view("counts")))).cast("Q") for block in blocks]
+    return RefusalDetector(blocks, RELEASE, judged)
 
 
 class Scene:
     """A supervisor's part: a ledger, a journal, a detector of refusals and canaries for it."""
 
     def __init__(self, directory: Path) -> None:
-        ledger = make_ledger(directory / "ledger")
+        self.ledger = ledger = make_ledger(directory / "ledger")
         self.block, self.refused = ledger.block(SUPERVISOR), ledger.block(CANARY_REFUSED)
         self.workers = [
             ledger.block(name)
@@ -56,7 +72,7 @@ class Scene:
         self.journal = FileJournal(self.path)
         self.reporter = Reporter(self.block, self.journal)
         self.clock = SoakClock()
-        self.detector = RefusalDetector([*self.workers, self.refused], RELEASE)
+        self.detector = watching([*self.workers, self.refused])
         self.refusal = RefusalCanary(
             self.refused, self.clock, lambda: refused_hold(self.refused, RELEASE), "hold of fs-dax"
         )
@@ -143,7 +159,7 @@ def test_a_call_that_fails_wrongly_is_seen_and_is_no_violation(scene: Scene) -> 
 
 @pytest.mark.usefixtures("impatient")
 def test_a_detector_that_does_not_look_at_the_block_is_known_to_be_blind(scene: Scene) -> None:
-    scene.detector = RefusalDetector(scene.workers, RELEASE)
+    scene.detector = watching(scene.workers)
     canaries = scene.canaries(scene.refusal)
     canaries.begin_round()
     scene.beat_until_over(canaries)
@@ -323,3 +339,21 @@ def test_only_what_can_be_made_is_made(scene: Scene) -> None:
 
     assert made(None) == []
     assert made("0000:00:05.0") == [Detector.REFUSALS]
+
+
+def test_what_a_supervisor_left_that_died_is_put_in_order(scene: Scene, tmp_path: Path) -> None:
+    holder, invalidator = scene.ledger.block(CANARY_HOLDER), scene.ledger.block(CANARY_INVALIDATOR)
+    invalidator.set("begun", 3)
+    invalidator.set("ended", 2)
+    holder.set("holds_begun", 1)
+    holder.set("pages_mapped", 5, 1)
+    holder.set("pages_unmapped", 4, 1)
+    region = FsDaxRegion("files", tmp_path, 8 << 20, PageSpan(0, 2048, 1))
+    canaries = make_canaries(
+        [region], scene.ledger.block, scene.clock, RELEASE,
+        function=None, threshold=2.0, swept=["files"],
+    )  # fmt: skip
+    assert [canary.detector for canary in canaries] == list(DETECTORS)
+    assert invalidator.get("ended") == 3
+    assert holder.get("pages_unmapped", 1) == 5
+    assert holder.view("holds")[HOLD_COLUMNS.index("release_after")] > 0

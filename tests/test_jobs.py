@@ -104,6 +104,15 @@ def test_a_day_is_one_of_the_run(tmp_path: Path, now: list[int]) -> None:
         assert len(desk.done) == runs
 
 
+def test_a_day_goes_on_where_another_supervisor_was(tmp_path: Path, now: list[int]) -> None:
+    desk = Desk(tmp_path)
+    desk.jobs.daily("summary", desk.noting("summary"), passed=47 * 3600.0)
+    for hours, runs in ((0.9, 0), (1, 1), (24.9, 1), (25, 2)):
+        now[0] = 1000 * SECOND + int(hours * 3600) * SECOND
+        desk.jobs.run_pending()
+        assert len(desk.done) == runs
+
+
 def test_a_day_may_be_short(tmp_path: Path) -> None:
     desk = Desk(tmp_path, day_seconds=0.05)
     desk.jobs.daily("summary", desk.noting("summary"))

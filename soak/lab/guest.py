@@ -37,6 +37,7 @@ _MOUNTS: Final = (
 _OPTIONAL_MOUNTS: Final = {"debugfs"}
 _DAX_MOUNT: Final = Path("/mnt/dax")
 _CONFIG: Final = Path("/run/soak.toml")
+_CONTROL: Final = Path("/run")
 _IVSHMEM: Final = ("0x1af4", "0x1110")
 _EDU: Final = ("0x1234", "0x11e8")
 _PCI: Final = Path("/sys/bus/pci")
@@ -159,6 +160,7 @@ def _serve(order: Order, control: Control) -> None:
         [
             *(_PYTHON, "-I", "-c", _RUN, "run", "-c", str(_CONFIG), "--run-id", order.run_id),
             *("--ledger", str(ledger), "--journal-port", str(_port(protocol.JOURNAL_PORT))),
+            *("--control", str(_CONTROL)),
             *(["--mirror-ledger"] if order.mirror else []),
         ]
     )

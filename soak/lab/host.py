@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import tomli_w
 
+from soak import rundir
 from soak.errors import UsageError
 from soak.journal import FileJournal, Level, stamped
-from soak.lab import protocol, rundir
+from soak.lab import protocol
 from soak.lab.exporter_process import ExporterProcess
 from soak.lab.protocol import Order
 from soak.lab.qemu import Machine
@@ -308,7 +309,7 @@ class LabRun:
         self._host.add("lost_machines", 1)
 
     def _harness_failed(self, summary: str) -> None:
-        self._journal_event("harness.failed", Level.ERROR, summary=summary)
+        self._journal_event("harness.failed", Level.ERROR, ended=True, summary=summary)
 
     async def _pump_journal(self, vm: VirtualMachine) -> None:
         """Write what the guest reports, and acknowledge it."""

@@ -16,7 +16,7 @@ from soak.lab.apt import machine_mirror
 from soak.lab.cache import cache_directory
 from soak.lab.qemu import BINARY, MEMORY_MIB, PACKAGE, accelerators, find_qemu
 from soak.lab.request import SPACE_NEEDED
-from soak.lab.rundir import runs_directory
+from soak.rundir import runs_directory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
