@@ -80,9 +80,9 @@ def seen(process: LabProcess, detector: str) -> int:
 
 
 BLIND = """
-    import json, os, signal, sys
+    import os
+    os.dup2(1, 2)
     from pathlib import Path
-    from soak.abi.libc import LIBC
     from soak.config import parse_config
     from soak.detectors.leaks import RegionLeaks
     from soak.detectors.refusals import RefusalDetector
@@ -110,9 +110,19 @@ BLIND = """
         "leaks": {"sweep": 5},
         "canaries": {"every": 600},
     }, "script")
-    Path("/run/soak").mkdir()
-    run_soak(soak, Places("blind", Path("/run/soak/ledger"), Path("/run/soak/journal"), False))
-    print(Path("/run/soak/journal").read_text(), flush=True)
+    home = Path("/run/soak")
+    home.mkdir()
+    run_soak(
+        soak,
+        Places(
+            run_id="blind",
+            ledger=home / "ledger",
+            journal=home / "journal",
+            control=home,
+            in_lab=False,
+        ),
+    )
+    print((home / "journal").read_text(), flush=True)
 """
 
 
