@@ -24,7 +24,8 @@ ROUNDS = 2
 
 def config(directory: Path) -> str:
     path = directory / "soak.toml"
-    path.write_text('[canaries]\nevery = "15s"\n')
+    # So often that sweeps come while a truncate of a canary waits for its page.
+    path.write_text('[canaries]\nevery = "15s"\n[leaks]\nsweep = "2s"\n')
     return str(path)
 
 
