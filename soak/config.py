@@ -26,6 +26,7 @@ _SIZE_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SIZE = re.compile(r"(\d+)([KMGT]?)(?:i?B)?")
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,31}")
 _MAX_WORKERS = 64
+_ALIGNMENTS = (1 << 12, 1 << 21, 1 << 30)
 _MAX_DURATION_SECONDS = 366 * 86400.0
 _MAX_SEED = 2**63 - 1
 _MAX_SIZE = 2**63 - 1
@@ -66,6 +67,21 @@ def parse_size(value: object) -> int:
         size = int(match[1]) * _SIZE_UNITS[match[2]]
     if not 0 < size <= _MAX_SIZE:
         raise ValueError('a size in bytes or such as "512M" or "4G"')
+    return size
+
+
+def parse_alignment(value: object) -> int:
+    """Return bytes from `"4K"`, `"2M"` or `"1G"`: the page sizes of x86-64.
+
+    Raises:
+        ValueError: it is none of them.
+    """
+    try:
+        size = parse_size(value)
+    except ValueError:
+        size = 0
+    if size not in _ALIGNMENTS:
+        raise ValueError('"4K", "2M" or "1G"')
     return size
 
 
@@ -148,6 +164,11 @@ class RegionSection:
         _text, "device file (device-dax) or directory on a DAX file system (fs-dax)", ""
     )
     size: int = _key(parse_size, "bytes to use; the whole device where it is not given", 0)
+    alignment: int = _key(
+        parse_alignment,
+        "of device-dax: what the device must have (the lab makes it so): 4K, 2M or 1G",
+        0,
+    )
 
 
 @dataclass(frozen=True)

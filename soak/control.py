@@ -27,6 +27,10 @@ WORDS: Final = (PAUSE, CONTINUE, STOP)
 
 _MESSAGE_BYTES: Final = 4096
 _PATIENCE_SECONDS: Final = 5.0
+# Coming to rest may take as long as a worker's longest call, ending as long as a last sweep.
+_ANSWER_SECONDS: Final = 60.0
+_END_SECONDS: Final = 180.0
+_POLL_SECONDS: Final = 0.1
 _BACKLOG: Final = 8
 _MOST_WAITING: Final = 8
 
@@ -131,6 +135,26 @@ class Question:
         self._socket.settimeout(seconds)
         with contextlib.closing(self._socket):
             return self._socket.recv(_MESSAGE_BYTES).decode()
+
+
+def say(directory: Path, word: str) -> str:
+    """Say a word and return what became of it; after `stop`, when the soak has ended.
+
+    Raises:
+        UsageError: no soak is running there, it does not answer, or it does not end.
+    """
+    answer = ask(directory, word, _ANSWER_SECONDS)
+    if word == STOP:
+        deadline = time.monotonic() + _END_SECONDS
+        while (directory / SOCKET_NAME).exists():
+            if time.monotonic() > deadline:
+                raise UsageError(
+                    f"The soak in {directory} is stopping for {_END_SECONDS:g} s already: 'dax-soak "
+                    f"top' shows what it is doing."
+                )
+            time.sleep(_POLL_SECONDS)
+        return "stopped"
+    return answer
 
 
 def ask(directory: Path, word: str, seconds: float) -> str:

@@ -58,6 +58,7 @@ KEYS = [
 ]
 # What each key expects to find, as its sentence says it.
 EXPECTED = {
+    "alignment": '"4K", "2M" or "1G"',
     "duration": "a duration such as",
     "seed": "a whole number from 0",
     "name": "a name of up to 32",

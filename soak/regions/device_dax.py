@@ -47,6 +47,12 @@ class DeviceDaxRegion:
             )
         whole = int((attributes / "size").read_text())
         alignment = int((attributes / "align").read_text())
+        if section.alignment not in {0, alignment}:
+            raise UsageError(
+                f"The region {section.name!r} should be aligned to {section.alignment} bytes, and "
+                f"{path} is to {alignment}: make the namespace with 'ndctl create-namespace "
+                f"--mode=devdax --align={section.alignment}', or leave the alignment out."
+            )
         size = section.size or whole
         if size > whole or size % alignment:
             raise UsageError(
