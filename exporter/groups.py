@@ -247,6 +247,19 @@ def _harness(snapshot: Snapshot) -> Iterator[Metric]:
         "detector_duration_seconds",
         {(name,): row["duration_ns"] / NANOSECONDS for name, row in detectors.items()},
     )
+    canaries = snapshot.supervisor.named_rows("canaries")
+    yield plain(
+        "canaries_total",
+        {
+            (name, result): row[result]
+            for name, row in canaries.items()
+            for result in ("seen", "missed")
+        },
+    )
+    yield plain(
+        "last_canary_timestamp_seconds",
+        {(name,): snapshot.epoch_seconds(row["seen_ns"]) for name, row in canaries.items()},
+    )
     jobs = snapshot.supervisor.named_rows("jobs")
     yield plain(
         "job_lateness_seconds",

@@ -141,6 +141,15 @@ def _paths(value: object) -> tuple[str, ...]:
     return tuple(value)
 
 
+def _interval(value: object) -> float:
+    if value is False or (value == 0 and not isinstance(value, bool)) or value == "0":
+        return 0.0
+    try:
+        return parse_duration(value)
+    except ValueError as error:
+        raise ValueError(f"{error}, or 0 for never") from None
+
+
 def _key(
     parse: Callable[[object], Any],
     meaning: str,
@@ -221,6 +230,16 @@ class StallSection:
 
 
 @dataclass(frozen=True)
+class CanariesSection:
+    """[canaries]."""
+
+    every: float = _key(
+        _interval, "time between two faults of each kind that the soak makes itself; 0 or false: none",
+        600.0,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
 class LimitsSection:
     """[limits]."""
 
@@ -251,6 +270,7 @@ class Config:
     workload: WorkloadSection = field(default_factory=WorkloadSection)
     stall: StallSection = field(default_factory=StallSection)
     leaks: LeaksSection = field(default_factory=LeaksSection)
+    canaries: CanariesSection = field(default_factory=CanariesSection)
     limits: LimitsSection = field(default_factory=LimitsSection)
     known_issues: Mapping[str, bool] = field(default_factory=dict)
 
@@ -262,6 +282,7 @@ class Config:
             "workload": _plain(self.workload),
             "stall": _plain(self.stall),
             "leaks": _plain(self.leaks),
+            "canaries": _plain(self.canaries),
             "limits": _plain(self.limits),
             "known-issues": dict(self.known_issues),
             "region": [_plain(region) for region in self.regions],
@@ -274,12 +295,13 @@ _SECTIONS: Mapping[str, type[Any]] = {
     "workload": WorkloadSection,
     "stall": StallSection,
     "leaks": LeaksSection,
+    "canaries": CanariesSection,
     "limits": LimitsSection,
 }
 _KNOWN_ISSUES, _REGION = "known-issues", "region"
 # Keys of which 0 says something else than leaving them out.
 _MEANT_ZEROS = frozenset(
-    ("seed", "mappers", "invalidators", "holders", "trials", "wedged-workers", "recycle")
+    ("seed", "mappers", "invalidators", "holders", "trials", "wedged-workers", "recycle", "every")
 )
 
 

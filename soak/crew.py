@@ -234,6 +234,7 @@ class Crew:
                 # A worker inherits nothing: a copy of a pipe's end would keep a pin.
                 os.closerange(_FIRST_OWN_DESCRIPTOR, _LAST_DESCRIPTOR)
                 signal.pthread_sigmask(signal.SIG_SETMASK, set())
+                os.setpriority(os.PRIO_PROCESS, 0, 0)
                 run_worker(
                     block, self._pause, plan.choices(incarnation), member.make_operator,
                     member.columns,
@@ -269,7 +270,7 @@ class Crew:
             if cell.operation is Operation.MAP:
                 self.uncertain[flight["region"]] += flight["length"] // PAGE_SIZE
         if member.plan.role is Role.HOLDER:
-            _end_hold(block)
+            end_hold(block)
         mapped, unmapped = block.view("pages_mapped"), block.view("pages_unmapped")
         for position, pages in enumerate(mapped):
             unmapped[position] = pages
@@ -283,7 +284,7 @@ def _is_dead(pid: int) -> bool:
     return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
-def _end_hold(block: BlockWriter) -> None:
+def end_hold(block: BlockWriter) -> None:
     """Note that a holder's last pin ended with its process, at some moment before now."""
     begun, width = block.get("holds_begun"), len(HOLD_COLUMNS)
     if begun:

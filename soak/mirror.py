@@ -10,7 +10,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from soak.ledger import Ledger
-from soak.schema import SUPERVISOR, WORKER
+from soak.schema import CANARY, SUPERVISOR, WORKER
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,7 +28,7 @@ class Mirror:
         self._far = far
 
     def copy(self) -> None:
-        self._far.copy_from(self._near, {SUPERVISOR, WORKER})
+        self._far.copy_from(self._near, {SUPERVISOR, WORKER, CANARY})
 
 
 def place_ledger(shared: Path, local: Path, *, always: bool) -> tuple[Ledger, Mirror | None]:

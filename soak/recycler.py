@@ -48,10 +48,11 @@ class _Use:
 
     headroom: float
     taken: float = 0.0
+    expected: float = 1.0
 
 
 class Recycler:
-    """Looks after each sweep, while the workers rest, whether a region must be recycled."""
+    """Foresees which region will be short of head-room, and recycles it in time."""
 
     def __init__(
         self,
@@ -79,25 +80,29 @@ class Recycler:
         self._uses = {name: _Use(1.0) for name in self._watches}
         self._told: set[str] = set()
 
-    def look(self) -> str | None:
-        """Recycle what will be short of head-room by the next sweep; return why the run must end.
-
-        The workers rest, and all that they did has been swept.
-        """
-        for name, (watch, region) in self._watches.items():
-            use, now = self._uses[name], self._headroom(name)
+    def due(self) -> list[str]:
+        """Return the regions that will be short of head-room by the next time, at this slope."""
+        names = []
+        for name, use in self._uses.items():
+            now = self._headroom(name)
             use.taken = max(use.headroom - now, 0.0)
             use.headroom = now
             # What the next interval takes may be twice what this one did.
-            if now - 2 * use.taken >= self._threshold:
-                continue
-            if region.recyclable and self._returns and self._threshold:
-                trouble = self._recycle(watch, region)
-                if trouble is not None:
-                    return trouble
-            elif now - 2 * use.taken < _LAST_HEADROOM:
-                return self._exhausted(region)
-        return None
+            use.expected = now - 2 * use.taken
+            recyclable = self._watches[name][1].recyclable and self._returns and self._threshold
+            if use.expected < (self._threshold if recyclable else _LAST_HEADROOM):
+                names.append(name)
+        return names
+
+    def recycle(self, name: str) -> str | None:
+        """Make the pages of a region new; return why that cannot be done.
+
+        The workers rest; those that have the region mapped are ended and started again.
+        """
+        watch, region = self._watches[name]
+        if region.recyclable and self._returns and self._threshold:
+            return self._recycle(watch, region)
+        return self._exhausted(region)
 
     def _headroom(self, name: str) -> float:
         position = self._block.index("headroom_ppm", name)

@@ -33,15 +33,27 @@ class Reporter:
         self._journal = journal
         self._gathered: dict[_Key, Finding] = {}
         self._written: dict[_Key, float] = {}
+        self._canaries: list[Finding] = []
 
     def report(self, finding: Finding) -> None:
-        """Take a violation in: it is written now, or by a `flush` that comes soon."""
+        """Take a violation in: it is written now, or by a `flush` that comes soon.
+
+        What the soak broke itself is no violation: it waits for `take_canaries`.
+        """
+        if finding.canary:
+            self._canaries.append(finding)
+            return
         key = _key(finding)
         before = self._gathered.get(key)
         if before is not None:
             finding = replace(finding, count=finding.count + before.count)
         self._gathered[key] = finding
         self.flush(REPORT_SECONDS)
+
+    def take_canaries(self) -> list[Finding]:
+        """Return the canaries that detectors have found since the last call."""
+        found, self._canaries = self._canaries, []
+        return found
 
     @property
     def idle(self) -> bool:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from soak.abi.btf import BtfError
 from soak.abi.procfs import boot_id, kernel_release
+from soak.canaries import Canaries
+from soak.canary_kinds import make_canaries
 from soak.clock import SoakClock
 from soak.control import ControlSocket
 from soak.crash_log import pick_up
@@ -33,11 +34,20 @@ from soak.recycler import Recycler
 from soak.regions import FsDaxRegion, open_region
 from soak.regions.fs_dax import first_files
 from soak.reporter import Reporter
-from soak.schema import ACCOUNT_COLUMNS, SUPERVISOR, account_field, judged_field
+from soak.schema import (
+    ACCOUNT_COLUMNS,
+    CANARY_HOLDER,
+    CANARY_INVALIDATOR,
+    CANARY_REFUSED,
+    SUPERVISOR,
+    account_field,
+    judged_field,
+)
 from soak.stall_watch import StallWatch
+from soak.summary import Summary
 from soak.supervisor import Supervisor
 from soak.sweeper import Sweeper, totals
-from soak.vocabulary import Role
+from soak.vocabulary import RegionKind, Role
 from soak.workload.holder import Holder
 from soak.workload.invalidator import Invalidator
 from soak.workload.mapper import Mapper
@@ -95,8 +105,6 @@ def run_soak(config: Config, places: Places) -> None:
     Raises:
         UsageError: the configuration does not fit this machine, or the ledger is of another run.
     """
-    os.environ["TZ"] = "UTC"  # schedule reckons in local time, which summer time makes jump
-    time.tzset()
     regions = [open_region(section) for section in config.regions]
     plan = make_plan(config, regions)
     functions = _functions(config)
@@ -117,6 +125,22 @@ def run_soak(config: Config, places: Places) -> None:
         control = stack.enter_context(ControlSocket(places.control))
         reporter = Reporter(block, journal)
         clock = SoakClock()
+        refused = ledger.block(CANARY_REFUSED)
+        canaries = Canaries(
+            block,
+            journal,
+            reporter,
+            make_canaries(
+                regions,
+                ledger.block,
+                clock,
+                release,
+                function=functions[0] if functions else None,
+                threshold=config.stall.threshold,
+                swept=[watch.region.name for watch in leaks],
+            ),
+            every=config.canaries.every,
+        )
         known_issues = frozenset(
             issue.name
             for issue in KNOWN_ISSUES
@@ -131,6 +155,7 @@ def run_soak(config: Config, places: Places) -> None:
             crew,
             probe_function=functions[0] if functions else None,
             known_issues=known_issues,
+            canaries=[ledger.block(CANARY_HOLDER)],
         )
         recycler = Recycler(
             block, journal, crew, sweeper, leaks, threshold=config.leaks.recycle, release=release
@@ -141,9 +166,13 @@ def run_soak(config: Config, places: Places) -> None:
             journal=journal,
             reporter=reporter,
             refusals=RefusalDetector(
-                [member.block for member in crew.members],
+                [*(member.block for member in crew.members), refused],
                 release,
-                [block.view(judged_field(member.plan.name)) for member in crew.members],
+                [
+                    *(block.view(judged_field(member.plan.name)) for member in crew.members),
+                    # What a canary has shown before is of no account now.
+                    memoryview(bytearray(bytes(refused.view("counts")))).cast("Q"),
+                ],
             ),
             stalls=StallWatch(
                 block,
@@ -151,7 +180,7 @@ def run_soak(config: Config, places: Places) -> None:
                 reporter,
                 crew,
                 detector=_stall_detector(
-                    plan, crew, clock, release, _read_before(crew, block, past)
+                    plan, crew, ledger, clock, release, read=_read_before(crew, block, past)
                 ),
                 clock=clock,
                 probe_directory=_probe_directory(regions),
@@ -160,11 +189,13 @@ def run_soak(config: Config, places: Places) -> None:
             ),
             sweeper=sweeper,
             recycler=recycler,
+            canaries=canaries,
+            summary=Summary(block, journal, [member.block for member in crew.members]),
             clock=clock,
             duration=config.run.duration,
             sweep_interval=config.leaks.sweep,
             most_wedged=config.limits.wedged_workers,
-            run=_run_facts(plan, places),
+            run={**_run_facts(plan, places), "canaries": canaries.detectors},
             mirror=mirror,
             control=control,
         )
@@ -264,8 +295,10 @@ def _read_before(crew: Crew, block: BlockWriter, past: Past) -> dict[str, tuple[
 def _stall_detector(
     plan: RunPlan,
     crew: Crew,
+    ledger: Ledger,
     clock: SoakClock,
     release: Release,
+    *,
     read: Mapping[str, tuple[int, int]],
 ) -> StallDetector:
     workers = {
@@ -276,6 +309,15 @@ def _stall_detector(
         )
         for member in crew.members
     }
+    files = tuple(region.name for region in plan.regions if region.kind is RegionKind.FS_DAX)
+    holder, invalidator = ledger.block(CANARY_HOLDER), ledger.block(CANARY_INVALIDATOR)
+    workers[CANARY_HOLDER] = (Role.HOLDER, holder, files)
+    workers[CANARY_INVALIDATOR] = (Role.INVALIDATOR, invalidator, files)
+    # What canaries have shown before is of no account now.
+    before = {
+        CANARY_HOLDER: (0, holder.get("holds_begun")),
+        CANARY_INVALIDATOR: (invalidator.get("ended"), 0),
+    }
     bounds = plan.config.stall
     return StallDetector(
         workers,
@@ -283,7 +325,7 @@ def _stall_detector(
         release,
         late_ns=int(bounds.late * 1e9),
         stall_ns=int(bounds.threshold * 1e9),
-        read=read,
+        read={**read, **before},
     )
 
 

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 SUPERVISOR: Final = "supervisor"
 HOST: Final = "host"
 WORKER: Final = "worker"
+# A block of the faults that the soak makes itself: read by detectors, part of no account.
+CANARY: Final = "canary"
 NO_KNOWN_ISSUE: Final = "none"
 
 # Upper bounds of the duration histogram, in nanoseconds: four to the octave, as a Prometheus native
@@ -75,7 +77,13 @@ STALL_COLUMNS: Final = ("stalls", "stalled", "stalled_ns")
 RUN_WORD: Final = 0
 STOP_WORD: Final = (1 << 64) - 1
 
-JOBS: Final = ("sweep", "sample", "counters")
+JOBS: Final = ("sweep", "sample", "counters", "canary", "summary", "recycle")
+# What became of the faults that the soak made itself; `seen_ns` is when one was last seen.
+CANARY_COLUMNS: Final = ("seen", "missed", "seen_ns")
+# Their blocks: whose operation fails, who waits, and for whose pin.
+CANARY_REFUSED, CANARY_INVALIDATOR, CANARY_HOLDER = (
+    *("canary-refused", "canary-invalidator", "canary-holder"),
+)
 _TEXT_WORDS = 32
 
 
@@ -133,16 +141,22 @@ def leak_columns(known_issues: Sequence[str]) -> tuple[str, ...]:
 
 
 def worker_block(
-    name: str, role: Role, cells: Sequence[Cell], regions: Sequence[str], files: int
+    name: str,
+    role: Role,
+    cells: Sequence[Cell],
+    regions: Sequence[str],
+    files: int,
+    *,
+    kind: str = WORKER,
 ) -> Block:
     """Describe the block of one worker, which only that worker writes.
 
-    `files` counts the files of all fs-dax regions.
+    `files` counts the files of all fs-dax regions. Who plays a worker in a canary has another `kind`.
     """
     labels = tuple(cell.label for cell in cells)
     return _block(
         name,
-        WORKER,
+        kind,
         {"role": role},
         Field("pid"),
         Field("incarnation"),
@@ -173,6 +187,21 @@ def worker_block(
 
 def _hold_fields() -> tuple[Field, ...]:
     return (Field("holds_begun"), Field("holds", (HOLDS_LENGTH, HOLD_COLUMNS)))
+
+
+def canary_blocks(regions: Sequence[str]) -> list[Block]:
+    """Describe the blocks of canaries, which look to a detector as those of workers do."""
+    hold = Cell(Operation.HOLD, RegionKind.FS_DAX, Interface.VMSPLICE)
+    truncate = Cell(Operation.TRUNCATE_ZERO, RegionKind.FS_DAX, Interface.NONE)
+    maps = [Cell(Operation.MAP, kind, Interface.VFIO_TYPE1) for kind in RegionKind]
+    return [
+        worker_block(name, role, cells, regions, 0, kind=CANARY)
+        for name, role, cells in (
+            (CANARY_REFUSED, Role.MAPPER, [*maps, hold]),
+            (CANARY_INVALIDATOR, Role.INVALIDATOR, [truncate]),
+            (CANARY_HOLDER, Role.HOLDER, [hold]),
+        )
+    ]
 
 
 def supervisor_block(
@@ -230,6 +259,7 @@ def supervisor_block(
         Field("sweep_duration_ns", (tuple(regions),)),
         Field("last_sweep_ns", (tuple(regions),)),
         Field("detectors", (tuple(Detector), ("success", "runs", "duration_ns"))),
+        Field("canaries", (tuple(Detector), CANARY_COLUMNS)),
         Field("restarts", (workers,)),
         Field("wedged", (workers,)),
         Field("dead", (workers,)),
@@ -278,6 +308,7 @@ def soak_layout(
     if lab:
         blocks.append(host_block())
     blocks += [worker_block(name, role, cells, regions, files) for name, role, cells in workers]
+    blocks += canary_blocks(regions)
     return Layout.of(blocks, {**run, "bucket_bounds_ns": list(BUCKET_BOUNDS_NS)})
 
 

@@ -6,16 +6,16 @@ measures time uses the monotonic clock.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
-from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
-import schedule
-
 from soak.abi.procfs import boot_id, foll_pins, kernel_release, locked_and_pinned_bytes, taint
+from soak.canaries import FIRST_SECONDS
 from soak.control import CONTINUE, PAUSE, STOP, WORDS
+from soak.jobs import Jobs
 from soak.journal import Level
 from soak.reporter import REPORT_SECONDS
 from soak.sweeper import FULL_HEADROOM_PPM
@@ -23,8 +23,9 @@ from soak.tally import completed_operations
 from soak.vocabulary import Detector, RunState, VerdictWord
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
+    from soak.canaries import Canaries
     from soak.clock import SoakClock
     from soak.control import ControlSocket
     from soak.crew import Crew, Death
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from soak.recycler import Recycler
     from soak.reporter import Reporter
     from soak.stall_watch import StallWatch
+    from soak.summary import Summary
     from soak.sweeper import Sweeper
 
 BEAT_SECONDS: Final = 0.1
@@ -43,6 +45,7 @@ _SAMPLE_SECONDS: Final = 10.0
 _COUNTERS_SECONDS: Final = 5.0
 _BARRIER_SECONDS: Final = 30.0
 _COMMIT_SECONDS: Final = 1.0
+_NICENESS: Final = -10
 _STOP_SECONDS: Final = 30.0
 _ENDING: Final = (signal.SIGTERM, signal.SIGINT)
 
@@ -61,6 +64,8 @@ class Supervisor:
         stalls: StallWatch,
         sweeper: Sweeper,
         recycler: Recycler,
+        canaries: Canaries,
+        summary: Summary,
         clock: SoakClock,
         duration: float,
         sweep_interval: float,
@@ -78,6 +83,8 @@ class Supervisor:
         self._sweeper = sweeper
         self._recycler = recycler
         self._must_end: str | None = None
+        self._canaries = canaries
+        self._summary = summary
         self._clock = clock
         self._duration = duration
         self._sweep_interval = sweep_interval
@@ -88,7 +95,7 @@ class Supervisor:
         self._mirror = mirror
         self._control = control
         self._paused = False
-        self._jobs = schedule.Scheduler()
+        self._jobs = Jobs(block, journal)
         self._failures: set[str] = set()
         self._running = block.block.fields["state"].values.index(RunState.RUNNING)
         self._beaten = 0
@@ -97,6 +104,8 @@ class Supervisor:
         """Soak until the time is over or a signal says stop."""
         # From here on these signals are waited for, never handled in the middle of something.
         signal.pthread_sigmask(signal.SIG_BLOCK, {*_ENDING, signal.SIGCHLD})
+        # The workers never sleep: on two processors the scheduler would starve the one that watches.
+        os.setpriority(os.PRIO_PROCESS, 0, _NICENESS)
         self._begin()
         try:
             self._guarded(Detector.LEAKS, self._sweeper.probe)
@@ -107,10 +116,12 @@ class Supervisor:
             why = self._soak()
         finally:
             self._end_workers()
+            self._canaries.stop()
         self._guarded(Detector.REFUSALS, self._look_for_refusals)
         self._guarded(Detector.STALLS, self._stalls.look)
         self._guarded(Detector.LEAKS, self._sweeper.sweep)
         self._sample()
+        self._summary.write()
         self._journal.write("run.ended", why=why)
         self._block.set_word("state", RunState.ENDED)
         self._beat()
@@ -155,15 +166,22 @@ class Supervisor:
 
     def _soak(self) -> str:
         """Beat until the end; return why it came."""
-        self._schedule("sweep", self._sweep_interval, self._sweep_between)
-        self._schedule("sample", _SAMPLE_SECONDS, self._sample)
-        self._schedule("counters", _COUNTERS_SECONDS, self._read_counters)
+        self._jobs.every("sweep", self._sweep_interval, self._sweep_between)
+        self._jobs.every("recycle", self._sweep_interval, self._recycle)
+        self._jobs.every("sample", _SAMPLE_SECONDS, self._sample)
+        self._jobs.every("counters", _COUNTERS_SECONDS, self._read_counters)
+        soaked = self._block.get("soaked_ns") / 1e9
+        self._jobs.daily("summary", self._summary.write, passed=soaked)
+        if self._canaries.every:
+            soon = min(FIRST_SECONDS, self._duration / 4, self._canaries.every)
+            self._jobs.every("canary", self._canaries.every, self._canaries.begin_round, first=soon)
         while self._left_ns() > 0:
             self._beat()
             self._look_for_stalls()
             for death in self._crew.reap():
                 self._report_death(death)
             self._guarded(Detector.REFUSALS, self._look_for_refusals)
+            self._canaries.look()
             if not self._paused:
                 self._jobs.run_pending()
             if self._must_end is not None:
@@ -235,30 +253,6 @@ class Supervisor:
         self._block.set("journal_errors", self._journal.errors)
         if self._mirror is not None:
             self._mirror.copy()
-
-    def _schedule(self, name: str, seconds: float, work: Callable[[], None]) -> None:
-        """Have a coarse job done again and again.
-
-        A job that raised would be tried at every poll and starve those behind it, so nothing may.
-        """
-
-        def run() -> None:
-            due = job.next_run
-            if due is not None:
-                # schedule reckons in naive local time, which is UTC in this process.
-                late = max((datetime.now() - due).total_seconds(), 0.0)  # noqa: DTZ005 - the same
-                self._block.set_at("jobs", int(late * 1e9), name, "lateness_ns")
-            self._block.add_at("jobs", 1, name, "runs")
-            try:
-                work()
-            except Exception as error:  # noqa: BLE001 - whatever it was, the run goes on and says so
-                self._block.add_at("jobs", 1, name, "failures")
-                self._journal.write(
-                    "job.failed", Level.ERROR, job=name, summary=f"the job {name} failed: {error!r}"
-                )
-
-        job = self._jobs.every(max(round(seconds), 1)).seconds
-        job.do(run)
 
     def _guarded(self, detector: Detector, work: Callable[[], None]) -> None:
         """Run a detector; when it raises, its blindness is a fact of the run, not the run's end."""
@@ -338,15 +332,29 @@ class Supervisor:
 
     def _sweep_between(self) -> None:
         """Sweep while the workers rest between two operations."""
-        try:
-            late = self._crew.pause(_BARRIER_SECONDS, self._watch)
-            for worker in late:
-                self._stalls.free(self._crew.member(worker))
+        with self._at_rest() as late:
             if late:
                 self._fail(Detector.LEAKS, f"no sweep: {', '.join(late)} did not come to rest")
             else:
                 self._guarded(Detector.LEAKS, self._sweeper.sweep)
-                self._must_end = self._recycler.look()
+                self._canaries.at_rest(self._sweeper.differences)
+
+    def _recycle(self) -> None:
+        """Recycle what will be short of head-room. A canary that holds a page has its turn first."""
+        if self._canaries.busy or not (due := self._recycler.due()):
+            return
+        with self._at_rest() as late:
+            for name in due if not late else ():
+                self._must_end = self._must_end or self._recycler.recycle(name)
+
+    @contextlib.contextmanager
+    def _at_rest(self) -> Iterator[list[str]]:
+        """Have the workers rest meanwhile; give those that do not come to it, which are freed."""
+        try:
+            late = self._crew.pause(_BARRIER_SECONDS, self._watch)
+            for worker in late:
+                self._stalls.free(self._crew.member(worker))
+            yield late
         finally:
             self._crew.resume()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Final
 
 from soak.abi.procfs import kernel_release
@@ -52,13 +52,16 @@ class Sweeper:
         *,
         probe_function: str | None,
         known_issues: frozenset[str],
+        canaries: Sequence[BlockWriter] = (),
     ) -> None:
+        """Take the blocks of `canaries` whose pins, as those of workers, are in the books."""
         self._block = block
         self._journal = journal
         self._reporter = reporter
         self._watches = watches
         self._crew = crew
         self._members = crew.members
+        self._canaries = canaries
         self._probe_function = probe_function
         self._known_issues = known_issues
         names = [watch.region.name for watch in watches]
@@ -114,6 +117,19 @@ class Sweeper:
         for watch in self._watches:
             self._sweep(watch)
 
+    def differences(self) -> dict[str, int] | None:
+        """Measure each region as a sweep does and return what is unexplained; nothing is noted.
+
+        Return None where a worker died meanwhile, and what it held went with it.
+        """
+        found = {
+            watch.region.name: watch.measure(
+                replace(self._held(*self._position(watch)), uncertain=0)
+            ).difference
+            for watch in self._watches
+        }
+        return None if self._crew.lost_one() else found
+
     def counts(self) -> dict[str, int]:
         """Return how often each region was swept."""
         return {
@@ -144,7 +160,10 @@ class Sweeper:
     def _held(self, region: int) -> Held:
         mapped = sum(member.block.get("pages_mapped", region) for member in self._members)
         unmapped = sum(member.block.get("pages_unmapped", region) for member in self._members)
-        return Held(live=mapped - unmapped, given_back=unmapped, uncertain=self._uncertain[region])
+        live = mapped - unmapped
+        for block in self._canaries:
+            live += block.get("pages_mapped", region) - block.get("pages_unmapped", region)
+        return Held(live=live, given_back=unmapped, uncertain=self._uncertain[region])
 
     def _settle(self, watch: RegionLeaks, held: Held, measured: Measurement) -> None:
         """Note what the maps of killed workers turned out to have pinned."""

@@ -115,6 +115,9 @@ class Judge:
     _completed: Counter[str] = field(default_factory=Counter)
     _journal_errors: int = 0
     _sweeps: Counter[str] = field(default_factory=Counter)
+    # How many canaries of each detector were made, and seen.
+    _made: Counter[str] = field(default_factory=Counter)
+    _seen: Counter[str] = field(default_factory=Counter)
 
     def see(self, event: Mapping[str, Any]) -> None:
         """Take in one line of the journal."""
@@ -150,6 +153,10 @@ class Judge:
             seed=self._run.get("seed", 0),
             violations=tuple(self._violations.values()),
             coverage=coverage,
+            canaries=tuple(
+                {"detector": detector, "made": self._made[detector], "seen": self._seen[detector]}
+                for detector in dict.fromkeys((*self._run.get("canaries", ()), *self._made))
+            ),
         )
 
     def _coverage(self) -> Iterable[Coverage]:
@@ -174,6 +181,9 @@ class Judge:
         for region in self._run.get("swept", []):
             if not self._sweeps[region]:
                 yield f"the pages of region {region} were never swept"
+        for detector in self._run.get("canaries", []):
+            if not self._made[detector]:
+                yield f"no fault was made to see whether the detector {detector} finds it"
 
     def _passed(self) -> str:
         known = {entry.known_issue for entry in self._violations.values() if entry.known_issue}
@@ -221,6 +231,14 @@ class Judge:
     def _trouble(self, event: Mapping[str, Any]) -> None:
         self._troubles.setdefault(event["summary"], event["seq"])
 
+    def _canary_seen(self, event: Mapping[str, Any]) -> None:
+        self._made[event["detector"]] += 1
+        self._seen[event["detector"]] += 1
+
+    def _canary_missed(self, event: Mapping[str, Any]) -> None:
+        self._made[event["detector"]] += 1
+        self._trouble(event)
+
     def _sample(self, event: Mapping[str, Any]) -> None:
         self._completed = Counter(event["completed"])
         self._journal_errors = event.get("journal_errors", 0)
@@ -234,6 +252,8 @@ _HANDLERS: Final = {
     "machine.booted": Judge._machine_booted,  # noqa: SLF001
     "violation.found": Judge._violation,  # noqa: SLF001
     "sample.taken": Judge._sample,  # noqa: SLF001
+    "canary.seen": Judge._canary_seen,  # noqa: SLF001
+    "canary.missed": Judge._canary_missed,  # noqa: SLF001
     "detector.failed": Judge._trouble,  # noqa: SLF001
     "job.failed": Judge._trouble,  # noqa: SLF001
     "limit.reached": Judge._trouble,  # noqa: SLF001

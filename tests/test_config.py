@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from soak.config import (
+    CanariesSection,
     Config,
     LeaksSection,
     LimitsSection,
@@ -47,6 +48,7 @@ SECTIONS: dict[str, Any] = {
     "stall": StallSection,
     "leaks": LeaksSection,
     "limits": LimitsSection,
+    "canaries": CanariesSection,
 }
 # Every key, by the section it stands in.
 KEYS = [
@@ -77,6 +79,7 @@ EXPECTED = {
     "threshold": "a duration such as",
     "wedged-workers": "a whole number from 0 to 64",
     "sweep": "a duration such as",
+    "every": "a duration such as",
 }
 WRONG: tuple[Any, ...] = (
     *(True, -1, 1.5e300, float("nan"), 10**400, "", "ä?", [7], ["x"]),
@@ -114,6 +117,7 @@ configs = st.builds(
     | st.builds(WorkloadSection, names, *[st.integers(0, 64)] * 4),
     st.builds(StallSection, st.floats(0.001, 1.0), st.floats(1.5, YEAR)),
     st.builds(LeaksSection, seconds.map(float)),
+    st.builds(CanariesSection, st.just(0.0) | seconds.map(float)),
     st.builds(LimitsSection, st.integers(0, 64)),
     st.dictionaries(names, st.booleans(), max_size=3),
 )
@@ -332,3 +336,15 @@ def test_a_threshold_that_is_no_longer_than_what_is_late_is_refused() -> None:
 def test_devices_of_one_kind_only_are_refused(key: str) -> None:
     sentence = refusal(lambda: parse_config({"workload": {key: ["/dev/ram0"]}}, SOURCE))
     assert "workload.slow-devices and workload.fast-devices go together" in sentence
+
+
+@pytest.mark.parametrize("off", [0, 0.0, "0", False])
+def test_canaries_can_be_turned_off(off: object) -> None:
+    assert parse_config({"canaries": {"every": off}}, SOURCE).canaries.every == 0
+
+
+def test_canaries_have_an_interval() -> None:
+    assert Config().canaries.every == 600
+    assert parse_config({"canaries": {"every": "90s"}}, SOURCE).canaries.every == 90
+    sentence = refusal(lambda: parse_config({"canaries": {"every": True}}, SOURCE))
+    assert "or 0 for never" in sentence

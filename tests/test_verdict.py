@@ -372,3 +372,48 @@ def test_a_report_fits_a_terminal(events: list[Event]) -> None:
     report = text_report(judge(lines(events)), Path("/run"))
     assert all(len(line) < 80 for line in report.splitlines())
     assert report.startswith(f"verdict   {word(events).upper()}\n")
+
+
+def canary(word: str, detector: str = "leaks") -> Event:
+    return f"canary.{word}", {
+        "detector": detector,
+        "made": "a pin",
+        "summary": f"blind: {detector}",
+    }
+
+
+def with_canaries(*events: Event) -> list[Event]:
+    started = (STARTED[0], {**STARTED[1], "canaries": ["leaks", "stalls"]})
+    return [BOOTED, started, *events, sample(), ENDED]
+
+
+def test_canaries_that_were_seen_are_counted_and_pass() -> None:
+    seen = [canary("seen"), canary("seen"), canary("seen", "stalls")]
+    verdict = judge(lines(with_canaries(*seen)))
+    assert verdict.verdict is VerdictWord.PASS
+    assert json.loads(verdict.to_json())["canaries"] == [
+        {"detector": "leaks", "made": 2, "seen": 2},
+        {"detector": "stalls", "made": 1, "seen": 1},
+    ]
+    assert "canaries  detector leaks: 2 of 2 seen" in text_report(verdict, Path("run"))
+
+
+def test_a_canary_that_was_missed_makes_it_unknown() -> None:
+    events = with_canaries(canary("seen"), canary("missed"), canary("seen", "stalls"))
+    verdict = judge(lines(events))
+    assert verdict.verdict is VerdictWord.UNKNOWN
+    assert verdict.reasons == ("blind: leaks",)
+    assert verdict.canaries[0] == {"detector": "leaks", "made": 2, "seen": 1}
+    assert judge(lines([*events[:-1], violation(), ENDED])).verdict is VerdictWord.FAIL
+
+
+def test_a_detector_without_any_canary_makes_it_unknown() -> None:
+    failed = ("canary.failed", {"detector": "stalls", "summary": "busy"})
+    verdict = judge(lines(with_canaries(canary("seen"), failed)))
+    assert verdict.verdict is VerdictWord.UNKNOWN
+    assert verdict.reasons == ("no fault was made to see whether the detector stalls finds it",)
+    assert verdict.canaries[1] == {"detector": "stalls", "made": 0, "seen": 0}
+
+
+def test_a_run_that_makes_no_canaries_needs_none() -> None:
+    assert judge(lines(GOOD)).canaries == ()

@@ -87,7 +87,8 @@ class Held:
 class Measurement:
     """References that a region's pages carry beyond idle and beyond what is held, in pinned pages.
 
-    `reconciled` pages were left by workers that were killed in the middle of a map.
+    `reconciled` pages were left by workers that were killed in the middle of a map. `difference` is
+    what `unexplained` is made of: references, not pages, and negative where some are missing.
     """
 
     pages: int
@@ -96,6 +97,7 @@ class Measurement:
     predicted: int
     reconciled: int
     highest: int
+    difference: int
 
 
 class RegionLeaks:
@@ -187,6 +189,7 @@ class RegionLeaks:
             predicted=self._in_pages(predicted),
             reconciled=self._in_pages(reconciled),
             highest=highest,
+            difference=difference,
         )
 
     def _settle(self, references: int) -> None:

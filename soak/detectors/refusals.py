@@ -6,11 +6,13 @@ evidence. The workers know nothing of it.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from soak.detectors.finding import Finding
 from soak.expectations import expected
 from soak.schema import (
+    CANARY,
     COUNT_COLUMNS,
     DONE_COLUMN,
     FAILED_COLUMN,
@@ -74,7 +76,11 @@ class RefusalDetector:
                     )
                 ]
                 if row is not None:
-                    found += _judge(block, index, cell, row, new)
+                    canary = block.block.kind == CANARY
+                    found += (
+                        replace(finding, canary=canary)
+                        for finding in _judge(block, index, cell, row, new)
+                    )
             self._seen[number] = counts
         return found
 

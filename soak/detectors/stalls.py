@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from soak.expectations import expected
 from soak.schema import (
+    CANARY,
     HOLD_COLUMNS,
     HOLDS_LENGTH,
     RECORDER_COLUMNS,
@@ -63,7 +64,10 @@ class Hold:
 
 @dataclass(frozen=True)
 class Wait:
-    """An invalidation, ended or (`end` 0) in flight. `number` counts the operations of its worker."""
+    """An invalidation, ended or (`end` 0) in flight. `number` counts the operations of its worker.
+
+    `canary` says that it waits for a pin of which the ledger does not tell the truth, on purpose.
+    """
 
     worker: str
     number: int
@@ -73,6 +77,7 @@ class Wait:
     start: int
     end: int
     result: int
+    canary: bool = False
 
 
 @dataclass(frozen=True)
@@ -191,7 +196,11 @@ class StallDetector:
     def read(self) -> dict[str, tuple[int, int]]:
         """Return how many operations and holds of each worker were judged."""
         seen = {**self._invalidators, **self._holders}
-        return {name: (entry.ended, entry.holds) for name, entry in seen.items()}
+        return {
+            name: (entry.ended, entry.holds)
+            for name, entry in seen.items()
+            if entry.block.block.kind != CANARY
+        }
 
     def _is_known(self, wait: Wait) -> bool:
         return self._stalled.get(wait.worker) == wait.number
@@ -302,7 +311,7 @@ def _line(name: str, seen: _Seen, number: int) -> Wait | None:
         return None
     return Wait(
         name, number, operation, seen.regions[line["region"]], line["place"], line["start_ns"],
-        line["end_ns"], line["result"],
+        line["end_ns"], line["result"], seen.block.block.kind == CANARY,
     )  # fmt: skip
 
 

@@ -59,8 +59,9 @@ class FsDaxRegion:
         directory = parent / _DIRECTORY
         try:
             directory.mkdir(exist_ok=True)
-            for left in directory.glob("trial-*"):
-                left.unlink()
+            for pattern in ("trial-*", "canary-*"):
+                for left in directory.glob(pattern):
+                    left.unlink()
             region = cls(section.name, directory, size, _device_pages(section))
             region._fill()
         except OSError as error:
@@ -86,6 +87,10 @@ class FsDaxRegion:
         the next `generation` has another.
         """
         return self.directory / f"trial-{place:02}-{generation}"
+
+    def canary_path(self, name: str) -> Path:
+        """Return a file for a fault that the soak makes itself: none of the others."""
+        return self.directory / f"canary-{name}"
 
     def map(self) -> Mapping:
         """Map all files, one behind the other."""

@@ -42,6 +42,10 @@ def _lines(verdict: Verdict, directory: Path) -> Iterator[str]:
             f"{cell.attempts:>12,} {cell.required:>8,}"
         )
     yield ""
+    for canary in verdict.canaries:
+        yield (
+            f"canaries  detector {canary['detector']}: {canary['seen']:,} of {canary['made']:,} seen"
+        )
     yield f"journal   {directory / 'journal.jsonl'}"
     yield f"verdict   {directory / 'verdict.json'}"
     yield f"report    {directory / 'report.txt'}"
