@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from soak.lab.request import LabRequest
 
 _LEDGER_SIZE: Final = 1 << 20
-_BEAT_SECONDS: Final = 0.2
 _DRAIN_SECONDS: Final = 5.0
 _CONSOLE_LINES: Final = 30
 
@@ -89,9 +88,7 @@ async def _follow(vm: VirtualMachine, request: LabRequest) -> dict[str, Any]:
     tasks = [asyncio.create_task(_pass_on(vm)), asyncio.create_task(_listen(vm, told))]
     limit = request.boot_seconds + 2 * request.config.run.duration
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(limit):
-            while not vm.ended and protocol.FAILED not in told:
-                await asyncio.sleep(_BEAT_SECONDS)
+        await asyncio.wait_for(vm.wait(), limit)
     await asyncio.wait(tasks, timeout=_DRAIN_SECONDS)
     for task in tasks:
         task.cancel()
