@@ -27,7 +27,19 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-__all__ = ["FileJournal", "Journal", "Level", "PortJournal", "read_journal", "stamped"]
+__all__ = [
+    "OWN_EVENTS",
+    "FileJournal",
+    "Journal",
+    "Level",
+    "PortJournal",
+    "read_journal",
+    "stamped",
+]
+
+_HELD, _CAUGHT_UP, _GAP = "journal.held", "journal.caught-up", "journal.gap"
+# What the journal says of itself.
+OWN_EVENTS: Final = frozenset({_HELD, _CAUGHT_UP, _GAP})
 
 _CHUNK: Final = 65536
 _QUEUE_LINES: Final = 4096
@@ -205,7 +217,7 @@ class FileJournal:
         self._held_since = time.monotonic()
         self._waited = 0
         self._say(
-            "journal.held", Level.WARNING, error=error.strerror,
+            _HELD, Level.WARNING, error=error.strerror,
             summary=f"the journal cannot be written ({error.strerror}): its lines wait in memory",
         )  # fmt: skip
         return True
@@ -213,7 +225,7 @@ class FileJournal:
     def _catch_up(self, seconds: float) -> None:
         self._held_since = None
         self._say(
-            "journal.caught-up", Level.INFO, seconds=round(seconds, 3), lines=self._waited,
+            _CAUGHT_UP, Level.WARNING, seconds=round(seconds, 3), lines=self._waited,
             summary=f"the journal is written again, with {self._waited} lines that had to wait",
         )  # fmt: skip
 
@@ -224,7 +236,7 @@ class FileJournal:
             f"{count} of level {level}" for level, count in given_up.items() if count
         )
         self._say(
-            "journal.gap", worst, **gap,
+            _GAP, worst, **gap,
             summary=f"the journal gave up lines between {gap['first']} and {gap['last']}: {levels}",
         )  # fmt: skip
 

@@ -5,6 +5,8 @@ Nobody else writes it. A tool of the system may rename it, which the writer noti
 
 from __future__ import annotations
 
+import errno
+import math
 import os
 import re
 import time
@@ -89,19 +91,20 @@ class JournalFile:
         Raises:
             OSError: it was removed, and no new one can be made.
         """
-        self._looked = time.monotonic()
+        self._looked = -math.inf  # left without a file, each line looks again
         try:
             there = self._path.stat()
-            if (there.st_dev, there.st_ino) == self._identity:
-                return
-        except FileNotFoundError:
-            pass
-        try:
-            self._open()
+            moved = (there.st_dev, there.st_ino) != self._identity
         except OSError:
-            # Lines go on into the file under its new name, if it has one.
-            if os.fstat(self._file).st_nlink == 0:
-                raise
+            moved = True
+        if moved:
+            try:
+                self._open()
+            except OSError:
+                # Lines go on into the file under its new name, if it has one.
+                if os.fstat(self._file).st_nlink == 0:
+                    raise
+        self._looked = time.monotonic()
 
     def close(self) -> None:
         os.close(self._file)
@@ -156,11 +159,15 @@ class JournalFile:
 
     def _sync_directory(self) -> None:
         """Have the file's name on disk, without which a synced line is in a file that nobody finds."""
-        directory = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+            directory = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                os.fsync(directory)
+            finally:
+                os.close(directory)
+        except OSError as error:
+            # Some file systems do not know it of a directory (fsync(2)).
+            self.sync_errors += error.errno != errno.EINVAL
 
 
 class Reserve:

@@ -164,6 +164,10 @@ class Judge:
             yield Coverage(operation, region, interface, self._completed[label], required)
 
     def _gaps(self, coverage: Iterable[Coverage]) -> Iterable[str]:
+        if self._held:
+            yield "lines of the journal wait in memory for space on the disk"
+        if self._missing:
+            yield f"lines of the journal are missing: {_spans(self._missing)}"
         if not self._run:
             yield "no run was started"
             return
@@ -171,10 +175,6 @@ class Judge:
             yield "the run did not come to its end"
         if self._journal_errors:
             yield f"{self._journal_errors} lines of the journal could not be written"
-        if self._held:
-            yield "lines of the journal wait in memory for space on the disk"
-        if self._missing:
-            yield f"lines of the journal are missing: {_spans(self._missing)}"
         for cell in coverage:
             if cell.attempts < cell.required:
                 yield (
