@@ -13,11 +13,12 @@ import structlog
 
 from exporter.server import DEFAULT_LISTEN, parse_listen, serve
 from soak.errors import UsageError
-from soak.log import configure
+from soak.log import configure, log_crash
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+_CRASH_EXIT = 1
 _USAGE_EXIT = 2
 
 
@@ -38,6 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UsageError as error:
         print(error, file=sys.stderr)  # noqa: T201 - the sentence for the user
         return _USAGE_EXIT
+    except Exception as error:  # noqa: BLE001 - whatever it was, it is told
+        log_crash("exporter", error)
+        return _CRASH_EXIT
     return 0
 
 

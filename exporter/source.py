@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from soak.ledger import LedgerReader
+from soak.log import bind_log
 
 LEDGER_NAME: Final = "ledger"
 
@@ -36,6 +37,7 @@ class LedgerSource:
         identity = self._looked_up()
         self._reader = LedgerReader.open(Path(LEDGER_NAME), self._directory)
         self._identity = identity
+        bind_log(run=self._reader.layout.run.get("run_id"))
         return self._reader
 
     def close(self) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -16,6 +15,7 @@ from soak.control import CONTINUE, PAUSE, STOP
 from soak.errors import UsageError
 from soak.exit_codes import BISECT, PLAIN, is_bisecting
 from soak.verdict import EXIT_CODES
+from soak.vocabulary import VerdictWord
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -41,12 +41,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Whoever read the output has seen enough.
         sys.stderr.close()
         return BISECT.usage if bisecting else 0
-    except Exception:
-        if not bisecting:
-            raise
-        # Python's own exit code for it would tell that the commit is bad.
-        traceback.print_exc()
-        return BISECT.usage
+    except Exception as error:  # noqa: BLE001 - whatever it was, it is told
+        from soak.log import log_crash
+
+        log_crash("dax-soak", error)
+        # Python's own exit code for it would tell that the kernel is bad.
+        return BISECT.usage if bisecting else PLAIN.verdicts[VerdictWord.UNKNOWN]
 
 
 class _Parser(argparse.ArgumentParser):

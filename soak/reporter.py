@@ -1,4 +1,8 @@
-"""Where findings go: a violation is on disk before it is counted."""
+"""Where findings go: a violation is on disk before it is counted.
+
+On a full disk it may be held in memory only, and is counted all the same: a count that is too low would
+hide it, whereas the journal says that it holds lines and, should they be lost, which.
+"""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from soak.errors import UsageError
+from soak.journal_reading import journal_exists
 
 LEDGER: Final = "ledger"
 JOURNAL: Final = "journal.jsonl"
@@ -75,7 +76,7 @@ def find_run(name: str) -> Path:
         UsageError: there is no such run.
     """
     for path in (Path(name), runs_directory() / name):
-        if (path / JOURNAL).exists():
+        if journal_exists(path / JOURNAL):
             return path.resolve()
     raise UsageError(
         f"There is no run {name!r}: give a run directory, or an id in {runs_directory()}."

@@ -250,6 +250,7 @@ class Supervisor:
         self._block.set("realtime_offset_ns", time.time_ns() - now)
         self._block.set("heartbeat_ns", now)
         self._block.add("heartbeats", 1)
+        self._journal.retry()
         self._block.set("journal_errors", self._journal.errors)
         if self._mirror is not None:
             self._mirror.copy()

@@ -11,10 +11,10 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from soak.vocabulary import VerdictWord, Violation
+from soak.vocabulary import Level, VerdictWord, Violation
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
 FORMAT: Final = 1
@@ -27,6 +27,7 @@ REQUIRED_ATTEMPTS: Final = 100
 REQUIRED_TRIALS: Final = 3
 
 _NONE: Final = "none"
+_MOST_SPANS: Final = 10
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,10 @@ class Judge:
     _deaths: dict[str, int] = field(default_factory=dict)
     _completed: Counter[str] = field(default_factory=Counter)
     _journal_errors: int = 0
+    _last_seq: int = 0
+    # The first and last number of each row of lines that are missing and nothing explains yet.
+    _missing: list[tuple[int, int]] = field(default_factory=list)
+    _held: bool = False
     _sweeps: Counter[str] = field(default_factory=Counter)
     # How many canaries of each detector were made, and seen.
     _made: Counter[str] = field(default_factory=Counter)
@@ -121,6 +126,9 @@ class Judge:
 
     def see(self, event: Mapping[str, Any]) -> None:
         """Take in one line of the journal."""
+        if event["seq"] > self._last_seq + 1:
+            self._missing.append((self._last_seq + 1, event["seq"] - 1))
+        self._last_seq = max(self._last_seq, event["seq"])
         if event["event"] != "lab.ended":  # which holds this verdict
             self._last_time = event["time"]
         handler = _HANDLERS.get(event["event"])
@@ -165,13 +173,21 @@ class Judge:
             yield Coverage(operation, region, interface, self._completed[label], required)
 
     def _gaps(self, coverage: Iterable[Coverage]) -> Iterable[str]:
+        if self._held:
+            yield "lines of the journal wait in memory for space on the disk"
+        if self._missing:
+            yield f"lines of the journal are missing: {_spans(self._missing)}"
+        if self._journal_errors:
+            yield f"{self._journal_errors} lines of the journal could not be written"
         if not self._run:
             yield "no run was started"
             return
         if not self._ended:
             yield "the run did not come to its end"
-        if self._journal_errors:
-            yield f"{self._journal_errors} lines of the journal could not be written"
+        yield from self._unseen(coverage)
+
+    def _unseen(self, coverage: Iterable[Coverage]) -> Iterable[str]:
+        """Say what the run promised to look at, and looked at too seldom."""
         for cell in coverage:
             if cell.attempts < cell.required:
                 yield (
@@ -239,6 +255,26 @@ class Judge:
         self._made[event["detector"]] += 1
         self._trouble(event)
 
+    def _journal_held(self, event: Mapping[str, Any]) -> None:
+        if self._held:
+            # A writer that was resumed knows nothing of what the one before it held.
+            self._troubles.setdefault(
+                "lines of the journal that waited for space on the disk were lost", event["seq"]
+            )
+        self._held = True
+
+    def _journal_caught_up(self, _event: Mapping[str, Any]) -> None:
+        self._held = False
+
+    def _journal_gap(self, event: Mapping[str, Any]) -> None:
+        """Take in which lines were given up: what else is missing among them stays unexplained."""
+        first, last, given_up = event["first"], event["last"], event["given_up"]
+        inside = [span for span in self._missing if first <= span[0] and span[1] <= last]
+        if sum(end - begin + 1 for begin, end in inside) <= sum(given_up.values()):
+            self._missing = [span for span in self._missing if span not in inside]
+        if given_up[Level.ERROR] or given_up[Level.WARNING]:
+            self._trouble(event)
+
     def _sample(self, event: Mapping[str, Any]) -> None:
         self._completed = Counter(event["completed"])
         self._journal_errors = event.get("journal_errors", 0)
@@ -254,12 +290,21 @@ _HANDLERS: Final = {
     "sample.taken": Judge._sample,  # noqa: SLF001
     "canary.seen": Judge._canary_seen,  # noqa: SLF001
     "canary.missed": Judge._canary_missed,  # noqa: SLF001
+    "journal.held": Judge._journal_held,  # noqa: SLF001
+    "journal.caught-up": Judge._journal_caught_up,  # noqa: SLF001
+    "journal.gap": Judge._journal_gap,  # noqa: SLF001
     "detector.failed": Judge._trouble,  # noqa: SLF001
     "job.failed": Judge._trouble,  # noqa: SLF001
     "limit.reached": Judge._trouble,  # noqa: SLF001
     "expectation.missing": Judge._trouble,  # noqa: SLF001
     "harness.failed": Judge._harness_failed,  # noqa: SLF001
 }
+
+
+def _spans(spans: Sequence[tuple[int, int]]) -> str:
+    told = [f"{begin}-{end}" if begin < end else f"{begin}" for begin, end in spans[:_MOST_SPANS]]
+    more = len(spans) - len(told)
+    return ", ".join(told) + (f" and {more} more" if more else "")
 
 
 def judge(events: Iterable[Mapping[str, Any]], *, strict: bool = False) -> Verdict:

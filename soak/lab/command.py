@@ -176,7 +176,10 @@ def _boot_seconds(wanted: float, others: list[str]) -> float:
 
 def _tell(verdict: Verdict, request: LabRequest) -> None:
     report = text_report(verdict, request.directory)
-    (request.directory / rundir.REPORT).write_text(report)
+    try:
+        (request.directory / rundir.REPORT).write_text(report)
+    except OSError as error:
+        sys.stderr.write(f"dax-soak: {rundir.REPORT} cannot be written: {error.strerror}\n")
     try:
         sys.stdout.write(report)
         sys.stdout.flush()

@@ -19,7 +19,7 @@ import tomli_w
 from soak import rundir
 from soak.control import STOP, WORDS, ControlSocket
 from soak.errors import UsageError
-from soak.journal import FileJournal, Level, read_journal, stamped
+from soak.journal import OWN_EVENTS, FileJournal, Level, read_journal
 from soak.lab import protocol
 from soak.lab.exporter_process import ExporterProcess
 from soak.lab.protocol import Order
@@ -115,7 +115,9 @@ class LabRun:
         self._open_ledger()
         directory, order = self._request.directory, self._order()
         with contextlib.ExitStack() as stack:
-            self._journal = stack.enter_context(FileJournal(directory / rundir.JOURNAL))
+            self._journal = stack.enter_context(
+                FileJournal(directory / rundir.JOURNAL, heard=self._hear_line)
+            )
             exporter = stack.enter_context(
                 contextlib.closing(ExporterProcess(directory, self._request.listen))
             )
@@ -246,6 +248,8 @@ class LabRun:
                 await asyncio.sleep(_BEAT_SECONDS)
                 beats += 1
                 self._beat_host()
+                self._journal.retry()
+                self._host.set("journal_errors", self._journal.errors)
                 self._show(reader)
                 self._listen(vm)
                 if self._stopping and (self._stopping > 1 or not self._guest.ready):
@@ -350,7 +354,11 @@ class LabRun:
         self._journal_event("harness.failed", Level.ERROR, ended=True, summary=summary)
 
     async def _pump_journal(self, vm: VirtualMachine) -> None:
-        """Write what the guest reports, and acknowledge it."""
+        """Write what the guest reports, and acknowledge it.
+
+        On a full disk a line that waits is acknowledged, too: the host has it, and a guest that waited
+        for each would do nothing else.
+        """
         reader, writer = vm.journal
         while text := await reader.readline():
             line = decode(text)
@@ -420,14 +428,18 @@ class LabRun:
 
     def _journal_event(self, event: str, level: Level = Level.INFO, **fields: Any) -> None:  # noqa: ANN401
         self._journal.write(event, level, **fields)
-        self._judge.see({"seq": self._journal.seq, **stamped(event, level, fields, "")})
 
     def _append(self, line: dict[str, Any]) -> None:
         seq = self._journal.append(line)
         self._guest.soaking |= line["event"] == "run.started"
-        self._judge.see({"seq": seq, **line})
         self._tell(line)
         self._host.set("journal_lines", seq)
+
+    def _hear_line(self, line: dict[str, Any]) -> None:
+        """Take in a line of the journal as it is numbered."""
+        self._judge.see(line)
+        if line["event"] in OWN_EVENTS:
+            self._tell(line)
 
     def _tell(self, line: dict[str, Any]) -> None:
         """Show what is worth a line; a known issue that goes on is told once."""
@@ -465,10 +477,14 @@ class LabRun:
             self._host.set_word("state", RunState.ENDED)
         if self._guest.exit_code != 0:
             self._sample()
+        self._journal.flush()
         verdict = self._judge.verdict()
         self._journal_event("lab.ended", verdict=verdict.verdict)
         self._beat_host()
-        verdict.write(self._request.directory / rundir.VERDICT)
+        try:
+            verdict.write(self._request.directory / rundir.VERDICT)
+        except OSError as error:
+            self._progress.say(f"error: {rundir.VERDICT} cannot be written: {error.strerror}")
         self._progress.say("")
         return verdict
 
