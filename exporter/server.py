@@ -5,6 +5,7 @@ The one in prometheus-client has no read timeout, no limit on threads, and answe
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import gzip
 import io
@@ -89,8 +90,11 @@ def serve(
     """
     source = LedgerSource(run_directory, ledger)
     collector = LedgerCollector(source.reader)
-    with _listen(host, port, collector) as server, Notifier.from_environment() as notifier:
-        probe = ExporterProbe(*server.endpoint)
+    with (
+        _listen(host, port, collector) as server,
+        Notifier.from_environment() as notifier,
+        contextlib.closing(ExporterProbe(*server.endpoint)) as probe,
+    ):
         watchdog = Watchdog(notifier, watchdog_seconds(), {"the HTTP server": probe.poll})
         collector.collect()  # opens the ledger while this process may read any file
         # Blocked for good: the threads inherit it, and a second signal must not end otherwise.
@@ -102,7 +106,7 @@ def serve(
         loop.start()
         ready(server.address)
         notifier.ready(f"Serving on {server.address}")
-        while signal.sigtimedwait(_ENDING, _BEAT_SECONDS) is None:
+        while not _told_to_end(_BEAT_SECONDS):
             if not loop.is_alive():
                 raise RuntimeError("the HTTP server has ended by itself")
             watchdog.beat()
@@ -244,6 +248,13 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)
+
+
+def _told_to_end(seconds: float) -> bool:
+    caught = signal.sigtimedwait(_ENDING, seconds)
+    # Python 3.11 to 3.13 also return something, with no signal's number, where SIGSTOP and SIGCONT
+    # came in the middle and the time was over.
+    return caught is not None and caught.si_signo in _ENDING
 
 
 _PATHS: Final[dict[str, Callable[[_Handler], None]]] = {

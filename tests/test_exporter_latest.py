@@ -12,7 +12,6 @@ from tests.test_exporter_support import (
     ROOT,
     RUN,
     Exporter,
-    eventually,
     make_ledger,
     running_exporter,
     value,
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 GROUP = 4242
+FOLLOW = ("--ledger", f"{rundir.LATEST}/{rundir.LEDGER}")
 
 
 @pytest.fixture
@@ -44,12 +44,8 @@ def serves(exporter: Exporter, name: str) -> bool:
     return value(samples, "up") == 1 and f'run_id="{name}"' in exporter.ask().text
 
 
-def follow(runs: Path) -> list[str]:
-    return ["--ledger", f"{rundir.LATEST}/{rundir.LEDGER}"] if runs else []
-
-
 def test_the_newest_run_is_followed(runs: Path) -> None:
-    with running_exporter(runs, *follow(runs)) as exporter:
+    with running_exporter(runs, *FOLLOW) as exporter:
         assert value(exporter.scrape(), "up") == 0
         new_run("run-1")
         assert serves(exporter, "run-1")
@@ -59,7 +55,7 @@ def test_the_newest_run_is_followed(runs: Path) -> None:
 
 def test_until_a_new_run_has_a_ledger_the_one_before_is_served(runs: Path) -> None:
     new_run("run-1")
-    with running_exporter(runs, *follow(runs)) as exporter:
+    with running_exporter(runs, *FOLLOW) as exporter:
         directory = rundir.make_run_directory(None, "run-2", 0)
         assert serves(exporter, "run-1")
         make_ledger(directory / rundir.LEDGER, run={**RUN, "run_id": "run-2"})
@@ -70,14 +66,14 @@ def test_until_a_new_run_has_a_ledger_the_one_before_is_served(runs: Path) -> No
 def test_who_was_root_reads_later_runs_by_their_group(runs: Path) -> None:
     os.chown(runs, 0, GROUP)
     runs.chmod(0o2755)  # as the unit's tmpfiles.d has it
-    with running_exporter(runs, *follow(runs)) as exporter:
+    with running_exporter(runs, *FOLLOW) as exporter:
         for name in ("run-1", "run-2"):
             directory = new_run(name)
             ledger = directory / rundir.LEDGER
             ledger.chmod(0o640)
             assert ledger.stat().st_gid == GROUP
             assert directory.stat().st_mode & 0o7777 == 0o2755
-            assert eventually(lambda name=name: serves(exporter, name))
+            assert serves(exporter, name)
 
 
 def test_what_means_the_newest_run(runs: Path) -> None:

@@ -82,7 +82,7 @@ def test_a_manager_that_is_gone_is_no_error_and_may_come_back(tmp_path: Path) ->
 
 @pytest.mark.parametrize("address", ["", "@", "notify", "vsock:2:1234"])
 def test_an_address_that_cannot_be_meant_is_refused(address: str) -> None:
-    with pytest.raises(UsageError, match="NOTIFY_SOCKET is .*, expected"):
+    with pytest.raises(UsageError, match=r"NOTIFY_SOCKET is .*, expected"):
         Notifier(address)
 
 

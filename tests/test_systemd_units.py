@@ -126,7 +126,7 @@ words = st.text(
 @given(st.lists(words, min_size=1, max_size=3))
 @deterministic
 def test_words_are_quoted_so_that_they_are_read_back(line: list[str]) -> None:
-    """systemd reads quotes and backslashes as a shell does here, then % and $ by themselves."""
+    """Quotes and backslashes mean here what they mean to a shell; % and $ come after them."""
     read = [word.replace("%%", "%").replace("$$", "$") for word in shlex.split(command_line(line))]
     assert read == line
 
@@ -138,13 +138,20 @@ def test_a_path_that_cannot_stand_in_a_unit_is_refused(word: str) -> None:
 
 
 def test_a_path_with_spaces_is_one_that_systemd_finds(tmp_path: Path, root: Path) -> None:
-    program = tmp_path / 'my "own" 100% python'
+    program = tmp_path / "my own 100% python"
     program.write_text("#!/bin/sh\n")
     program.chmod(0o755)
     for place, text in Service(program, SERVICE.config, SERVICE.listen).files().items():
         (root / place.name).write_text(text)
     result = analyze("verify", "--man=no", *(str(root / name) for name in UNITS))
     assert (result.returncode, result.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("mark", "\"'\\$")
+def test_a_program_that_systemd_would_not_start_is_refused(mark: str) -> None:
+    service = Service(Path(f"/opt/{mark}/python"), SERVICE.config, SERVICE.listen)
+    with pytest.raises(UsageError, match="install dax-soak in another place"):
+        service.files()
 
 
 def test_the_example_configuration_says_nothing_and_explains_everything(tmp_path: Path) -> None:

@@ -47,6 +47,7 @@ class Clock:
 class Soak:
     """A heart and a journal that are made to beat; their time is the test's."""
 
+    notifier: Notifier
     manager: Manager
     journal: FileJournal
     clock: Clock = field(default_factory=Clock)
@@ -56,7 +57,7 @@ class Soak:
 
     def __post_init__(self) -> None:
         self.watchdog = Watchdog(
-            Notifier(self.manager.address),
+            self.notifier,
             SECONDS,
             {
                 "the supervisor": lambda: self.beats,
@@ -77,9 +78,15 @@ class Soak:
 
 
 @pytest.fixture
-def soak(manager: Manager, tmp_path: Path) -> Iterator[Soak]:
+def notifier(manager: Manager) -> Iterator[Notifier]:
+    with Notifier(manager.address) as telling:
+        yield telling
+
+
+@pytest.fixture
+def soak(notifier: Notifier, manager: Manager, tmp_path: Path) -> Iterator[Soak]:
     with FileJournal(tmp_path / "journal.jsonl") as journal:
-        yield Soak(manager, journal)
+        yield Soak(notifier, manager, journal)
 
 
 def test_it_is_fed_at_half_the_time(soak: Soak) -> None:
@@ -135,23 +142,24 @@ def test_all_that_rest_are_named(soak: Soak) -> None:
 
 
 def test_a_feed_that_is_lost_is_made_up_for(soak: Soak) -> None:
-    notifier = Notifier(soak.manager.address)
-    while notifier.status("x"):
+    while soak.notifier.status("x"):
         pass  # until the queue is full
     soak.live(SECONDS / 2)
     assert soak.live(1) == [{"WATCHDOG": "1"}]
 
 
-def test_nothing_is_fed_where_nobody_watches(manager: Manager) -> None:
+def test_nothing_is_fed_where_nobody_watches(manager: Manager, notifier: Notifier) -> None:
     clock = Clock()
-    watchdog = Watchdog(Notifier(manager.address), None, {"nothing": lambda: 0}, clock=clock)
+    watchdog = Watchdog(notifier, None, {"nothing": lambda: 0}, clock=clock)
     clock.now += 10 * SECONDS
     watchdog.beat()
     watchdog.say("soaking")
     assert manager.hear() == [{"STATUS": "soaking"}]
 
 
-def test_an_exporter_that_is_stopped_is_named_and_goes_on(manager: Manager, tmp_path: Path) -> None:
+def test_an_exporter_that_is_stopped_is_named_and_goes_on(
+    manager: Manager, notifier: Notifier, tmp_path: Path
+) -> None:
     run = tmp_path / "run"
     run.mkdir(mode=0o755)
     ledger = make_ledger(run / "ledger")
@@ -159,7 +167,7 @@ def test_an_exporter_that_is_stopped_is_named_and_goes_on(manager: Manager, tmp_
     with running_exporter(run) as exporter:
         probe = ExporterProbe(*exporter.endpoint, ask_seconds=0.05, answer_seconds=0.5)
         watchdog = Watchdog(
-            Notifier(manager.address),
+            notifier,
             2.0,
             {
                 "the supervisor": lambda: supervisor.get("heartbeats"),

@@ -31,6 +31,8 @@ _TEMPLATES: Final = {
     SYSUSERS: "sysusers.conf",
     TMPFILES: "tmpfiles.conf",
 }
+# systemd.service(5) says so of none but the dollar; what it says is "special characters".
+_NOT_IN_PROGRAMS: Final = "\"'\\$"
 PLACES: Final = tuple(_TEMPLATES)
 _DEVICE_DAX = '[[region]]\nname = "dax"\nkind = "device-dax"\npath = "/dev/dax0.0"\n'
 _FS_DAX = '[[region]]\nname = "files"\nkind = "fs-dax"\npath = "/mnt/dax/soak"\nsize = "1G"\n'
@@ -51,9 +53,15 @@ class Service:
         Raises:
             UsageError: a path cannot stand in a unit.
         """
+        program = str(self.interpreter)
+        if any(mark in program for mark in _NOT_IN_PROGRAMS):
+            raise UsageError(
+                f"systemd starts no program such as {program}, with quotes, backslashes or dollars "
+                f"in its path: install dax-soak in another place."
+            )
         words = {
             "marker": f"{MARKER} of version {__version__}: changes are lost, use 'systemctl edit'.",
-            "command": command_line([str(self.interpreter), "-P", "-m", "soak.cli"]),
+            "command": command_line([program, "-P", "-m", "soak.cli"]),
             "config": command_line([str(self.config)]),
             "listen": command_line([self.listen]),
         }
