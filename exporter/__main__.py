@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from exporter.server import DEFAULT_LISTEN, parse_listen, serve
+from exporter.source import LEDGER_NAME
 from soak.errors import UsageError
 from soak.log import configure, log_crash
 
@@ -33,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             _open_directory(arguments.run_dir),
             host,
             port,
+            ledger=arguments.ledger,
             ready=_announcer(arguments.ready_fd),
             parent=parent if arguments.die_with_parent else None,
         )
@@ -50,6 +52,12 @@ def _parser() -> argparse.ArgumentParser:
         prog="dax-soak exporter", description="Serve the ledger of a run to Prometheus."
     )
     parser.add_argument("--run-dir", type=Path, required=True, help="the directory of the run")
+    parser.add_argument(
+        "--ledger",
+        default=LEDGER_NAME,
+        metavar="NAME",
+        help="the ledger in that directory; 'latest/ledger' follows a link (default: %(default)s)",
+    )
     parser.add_argument(
         "--listen",
         default=DEFAULT_LISTEN,

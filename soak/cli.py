@@ -15,7 +15,6 @@ from soak.control import CONTINUE, PAUSE, STOP
 from soak.errors import UsageError
 from soak.exit_codes import BISECT, PLAIN, is_bisecting
 from soak.verdict import EXIT_CODES
-from soak.vocabulary import VerdictWord
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -24,14 +23,14 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code: 0 pass, 1 fail, 2 usage, 3 unknown.
+    """Run the command and return its exit code: 0 pass, 1 fail, 2 usage, 3 unknown, 70 a crash.
 
     With `lab --bisect` they are those that `git bisect run` reads (see soak.exit_codes).
     """
     words = sys.argv[1:] if arguments is None else arguments
     bisecting = is_bisecting(words)
     try:
-        options = _parser().parse_args(words)
+        options = make_parser().parse_args(words)
         work: Callable[[argparse.Namespace], int] = options.work
         return work(options)
     except UsageError as error:
@@ -41,12 +40,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Whoever read the output has seen enough.
         sys.stderr.close()
         return BISECT.usage if bisecting else 0
-    except Exception as error:  # noqa: BLE001 - whatever it was, it is told
+    except Exception as error:  # noqa: BLE001 - told in full, and by an exit code of its own
         from soak.log import log_crash
 
         log_crash("dax-soak", error)
-        # Python's own exit code for it would tell that the kernel is bad.
-        return BISECT.usage if bisecting else PLAIN.verdicts[VerdictWord.UNKNOWN]
+        # Python's own exit code for it would tell that the kernel failed.
+        return BISECT.crash if bisecting else PLAIN.crash
 
 
 class _Parser(argparse.ArgumentParser):
@@ -56,7 +55,8 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f"{message} (see '{self.prog} --help')")
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line."""
     parser = _Parser(
         prog="dax-soak", description="Proves, on a real kernel, that DMA and DAX get along."
     )
@@ -66,9 +66,14 @@ def _parser() -> argparse.ArgumentParser:
     _add_run(commands.add_parser("run", help="soak on this machine's own devices"))
     check = commands.add_parser("check", help="say what this machine offers and what is missing")
     check.add_argument("--install", action="store_true", help="install what is missing (as root)")
+    check.add_argument("--for-tests", action="store_true", help=argparse.SUPPRESS)
     check.set_defaults(work=_check)
     exporter = commands.add_parser("exporter", help="serve the metrics of a run")
-    exporter.add_argument("run", metavar="RUN", help="run directory, run id or 'latest'")
+    exporter.add_argument(
+        "run",
+        metavar="RUN",
+        help="run directory, run id or 'latest': the newest, also when another becomes that",
+    )
     exporter.add_argument("--listen", default=None, metavar="HOST:PORT")
     exporter.set_defaults(work=_exporter)
     top = commands.add_parser("top", help="watch a run in the terminal")
@@ -96,6 +101,7 @@ def _parser() -> argparse.ArgumentParser:
         saying = commands.add_parser(word, help=meaning)
         saying.add_argument("run", nargs="?", default="latest", metavar="RUN")
         saying.set_defaults(work=_say, word=word)
+    _add_install(commands.add_parser("install", help="write the systemd units"))
     for name, work, meaning in (
         ("expectations", _expectations, "print what a kernel owes"),
         ("known-issues", _known_issues, "print the violations that are understood"),
@@ -167,6 +173,16 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     add("-c", "--config", type=Path, required=True, metavar="FILE", help="a soak.toml")
     add("--run-dir", type=Path, metavar="DIR", help="a new directory for the run")
     add("--strict", action="store_true", help="a known issue fails the run, too")
+    add(
+        "--resume",
+        action="store_true",
+        help="go on with the newest run where a crash or a reboot cut it short, else begin one",
+    )
+    add(
+        "--watch-exporter",
+        metavar="HOST:PORT",
+        help="as a service, feed the watchdog only while the exporter there answers",
+    )
     add("--run-id", help=argparse.SUPPRESS)
     add("--ledger", type=Path, help=argparse.SUPPRESS)
     add("--journal-port", type=Path, help=argparse.SUPPRESS)
@@ -174,6 +190,25 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     add("--mirror-ledger", action="store_true", help=argparse.SUPPRESS)
     _add_choices(parser)
     parser.set_defaults(work=_run)
+
+
+def _add_install(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--root", type=Path, metavar="DIR", help="write below this directory")
+    add(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="what to soak (/etc/dax-soak/soak.toml); an example is written where there is none",
+    )
+    add(
+        "--exporter-listen",
+        metavar="HOST:PORT",
+        help="where metrics are served (127.0.0.1:9823)",
+    )
+    add("--dry-run", action="store_true", help="print what would be written")
+    add("--uninstall", action="store_true", help="remove what was written")
+    parser.set_defaults(work=_install)
 
 
 def _add_choices(parser: argparse.ArgumentParser) -> None:
@@ -248,15 +283,31 @@ def print_choices(plan: RunPlan, count: int) -> int:
 def _check(options: argparse.Namespace) -> int:
     from soak.lab.requirements import check
 
-    return check(install=options.install)
+    return check(install=options.install, for_tests=options.for_tests)
 
 
 def _exporter(options: argparse.Namespace) -> int:
     from exporter.__main__ import main as serve
-    from soak.rundir import find_run
+    from soak.rundir import LATEST, LEDGER, find_latest, find_run
 
     listen = ["--listen", options.listen] if options.listen else []
+    runs = find_latest(options.run)
+    if runs is not None:
+        return serve(["--run-dir", str(runs), "--ledger", f"{LATEST}/{LEDGER}", *listen])
     return serve(["--run-dir", str(find_run(options.run)), *listen])
+
+
+def _install(options: argparse.Namespace) -> int:
+    from exporter.server import DEFAULT_LISTEN, parse_listen
+    from soak.systemd.install import install, uninstall
+
+    if options.uninstall:
+        return uninstall(root=options.root, dry_run=options.dry_run)
+    listen = options.exporter_listen or DEFAULT_LISTEN
+    _, port = parse_listen(listen, "--exporter-listen")
+    if port == 0:
+        raise UsageError("--exporter-listen needs a port above 0: nobody would find the exporter.")
+    return install(root=options.root, config=options.config, listen=listen, dry_run=options.dry_run)
 
 
 def _top(options: argparse.Namespace) -> int:

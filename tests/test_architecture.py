@@ -24,6 +24,7 @@ TOO_LONG: set[str] = set()
 ABI = "soak.abi"
 WORDS = {"soak.config", "soak.errors", "soak.vocabulary"}
 LEDGER = {"soak.ledger", "soak.ledger_layout", "soak.schema", "soak.vocabulary"}
+NOTIFYING = {"soak.systemd.notify", "soak.systemd.probe", "soak.systemd.watchdog"}
 
 # What the modules of a part may import of this project, by name or as a whole package. `soak`
 # stands for soak/__init__.py alone.
@@ -38,7 +39,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *(ABI, "soak.detectors", "soak.regions", "soak.expectations", "soak.helper"),
         *("soak.known_issues", *LEDGER),
     },
-    "exporter": {"soak", "exporter", "soak.errors", "soak.log", *LEDGER},
+    "exporter": {"soak", "exporter", "soak.errors", "soak.log", *NOTIFYING, *LEDGER},
     # The words of the project depend on nothing that could depend on them.
     "soak.vocabulary": set(),
     "soak.errors": set(),
@@ -55,6 +56,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "soak.journal_backlog": {"soak.vocabulary"},
     "soak.journal_file": {"soak.journal_reading"},
     "soak.journal_reading": set(),
+    "soak.systemd": {"soak", "soak.systemd", "soak.config", "soak.errors"},
+    "soak.systemd.notify": {"soak.errors"},
+    "soak.systemd.probe": {"soak.errors"},
+    "soak.systemd.watchdog": {"soak.systemd.notify"},
     "soak.verdict": {"soak.vocabulary"},
     "soak.expectations": {"soak.vocabulary", "soak.schema"},
     "soak.known_issues": {"soak.vocabulary", "soak.expectations"},

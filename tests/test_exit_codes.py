@@ -100,10 +100,11 @@ def test_a_program_that_crashes_does_not_judge_a_commit(
     monkeypatch.setattr(command, "_lab", fails_with(RuntimeError("a bug")))
     assert cli.main(["lab", "--bisect"]) == 255
     assert "RuntimeError: a bug" in capsys.readouterr().err
-    assert cli.main(["lab"]) == PLAIN.verdicts[VerdictWord.UNKNOWN]
+    assert cli.main(["lab"]) == PLAIN.crash
     line = json.loads(capsys.readouterr().err)
     assert (line["event"], line["level"]) == ("program.crashed", "critical")
     assert line["exception"][0]["exc_value"] == "a bug"
+    assert PLAIN.crash not in {*PLAIN.verdicts.values(), PLAIN.usage, PLAIN.no_boot}
 
 
 def test_every_verdict_has_a_code_that_git_reads() -> None:

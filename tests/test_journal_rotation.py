@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from soak import journal_file
+from soak import journal_file, rundir
 from soak.journal import FileJournal, Level, read_journal
 from soak.journal_reading import journal_exists, last_number, rotated_files
-from soak import rundir
 from soak.verdict import judge
 from tests.soak_support import DEADLINE
 
