@@ -27,7 +27,7 @@ from soak.known_issues import KNOWN_ISSUES
 from soak.ledger import Ledger
 from soak.mirror import Mirror, place_ledger
 from soak.plan import RunPlan, make_plan
-from soak.regions import FsDaxRegion, open_region
+from soak.regions import FsDaxRegion, open_regions
 from soak.regions.fs_dax import first_files
 from soak.reporter import Reporter
 from soak.schema import SUPERVISOR
@@ -76,7 +76,7 @@ def run_soak(config: Config, places: Places) -> None:
     """
     os.environ["TZ"] = "UTC"  # schedule reckons in local time, which summer time makes jump
     time.tzset()
-    regions = [open_region(section) for section in config.regions]
+    regions = open_regions(config.regions, places.run_id)
     plan = make_plan(config, regions)
     functions = _functions(config)
     ledger, mirror = _open_ledger(plan, places)
