@@ -141,6 +141,9 @@ def _add_lab(parser: argparse.ArgumentParser) -> None:
         help="keep the ledger in the guest's own memory and copy it to the host, as is done "
         "by itself where shared memory is slow",
     )
+    # For tests: more hardware, and something else than a soak to run in the guest.
+    add("--device", action="append", default=[], help=argparse.SUPPRESS)
+    add("--script", type=Path, help=argparse.SUPPRESS)
     _add_choices(parser)
     parser.set_defaults(work=_lab)
 

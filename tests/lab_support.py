@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 import urllib.request
 from dataclasses import dataclass, field
@@ -230,6 +231,30 @@ def lab(run_dir: Path, *arguments: str) -> Iterator[LabProcess]:
         yield process
     finally:
         process.close()
+
+
+def run_script(
+    tmp_path: Path,
+    script: str,
+    *arguments: str,
+    kernel: str = QUICK_KERNEL,
+    seconds: float = DEADLINE_SECONDS,
+) -> subprocess.CompletedProcess[str]:
+    """Boot the lab and run a script in the guest, as root, with this program importable.
+
+    It has a namespace of device DAX, a DAX file system at /mnt/dax and unbound edu functions. What
+    it prints is `stdout`, its exit code `returncode`; the guest's console is in `stderr` when it
+    does not come up.
+    """
+    file = tmp_path / "script.py"
+    file.write_text(textwrap.dedent(script))
+    command = [
+        *(sys.executable, "-m", "soak.cli", "lab", "--kernel", kernel, "--script", str(file)),
+        *("--run-dir", str(tmp_path / "script-run"), "--duration", f"{seconds:g}s", *arguments),
+    ]
+    return subprocess.run(
+        command, check=False, capture_output=True, text=True, cwd=ROOT, timeout=3 * seconds
+    )
 
 
 def check_lost_wakeups(process: LabProcess) -> None:

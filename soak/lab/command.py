@@ -6,6 +6,7 @@ import asyncio
 import os
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -22,12 +23,14 @@ from soak.lab.kernels import KernelStore, check_kernel
 from soak.lab.progress import Progress
 from soak.lab.qemu import accelerators, find_qemu
 from soak.lab.request import SPACE_NEEDED, LabRequest, lab_config
+from soak.lab.script import run_script
 from soak.plan import make_plan, with_overrides
 from soak.report.text import text_report
 
 if TYPE_CHECKING:
     import argparse
 
+    from soak.config import Config
     from soak.verdict import Verdict
 
 _QUICK_BOOT_SECONDS: Final = 60.0
@@ -51,7 +54,6 @@ def lab(options: argparse.Namespace) -> int:
 
 
 def _lab(options: argparse.Namespace) -> int:
-    began = time.monotonic()
     config = load_config(options.config) if options.config else None
     config = with_overrides(
         lab_config(config), duration=options.duration, seed=options.seed, scenario=options.scenario
@@ -61,51 +63,30 @@ def _lab(options: argparse.Namespace) -> int:
         from soak.cli import print_choices  # noqa: PLC0415 - the command line imports this module
 
         return print_choices(plan, options.print_choices)
-    faults = tuple(parse_fault(text) for text in options.fault)
-    listen = options.listen or DEFAULT_LISTEN
-    parse_listen(listen)
-    # Mistakes are told before anything is fetched.
-    check_kernel(options.kernel, options.modules)
-    if options.run_dir is not None:
-        rundir.check_new(options.run_dir)
     progress = Progress()
-    version = find_qemu()
-    tried, why = accelerators(options.accel)
-    progress.say(f"QEMU {version}: {why}")
-    progress.tick("Finding the guest's root and the kernel (the first time they are fetched)")
-    cache = Cache(cache_directory())
-    root = GuestRoot(cache)
-    kernel = KernelStore(cache, root, progress).find(options.kernel, options.modules)
-    layers = [root.layer, *([kernel.modules] if kernel.modules else [])]
-    layers.append(program_layer(cache, root))
+    attempts, request = _prepare(options, config, progress)
     retried = False
-    attempts = list(tried)
     while True:
         accelerator = attempts.pop(0)
         run_id = rundir.new_run_id()
-        directory = rundir.make_run_directory(options.run_dir, run_id, SPACE_NEEDED)
-        request = LabRequest(
-            kernel=kernel,
-            config=config,
-            filesystem=options.filesystem,
-            faults=faults,
-            append=options.append,
-            listen=listen,
-            strict=options.strict,
-            directory=directory,
+        request = replace(
+            request,
+            directory=rundir.make_run_directory(options.run_dir, run_id, SPACE_NEEDED),
             run_id=run_id,
-            layers=tuple(layers),
             boot_seconds=_boot_seconds(options.boot_timeout, attempts),
-            linger_seconds=options.linger,
-            mirror=options.mirror_ledger,
-            began=began,
         )
-        progress.say(f"Linux {kernel.release} ({kernel.name}) under {accelerator}, run {run_id}")
+        progress.say(
+            f"Linux {request.kernel.release} ({request.kernel.name}) under {accelerator}, run {run_id}"
+        )
         run = LabRun(request, accelerator, progress)
         try:
+            if request.script is not None:
+                code = asyncio.run(run_script(request, accelerator))
+                rundir.discard(request.directory)
+                return code
             verdict = asyncio.run(run.run())
         except BootError as error:
-            rundir.discard(directory)
+            rundir.discard(request.directory)
             if run.interrupted:
                 return INTERRUPTED
             if not attempts and error.crashed and not retried:
@@ -117,11 +98,52 @@ def _lab(options: argparse.Namespace) -> int:
                 raise
             progress.say(f"{error}\nTrying once more, under {attempts[0]}.")
         except UsageError:
-            rundir.discard(directory)
+            rundir.discard(request.directory)
             raise
         else:
             _tell(verdict, request)
             return _exit_code(verdict, bisect=options.bisect, interrupted=run.interrupted)
+
+
+def _prepare(
+    options: argparse.Namespace, config: Config, progress: Progress
+) -> tuple[list[str], LabRequest]:
+    """Find and fetch all that a boot needs; return the accelerators to try, and what to boot.
+
+    Mistakes are told before anything is fetched.
+    """
+    began = time.monotonic()
+    faults = tuple(parse_fault(text) for text in options.fault)
+    listen = options.listen or DEFAULT_LISTEN
+    parse_listen(listen)
+    check_kernel(options.kernel, options.modules)
+    if options.run_dir is not None:
+        rundir.check_new(options.run_dir)
+    script = options.script.read_bytes() if options.script else None
+    version = find_qemu()
+    tried, why = accelerators(options.accel)
+    progress.say(f"QEMU {version}: {why}")
+    progress.tick("Finding the guest's root and the kernel (the first time they are fetched)")
+    cache = Cache(cache_directory())
+    root = GuestRoot(cache)
+    kernel = KernelStore(cache, root, progress).find(options.kernel, options.modules)
+    layers = [root.layer, *([kernel.modules] if kernel.modules else [])]
+    layers.append(program_layer(cache, root))
+    return list(tried), LabRequest(
+        kernel=kernel,
+        config=config,
+        filesystem=options.filesystem,
+        faults=faults,
+        append=options.append,
+        listen=listen,
+        strict=options.strict,
+        layers=tuple(layers),
+        linger_seconds=options.linger,
+        mirror=options.mirror_ledger,
+        began=began,
+        devices=tuple(options.device),
+        script=script,
+    )
 
 
 def _exit_code(verdict: Verdict, *, bisect: bool, interrupted: bool) -> int:

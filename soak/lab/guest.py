@@ -141,6 +141,11 @@ def _tell_failure(control: Control | None, summary: str) -> None:
 
 def _serve(order: Order, control: Control) -> None:
     """Prepare, run the soak, and watch it until it ends or the deadline passes."""
+    if order.script:
+        _make_namespaces(order)
+        control.tell(protocol.READY, uptime=time.monotonic())
+        _run_script(order, control)
+        return
     ledger = _ledger_memory()
     functions = list(_bind_functions())
     device, alignment = _make_namespaces(order)
@@ -168,6 +173,28 @@ _RUN: Final = (
     "import sys; sys.path.insert(0, '/usr/lib/dax-soak'); "
     "from soak.cli import main; sys.exit(main())"
 )
+_SCRIPT: Final = (
+    "import runpy, sys; sys.path.insert(0, '/usr/lib/dax-soak'); "
+    f"runpy.run_path('/{protocol.SCRIPT_FILE}', run_name='__main__')"
+)
+
+
+def _run_script(order: Order, control: Control) -> None:
+    """Run what the host sent, in place of a soak; what it prints goes out where a journal would."""
+    with _port(protocol.JOURNAL_PORT).open("wb", buffering=0) as out:
+        child = subprocess.Popen(
+            [_PYTHON, "-I", "-u", "-c", _SCRIPT], stdin=subprocess.DEVNULL, stdout=out
+        )
+        deadline = time.monotonic() + order.deadline_seconds
+        while child.poll() is None:
+            control.tell(protocol.ALIVE)
+            if time.monotonic() > deadline:
+                child.kill()
+            if select.select([control], [], [], protocol.ALIVE_SECONDS)[0]:
+                control.heard()
+            _reap_orphans(child.pid)
+    control.tell(protocol.EXITED, code=child.returncode)
+    time.sleep(0.2)
 
 
 def _watch(order: Order, control: Control, child: subprocess.Popen[bytes], scene: Scene) -> int:

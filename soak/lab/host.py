@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import shutil
 import signal
 import time
 from dataclasses import dataclass
@@ -19,11 +18,11 @@ import tomli_w
 from soak.errors import UsageError
 from soak.journal import FileJournal, Level, stamped
 from soak.lab import protocol, rundir
-from soak.lab.cpio import CpioWriter
 from soak.lab.exporter_process import ExporterProcess
 from soak.lab.protocol import Order
 from soak.lab.qemu import Machine
 from soak.lab.request import DEVICE_DAX_SIZE, FS_DAX_SIZE, NVDIMM_SIZE, LabRequest
+from soak.lab.scratch import Scratch
 from soak.lab.vm import VirtualMachine, decode, signal_name
 from soak.ledger import Ledger, LedgerReader
 from soak.plan import make_plan
@@ -33,8 +32,6 @@ from soak.verdict import Judge, Verdict, lost_machine_event
 from soak.vocabulary import RunState, VerdictWord
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from soak.lab.progress import Progress
 
 # Deadlines count beats of this program, not time: a host that stood still makes no guest silent.
@@ -123,7 +120,6 @@ class LabRun:
         self._host.set_word("state", RunState.PREPARING)
         self._host.set_word("verdict", VerdictWord.UNKNOWN)
         self._beat_host()
-        initrd, nvdimm = directory / ".initrd", directory / ".nvdimm"
         with contextlib.ExitStack() as stack:
             self._journal = stack.enter_context(FileJournal(directory / rundir.JOURNAL))
             exporter = stack.enter_context(
@@ -131,36 +127,14 @@ class LabRun:
             )
             self._progress.say(f"Metrics at http://{exporter.address}/metrics")
             self._journal_event("exporter.started", address=exporter.address)
-            try:
-                self._write_scratch(initrd, nvdimm)
+            with Scratch(directory, self._request.layers, self._order(), NVDIMM_SIZE) as scratch:
                 # Give a signal that came meanwhile its turn.
                 await asyncio.sleep(0)
                 if not self._stopping:
-                    await self._boot_and_watch(initrd, nvdimm)
-            finally:
-                initrd.unlink(missing_ok=True)
-                nvdimm.unlink(missing_ok=True)
+                    await self._boot_and_watch(scratch)
             verdict = self._conclude()
             await self._linger()
             return verdict
-
-    def _write_scratch(self, initrd: Path, nvdimm: Path) -> None:
-        """Write what QEMU needs as files and nobody wants afterwards."""
-        try:
-            with initrd.open("wb") as out:
-                for layer in self._request.layers:
-                    with layer.open("rb") as source:
-                        shutil.copyfileobj(source, out)
-                order = CpioWriter(out)
-                order.file(protocol.ORDER_FILE, self._order().to_json().encode())
-                order.close()
-            with nvdimm.open("wb") as image:
-                # A store into a hole on a full disk would kill QEMU.
-                os.posix_fallocate(image.fileno(), 0, NVDIMM_SIZE)
-        except OSError as error:
-            raise UsageError(
-                f"The lab's files in {self._request.directory} cannot be written: {error.strerror}."
-            ) from None
 
     def _order(self) -> Order:
         table = self._request.config.to_table()
@@ -175,14 +149,14 @@ class LabRun:
             faults=[list(fault) for fault in self._request.faults],
         )
 
-    async def _boot_and_watch(self, initrd: Path, nvdimm: Path) -> None:
+    async def _boot_and_watch(self, scratch: Scratch) -> None:
         request = self._request
         console = request.directory / rundir.CONSOLE
         console.touch()
         machine = Machine(
             kernel=request.kernel.image,
-            initrd=initrd,
-            nvdimm=nvdimm,
+            initrd=scratch.initrd,
+            nvdimm=scratch.nvdimm,
             nvdimm_size=NVDIMM_SIZE,
             ledger=self._ledger_path,
             ledger_size=self._ledger.layout.size,
@@ -193,6 +167,7 @@ class LabRun:
             monitor_port=-1,
             journal_port=-1,
             control_port=-1,
+            devices=request.devices,
         )
         vm = self._vm = VirtualMachine(machine)
         tasks: list[asyncio.Task[None]] = []

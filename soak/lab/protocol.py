@@ -12,6 +12,7 @@ CONTROL_PORT: Final = "dax-soak.control"
 
 # Where the initramfs has what the host tells the guest.
 ORDER_FILE: Final = "etc/dax-soak/order.json"
+SCRIPT_FILE: Final = "etc/dax-soak/script.py"
 
 # Messages of the guest over the control port, as the "message" of a JSON object.
 BOOTED: Final = "booted"
@@ -29,7 +30,10 @@ ALIVE_SECONDS: Final = 1.0
 
 @dataclass(frozen=True)
 class Order:
-    """What the host wants of the guest. `config` is a configuration but for what only a guest knows."""
+    """What the host wants of the guest. `config` is a configuration but for what only a guest knows.
+
+    Where `script` is set, the guest runs `SCRIPT_FILE` instead of a soak.
+    """
 
     run_id: str
     config: dict[str, Any]
@@ -38,6 +42,7 @@ class Order:
     fs_dax_size: int
     deadline_seconds: float
     mirror: bool = False
+    script: bool = False
     faults: list[list[Any]] = field(default_factory=list)
 
     def to_json(self) -> str:

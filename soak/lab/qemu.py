@@ -49,6 +49,7 @@ class Machine:
     monitor_port: int
     journal_port: int
     control_port: int
+    devices: tuple[str, ...] = ()
 
     def arguments(self) -> list[str]:
         """Return QEMU's command line. It dies with the process that starts it."""
@@ -70,6 +71,7 @@ class Machine:
             *self._port("control", self.control_port, CONTROL_PORT),
             *("-chardev", f"socket,id=monitor,fd={self.monitor_port}"),
             *("-mon", "chardev=monitor,mode=control"),
+            *(word for device in self.devices for word in ("-device", device)),
             *("-serial", f"file:{self.console}"),
             *("-kernel", str(self.kernel), "-initrd", str(self.initrd)),
             *("-append", f"{_APPEND} {DISK_PARAMETERS} {self.append}".strip()),

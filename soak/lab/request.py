@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from soak.config import Config, RegionSection
 from soak.vocabulary import RegionKind
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from soak.lab.kernels import Kernel
 
 NVDIMM_SIZE: Final = 1 << 30
@@ -39,13 +38,18 @@ class LabRequest:
     append: str
     listen: str
     strict: bool
-    directory: Path
-    run_id: str
     layers: tuple[Path, ...]
-    boot_seconds: float
     linger_seconds: float
     mirror: bool
     began: float
+    # More of QEMU's command line, a `-device` each.
+    devices: tuple[str, ...] = ()
+    # What the guest runs instead of a soak.
+    script: bytes | None = None
+    # Given when it is booted: each attempt has a run of its own.
+    directory: Path = Path()
+    run_id: str = ""
+    boot_seconds: float = 0.0
 
 
 def lab_config(config: Config | None) -> Config:

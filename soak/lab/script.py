@@ -1,0 +1,116 @@
+"""A boot of the lab that runs a script in the guest instead of a soak: what is tried on a real kernel.
+
+Tests are made of it. What the script prints comes out here, and its exit code is returned.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+from typing import TYPE_CHECKING, Any, Final
+
+from soak.lab import protocol, rundir
+from soak.lab.host import BootError
+from soak.lab.protocol import Order
+from soak.lab.qemu import Machine
+from soak.lab.request import DEVICE_DAX_SIZE, FS_DAX_SIZE, NVDIMM_SIZE
+from soak.lab.scratch import Scratch
+from soak.lab.vm import VirtualMachine, decode
+
+if TYPE_CHECKING:
+    from soak.lab.request import LabRequest
+
+_LEDGER_SIZE: Final = 1 << 20
+_DRAIN_SECONDS: Final = 5.0
+_CONSOLE_LINES: Final = 30
+
+
+async def run_script(request: LabRequest, accelerator: str) -> int:
+    """Boot, run `request.script` for as long as `request.config.run.duration` allows, return its code.
+
+    Raises:
+        BootError: the guest did not come up, or ended before the script did.
+        UsageError: the lab's files cannot be written.
+    """
+    directory = request.directory
+    ledger, console = directory / rundir.LEDGER, directory / rundir.CONSOLE
+    console.touch()
+    with ledger.open("wb") as memory:
+        memory.truncate(_LEDGER_SIZE)
+    order = Order(
+        run_id=request.run_id,
+        config=request.config.to_table(),
+        filesystem=request.filesystem,
+        device_dax_size=DEVICE_DAX_SIZE,
+        fs_dax_size=FS_DAX_SIZE,
+        deadline_seconds=request.config.run.duration,
+        script=True,
+    )
+    with Scratch(directory, request.layers, order, NVDIMM_SIZE, script=request.script) as scratch:
+        machine = Machine(
+            kernel=request.kernel.image,
+            initrd=scratch.initrd,
+            nvdimm=scratch.nvdimm,
+            nvdimm_size=NVDIMM_SIZE,
+            ledger=ledger,
+            ledger_size=_LEDGER_SIZE,
+            console=console,
+            functions=request.config.workload.mappers + 1,
+            accelerator=accelerator,
+            append=request.append,
+            monitor_port=-1,
+            journal_port=-1,
+            control_port=-1,
+            devices=request.devices,
+        )
+        vm = VirtualMachine(machine)
+        try:
+            await vm.start()
+            told = await _follow(vm, request)
+        except OSError as error:
+            raise BootError(str(error), started=False) from None
+        finally:
+            await vm.stop()
+    if "code" not in told:
+        lines = [line for line in console.read_text(errors="replace").splitlines() if line.strip()]
+        shown = "\n".join(lines[-_CONSOLE_LINES:])
+        raise BootError(
+            f"{told.get('summary', 'The guest ended early')}. Its console:\n{shown}",
+            crashed="ready" not in told,
+        )
+    return int(told["code"])
+
+
+async def _follow(vm: VirtualMachine, request: LabRequest) -> dict[str, Any]:
+    """Pass on what comes from the guest until it ends; return its last word."""
+    told: dict[str, Any] = {}
+    tasks = [asyncio.create_task(_pass_on(vm)), asyncio.create_task(_listen(vm, told))]
+    limit = request.boot_seconds + 2 * request.config.run.duration
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(vm.wait(), limit)
+    await asyncio.wait(tasks, timeout=_DRAIN_SECONDS)
+    for task in tasks:
+        task.cancel()
+    return told
+
+
+async def _pass_on(vm: VirtualMachine) -> None:
+    reader, _ = vm.journal
+    while text := await reader.readline():
+        sys.stdout.write(text.decode(errors="replace"))
+        sys.stdout.flush()
+
+
+async def _listen(vm: VirtualMachine, told: dict[str, Any]) -> None:
+    reader, _ = vm.control
+    while text := await reader.readline():
+        message = decode(text) or {}
+        match message.get("message"):
+            case protocol.READY:
+                told["ready"] = True
+            case protocol.EXITED:
+                told["code"] = message["code"]
+            case protocol.FAILED:
+                told[protocol.FAILED] = True
+                told["summary"] = f"The guest cannot be used: {message['summary']}"
