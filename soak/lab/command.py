@@ -18,7 +18,7 @@ from soak.lab import rundir
 from soak.lab.cache import Cache, cache_directory
 from soak.lab.faults import parse_fault
 from soak.lab.host import BootError, LabRun
-from soak.lab.image import GuestRoot, program_layer
+from soak.lab.image import GuestRoot, program_layer, script_layer
 from soak.lab.kernels import KernelStore, check_kernel
 from soak.lab.progress import Progress
 from soak.lab.qemu import accelerators, find_qemu
@@ -129,6 +129,8 @@ def _prepare(
     kernel = KernelStore(cache, root, progress).find(options.kernel, options.modules)
     layers = [root.layer, *([kernel.modules] if kernel.modules else [])]
     layers.append(program_layer(cache, root))
+    if script is not None:
+        layers.append(script_layer(cache, root))
     return list(tried), LabRequest(
         kernel=kernel,
         config=config,
