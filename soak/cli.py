@@ -174,6 +174,9 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
         "--write", type=Path, metavar="FILE", help="write a soak.toml for what was found"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON document")
+    parser.add_argument(
+        "--all", action="store_true", help="tell everything of the kernel, hardware or not"
+    )
     parser.set_defaults(work=_check)
 
 
@@ -261,7 +264,7 @@ def _check(options: argparse.Namespace) -> int:
         for answer in look()
     )
     lab = Section("lab", "The lab, which needs no hardware", needs)
-    return check_machine(lab, as_json=options.json, write=options.write)
+    return check_machine(lab, as_json=options.json, everything=options.all, write=options.write)
 
 
 def _exporter(options: argparse.Namespace) -> int:

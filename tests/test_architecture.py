@@ -29,7 +29,8 @@ LEDGER = {"soak.ledger", "soak.ledger_layout", "soak.schema", "soak.vocabulary"}
 # stands for soak/__init__.py alone.
 MAY_IMPORT: dict[str, set[str]] = {
     "soak.abi": {ABI},
-    "soak.regions": {ABI, "soak.regions", *WORDS},
+    "soak.regions": {ABI, "soak.regions", "soak.helper", *WORDS},
+    "soak.machine": {ABI, "soak.machine", "soak.regions", "soak.helper", *WORDS},
     "soak.workload": {
         *(ABI, "soak.regions", "soak.workload", "soak.expectations", "soak.errors"),
         *LEDGER,

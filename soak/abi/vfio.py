@@ -153,7 +153,8 @@ def group_device(function: str) -> Path:
 def group_in_use(function: str) -> bool:
     """Say whether somebody has the group of a function that is bound to vfio-pci.
 
-    A group opens once, and not at all while a device of it is open by its own file (vfio_group_fops_open()).
+    A group opens once, and not at all while a device of it is open by its own file
+    (vfio_group_fops_open()).
 
     Raises:
         OSError: the group cannot be opened for another reason.

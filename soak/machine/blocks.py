@@ -59,9 +59,7 @@ def opened(
     if users:
         found.append(Objection(f"{users} has a device of it open", "end that first"))
     if hidden:
-        found.append(
-            Objection("whether a process has it open cannot be told", "ask again as root")
-        )
+        found.append(Objection("whether a process has it open cannot be told", "ask again as root"))
     return found
 
 

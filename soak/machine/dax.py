@@ -17,7 +17,11 @@ _NUMBERS: Final = Path("/sys/dev/block")
 _FILE_SYSTEMS: Final = ("ext4", "xfs")
 # ext4 writes `dax` for what was mounted so before there were modes (9cb20f94afcd).
 _ALWAYS: Final = frozenset(("dax", "dax=always"))
-_MEMMAPS: Final = {"pmem": "struct pages in pmem", "ram": "struct pages in RAM", "mem": "struct pages in RAM"}
+_MEMMAPS: Final = {
+    "pmem": "struct pages in pmem",
+    "ram": "struct pages in RAM",
+    "mem": "struct pages in RAM",
+}
 
 
 def device_findings() -> list[Finding]:
@@ -80,7 +84,9 @@ def judge_disk(disk: str, namespace: PmemNamespace, mount: Mount | None) -> Find
     objections = list(_objections(disk, namespace, mount))
     if objections:
         return refused(subject, what, objections, facts)
-    return Finding(subject, State.OK, f"{what}, DAX for every file: a region of kind fs-dax", facts=facts)
+    return Finding(
+        subject, State.OK, f"{what}, DAX for every file: a region of kind fs-dax", facts=facts
+    )
 
 
 def _objections(disk: str, namespace: PmemNamespace, mount: Mount | None) -> Iterator[Objection]:

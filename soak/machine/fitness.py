@@ -40,7 +40,9 @@ def check_config(config: Config) -> Section:
         findings.append(
             refused(path, "a disk for O_DIRECT", found, {})
             if found
-            else Finding(path, State.OK, "a disk for O_DIRECT that nobody uses; what it holds is lost")
+            else Finding(
+                path, State.OK, "a disk for O_DIRECT that nobody uses; what it holds is lost"
+            )
         )
     return Section(
         "config", "Configuration", tuple(findings), "it names no region and no device: add some"
@@ -73,8 +75,8 @@ def _functions(config: Config) -> list[Finding]:
         findings.append(
             Finding(
                 "mappers", State.NO,
-                f"{mappers} need {mappers + 1} PCI functions, one for each and one for probes, and [vfio] "
-                f"devices has {len(wanted)}", "name more, or set [workload] mappers",
+                f"{mappers} need {mappers + 1} PCI functions, one for each and one for probes, and "
+                f"[vfio] devices has {len(wanted)}", "name more, or set [workload] mappers",
             )
         )  # fmt: skip
     return findings

@@ -1,7 +1,7 @@
 """PCI functions: which of them may be given to vfio, and every reason why another may not.
 
-Documentation/driver-api/vfio.rst says what a group is; drivers/vfio and drivers/iommu/iommu.c what makes it
-usable.
+Documentation/driver-api/vfio.rst says what a group is; drivers/vfio and drivers/iommu/iommu.c what makes
+it usable.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 DEVICES: Final = Path("/sys/bus/pci/devices")
+_GROUPS: Final = Path("/dev/vfio")
 VFIO_DRIVER: Final = "vfio-pci"
 # They leave a group to whoever uses it (driver_managed_dma, 512881eacfa7).
 _HARMLESS_DRIVERS: Final = frozenset((VFIO_DRIVER, "pci-stub"))
@@ -37,10 +38,22 @@ _BRIDGE, _NETWORK = "06", "02"
 _NEVER: Final = {_BRIDGE: "a bridge", "0806": "the IOMMU itself"}
 _CLASSES: Final = {
     **_NEVER,
-    **{"01": "storage", "0108": "NVMe storage", _NETWORK: "network", "03": "display"},
-    **{"04": "multimedia", "05": "memory", "07": "communication", "08": "system device"},
-    **{"09": "input", "0c": "serial bus", "0c03": "USB", "0d": "wireless", "10": "encryption"},
-    **{"11": "signal processing", "12": "accelerator", "0600": "the host bridge"},
+    "01": "storage",
+    "0108": "NVMe storage",
+    _NETWORK: "network",
+    "03": "display",
+    "04": "multimedia",
+    "05": "memory",
+    "07": "communication",
+    "08": "system device",
+    "09": "input",
+    "0c": "serial bus",
+    "0c03": "USB",
+    "0d": "wireless",
+    "10": "encryption",
+    "11": "signal processing",
+    "12": "accelerator",
+    "0600": "the host bridge",
 }
 
 
@@ -141,7 +154,9 @@ def objections(address: str) -> list[Objection]:
     try:
         function = PciFunction.read(address)
     except FileNotFoundError:
-        return [Objection("this machine has no such function", "'dax-soak check' lists what it has")]
+        return [
+            Objection("this machine has no such function", "'dax-soak check' lists what it has")
+        ]
     found = [objection for rule in _RULES for objection in rule(function)]
     # Looking into every process costs: not where there is a reason already.
     return found or opened(function.disks, function.devices)
@@ -164,11 +179,14 @@ def finding(function: PciFunction) -> Finding:
     found = objections(function.address)
     if found:
         return refused(function.address, function.what(), found, function.facts())
-    use = "bound to vfio-pci and free" if function.driver == VFIO_DRIVER else "can be given to vfio"
+    use = {
+        VFIO_DRIVER: "bound to vfio-pci and free",
+        "": "can be given to vfio",
+    }.get(function.driver, f"can be given to vfio, and {function.driver} loses it meanwhile")
     return Finding(
         function.address,
         State.OK,
-        f"{function.what()}, IOMMU group {function.group}: {use}, for a mapper or for probes",
+        f"{function.what()}, IOMMU group {function.group}: {use}",
         facts=function.facts(),
     )
 
@@ -233,7 +251,8 @@ def _disks(function: PciFunction) -> Iterator[Objection]:
 
 
 def _vfio(function: PciFunction) -> Iterator[Objection]:
-    if function.driver != VFIO_DRIVER or function.group is None:
+    """A group has a file once a function of it is bound to vfio-pci, this one or another."""
+    if function.group is None or not (_GROUPS / function.group).exists():
         return
     try:
         if group_in_use(function.address):
@@ -270,8 +289,8 @@ def _is_disk(place: Path) -> bool:
 def _disk(place: Path) -> str:
     """Return the name of a disk.
 
-    With several paths to one NVMe namespace the function has only a hidden disk, nvme0c1n1, of the one that
-    is used, nvme0n1 (drivers/nvme/host/multipath.c).
+    With several paths to one NVMe namespace the function has only a hidden disk, nvme0c1n1, of the one
+    that is used, nvme0n1 (drivers/nvme/host/multipath.c).
     """
     return _HIDDEN_NVME.sub(r"\1\2", place.name)
 

@@ -61,7 +61,9 @@ class Proposal:
         free = [found for found in functions if found.facts["driver"] in {VFIO_DRIVER, None}]
         # One is for probes.
         mappers = min(WorkloadSection().mappers, max(len(free) - 1, 0))
-        devices = tuple(str(found.facts["address"]) for found in free[: mappers + 1 if mappers else 0])
+        devices = tuple(
+            str(found.facts["address"]) for found in free[: mappers + 1 if mappers else 0]
+        )
         return cls(
             Config(
                 regions=tuple(regions),
@@ -99,7 +101,7 @@ class Proposal:
         hint = ""
         if not self.config.vfio.devices:
             hint += _comment(
-                "No function was taken, so there are no mappers: two mappers need three functions, as in\n"
+                "No function was taken, so there are no mappers: two mappers need three, as in\n"
             ) + _commented_line('devices = ["0000:00:10.0", "0000:00:11.0", "0000:00:12.0"]')
         if self.others:
             hint += _comment(
@@ -155,9 +157,7 @@ def _commented_line(line: str) -> str:
 def _comment(text: str) -> str:
     """Write a text as comment; what TOML forbids there (control characters) is shown as such."""
     shown = "".join(char if char.isprintable() else "?" for char in text.strip())
-    lines = textwrap.wrap(
-        shown, _WIDTH - 2, break_long_words=False, break_on_hyphens=False
-    )
+    lines = textwrap.wrap(shown, _WIDTH - 2, break_long_words=False, break_on_hyphens=False)
     return "".join(_commented_line(line) for line in lines)
 
 

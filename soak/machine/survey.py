@@ -1,4 +1,4 @@
-"""Everything that `dax-soak check` looks at, gathered: as sections of lines for people, as JSON for programs."""
+"""Everything that `dax-soak check` looks at: as sections of lines for people, as JSON for programs."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ from soak.machine.kernel import kernel_findings
 from soak.machine.pci import TURN_ON, finding, pci_functions
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 FORMAT: Final = 1
+_KERNEL: Final = "kernel"
+_HARDWARE: Final = frozenset(("device_dax", "file_systems", "functions"))
 _WIDTH: Final = 79
 _SUBJECT: Final = 13
 
@@ -38,16 +40,16 @@ class Section:
 def survey() -> list[Section]:
     """Look at this machine's kernel and hardware."""
     return [
-        Section("kernel", f"Kernel, Linux {kernel_release()}", tuple(kernel_findings())),
+        Section(_KERNEL, f"Kernel, Linux {kernel_release()}", tuple(kernel_findings())),
         Section(
             "device_dax", "Device DAX", tuple(device_findings()),
-            "none: this machine has no persistent memory in devdax mode ('ndctl create-namespace -m "
-            "devdax' makes some where there is an NVDIMM), so there is no region of kind device-dax",
+            "none: this machine has no persistent memory in devdax mode ('ndctl create-namespace "
+            "-m devdax' makes some where there is an NVDIMM), so there is no region of kind device-dax",
         ),
         Section(
             "file_systems", "DAX file systems", tuple(file_system_findings()),
-            "none: this machine has no pmem disk ('ndctl create-namespace -m fsdax' makes one where there "
-            "is an NVDIMM), so there is no region of kind fs-dax",
+            "none: this machine has no pmem disk ('ndctl create-namespace -m fsdax' makes one where "
+            "there is an NVDIMM), so there is no region of kind fs-dax",
         ),
         _functions(),
     ]  # fmt: skip
@@ -69,12 +71,20 @@ def _functions() -> Section:
     )  # fmt: skip
 
 
-def text_of(sections: Sequence[Section]) -> str:
-    """Write sections for a terminal of 80 columns."""
+def has_hardware(sections: Sequence[Section]) -> bool:
+    """Say whether there is anything of this machine's own that a soak could be about."""
+    return any(section.findings for section in sections if section.key in _HARDWARE)
+
+
+def text_of(sections: Sequence[Section], *, brief: bool = False) -> str:
+    """Write sections for a terminal of 80 columns; `brief` tells of the kernel by names alone."""
     parts = []
     for section in sections:
         lines = [section.title]
-        lines += [_lines(finding) for finding in section.findings]
+        if brief and section.key == _KERNEL:
+            lines += _names(section)
+        else:
+            lines += [_lines(finding) for finding in section.findings]
         if not section.findings:
             lines.append(_filled(section.empty, "      "))
         parts.append("\n".join(lines) + "\n")
@@ -88,6 +98,13 @@ def json_of(sections: Sequence[Section]) -> str:
         **{section.key: [found.to_json() for found in section.findings] for section in sections},
     }
     return json.dumps(document, indent=2) + "\n"
+
+
+def _names(section: Section) -> Iterator[str]:
+    for state, first in ((State.OK, "ok    "), (State.MISSING, "MISS  ")):
+        names = [found.subject for found in section.findings if found.state is state]
+        if names:
+            yield _filled(", ".join(names), first)
 
 
 def _lines(found: Finding) -> str:

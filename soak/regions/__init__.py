@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import combinations
 from typing import TYPE_CHECKING
 
+from soak.errors import UsageError
 from soak.regions.anonymous import AnonymousRegion
 from soak.regions.device_dax import DeviceDaxRegion
 from soak.regions.fs_dax import FsDaxRegion
@@ -61,9 +62,8 @@ def open_regions(sections: Sequence[RegionSection], run_id: str) -> list[Region]
     opened: list[Region] = []
     try:
         for region in regions:
-            opened.append(
-                region.prepare(run_id) if isinstance(region, FsDaxRegion) else region
-            )
+            made = region.prepare(run_id) if isinstance(region, FsDaxRegion) else region
+            opened.append(made)
     except BaseException:
         remove_files(opened)
         raise

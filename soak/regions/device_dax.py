@@ -52,9 +52,7 @@ class DeviceDaxRegion:
                 f"all of it."
             )
         alignment = device.alignment
-        pages = PageSpan(
-            device.resource // PAGE_SIZE, size // PAGE_SIZE, alignment // PAGE_SIZE
-        )
+        pages = PageSpan(device.resource // PAGE_SIZE, size // PAGE_SIZE, alignment // PAGE_SIZE)
         return cls(section.name, path, size, alignment, pages)
 
     def map(self) -> Mapping:

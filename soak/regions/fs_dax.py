@@ -74,8 +74,8 @@ class FsDaxRegion:
         # What an earlier run left there is taken away first.
         if not directory.exists() and room < size:
             raise UsageError(
-                f"The region {section.name!r} should have {size} bytes, and {parent} has room for {room}: "
-                f"give it a smaller size."
+                f"The region {section.name!r} should have {size} bytes, and {parent} has room for "
+                f"{room}: give it a smaller size."
             )
         return cls(section.name, directory, size, pages)
 

@@ -1,4 +1,4 @@
-"""The directory in which a region keeps its files: made by the soak, marked, locked, and taken away again.
+"""The directory of a region's files: made by the soak, marked, locked, and taken away again.
 
 A directory that exists and lacks the mark is somebody else's, and is not touched.
 """
@@ -11,7 +11,6 @@ import json
 import os
 import shutil
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from soak.errors import UsageError
@@ -19,6 +18,7 @@ from soak.helper import HelperError, in_helper
 
 if TYPE_CHECKING:
     from collections.abc import Collection
+    from pathlib import Path
 
 MARK: Final = ".dax-soak"
 FORMAT: Final = 1
@@ -38,7 +38,8 @@ class SoakDirectory:
         """Make the directory, or take over one that a run left behind; it is empty then.
 
         Raises:
-            UsageError: it is not the soak's, another soak uses it, or what is left in it cannot be removed.
+            UsageError: it is not the soak's, another soak uses it, or what is left in it cannot be
+                removed.
             OSError: it cannot be made.
         """
         check_unclaimed(path)
