@@ -21,7 +21,7 @@ from soak.abi.netlink import uses_of_links
 from soak.abi.openers import Device, openers
 from soak.config import load_config, parse_config
 from soak.errors import UsageError
-from soak.machine.dax import judge_disk, size_text
+from soak.machine.dax import judge_device, judge_disk, size_text
 from soak.machine.finding import Finding, Objection, State, refused
 from soak.machine.kernel import OFFERS, kernel_findings
 from soak.machine.pci import PciFunction, objections, pci_functions, require_fit
@@ -77,7 +77,7 @@ def test_who_has_a_device_open_is_found(tmp_path: Path) -> None:
         process.stdout.readline()
         seen = openers([zero])
         assert process.pid in seen.found
-        assert f"({process.pid})" in seen.text()
+        assert f"({process.pid})" in seen.texts()[0]
         assert process.pid not in openers([zero], but=[process.pid]).found
         process.communicate(b"\n")
     assert process.pid not in openers([zero]).found
@@ -403,6 +403,56 @@ def test_a_configuration_is_checked_against_the_machine(tmp_path: Path) -> None:
     path.write_text('[workload]\nmappers = 0\n[[region]]\nname = "memory"\nkind = "anonymous"\n')
     assert check("-c", str(path)).returncode == 0
     assert check("-c", str(tmp_path / "none")).returncode == 2
+
+
+def test_the_whole_machine_is_told_of_for_people_and_for_programs(tmp_path: Path) -> None:
+    path = tmp_path / "soak.toml"
+    told = check("--json", "--write", str(path))
+    document = json.loads(told.stdout)
+    assert list(document) == [
+        *("format", "lab", "kernel", "device_dax", "file_systems", "functions"),
+    ]
+    lacking = [line for line in document["lab"] if line["state"] != "ok"]
+    assert told.returncode == (2 if lacking else 0)
+    # It fits the machine that it was written on.
+    assert check("-c", str(path)).returncode == 0
+    again = check("--write", str(path))
+    assert again.returncode == 2
+    assert "not overwritten" in again.stderr
+    for text in (check().stdout, check("--all").stdout):
+        assert all(len(line) < 80 for line in text.splitlines())
+        assert "Device DAX" in text
+
+
+def test_what_excludes_each_other_is_refused() -> None:
+    told = check("--install", "-c", "soak.toml")
+    assert told.returncode == 2
+    assert "not allowed with" in told.stderr
+
+
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_keys_of_the_documents_are_in_the_readme() -> None:
+    device = DaxDevice("dax0.0", "kmem", 1, 1, 0, 0, "1:1", "ram")
+    file_system = judge_disk("pmem0", FSDAX, None)
+    function = PciFunction(
+        *("0000:00:05.0", "1234", "11e8", "00ff00", "", None, (), (), ()),
+        devices=frozenset(),
+        virtual_functions=0,
+        is_console=False,
+    )
+    for name, facts in {
+        "device_dax": judge_device(device).facts,
+        "file_systems": file_system.facts,
+        "functions": function.facts(),
+        "kernel": kernel_findings()[0].facts,
+    }.items():
+        row = next(line for line in README.splitlines() if line.startswith(f"| `{name}`"))
+        for key in facts:
+            assert f"`{key}`" in row
+    for key in Finding("", State.OK, "").to_json():
+        assert f"`{key}`" in README
 
 
 def test_a_directory_is_made_marked_and_removed(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
 _PROC: Final = Path("/proc")
+_MOST_NAMED: Final = 5
 # address permissions offset device inode path; only what is mapped shared can be a device.
 _SHARED: Final = re.compile(r"^(\S+) \S{3}s \S+ (\S+) (\d+)", re.MULTILINE)
 
@@ -39,14 +40,14 @@ class Device:
 
 @dataclass
 class Openers:
-    """Who was found: process ids with their names, and how many processes did not let look."""
+    """Who was found, and who did not let look: names of processes by their ids."""
 
     found: dict[int, str] = field(default_factory=dict)
-    hidden: int = 0
+    hidden: dict[int, str] = field(default_factory=dict)
 
-    def text(self) -> str:
-        """Name them, such as `qemu-system-x86 (4711)`."""
-        return ", ".join(f"{name} ({pid})" for pid, name in sorted(self.found.items()))
+    def texts(self) -> tuple[str, str]:
+        """Name those that were found and those that are hidden, such as `qemu-system-x86 (4711)`."""
+        return _named(self.found), _named(self.hidden)
 
 
 def openers(devices: Collection[Device], but: Collection[int] = ()) -> Openers:
@@ -59,12 +60,25 @@ def openers(devices: Collection[Device], but: Collection[int] = ()) -> Openers:
         try:
             uses = _has_open(entry, devices) or _has_mapped(entry, devices, kinds)
             if uses:
-                result.found[int(entry.name)] = (entry / "comm").read_text().strip()
+                result.found[int(entry.name)] = _name(entry)
         except PermissionError:
-            result.hidden += 1
+            result.hidden[int(entry.name)] = _name(entry)
         except (FileNotFoundError, ProcessLookupError):
             continue  # it ended meanwhile
     return result
+
+
+def _name(process: Path) -> str:
+    try:
+        return (process / "comm").read_text().strip()
+    except (FileNotFoundError, ProcessLookupError):
+        return "ended"
+
+
+def _named(processes: dict[int, str]) -> str:
+    most = sorted(processes.items())[:_MOST_NAMED]
+    more = f" and {len(processes) - len(most)} more" if len(processes) > len(most) else ""
+    return ", ".join(f"{name} ({pid})" for pid, name in most) + more
 
 
 def _has_open(process: Path, devices: Collection[Device]) -> bool:

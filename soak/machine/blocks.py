@@ -59,16 +59,14 @@ def opened(
     if users:
         found.append(Objection(f"{users} has a device of it open", "end that first"))
     if hidden:
-        found.append(Objection("whether a process has it open cannot be told", "ask again as root"))
+        found.append(Objection(f"whether {hidden} has it open cannot be told", "ask again as root"))
     return found
 
 
 def _look(names: Iterable[str], devices: Collection[Device]) -> Iterator[object]:
     yield [name for name in names if _is_claimed(_DEVICES / name.replace("!", "/"))]
     # The process that asks has nothing of it open, and neither has this helper.
-    seen = openers(devices, but=(os.getpid(), os.getppid()))
-    yield seen.text()
-    yield seen.hidden if os.geteuid() else 0
+    yield from openers(devices, but=(os.getpid(), os.getppid())).texts()
 
 
 def _is_claimed(path: Path) -> bool:

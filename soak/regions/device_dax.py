@@ -85,9 +85,8 @@ def use_problem(device: DaxDevice) -> str:
     The kernel lets any number of processes open one, so they are asked one by one.
     """
 
-    def ask() -> tuple[str, int]:
-        seen = openers([Device("c", device.number)], but=(os.getpid(), os.getppid()))
-        return seen.text(), seen.hidden if os.geteuid() else 0
+    def ask() -> tuple[str, str]:
+        return openers([Device("c", device.number)], but=(os.getpid(), os.getppid())).texts()
 
     try:
         users, hidden = in_helper(ask, _SECONDS)
@@ -96,7 +95,7 @@ def use_problem(device: DaxDevice) -> str:
     if users:
         return f"it is in use by {users}; end that first"
     if hidden:
-        return "whether another process uses it cannot be told; run this as root"
+        return f"whether {hidden} uses it cannot be told; run this as root"
     return ""
 
 
