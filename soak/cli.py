@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from soak import __version__
+from soak.control import CONTINUE, PAUSE, STOP
 from soak.errors import UsageError
 from soak.exit_codes import BISECT, PLAIN, is_bisecting
 from soak.verdict import EXIT_CODES
@@ -86,6 +87,14 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--format", choices=("text", "json"), default="text")
     report.add_argument("--strict", action="store_true", help="a known issue fails the run, too")
     report.set_defaults(work=_report)
+    for word, meaning in (
+        (PAUSE, "bring a running soak to rest, for work on the machine"),
+        (CONTINUE, "have a paused soak go on"),
+        (STOP, "end a running soak in order"),
+    ):
+        saying = commands.add_parser(word, help=meaning)
+        saying.add_argument("run", nargs="?", default="latest", metavar="RUN")
+        saying.set_defaults(work=_say, word=word)
     for name, work, meaning in (
         ("expectations", _expectations, "print what a kernel owes"),
         ("known-issues", _known_issues, "print the violations that are understood"),
@@ -100,7 +109,6 @@ def _add_lab(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "--kernel",
-        default="debian:6.1",
         help="debian:6.1 (default), debian:6.12, debian:sid; build:6.12, built from Debian's source "
         "with iommufd and the like; host, the kernel of this machine; a bzImage file; or a "
         "directory in which a kernel was built",
@@ -112,6 +120,12 @@ def _add_lab(parser: argparse.ArgumentParser) -> None:
     add("--fault", action="append", default=[], metavar="NAME[:SECONDS]", help="plant a fault")
     add("--listen", default=None, metavar="HOST:PORT", help="where metrics are served")
     add("--run-dir", type=Path, metavar="DIR", help="a new directory for the run")
+    add(
+        "--keep",
+        action="store_true",
+        help="keep the NVDIMM, so that the run can be resumed when its guest has died",
+    )
+    add("--resume", metavar="RUN", help="go on with a run whose guest has died, in a new boot")
     add("--strict", action="store_true", help="a known issue fails the run, too")
     add(
         "--bisect",
@@ -155,6 +169,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     add("--run-id", help=argparse.SUPPRESS)
     add("--ledger", type=Path, help=argparse.SUPPRESS)
     add("--journal-port", type=Path, help=argparse.SUPPRESS)
+    add("--control", type=Path, help=argparse.SUPPRESS)
     add("--mirror-ledger", action="store_true", help=argparse.SUPPRESS)
     _add_choices(parser)
     parser.set_defaults(work=_run)
@@ -231,6 +246,7 @@ def _run(options: argparse.Namespace) -> int:
             options.run_id,
             options.ledger,
             options.journal_port,
+            options.control,
             in_lab=True,
             mirror=options.mirror_ledger,
         )
@@ -269,15 +285,15 @@ def _check(options: argparse.Namespace) -> int:
 
 def _exporter(options: argparse.Namespace) -> int:
     from exporter.__main__ import main as serve
-    from soak.lab.rundir import find_run
+    from soak.rundir import find_run
 
     listen = ["--listen", options.listen] if options.listen else []
     return serve(["--run-dir", str(find_run(options.run)), *listen])
 
 
 def _top(options: argparse.Namespace) -> int:
-    from soak.lab.rundir import LEDGER, VERDICT, find_run
     from soak.report.top import watch
+    from soak.rundir import LEDGER, VERDICT, find_run
 
     directory = find_run(options.run)
     return watch(
@@ -287,8 +303,8 @@ def _top(options: argparse.Namespace) -> int:
 
 def _report(options: argparse.Namespace) -> int:
     from soak.journal import read_journal
-    from soak.lab.rundir import JOURNAL, find_run
     from soak.report.text import text_report
+    from soak.rundir import JOURNAL, find_run
     from soak.verdict import judge
 
     directory = find_run(options.run)
@@ -296,6 +312,14 @@ def _report(options: argparse.Namespace) -> int:
     shown = verdict.to_json() if options.format == "json" else text_report(verdict, directory)
     print(shown, end="")
     return EXIT_CODES[verdict.verdict]
+
+
+def _say(options: argparse.Namespace) -> int:
+    from soak.control import say
+    from soak.rundir import find_run
+
+    print(say(find_run(options.run), options.word))
+    return 0
 
 
 def _expectations(_options: argparse.Namespace) -> int:

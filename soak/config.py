@@ -26,6 +26,7 @@ _SIZE_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SIZE = re.compile(r"(\d+)([KMGT]?)(?:i?B)?")
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,31}")
 _MAX_WORKERS = 64
+_ALIGNMENTS = (1 << 12, 1 << 21, 1 << 30)
 _MAX_DURATION_SECONDS = 366 * 86400.0
 _MAX_SEED = 2**63 - 1
 _MAX_SIZE = 2**63 - 1
@@ -69,6 +70,21 @@ def parse_size(value: object) -> int:
     return size
 
 
+def parse_alignment(value: object) -> int:
+    """Return bytes from `"4K"`, `"2M"` or `"1G"`: the page sizes of x86-64.
+
+    Raises:
+        ValueError: it is none of them.
+    """
+    try:
+        size = parse_size(value)
+    except ValueError:
+        size = 0
+    if size not in _ALIGNMENTS:
+        raise ValueError('"4K", "2M" or "1G"')
+    return size
+
+
 def parse_seed(value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _MAX_SEED:
         raise ValueError(f"a whole number from 0 to {_MAX_SEED}")
@@ -91,6 +107,18 @@ def _kind(value: object) -> RegionKind:
     if not isinstance(value, str) or value not in set(RegionKind):
         raise ValueError(f"one of {', '.join(RegionKind)}")
     return RegionKind(value)
+
+
+def _share(value: object) -> float:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < 1:
+        raise ValueError("a number from 0 to less than 1")
+    return float(value)
+
+
+def _truth(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("true or false")  # noqa: TRY004 - as the other parsers say it
+    return value
 
 
 def _workers(value: object) -> int:
@@ -139,6 +167,17 @@ class RegionSection:
         _text, "device file (device-dax) or directory on a DAX file system (fs-dax)", ""
     )
     size: int = _key(parse_size, "bytes to use; the whole device where it is not given", 0)
+    alignment: int = _key(
+        parse_alignment,
+        "of device-dax: what the device must have (the lab makes it so): 4K, 2M or 1G",
+        0,
+    )
+    recyclable: bool = _key(
+        _truth,
+        "of device-dax: true where the namespace is there for the soak alone, and may be taken from "
+        "its driver to make leaking pages new",
+        default=False,
+    )
 
 
 @dataclass(frozen=True)
@@ -195,6 +234,11 @@ class LeaksSection:
     """[leaks]."""
 
     sweep: float = _key(parse_duration, "time between two sweeps over all pages", 10.0)
+    recycle: float = _key(
+        _share,
+        "share of head-room below which the pages of a recyclable region are made new; 0 for never",
+        0.2,
+    )
 
 
 @dataclass(frozen=True)
@@ -234,7 +278,9 @@ _SECTIONS: Mapping[str, type[Any]] = {
 }
 _KNOWN_ISSUES, _REGION = "known-issues", "region"
 # Keys of which 0 says something else than leaving them out.
-_MEANT_ZEROS = frozenset(("seed", "mappers", "invalidators", "holders", "trials", "wedged-workers"))
+_MEANT_ZEROS = frozenset(
+    ("seed", "mappers", "invalidators", "holders", "trials", "wedged-workers", "recycle")
+)
 
 
 def load_config(path: Path) -> Config:

@@ -67,8 +67,6 @@ class Member:
     quick_deaths: int = 0
     # Processes of this worker that hang in the kernel for good.
     abandoned: int = 0
-    # Pages of maps that were in flight when a worker died, by region, until a sweep has settled them.
-    uncertain: dict[int, int] | None = None
 
     @property
     def running(self) -> bool:
@@ -78,9 +76,13 @@ class Member:
 class Crew:
     """Owns the worker processes. Nothing here blocks for longer than its deadline."""
 
-    def __init__(self, members: Sequence[Member], pause: memoryview[int]) -> None:
+    def __init__(
+        self, members: Sequence[Member], pause: memoryview[int], uncertain: memoryview[int]
+    ) -> None:
+        """Take the word by which workers are paused, and those that count uncertain pages by region."""
         self.members = members
         self._pause = pause
+        self.uncertain = uncertain
         self._barriers = 0
         self._by_name = {member.plan.name: member for member in members}
         self._left: set[int] = set()
@@ -88,9 +90,33 @@ class Crew:
     def member(self, name: str) -> Member:
         return self._by_name[name]
 
-    def start(self) -> None:
+    def adopt(self) -> None:
+        """Put the books in order that workers left which died with another supervisor."""
         for member in self.members:
+            if member.block.get("incarnation"):
+                self._settle(member)
+
+    def start(self, members: Sequence[Member] | None = None) -> None:
+        """Start workers: all of them, or those that were retired."""
+        for member in self.members if members is None else members:
             self._start(member)
+
+    def retire(self, members: Sequence[Member], seconds: float) -> list[str]:
+        """End workers that rest, and all that they hold with them; return those that did not end.
+
+        They are not replaced until `start` is called for them.
+        """
+        for member in members:
+            self.kill(member)
+        deadline = time.monotonic() + seconds
+        while left := [member for member in members if member.running]:
+            for member in left:
+                if self._ended(member) is not None:
+                    self._settle(member)
+            if time.monotonic() > deadline:
+                break
+            time.sleep(_POLL_SECONDS)
+        return [member.plan.name for member in left]
 
     def reap(self) -> Iterator[Death]:
         """Tell which workers died since the last call, and start others in their place."""
@@ -241,10 +267,7 @@ class Crew:
         if flight is not None:
             cell = member.plan.cells[flight["cell"]]
             if cell.operation is Operation.MAP:
-                uncertain = member.uncertain or {}
-                pages = flight["length"] // PAGE_SIZE
-                uncertain[flight["region"]] = uncertain.get(flight["region"], 0) + pages
-                member.uncertain = uncertain
+                self.uncertain[flight["region"]] += flight["length"] // PAGE_SIZE
         if member.plan.role is Role.HOLDER:
             _end_hold(block)
         mapped, unmapped = block.view("pages_mapped"), block.view("pages_unmapped")

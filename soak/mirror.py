@@ -38,6 +38,8 @@ def place_ledger(shared: Path, local: Path, *, always: bool) -> tuple[Ledger, Mi
     if not always and far_cost < near_cost * _SLOW_RATIO:
         return far, None
     near = Ledger.create(local, far.layout)
+    # A run that is resumed goes on from what was copied last.
+    near.copy_from(far)
     return near, Mirror(near, far)
 
 

@@ -43,6 +43,11 @@ class Reporter:
         self._gathered[key] = finding
         self.flush(REPORT_SECONDS)
 
+    @property
+    def idle(self) -> bool:
+        """Whether everything that was reported is written."""
+        return not self._gathered
+
     def flush(self, age: float = 0.0) -> None:
         """Write what was gathered of kinds that were last written `age` seconds ago, or never."""
         now = time.monotonic()

@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from soak.abi.btf import BtfError
-from soak.abi.procfs import kernel_release
+from soak.abi.procfs import boot_id, kernel_release
 from soak.clock import SoakClock
+from soak.control import ControlSocket
+from soak.crash_log import pick_up
 from soak.crew import Crew, Member
-from soak.detectors.leaks import RegionLeaks
+from soak.detectors.leaks import Account, RegionLeaks
 from soak.detectors.refusals import RefusalDetector
 from soak.detectors.stalls import StallDetector
 from soak.detectors.struct_pages import StructPages
@@ -27,13 +29,14 @@ from soak.known_issues import KNOWN_ISSUES
 from soak.ledger import Ledger
 from soak.mirror import Mirror, place_ledger
 from soak.plan import RunPlan, make_plan
+from soak.recycler import Recycler
 from soak.regions import FsDaxRegion, open_regions
 from soak.regions.fs_dax import first_files
 from soak.reporter import Reporter
-from soak.schema import SUPERVISOR
+from soak.schema import ACCOUNT_COLUMNS, SUPERVISOR, account_field, judged_field
 from soak.stall_watch import StallWatch
 from soak.supervisor import Supervisor
-from soak.sweeper import Sweeper
+from soak.sweeper import Sweeper, totals
 from soak.vocabulary import Role
 from soak.workload.holder import Holder
 from soak.workload.invalidator import Invalidator
@@ -59,20 +62,38 @@ _MIRRORED_LEDGER = Path("/run/dax-soak-ledger")
 
 @dataclass(frozen=True)
 class Places:
-    """Where a run keeps what it writes. In a lab the host made the ledger and writes the journal."""
+    """Where a run keeps what it writes. In a lab the host made the ledger and writes the journal.
+
+    `control` is the directory of the socket over which the soak is told to pause.
+    """
 
     run_id: str
     ledger: Path
     journal: Path
+    control: Path
     in_lab: bool
     mirror: bool = False
+
+
+@dataclass(frozen=True)
+class Past:
+    """What a run has behind it when a supervisor takes it over: nothing, where `starts` is 0."""
+
+    starts: int
+    same_boot: bool
+
+    @classmethod
+    def of(cls, block: BlockWriter) -> Past:
+        return cls(block.get("starts"), block.text("boot_id") == boot_id())
 
 
 def run_soak(config: Config, places: Places) -> None:
     """Soak, from the first check to the last line of the journal.
 
+    A ledger that a supervisor before this one has used is gone on with.
+
     Raises:
-        UsageError: the configuration does not fit this machine.
+        UsageError: the configuration does not fit this machine, or the ledger is of another run.
     """
     os.environ["TZ"] = "UTC"  # schedule reckons in local time, which summer time makes jump
     time.tzset()
@@ -81,10 +102,19 @@ def run_soak(config: Config, places: Places) -> None:
     functions = _functions(config)
     ledger, mirror = _open_ledger(plan, places)
     with contextlib.closing(_open_journal(places)) as journal, contextlib.ExitStack() as stack:
-        leaks = _watch_leaks(regions, journal, stack)
-        crew = _crew(plan, regions, functions, ledger)
-        release = parse_release(kernel_release())
         block = ledger.block(SUPERVISOR)
+        past = Past.of(block)
+        crew = _crew(plan, regions, functions, ledger)
+        if past.starts:
+            crew.adopt()
+        leaks = _watch_leaks(regions, _accounts(regions, block, past), journal, stack)
+        if past.starts and not past.same_boot:
+            pick_up(block, journal, counts=not places.in_lab)
+            # The reboot has made the pages new.
+            for watch in leaks:
+                watch.renew(*totals(watch.region.name, block, crew))
+        release = parse_release(kernel_release())
+        control = stack.enter_context(ControlSocket(places.control))
         reporter = Reporter(block, journal)
         clock = SoakClock()
         known_issues = frozenset(
@@ -93,38 +123,50 @@ def run_soak(config: Config, places: Places) -> None:
             if config.known_issues.get(issue.name, True)
             and issue.kernels[0] <= release < issue.kernels[1]
         )
+        sweeper = Sweeper(
+            block,
+            journal,
+            reporter,
+            leaks,
+            crew,
+            probe_function=functions[0] if functions else None,
+            known_issues=known_issues,
+        )
+        recycler = Recycler(
+            block, journal, crew, sweeper, leaks, threshold=config.leaks.recycle, release=release
+        )
         supervisor = Supervisor(
             block=block,
             crew=crew,
             journal=journal,
             reporter=reporter,
-            refusals=RefusalDetector([member.block for member in crew.members], release),
+            refusals=RefusalDetector(
+                [member.block for member in crew.members],
+                release,
+                [block.view(judged_field(member.plan.name)) for member in crew.members],
+            ),
             stalls=StallWatch(
                 block,
                 journal,
                 reporter,
                 crew,
-                detector=_stall_detector(plan, crew, clock, release),
+                detector=_stall_detector(
+                    plan, crew, clock, release, _read_before(crew, block, past)
+                ),
                 clock=clock,
                 probe_directory=_probe_directory(regions),
                 slow_device=next(map(Path, config.workload.slow_devices), None),
                 known_issues=known_issues,
             ),
-            sweeper=Sweeper(
-                block,
-                journal,
-                reporter,
-                leaks,
-                crew,
-                probe_function=functions[0] if functions else None,
-                known_issues=known_issues,
-            ),
+            sweeper=sweeper,
+            recycler=recycler,
             clock=clock,
             duration=config.run.duration,
             sweep_interval=config.leaks.sweep,
             most_wedged=config.limits.wedged_workers,
             run=_run_facts(plan, places),
             mirror=mirror,
+            control=control,
         )
         supervisor.run()
 
@@ -167,13 +209,19 @@ def _open_journal(places: Places) -> FileJournal | PortJournal:
 
 
 def _watch_leaks(
-    regions: Sequence[Region], journal: Journal, stack: contextlib.ExitStack
+    regions: Sequence[Region],
+    accounts: Mapping[str, Account],
+    journal: Journal,
+    stack: contextlib.ExitStack,
 ) -> list[RegionLeaks]:
-    """Calibrate the regions whose pages can be read; where none can, say so and go on blind."""
+    """Watch the regions whose pages can be read; where none can, say so and go on blind.
+
+    A region without an account is calibrated as it is now.
+    """
     try:
         pages = stack.enter_context(StructPages())
         return [
-            RegionLeaks(region, region.pages, pages)
+            RegionLeaks(region, region.pages, pages, accounts.get(region.name))
             for region in regions
             if region.pages is not None
         ]
@@ -185,7 +233,41 @@ def _watch_leaks(
         return []
 
 
-def _stall_detector(plan: RunPlan, crew: Crew, clock: SoakClock, release: Release) -> StallDetector:
+def _accounts(regions: Sequence[Region], block: BlockWriter, past: Past) -> dict[str, Account]:
+    """Return what regions were measured against, where that still holds."""
+    accounts = {}
+    for region in regions if past.starts and past.same_boot else ():
+        _, *values = block.view(account_field(region.name))
+        account = Account(**dict(zip(ACCOUNT_COLUMNS[1:], values, strict=True)))
+        if account.idle:
+            accounts[region.name] = account
+    return accounts
+
+
+def _read_before(crew: Crew, block: BlockWriter, past: Past) -> dict[str, tuple[int, int]]:
+    """Return how far the workers' rings need no judging: their times are of one boot."""
+    if past.same_boot:
+        rows = block.view("read")
+        return {
+            member.plan.name: (rows[2 * index], rows[2 * index + 1])
+            for index, member in enumerate(crew.members)
+        }
+    return {
+        member.plan.name: (
+            member.block.get("ended"),
+            member.block.get("holds_begun") if member.plan.role is Role.HOLDER else 0,
+        )
+        for member in crew.members
+    }
+
+
+def _stall_detector(
+    plan: RunPlan,
+    crew: Crew,
+    clock: SoakClock,
+    release: Release,
+    read: Mapping[str, tuple[int, int]],
+) -> StallDetector:
     workers = {
         member.plan.name: (
             member.plan.role,
@@ -201,6 +283,7 @@ def _stall_detector(plan: RunPlan, crew: Crew, clock: SoakClock, release: Releas
         release,
         late_ns=int(bounds.late * 1e9),
         stall_ns=int(bounds.threshold * 1e9),
+        read=read,
     )
 
 
@@ -229,7 +312,8 @@ def _crew(
         )
         for worker in plan.workers
     ]
-    return Crew(members, ledger.block(SUPERVISOR).view("pause"))
+    supervisor = ledger.block(SUPERVISOR)
+    return Crew(members, supervisor.view("pause"), supervisor.view("uncertain"))
 
 
 def _position(worker: WorkerPlan, regions: Sequence[Region]) -> int:

@@ -22,7 +22,7 @@ from soak.vocabulary import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 SUPERVISOR: Final = "supervisor"
 HOST: Final = "host"
@@ -102,6 +102,25 @@ def leaks_field(region: str) -> str:
     return f"leaks {region}"
 
 
+# What the leak detector measures a region against, so that another supervisor goes on where one was
+# killed: the sum of counts when nobody used it, references that are there for a known reason, what one
+# pin adds to the sum, pages that had been given back before, and what had leaked when the pages were
+# last made new (by a recycle or a reboot).
+ACCOUNT_COLUMNS: Final = (
+    *("sequence", "idle", "settled", "unit", "given_back", "explained", "unexplained"),
+)
+
+
+def account_field(region: str) -> str:
+    """Return the name of the field with the account of a region."""
+    return f"account {region}"
+
+
+def judged_field(worker: str) -> str:
+    """Return the name of the field that says how much of a worker's counts was judged."""
+    return f"judged {worker}"
+
+
 def leak_columns(known_issues: Sequence[str]) -> tuple[str, ...]:
     """Name the words of a leak group: references now, ever, and predicted, for each explanation."""
     issues = (*known_issues, NO_KNOWN_ISSUE)
@@ -157,10 +176,13 @@ def _hold_fields() -> tuple[Field, ...]:
 
 
 def supervisor_block(
-    regions: Sequence[str], workers: Sequence[str], known_issues: Sequence[str]
+    regions: Sequence[str],
+    worker_cells: Mapping[str, Sequence[Cell]],
+    known_issues: Sequence[str],
 ) -> Block:
     """Describe the supervisor's block: its state, and what its detectors and jobs found."""
     issues = (*known_issues, NO_KNOWN_ISSUE)
+    workers = tuple(worker_cells)
     return _block(
         SUPERVISOR,
         SUPERVISOR,
@@ -169,8 +191,14 @@ def supervisor_block(
         Field("state", values=tuple(RunState)),
         Field("kernel_release", (_TEXT_WORDS,), text=True),
         Field("boot_id", (_TEXT_WORDS,), text=True),
+        # Of this supervisor, monotonic; those before it may have run in another boot.
         Field("started_ns"),
         Field("ends_ns"),
+        Field("first_start_realtime_ns"),
+        Field("starts"),
+        Field("boots"),
+        # How long the run has soaked, under all its supervisors.
+        Field("soaked_ns"),
         Field("heartbeats"),
         Field("heartbeat_ns"),
         # Add this to a monotonic time of this ledger to get nanoseconds since the epoch.
@@ -186,15 +214,25 @@ def supervisor_block(
         Field("wakeup_delay_buckets", (SHORT_PINS, len(BUCKET_BOUNDS_NS) + 1)),
         # One group for each region: what its pages carry too much, by what explains it.
         *(Field(leaks_field(region), (leak_columns(known_issues),)) for region in regions),
+        *(Field(account_field(region), (ACCOUNT_COLUMNS,)) for region in regions),
+        # Pages of maps whose worker was killed before it could note how they ended.
+        Field("uncertain", (tuple(regions),)),
+        # How far the detectors have judged the workers' counts and rings: what was judged after
+        # these were stored is judged again by the next supervisor, never left out.
+        *(
+            Field(judged_field(name), (tuple(cell.label for cell in cells), COUNT_COLUMNS))
+            for name, cells in worker_cells.items()
+        ),
+        Field("read", (workers, ("ended", "holds"))),
         Field("headroom_ppm", (tuple(regions),)),
         Field("sweeps", (tuple(regions),)),
         Field("swept_pages", (tuple(regions),)),
         Field("sweep_duration_ns", (tuple(regions),)),
         Field("last_sweep_ns", (tuple(regions),)),
         Field("detectors", (tuple(Detector), ("success", "runs", "duration_ns"))),
-        Field("restarts", (tuple(workers),)),
-        Field("wedged", (tuple(workers),)),
-        Field("dead", (tuple(workers),)),
+        Field("restarts", (workers,)),
+        Field("wedged", (workers,)),
+        Field("dead", (workers,)),
         Field("jobs", (JOBS, ("runs", "failures", "lateness_ns"))),
         Field("journal_errors"),
         Field("foll_pins_acquired"),
@@ -235,8 +273,8 @@ def soak_layout(
     """Describe the ledger of a run; `run["regions"]` has name, kind, size and files of each."""
     regions = [region["name"] for region in run["regions"]]
     files = sum(region["files"] for region in run["regions"])
-    names = [name for name, _, _ in workers]
-    blocks = [supervisor_block(regions, names, known_issues)]
+    cells = {name: cells for name, _, cells in workers}
+    blocks = [supervisor_block(regions, cells, known_issues)]
     if lab:
         blocks.append(host_block())
     blocks += [worker_block(name, role, cells, regions, files) for name, role, cells in workers]

@@ -125,6 +125,12 @@ class StallWatch:
                 self._begin_freeing(judgement, now)
         self._free(now)
 
+    def commit(self) -> None:
+        """Store how far the workers' rings were judged, for a supervisor that comes after this one."""
+        for name, (ended, holds) in self._detector.read().items():
+            self._block.set_at("read", ended, name, "ended")
+            self._block.set_at("read", holds, name, "holds")
+
     def uncovered(self) -> Sequence[str]:
         """Return what this run tries and no expectation speaks of."""
         return [cell.label for cell in self._detector.uncovered()]

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import schedule
 
 from soak.abi.procfs import boot_id, foll_pins, kernel_release, locked_and_pinned_bytes, taint
+from soak.control import CONTINUE, PAUSE, STOP, WORDS
 from soak.journal import Level
 from soak.reporter import REPORT_SECONDS
 from soak.sweeper import FULL_HEADROOM_PPM
@@ -25,11 +26,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from soak.clock import SoakClock
+    from soak.control import ControlSocket
     from soak.crew import Crew, Death
     from soak.detectors.refusals import RefusalDetector
     from soak.journal import Journal
     from soak.ledger import BlockWriter
     from soak.mirror import Mirror
+    from soak.recycler import Recycler
     from soak.reporter import Reporter
     from soak.stall_watch import StallWatch
     from soak.sweeper import Sweeper
@@ -39,6 +42,7 @@ BEAT_SECONDS: Final = 0.1
 _SAMPLE_SECONDS: Final = 10.0
 _COUNTERS_SECONDS: Final = 5.0
 _BARRIER_SECONDS: Final = 30.0
+_COMMIT_SECONDS: Final = 1.0
 _STOP_SECONDS: Final = 30.0
 _ENDING: Final = (signal.SIGTERM, signal.SIGINT)
 
@@ -56,12 +60,14 @@ class Supervisor:
         refusals: RefusalDetector,
         stalls: StallWatch,
         sweeper: Sweeper,
+        recycler: Recycler,
         clock: SoakClock,
         duration: float,
         sweep_interval: float,
         most_wedged: int,
         run: dict[str, Any],
         mirror: Mirror | None,
+        control: ControlSocket | None,
     ) -> None:
         self._block = block
         self._crew = crew
@@ -70,15 +76,22 @@ class Supervisor:
         self._refusals = refusals
         self._stalls = stalls
         self._sweeper = sweeper
+        self._recycler = recycler
+        self._must_end: str | None = None
         self._clock = clock
         self._duration = duration
         self._sweep_interval = sweep_interval
         self._most_wedged = most_wedged
         self._looked = 0.0
+        self._committed = 0.0
         self._run = run
         self._mirror = mirror
+        self._control = control
+        self._paused = False
         self._jobs = schedule.Scheduler()
         self._failures: set[str] = set()
+        self._running = block.block.fields["state"].values.index(RunState.RUNNING)
+        self._beaten = 0
 
     def run(self) -> None:
         """Soak until the time is over or a signal says stop."""
@@ -97,7 +110,6 @@ class Supervisor:
         self._guarded(Detector.REFUSALS, self._look_for_refusals)
         self._guarded(Detector.STALLS, self._stalls.look)
         self._guarded(Detector.LEAKS, self._sweeper.sweep)
-        self._reporter.flush()
         self._sample()
         self._journal.write("run.ended", why=why)
         self._block.set_word("state", RunState.ENDED)
@@ -105,18 +117,35 @@ class Supervisor:
 
     def _begin(self) -> None:
         block = self._block
+        rebooted = block.text("boot_id") != boot_id()
         block.set("pid", os.getpid())
         block.set_text("kernel_release", kernel_release())
         block.set_text("boot_id", boot_id())
+        block.set_word("state", RunState.PREPARING)
         block.set_word("verdict", VerdictWord.UNKNOWN)
-        block.set("started_ns", time.monotonic_ns())
-        block.set("ends_ns", time.monotonic_ns() + int(self._duration * 1e9))
+        now = self._beaten = time.monotonic_ns()
+        block.set("started_ns", now)
+        if block.get("starts") == 0:
+            block.set("first_start_realtime_ns", time.time_ns())
         block.set("coverage_cells_required", len(self._run["promised"]))
         for region in range(len(block.names("headroom_ppm"))):
-            block.set("headroom_ppm", FULL_HEADROOM_PPM, region)
+            if rebooted:
+                block.set("headroom_ppm", FULL_HEADROOM_PPM, region)
+                block.set("last_sweep_ns", 0, region)
         self._beat()
-        self._journal.write("machine.booted", kernel=kernel_release())
+        if rebooted:
+            block.add("boots", 1)
+            self._journal.write("machine.booted", kernel=kernel_release())
         self._journal.write("run.started", mirrored=self._mirror is not None, **self._run)
+        if block.get("starts"):
+            soaked = block.get("soaked_ns") / 1e9
+            self._journal.write(
+                "run.resumed", Level.WARNING, starts=block.get("starts") + 1, rebooted=rebooted,
+                soaked_seconds=round(soaked, 3),
+                summary=f"the run goes on after {soaked:.0f} s of its time, "
+                + ("after a reboot" if rebooted else "on a machine that went on running"),
+            )  # fmt: skip
+        block.add("starts", 1)
         uncovered = [cell.label for cell in self._refusals.uncovered()]
         for label in (*uncovered, *self._stalls.uncovered()):
             self._journal.write(
@@ -129,14 +158,18 @@ class Supervisor:
         self._schedule("sweep", self._sweep_interval, self._sweep_between)
         self._schedule("sample", _SAMPLE_SECONDS, self._sample)
         self._schedule("counters", _COUNTERS_SECONDS, self._read_counters)
-        end = time.monotonic() + self._duration
-        while time.monotonic() < end:
+        while self._left_ns() > 0:
             self._beat()
             self._look_for_stalls()
             for death in self._crew.reap():
                 self._report_death(death)
             self._guarded(Detector.REFUSALS, self._look_for_refusals)
-            self._jobs.run_pending()
+            if not self._paused:
+                self._jobs.run_pending()
+            if self._must_end is not None:
+                return self._must_end
+            if self._told_to_stop():
+                return "told to by 'dax-soak stop'"
             caught = signal.sigtimedwait({*_ENDING, signal.SIGCHLD}, BEAT_SECONDS)
             if caught is not None and caught.si_signo in _ENDING:
                 return f"told to by {signal.Signals(caught.si_signo).name}"
@@ -150,8 +183,51 @@ class Supervisor:
                 return why
         return "its time was over"
 
+    def _left_ns(self) -> int:
+        return int(self._duration * 1e9) - self._block.get("soaked_ns")
+
+    def _told_to_stop(self) -> bool:
+        """Do what was said over the control socket; True where the soak is to end."""
+        stop = False
+        for request in self._control.poll() if self._control is not None else ():
+            if request.word == STOP:
+                stop = True
+                request.answer("stopping")
+            elif request.word == PAUSE:
+                request.answer(self._pause())
+            elif request.word == CONTINUE:
+                request.answer(self._continue())
+            else:
+                request.answer(f"unknown: there is {', '.join(WORDS)}")
+        return stop
+
+    def _pause(self) -> str:
+        """Bring every worker to rest for as long as somebody works on the machine."""
+        if self._paused:
+            return "paused already"
+        late = self._crew.pause(_BARRIER_SECONDS, self._watch)
+        self._paused = True
+        self._block.set_word("state", RunState.PAUSED)
+        self._journal.write("run.paused", Level.WARNING, late=late, summary="the run is paused")
+        if late:
+            return f"paused, but for {', '.join(late)}, which hang in a call"
+        return "paused: all workers rest"
+
+    def _continue(self) -> str:
+        if not self._paused:
+            return "running already"
+        self._paused = False
+        self._crew.resume()
+        self._block.set_word("state", RunState.RUNNING)
+        self._journal.write("run.continued", Level.WARNING, summary="the run goes on")
+        return "running"
+
     def _beat(self) -> None:
         now = time.monotonic_ns()
+        if not self._paused and self._block.get("state") == self._running:
+            self._block.add("soaked_ns", now - self._beaten)
+        self._beaten = now
+        self._block.set("ends_ns", now + max(self._left_ns(), 0))
         self._clock.beat(now)
         self._block.set("realtime_offset_ns", time.time_ns() - now)
         self._block.set("heartbeat_ns", now)
@@ -217,6 +293,18 @@ class Supervisor:
         for finding in self._refusals.look():
             self._reporter.report(finding)
         self._reporter.flush(REPORT_SECONDS)
+        if self._reporter.idle and time.monotonic() - self._committed >= _COMMIT_SECONDS:
+            self._commit()
+
+    def _commit(self) -> None:
+        """Store how far was judged, when all that was found is on disk.
+
+        A supervisor that takes over judges what came later again: it may count that twice, and
+        never leaves it out.
+        """
+        self._committed = time.monotonic()
+        self._refusals.commit()
+        self._stalls.commit()
 
     def _report_death(self, death: Death) -> None:
         index = self._block.index("restarts", death.worker)
@@ -258,11 +346,14 @@ class Supervisor:
                 self._fail(Detector.LEAKS, f"no sweep: {', '.join(late)} did not come to rest")
             else:
                 self._guarded(Detector.LEAKS, self._sweeper.sweep)
+                self._must_end = self._recycler.look()
         finally:
             self._crew.resume()
 
     def _sample(self) -> None:
         """Write down what the verdict needs, so that it can be computed from the journal alone."""
+        self._reporter.flush()
+        self._commit()
         completed = {
             **completed_operations(
                 (member.block.names("counts"), member.block.view("counts"))

@@ -110,6 +110,8 @@ class Judge:
         default_factory=dict
     )
     _troubles: dict[str, int] = field(default_factory=dict)
+    # Why the harness itself ended early: forgotten when the run is resumed, for nothing was lost.
+    _deaths: dict[str, int] = field(default_factory=dict)
     _completed: Counter[str] = field(default_factory=Counter)
     _journal_errors: int = 0
     _sweeps: Counter[str] = field(default_factory=Counter)
@@ -130,7 +132,7 @@ class Judge:
             for entry in self._violations.values()
             if self.strict or entry.known_issue is None
         ]
-        doubts = [*self._troubles, *self._gaps(coverage)]
+        doubts = [*self._troubles, *self._deaths, *self._gaps(coverage)]
         if failures:
             word, reasons = VerdictWord.FAIL, [*failures, *doubts]
         elif doubts:
@@ -208,6 +210,14 @@ class Judge:
             summary=event["summary"],
         )
 
+    def _run_resumed(self, _event: Mapping[str, Any]) -> None:
+        self._ended = False
+        self._deaths.clear()
+
+    def _harness_failed(self, event: Mapping[str, Any]) -> None:
+        kept = self._deaths if event.get("ended") else self._troubles
+        kept.setdefault(event["summary"], event["seq"])
+
     def _trouble(self, event: Mapping[str, Any]) -> None:
         self._troubles.setdefault(event["summary"], event["seq"])
 
@@ -220,6 +230,7 @@ class Judge:
 _HANDLERS: Final = {
     "run.started": Judge._run_started,  # noqa: SLF001 - the table belongs to the class
     "run.ended": Judge._run_ended,  # noqa: SLF001
+    "run.resumed": Judge._run_resumed,  # noqa: SLF001
     "machine.booted": Judge._machine_booted,  # noqa: SLF001
     "violation.found": Judge._violation,  # noqa: SLF001
     "sample.taken": Judge._sample,  # noqa: SLF001
@@ -227,7 +238,7 @@ _HANDLERS: Final = {
     "job.failed": Judge._trouble,  # noqa: SLF001
     "limit.reached": Judge._trouble,  # noqa: SLF001
     "expectation.missing": Judge._trouble,  # noqa: SLF001
-    "harness.failed": Judge._trouble,  # noqa: SLF001
+    "harness.failed": Judge._harness_failed,  # noqa: SLF001
 }
 
 

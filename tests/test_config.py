@@ -56,6 +56,9 @@ KEYS = [
 ]
 # What each key expects to find, as its sentence says it.
 EXPECTED = {
+    "recycle": "a number from 0 to less than 1",
+    "recyclable": "true or false",
+    "alignment": '"4K", "2M" or "1G"',
     "duration": "a duration such as",
     "seed": "a whole number from 0",
     "name": "a name of up to 32",
@@ -85,6 +88,7 @@ FITTING: dict[str, tuple[Any, ...]] = {
     "path": ("ä?",),
     "slow-devices": (["x"],),
     "fast-devices": (["x"],),
+    "recyclable": (True,),
 }
 
 names = st.from_regex(r"[a-z0-9][a-z0-9._-]{0,31}", fullmatch=True)

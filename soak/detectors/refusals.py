@@ -32,11 +32,18 @@ _EVIDENCE_LINES: Final = 5
 class RefusalDetector:
     """Compares what was counted since the last look with what the kernel owes."""
 
-    def __init__(self, blocks: Sequence[BlockWriter], release: Release) -> None:
+    def __init__(
+        self,
+        blocks: Sequence[BlockWriter],
+        release: Release,
+        judged: Sequence[memoryview[int]],
+    ) -> None:
+        """Take the workers' blocks, and for each the words that say what was judged of its counts."""
         self._blocks = blocks
+        self._judged = judged
         self._cells = [[Cell.parse(label) for label in block.names("counts")] for block in blocks]
         self._rows = [[expected(cell, release) for cell in cells] for cells in self._cells]
-        self._seen = [[0] * (len(cells) * len(COUNT_COLUMNS)) for cells in self._cells]
+        self._seen = [list(words) for words in judged]
 
     def uncovered(self) -> list[Cell]:
         """Return the cells of this run for which no expectation says what is owed."""
@@ -70,6 +77,12 @@ class RefusalDetector:
                     found += _judge(block, index, cell, row, new)
             self._seen[number] = counts
         return found
+
+    def commit(self) -> None:
+        """Store what was judged: its findings are on disk, and no later supervisor judges it again."""
+        for words, seen in zip(self._judged, self._seen, strict=True):
+            for position, count in enumerate(seen):
+                words[position] = count
 
 
 def _judge(

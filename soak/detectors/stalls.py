@@ -131,18 +131,23 @@ class StallDetector:
         *,
         late_ns: int,
         stall_ns: int,
+        read: Mapping[str, tuple[int, int]] | None = None,
     ) -> None:
-        """Take role, block and region names of each worker, and the bounds of the excess."""
+        """Take role, block and region names of each worker, and the bounds of the excess.
+
+        `read` says how many operations and holds of each were judged by another supervisor.
+        """
         self._clock, self._release = clock, release
         self._late_ns, self._stall_ns = late_ns, stall_ns
         self._invalidators: dict[str, _Seen] = {}
         self._holders: dict[str, _Seen] = {}
         for name, (role, block, regions) in workers.items():
             operations = [Cell.parse(label).operation for label in block.names("counts")]
+            seen = _Seen(block, regions, operations, *(read or {}).get(name, (0, 0)))
             if role is Role.INVALIDATOR:
-                self._invalidators[name] = _Seen(block, regions, operations)
+                self._invalidators[name] = seen
             elif role is Role.HOLDER:
-                self._holders[name] = _Seen(block, regions, operations)
+                self._holders[name] = seen
         self._holds: dict[_File, deque[Hold]] = defaultdict(lambda: deque(maxlen=_REMEMBERED_HOLDS))
         # The newest pin of each holder, which may not have been given back yet.
         self._current: dict[str, tuple[_File, Hold]] = {}
@@ -182,6 +187,11 @@ class StallDetector:
             if expected(cell := Cell(operation, RegionKind.FS_DAX, interface), self._release)
             is None
         ]
+
+    def read(self) -> dict[str, tuple[int, int]]:
+        """Return how many operations and holds of each worker were judged."""
+        seen = {**self._invalidators, **self._holders}
+        return {name: (entry.ended, entry.holds) for name, entry in seen.items()}
 
     def _is_known(self, wait: Wait) -> bool:
         return self._stalled.get(wait.worker) == wait.number

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from exporter.server import DEFAULT_LISTEN, parse_listen
+from soak import rundir
 from soak.config import load_config
 from soak.errors import UsageError
 from soak.exit_codes import BISECT, INTERRUPTED, PLAIN
-from soak.lab import rundir
 from soak.lab.cache import Cache, cache_directory
 from soak.lab.faults import parse_fault
 from soak.lab.host import BootError, LabRun
@@ -22,7 +22,8 @@ from soak.lab.image import GuestRoot, program_layer, script_layer
 from soak.lab.kernels import KernelStore, check_kernel
 from soak.lab.progress import Progress
 from soak.lab.qemu import accelerators, find_qemu
-from soak.lab.request import SPACE_NEEDED, LabRequest, lab_config
+from soak.lab.request import LabRequest, lab_config, space_needed
+from soak.lab.resume import Past, past_run
 from soak.lab.script import run_script
 from soak.plan import make_plan, with_overrides
 from soak.report.text import text_report
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from soak.verdict import Verdict
 
 _QUICK_BOOT_SECONDS: Final = 60.0
+DEFAULT_KERNEL: Final = "debian:6.1"
 
 
 def lab(options: argparse.Namespace) -> int:
@@ -54,9 +56,12 @@ def lab(options: argparse.Namespace) -> int:
 
 
 def _lab(options: argparse.Namespace) -> int:
-    config = load_config(options.config) if options.config else None
+    past = past_run(options) if options.resume else None
+    config = (
+        past.config if past else lab_config(load_config(options.config) if options.config else None)
+    )
     config = with_overrides(
-        lab_config(config), duration=options.duration, seed=options.seed, scenario=options.scenario
+        config, duration=options.duration, seed=options.seed, scenario=options.scenario
     )
     plan = make_plan(config)
     if options.print_choices is not None:
@@ -64,19 +69,26 @@ def _lab(options: argparse.Namespace) -> int:
 
         return print_choices(plan, options.print_choices)
     progress = Progress()
-    attempts, request = _prepare(options, config, progress)
-    retried = False
+    attempts, request = _prepare(options, config, past, progress)
+    return _boot(options, attempts, request, progress)
+
+
+def _boot(
+    options: argparse.Namespace, attempts: list[str], request: LabRequest, progress: Progress
+) -> int:
+    """Try the accelerators until a guest comes up; a run that never was leaves nothing behind."""
+    retried = len(attempts) > 1
     while True:
         accelerator = attempts.pop(0)
-        run_id = rundir.new_run_id()
-        request = replace(
-            request,
-            directory=rundir.make_run_directory(options.run_dir, run_id, SPACE_NEEDED),
-            run_id=run_id,
-            boot_seconds=_boot_seconds(options.boot_timeout, attempts),
-        )
+        request = replace(request, boot_seconds=_boot_seconds(options.boot_timeout, attempts))
+        if not request.resumed:
+            run_id = rundir.new_run_id()
+            space = space_needed(request.config)
+            directory = rundir.make_run_directory(options.run_dir, run_id, space)
+            request = replace(request, directory=directory, run_id=run_id)
         progress.say(
-            f"Linux {request.kernel.release} ({request.kernel.name}) under {accelerator}, run {run_id}"
+            f"Linux {request.kernel.release} ({request.kernel.name}) under {accelerator}, run "
+            f"{request.run_id}"
         )
         run = LabRun(request, accelerator, progress)
         try:
@@ -85,28 +97,27 @@ def _lab(options: argparse.Namespace) -> int:
                 rundir.discard(request.directory)
                 return code
             verdict = asyncio.run(run.run())
-        except BootError as error:
-            rundir.discard(request.directory)
+        except UsageError as error:
+            if not request.resumed:
+                rundir.discard(request.directory)
+            if not isinstance(error, BootError):
+                raise
             if run.interrupted:
                 return INTERRUPTED
-            if not attempts and error.crashed and not retried:
-                # QEMU 7.2's emulation with a thread to a processor now and then runs code that the
-                # kernel is just patching, and the guest dies. A kernel at fault dies again.
-                retried = True
-                attempts.append(accelerator)
+            # QEMU 7.2's emulation with a thread to a processor now and then runs code that the kernel
+            # is just patching, and the guest dies. A kernel at fault dies again.
+            attempts += [accelerator] * (error.crashed and not attempts and not retried)
+            retried = True
             if not attempts:
                 raise
             progress.say(f"{error}\nTrying once more, under {attempts[0]}.")
-        except UsageError:
-            rundir.discard(request.directory)
-            raise
         else:
             _tell(verdict, request)
             return _exit_code(verdict, bisect=options.bisect, interrupted=run.interrupted)
 
 
 def _prepare(
-    options: argparse.Namespace, config: Config, progress: Progress
+    options: argparse.Namespace, config: Config, past: Past | None, progress: Progress
 ) -> tuple[list[str], LabRequest]:
     """Find and fetch all that a boot needs; return the accelerators to try, and what to boot.
 
@@ -116,7 +127,8 @@ def _prepare(
     faults = tuple(parse_fault(text) for text in options.fault)
     listen = options.listen or DEFAULT_LISTEN
     parse_listen(listen)
-    check_kernel(options.kernel, options.modules)
+    wanted = options.kernel or (past.kernel if past else DEFAULT_KERNEL)
+    check_kernel(wanted, options.modules)
     if options.run_dir is not None:
         rundir.check_new(options.run_dir)
     script = options.script.read_bytes() if options.script else None
@@ -126,7 +138,7 @@ def _prepare(
     progress.tick("Finding the guest's root and the kernel (the first time they are fetched)")
     cache = Cache(cache_directory())
     root = GuestRoot(cache)
-    kernel = KernelStore(cache, root, progress).find(options.kernel, options.modules)
+    kernel = KernelStore(cache, root, progress).find(wanted, options.modules)
     layers = [root.layer, *([kernel.modules] if kernel.modules else [])]
     layers.append(program_layer(cache, root))
     if script is not None:
@@ -134,7 +146,7 @@ def _prepare(
     return list(tried), LabRequest(
         kernel=kernel,
         config=config,
-        filesystem=options.filesystem,
+        filesystem=past.filesystem if past else options.filesystem,
         faults=faults,
         append=options.append,
         listen=listen,
@@ -145,6 +157,10 @@ def _prepare(
         began=began,
         devices=tuple(options.device),
         script=script,
+        keep=options.keep or past is not None,
+        resumed=past is not None,
+        directory=past.directory if past else Path(),
+        run_id=past.run_id if past else "",
     )
 
 

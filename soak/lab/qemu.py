@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from soak.errors import UsageError
 from soak.lab.disks import PARAMETERS as DISK_PARAMETERS
+from soak.lab.namespaces import LABEL_SIZE
 from soak.lab.protocol import CONTROL_PORT, JOURNAL_PORT
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 BINARY: Final = "qemu-system-x86_64"
 PACKAGE: Final = "qemu-system-x86"
 MEMORY_MIB: Final = 2560
-LABEL_SIZE: Final = 2 << 20
 _KVM: Final = Path("/dev/kvm")
 _FIRST_EDU_SLOT: Final = 0x10
 _VIRTUALISATION_FLAGS: Final = re.compile(r"^flags\s*:.*\b(vmx|svm)\b", re.MULTILINE)
@@ -40,6 +40,9 @@ class Machine:
     initrd: Path
     nvdimm: Path
     nvdimm_size: int
+    nvdimm_alignment: int
+    crash_store: Path
+    crash_store_size: int
     ledger: Path
     ledger_size: int
     console: Path
@@ -65,6 +68,9 @@ class Machine:
             *self._functions(),
             *self._memory("ledger", self.ledger, self.ledger_size),
             *("-device", "ivshmem-plain,memdev=ledger"),
+            # Where the kernel leaves its last words (ERST, seen as pstore) for the boot that follows.
+            *self._memory("erst", self.crash_store, self.crash_store_size),
+            *("-device", "acpi-erst,memdev=erst"),
             *("-device", "virtio-rng-pci"),
             *("-device", "virtio-serial-pci"),
             *self._port("journal", self.journal_port, JOURNAL_PORT),
@@ -79,6 +85,9 @@ class Machine:
 
     def _memory(self, name: str, path: Path, size: int) -> Sequence[str]:
         backend = f"memory-backend-file,id={name},share=on,mem-path={_escaped(path)},size={size}"
+        if name == "nvdimm":
+            # So that a namespace can be aligned to 1 GiB: guests see the memory where the host aligns it.
+            backend += f",align={self.nvdimm_alignment}"
         return ("-object", backend)
 
     def _functions(self) -> list[str]:

@@ -15,8 +15,8 @@ from soak.errors import UsageError
 from soak.lab.apt import machine_mirror
 from soak.lab.cache import cache_directory
 from soak.lab.qemu import BINARY, MEMORY_MIB, PACKAGE, accelerators, find_qemu
-from soak.lab.request import SPACE_NEEDED
-from soak.lab.rundir import runs_directory
+from soak.lab.request import lab_config, space_needed
+from soak.rundir import runs_directory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -77,7 +77,7 @@ def look() -> Iterator[Answer]:
         "memory", memory >= MEMORY_MIB, f"{memory} MiB available, the guest takes {MEMORY_MIB} MiB"
     )
     yield _space("cache", cache_directory(), _CACHE_NEEDED)
-    yield _space("runs", runs_directory(), SPACE_NEEDED)
+    yield _space("runs", runs_directory(), space_needed(lab_config(None)))
 
 
 def missing_packages() -> list[str]:

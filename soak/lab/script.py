@@ -10,12 +10,13 @@ import contextlib
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
-from soak.lab import protocol, rundir
+from soak import rundir
+from soak.lab import protocol
 from soak.lab.host import BootError
 from soak.lab.protocol import Order
 from soak.lab.qemu import Machine
-from soak.lab.request import DEVICE_DAX_SIZE, FS_DAX_SIZE, NVDIMM_SIZE
-from soak.lab.scratch import Scratch
+from soak.lab.request import namespaces
+from soak.lab.scratch import CRASH_STORE_SIZE, Scratch
 from soak.lab.vm import VirtualMachine, decode
 
 if TYPE_CHECKING:
@@ -42,17 +43,19 @@ async def run_script(request: LabRequest, accelerator: str) -> int:
         run_id=request.run_id,
         config=request.config.to_table(),
         filesystem=request.filesystem,
-        device_dax_size=DEVICE_DAX_SIZE,
-        fs_dax_size=FS_DAX_SIZE,
+        spaces=namespaces(request.config),
         deadline_seconds=request.config.run.duration,
         script=True,
     )
-    with Scratch(directory, request.layers, order, NVDIMM_SIZE, script=request.script) as scratch:
+    with Scratch(directory, request.layers, order, script=request.script) as scratch:
         machine = Machine(
             kernel=request.kernel.image,
             initrd=scratch.initrd,
             nvdimm=scratch.nvdimm,
-            nvdimm_size=NVDIMM_SIZE,
+            nvdimm_size=scratch.nvdimm_size,
+            nvdimm_alignment=scratch.nvdimm_alignment,
+            crash_store=scratch.crash_store,
+            crash_store_size=CRASH_STORE_SIZE,
             ledger=ledger,
             ledger_size=_LEDGER_SIZE,
             console=console,

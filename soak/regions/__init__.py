@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import time
 from itertools import combinations
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, TypeVar
 
-from soak.errors import UsageError
+from soak.errors import InUseError, UsageError
 from soak.regions.anonymous import AnonymousRegion
 from soak.regions.device_dax import DeviceDaxRegion
 from soak.regions.fs_dax import FsDaxRegion
 from soak.vocabulary import RegionKind
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Callable, Collection, Sequence
     from pathlib import Path
 
     from soak.config import RegionSection
+
+_A = TypeVar("_A")
+_R = TypeVar("_R")
+_ENDING_SECONDS: Final = 5.0
+_POLL_SECONDS: Final = 0.2
 
 Region = DeviceDaxRegion | FsDaxRegion | AnonymousRegion
 
@@ -54,20 +60,35 @@ def check_apart(regions: Sequence[Region]) -> None:
 def open_regions(sections: Sequence[RegionSection], run_id: str) -> list[Region]:
     """Check all regions, and make the files of those that have some.
 
+    What workers of a supervisor that died still use is waited for a moment: they are ending, too.
+
     Raises:
         UsageError: one cannot be used; what was made is removed again.
     """
-    regions = [examine_region(section) for section in sections]
+    regions = [_patiently(examine_region, section) for section in sections]
     check_apart(regions)
     opened: list[Region] = []
     try:
         for region in regions:
-            made = region.prepare(run_id) if isinstance(region, FsDaxRegion) else region
-            opened.append(made)
+            if isinstance(region, FsDaxRegion):
+                opened.append(_patiently(region.prepare, run_id))
+            else:
+                opened.append(region)
     except BaseException:
         remove_files(opened)
         raise
     return opened
+
+
+def _patiently(act: Callable[[_A], _R], argument: _A) -> _R:
+    deadline = time.monotonic() + _ENDING_SECONDS
+    while True:
+        try:
+            return act(argument)
+        except InUseError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(_POLL_SECONDS)
 
 
 def remove_files(regions: Sequence[Region], spared: Collection[Path] = ()) -> list[str]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 from soak.abi.dax import DEVICE_DRIVER, SYSTEM_RAM_DRIVER, DaxDevice, dax_devices
 from soak.abi.mmap import MAP_SHARED, PROT_READ, PROT_WRITE, Mapping
 from soak.abi.openers import Device, openers
-from soak.errors import UsageError
+from soak.errors import InUseError, UsageError
 from soak.helper import HelperError, in_helper
 from soak.regions.pages import PAGE_SIZE, PageSpan
 from soak.vocabulary import RegionKind
@@ -30,6 +30,7 @@ class DeviceDaxRegion:
     size: int
     alignment: int
     pages: PageSpan
+    recyclable: bool = False
     kind: RegionKind = RegionKind.DEVICE_DAX
 
     @classmethod
@@ -42,18 +43,26 @@ class DeviceDaxRegion:
         """
         device = _device(section)
         path = Path(section.path)
-        if problem := mode_problem(device) or use_problem(device):
+        if problem := mode_problem(device):
             raise UsageError(f"The region {section.name!r} is {path}: {problem}.")
+        if problem := use_problem(device):
+            raise InUseError(f"The region {section.name!r} is {path}: {problem}.")
+        alignment = device.alignment
+        if section.alignment not in {0, alignment}:
+            raise UsageError(
+                f"The region {section.name!r} should be aligned to {section.alignment} bytes, and "
+                f"{path} is to {alignment}: make the namespace with 'ndctl create-namespace "
+                f"--mode=devdax --align={section.alignment}', or leave the alignment out."
+            )
         size = section.size or device.size
-        if size > device.size or size % device.alignment:
+        if size > device.size or size % alignment:
             raise UsageError(
                 f"The region {section.name!r} should use {size} bytes of {path}, which has "
-                f"{device.size}: give a multiple of its alignment {device.alignment}, or no size for "
-                f"all of it."
+                f"{device.size}: give a multiple of its alignment {alignment}, or no size for all of "
+                f"it."
             )
-        alignment = device.alignment
         pages = PageSpan(device.resource // PAGE_SIZE, size // PAGE_SIZE, alignment // PAGE_SIZE)
-        return cls(section.name, path, size, alignment, pages)
+        return cls(section.name, path, size, alignment, pages, section.recyclable)
 
     def map(self) -> Mapping:
         """Map the region shared; device DAX refuses everything else (dev_dax check_vma())."""

@@ -13,7 +13,7 @@ import shutil
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from soak.errors import UsageError
+from soak.errors import InUseError, UsageError
 from soak.helper import HelperError, in_helper
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class SoakDirectory:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise UsageError(
+                raise InUseError(
                     f"The directory {path} is in use by another soak: end that first, or give the "
                     f"region another name."
                 ) from None
