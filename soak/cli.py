@@ -65,9 +65,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_lab(commands.add_parser("lab", help="boot a virtual machine and soak in it"))
     _add_run(commands.add_parser("run", help="soak on this machine's own devices"))
     check = commands.add_parser("check", help="say what this machine offers and what is missing")
-    check.add_argument("--install", action="store_true", help="install what is missing (as root)")
-    check.add_argument("--for-tests", action="store_true", help=argparse.SUPPRESS)
-    check.set_defaults(work=_check)
+    _add_check(check)
     exporter = commands.add_parser("exporter", help="serve the metrics of a run")
     exporter.add_argument(
         "run",
@@ -211,6 +209,27 @@ def _add_install(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(work=_install)
 
 
+def _add_check(parser: argparse.ArgumentParser) -> None:
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument(
+        "--install",
+        action="store_true",
+        help="install what the lab misses (as root), and look at the lab's needs alone",
+    )
+    what.add_argument(
+        "-c", "--config", type=Path, metavar="FILE", help="say whether the machine fits a soak.toml"
+    )
+    what.add_argument(
+        "--write", type=Path, metavar="FILE", help="write a soak.toml for what was found"
+    )
+    parser.add_argument("--for-tests", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    parser.add_argument(
+        "--all", action="store_true", help="tell everything of the kernel, hardware or not"
+    )
+    parser.set_defaults(work=_check)
+
+
 def _add_choices(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--duration", type=_duration, metavar="TIME", help="such as 90s, 2m or 1h30m")
@@ -281,9 +300,22 @@ def print_choices(plan: RunPlan, count: int) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from soak.lab.requirements import check
+    from soak.machine.command import check_against, check_machine
+    from soak.machine.finding import Finding, State
+    from soak.machine.survey import Section
 
-    return check(install=options.install, for_tests=options.for_tests)
+    if options.config is not None:
+        return check_against(options.config, as_json=options.json)
+    from soak.lab.requirements import check, look
+
+    if options.install:
+        return check(install=True, for_tests=options.for_tests)
+    needs = tuple(
+        Finding(answer.subject, State.OK if answer.good else State.MISSING, answer.says)
+        for answer in look()
+    )
+    lab = Section("lab", "The lab, which needs no hardware", needs)
+    return check_machine(lab, as_json=options.json, everything=options.all, write=options.write)
 
 
 def _exporter(options: argparse.Namespace) -> int:

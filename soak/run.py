@@ -31,7 +31,7 @@ from soak.ledger import Ledger
 from soak.mirror import Mirror, place_ledger
 from soak.plan import RunPlan, make_plan
 from soak.recycler import Recycler
-from soak.regions import FsDaxRegion, open_region
+from soak.regions import FsDaxRegion, open_regions
 from soak.regions.fs_dax import first_files
 from soak.reporter import Reporter
 from soak.schema import (
@@ -105,7 +105,7 @@ def run_soak(config: Config, places: Places) -> None:
     Raises:
         UsageError: the configuration does not fit this machine, or the ledger is of another run.
     """
-    regions = [open_region(section) for section in config.regions]
+    regions = open_regions(config.regions, places.run_id)
     plan = make_plan(config, regions)
     functions = _functions(config)
     ledger, mirror = _open_ledger(plan, places)

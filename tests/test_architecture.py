@@ -30,7 +30,8 @@ NOTIFYING = {"soak.systemd.notify", "soak.systemd.probe", "soak.systemd.watchdog
 # stands for soak/__init__.py alone.
 MAY_IMPORT: dict[str, set[str]] = {
     "soak.abi": {ABI},
-    "soak.regions": {ABI, "soak.regions", *WORDS},
+    "soak.regions": {ABI, "soak.regions", "soak.helper", *WORDS},
+    "soak.machine": {ABI, "soak.machine", "soak.regions", "soak.helper", *WORDS},
     "soak.workload": {
         *(ABI, "soak.regions", "soak.workload", "soak.expectations", "soak.errors"),
         *LEDGER,

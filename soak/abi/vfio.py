@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 from pathlib import Path
 from typing import Final, Self
@@ -15,6 +16,7 @@ def _request(number: int) -> int:
     return ord(";") << 8 | (100 + number)
 
 
+CHECK_EXTENSION: Final = _request(1)
 SET_IOMMU: Final = _request(2)
 GROUP_GET_STATUS: Final = _request(3)
 GROUP_SET_CONTAINER: Final = _request(4)
@@ -146,3 +148,34 @@ def group_device(function: str) -> Path:
     """
     link = Path(f"/sys/bus/pci/devices/{function}/iommu_group")
     return Path("/dev/vfio") / link.readlink().name
+
+
+def group_in_use(function: str) -> bool:
+    """Say whether somebody has the group of a function that is bound to vfio-pci.
+
+    A group opens once, and not at all while a device of it is open by its own file
+    (vfio_group_fops_open()).
+
+    Raises:
+        OSError: the group cannot be opened for another reason.
+    """
+    try:
+        os.close(os.open(group_device(function), os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        if error.errno == errno.EBUSY:
+            return True
+        raise
+    return False
+
+
+def supports_type1() -> bool:
+    """Say whether the kernel has the type1 IOMMU driver; opening the container may load vfio.
+
+    Raises:
+        OSError: there is no vfio.
+    """
+    container = os.open(_CONTAINER, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        return bool(ioctl(container, CHECK_EXTENSION, TYPE1V2_IOMMU, "VFIO_CHECK_EXTENSION"))
+    finally:
+        os.close(container)

@@ -18,7 +18,7 @@ from soak.exit_codes import BISECT, INTERRUPTED, PLAIN
 from soak.lab.cache import Cache, cache_directory
 from soak.lab.faults import parse_fault
 from soak.lab.host import BootError, LabRun
-from soak.lab.image import GuestRoot, program_layer
+from soak.lab.image import GuestRoot, program_layer, script_layer
 from soak.lab.kernels import KernelStore, check_kernel
 from soak.lab.progress import Progress
 from soak.lab.qemu import accelerators, find_qemu
@@ -141,6 +141,8 @@ def _prepare(
     kernel = KernelStore(cache, root, progress).find(wanted, options.modules)
     layers = [root.layer, *([kernel.modules] if kernel.modules else [])]
     layers.append(program_layer(cache, root))
+    if script is not None:
+        layers.append(script_layer(cache, root))
     return list(tried), LabRequest(
         kernel=kernel,
         config=config,

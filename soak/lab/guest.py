@@ -116,7 +116,7 @@ def main() -> None:
         _mount_all()
         os.environ["PATH"] = "/usr/sbin:/usr/bin"
         order = Order.from_json(Path("/", protocol.ORDER_FILE).read_text())
-        _load_modules(order.filesystem)
+        _load_modules(order)
         control = Control(_port(protocol.CONTROL_PORT))
         control.tell(protocol.BOOTED, release=os.uname().release, uptime=time.monotonic())
         _serve(order, control)
@@ -258,18 +258,20 @@ def _mount_all() -> None:
             checked(result, f"mount {target}")
 
 
-def _load_modules(filesystem: str) -> None:
+def _load_modules(order: Order) -> None:
     """Load what is a module in this kernel; what is built in needs no loading."""
     modules = Path("/usr/lib/modules") / os.uname().release
     if not modules.exists():
         return
-    from soak.lab.modules import BASE_MODULES  # noqa: PLC0415 - only where there are modules
+    from soak.lab.modules import (  # noqa: PLC0415 - only where there are modules
+        BASE_MODULES,
+        SCRIPT_MODULES,
+    )
 
     # A module that this kernel does not have is missed later, by whoever needs it; the console has
     # what modprobe said.
-    subprocess.run(
-        ["modprobe", "--all", *BASE_MODULES, filesystem], check=False, timeout=_TOOL_SECONDS
-    )
+    wanted = [*BASE_MODULES, order.filesystem, *(SCRIPT_MODULES if order.script else ())]
+    subprocess.run(["modprobe", "--all", *wanted], check=False, timeout=_TOOL_SECONDS)
 
 
 def _port(name: str) -> Path:

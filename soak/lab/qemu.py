@@ -77,7 +77,7 @@ class Machine:
             *self._port("control", self.control_port, CONTROL_PORT),
             *("-chardev", f"socket,id=monitor,fd={self.monitor_port}"),
             *("-mon", "chardev=monitor,mode=control"),
-            *(word for device in self.devices for word in ("-device", device)),
+            *(word for device in self.devices for word in _option(device)),
             *("-serial", f"file:{self.console}"),
             *("-kernel", str(self.kernel), "-initrd", str(self.initrd)),
             *("-append", f"{_APPEND} {DISK_PARAMETERS} {self.append}".strip()),
@@ -103,6 +103,12 @@ class Machine:
             *("-chardev", f"socket,id={name},fd={descriptor}"),
             *("-device", f"virtserialport,chardev={name},name={seen_as}"),
         )
+
+
+def _option(text: str) -> tuple[str, str]:
+    """Return the option of one more device, or of what it needs: `-blockdev driver=file,...`."""
+    option, _, value = text.rpartition(" ")
+    return option or "-device", value
 
 
 def find_qemu() -> str:
