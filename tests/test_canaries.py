@@ -169,7 +169,8 @@ def test_a_detector_that_does_not_look_at_the_block_is_known_to_be_blind(scene: 
     assert scene.count(Detector.REFUSALS, "missed") == 1
     assert scene.count(Detector.REFUSALS, "seen_ns") == 0
     started = {"event": "run.started", "time": "", "canaries": ["refusals"], "run_id": "1"}
-    verdict = judge([started, event, {"event": "run.ended", "time": ""}])
+    lines = [started, event, {"event": "run.ended", "time": ""}]
+    verdict = judge({**line, "seq": seq} for seq, line in enumerate(lines, start=1))
     assert verdict.verdict is VerdictWord.UNKNOWN
     assert verdict.reasons == (event["summary"],)
     assert verdict.canaries == ({"detector": "refusals", "made": 1, "seen": 0},)
