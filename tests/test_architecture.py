@@ -38,6 +38,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *(ABI, "soak.detectors", "soak.regions", "soak.expectations", "soak.helper"),
         *("soak.known_issues", *LEDGER),
     },
+    "soak.custody": {ABI, "soak.custody", "soak.errors", "soak.helper", "soak.journal"},
     "exporter": {"soak", "exporter", "soak.errors", "soak.log", *LEDGER},
     # The words of the project depend on nothing that could depend on them.
     "soak.vocabulary": set(),
