@@ -41,6 +41,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("soak.known_issues", *LEDGER),
     },
     "exporter": {"soak", "exporter", "soak.errors", "soak.log", *NOTIFYING, *LEDGER},
+    "soak.custody": {ABI, "soak.custody", "soak.errors", "soak.helper", "soak.journal"},
+    "exporter": {"soak", "exporter", "soak.errors", "soak.log", *LEDGER},
     # The words of the project depend on nothing that could depend on them.
     "soak.vocabulary": set(),
     "soak.errors": set(),

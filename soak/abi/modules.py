@@ -1,0 +1,25 @@
+"""Taking kernel modules out (delete_module(2)). Loading needs modprobe, which knows dependencies."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+
+from soak.abi.libc import LIBC, checked
+
+_DELETE_MODULE = 176  # arch/x86/entry/syscalls/syscall_64.tbl
+
+
+def delete_module(name: str) -> None:
+    """Unload a module that nobody uses.
+
+    Raises:
+        OSError: ENOENT where it is not loaded, EAGAIN where it is in use, EPERM.
+    """
+    checked(
+        LIBC.syscall(
+            ctypes.c_long(_DELETE_MODULE), ctypes.c_char_p(name.encode()),
+            ctypes.c_long(os.O_NONBLOCK),
+        ),
+        f"delete_module {name}",
+    )  # fmt: skip

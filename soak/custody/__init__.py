@@ -1,0 +1,26 @@
+"""What the soak changes on a machine that people care about, and how it is put back.
+
+A change is written down before it is made (record), made and undone by helpers (custody, and one module
+for each kind of change), and put back at the end, or at the next start after a crash.
+"""
+
+from soak.custody.custody import Custody, restore_only
+from soak.custody.entry import FAILED, FORGOTTEN, RESTORED, Entry, Machine, Settled
+from soak.custody.limits import be_expendable, be_spared, raise_limits
+from soak.custody.sysctls import Demand, Span
+
+__all__ = (
+    "FAILED",
+    "FORGOTTEN",
+    "RESTORED",
+    "Custody",
+    "Demand",
+    "Entry",
+    "Machine",
+    "Settled",
+    "Span",
+    "be_expendable",
+    "be_spared",
+    "raise_limits",
+    "restore_only",
+)

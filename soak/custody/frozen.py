@@ -1,0 +1,70 @@
+"""Frozen file systems. A freeze belongs to nobody: the process that made it may be long gone."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+from typing import Final
+
+from soak.abi.freeze import freeze, thaw, wait_until_writable
+from soak.abi.statx import device_number
+from soak.custody.entry import Facts, Kind, Machine, Outcome, UnchangedError
+from soak.errors import UsageError
+from soak.helper import HelperError, in_helper
+
+_SECONDS: Final = 20.0
+# A freeze that is under way cannot be thawed yet, and takes effect though its process was killed. So
+# what was thawed is tried, and thawed again.
+_ATTEMPTS: Final = 4
+_TRY_SECONDS: Final = 3.0
+
+
+def _look(_machine: Machine, mount_point: str, _wanted: Facts) -> Facts:
+    path = Path(mount_point)
+    if not path.is_absolute() or not path.is_mount():
+        raise UsageError(
+            f"{mount_point!r} cannot be frozen: give the path of a mounted file system."
+        )
+    return {"device": device_number(path)}
+
+
+def _apply(_machine: Machine, mount_point: str, _facts: Facts) -> None:
+    try:
+        freeze(mount_point)
+    except OSError as error:
+        # EBUSY: somebody else has frozen it, and it is not ours to thaw.
+        raise UnchangedError(
+            f"The file system {mount_point} cannot be frozen: {error.strerror}."
+        ) from None
+
+
+def _undo(_machine: Machine, mount_point: str, facts: Facts) -> tuple[Outcome, str]:
+    path = Path(mount_point)
+    if not path.is_mount() or device_number(path) != facts["device"]:
+        # It stays frozen while it is not mounted, and is so again at its next mount.
+        raise UsageError(f"the file system {facts['device']} is not mounted there any more")
+    for _ in range(_ATTEMPTS):
+        try:
+            thaw(mount_point)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+        try:
+            in_helper(lambda: wait_until_writable(mount_point), _TRY_SECONDS)
+        except HelperError:
+            continue
+        return Outcome.RESTORED, f"file system {mount_point} is not frozen"
+    raise UsageError("it does not take a new file")
+
+
+FROZEN: Final = Kind(
+    look=_look,
+    apply=_apply,
+    undo=_undo,
+    by_hand=lambda mount_point, _: (
+        f"thaw it, once whatever waits for it has ended, with: fsfreeze -u {mount_point}"
+    ),
+    facts={"device": str},
+    outlives_boot=False,
+    seconds=_SECONDS,
+)

@@ -1,0 +1,256 @@
+"""Runs in the guest of a lab: takes the soak's custody of a real kernel, and is killed at it.
+
+It prints one line of JSON with what it saw; the test that sent it judges.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from soak.abi.fallocate import truncate
+from soak.abi.freeze import wait_until_writable
+from soak.abi.mmap import MAP_SHARED, PROT_READ, PROT_WRITE, Mapping
+from soak.abi.modules import delete_module
+from soak.abi.procfs import symbol_address
+from soak.abi.splice import PagePipe
+from soak.abi.vfio import Container
+from soak.custody import Custody, Demand, Settled, restore_only
+from soak.custody.modules import MODULES
+from soak.errors import UsageError
+from soak.helper import HelperError, in_helper
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+STATE = Path("/run/dax-soak-state")
+DAX = Path("/mnt/dax")
+PCI = Path("/sys/bus/pci/devices")
+KPTR = Path("/proc/sys/kernel/kptr_restrict")
+ROUNDS = 50
+SECONDS = 60.0
+
+
+def functions(*identity: str) -> list[str]:
+    return sorted(
+        path.name
+        for path in PCI.iterdir()
+        if tuple((path / name).read_text().strip() for name in ("vendor", "device")) == identity
+    )
+
+
+# A function without a driver, and one that its driver has (the random number generator).
+EDU = functions("0x1234", "0x11e8")[0]
+RNG = functions("0x1af4", "0x1005")[0]
+
+
+def driver(function: str) -> str | None:
+    with contextlib.suppress(FileNotFoundError):
+        return (PCI / function / "driver").readlink().name
+    return None
+
+
+def writable() -> bool:
+    try:
+        in_helper(lambda: wait_until_writable(DAX), 5.0)
+    except HelperError:
+        return False
+    return True
+
+
+def loaded() -> list[str]:
+    names = MODULES["vfio-pci"].brings
+    return [name for name in names if Path(f"/sys/module/{name}/initstate").exists()]
+
+
+def snapshot() -> dict[str, Any]:
+    return {
+        "drivers": {function: driver(function) for function in (EDU, RNG)},
+        "overrides": {
+            function: (PCI / function / "driver_override").read_text() for function in (EDU, RNG)
+        },
+        "kptr_restrict": KPTR.read_text(),
+        "writable": writable(),
+        "files": sorted(path.name for path in DAX.iterdir()),
+        "modules": loaded(),
+    }
+
+
+def told(settled: list[Settled]) -> list[str]:
+    return [f"{item.event} {item.kind}: {item.summary}" for item in settled]
+
+
+def change_all(custody: Custody) -> Path:
+    custody.load_module("vfio-pci")
+    custody.bind(EDU)
+    custody.bind(RNG)
+    custody.set_sysctl("kernel.kptr_restrict", "1")
+    directory = custody.make_directory(DAX / "scratch")
+    (directory / "file").write_bytes(b"x" * 4096)
+    custody.freeze(DAX)
+    return directory
+
+
+def ordinary() -> dict[str, Any]:
+    """Change everything, look, and put everything back."""
+    began = time.monotonic()
+    with Custody.open(STATE, "ordinary") as custody:
+        change_all(custody)
+        changed = snapshot()
+        settled = custody.restore()
+    return {
+        "changed": changed,
+        "told": told(settled),
+        "restored": snapshot(),
+        "seconds": time.monotonic() - began,
+    }
+
+
+def killed(longest: float) -> list[dict[str, Any]]:
+    """Kill a process that changes everything and puts it back, at any moment, many times."""
+    chance, rounds = random.Random(1), []  # noqa: S311 - not for secrets
+    for _ in range(ROUNDS):
+        pid = os.fork()
+        if pid == 0:
+            with contextlib.suppress(BaseException), Custody.open(STATE, "killed") as custody:
+                change_all(custody)
+                custody.restore()
+            os._exit(0)
+        time.sleep(chance.uniform(0, longest))
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        settled = restore_only(STATE)
+        rounds.append({"told": told(settled), "restored": snapshot()})
+    return rounds
+
+
+def in_use() -> dict[str, Any]:
+    """Try to give back a function that somebody keeps open: unbinding it waits for that one."""
+    with Custody.open(STATE, "in-use") as custody:
+        custody.load_module("vfio-pci")
+        custody.bind(RNG)
+        container = Container(RNG)
+        hung = told(custody.restore())
+        held = len(custody.held)
+        container.close()
+    return {"hung": hung, "held": held, "told": until_restored(), "restored": snapshot()}
+
+
+def freeze_that_hangs() -> dict[str, Any]:
+    """Freeze behind a truncate that waits for a pinned page, and let that page go afterwards."""
+    path = DAX / "victim"
+    path.write_bytes(b"x" * (2 << 20))
+    descriptor = os.open(path, os.O_RDWR)
+    mapping = Mapping(2 << 20, PROT_READ | PROT_WRITE, MAP_SHARED, descriptor)
+    pipe = PagePipe()
+    refused = ""
+    assert pipe.take(mapping.address, 4096) == 0
+    waiting = os.fork()
+    if waiting == 0:
+        # Its copy of the pipe would keep the page; what it has open for the file does not matter.
+        pipe.close()
+        truncate(descriptor, 0)
+        os._exit(0)
+    state = Path(f"/proc/{waiting}/wchan")
+    wait_for(lambda: any(word in state.read_text() for word in ("break", "dax")))
+    with Custody.open(STATE, "freeze") as custody:
+        try:
+            custody.freeze(DAX)
+        except UsageError as error:
+            refused = str(error)
+        held = len(custody.held)
+    pipe.close()
+    settled = until_restored()
+    os.waitpid(waiting, 0)
+    os.close(descriptor)
+    mapping.close()
+    path.unlink()
+    return {"refused": refused, "held": held, "told": settled, "restored": snapshot()}
+
+
+def taken_by_somebody() -> dict[str, Any]:
+    """Somebody else takes over while the soak has the function: what is theirs is left alone."""
+    with Custody.open(STATE, "taken") as custody:
+        custody.load_module("vfio-pci")
+        custody.bind(EDU)
+        (PCI / EDU / "driver_override").write_text("somebody-else\n")
+        KPTR.write_text("0")
+        custody.set_sysctl("kernel.kptr_restrict", "1")
+        KPTR.write_text("2")
+        settled = told(custody.restore())
+        held = len(custody.held)
+    found = snapshot()
+    (PCI / EDU / "driver/unbind").write_text(EDU)
+    (PCI / EDU / "driver_override").write_text("\n")
+    return {"told": settled, "held": held, "found": found}
+
+
+def addresses() -> dict[str, Any]:
+    """The one kernel setting that a detector cannot do without, as strict as it gets."""
+    KPTR.write_text("2")
+    hidden = in_helper(lambda: _address_shown(), SECONDS)
+    with Custody.open(STATE, "addresses") as custody:
+        settled: list[Settled] = []
+        with custody.readable_addresses(settled.append):
+            shown = in_helper(lambda: _address_shown(), SECONDS)
+        after = KPTR.read_text().strip()
+        needs = custody.tune(Demand(aio_contexts=8, mappings=64))
+        many = custody.tune(Demand(aio_contexts=1 << 20, mappings=1 << 20))
+        tuned = {entry.target: entry.facts for entry in custody.held}
+        restored = told(custody.restore())
+    return {
+        "hidden": not hidden, "shown": shown, "after": after, "needs": needs, "many": len(many),
+        "tuned": tuned, "told": told(settled) + restored,
+    }  # fmt: skip
+
+
+def _address_shown() -> bool:
+    try:
+        return symbol_address("vmemmap_base") > 0
+    except LookupError:
+        return False
+
+
+def until_restored() -> list[str]:
+    """Restore until nothing is left: what hung in the kernel ends in its own time."""
+    settled: list[Settled] = []
+
+    def restored() -> bool:
+        settled[:] = restore_only(STATE)
+        return all(item.event != "custody.failed" for item in settled)
+
+    wait_for(restored)
+    return told(settled)
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + SECONDS
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError
+        time.sleep(0.05)
+
+
+def main() -> None:
+    KPTR.write_text("2")
+    for module in loaded():
+        # What the lab has loaded: here the soak is to find a machine without it.
+        with contextlib.suppress(OSError):
+            delete_module(module)
+    seen: dict[str, Any] = {"before": snapshot(), "ordinary": ordinary()}
+    seen["killed"] = killed(seen["ordinary"]["seconds"])
+    seen["in_use"] = in_use()
+    seen["freeze"] = freeze_that_hangs()
+    seen["addresses"] = addresses()
+    seen["taken"] = taken_by_somebody()
+    print(json.dumps(seen))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""Custody on a real kernel: drivers, frozen file systems, settings and modules, killed at any moment."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.lab_support import QUICK_KERNEL, run_script
+
+pytestmark = pytest.mark.lab
+SCRIPT = Path(__file__).with_name("guest_custody.py")
+KERNELS = sorted({QUICK_KERNEL, "debian:6.1"})
+
+
+@pytest.fixture(scope="module", params=KERNELS)
+def seen(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:  # noqa: ANN401 - JSON
+    done = run_script(tmp_path_factory.mktemp("custody"), SCRIPT.read_text(), kernel=request.param)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_everything_is_changed_and_put_back(seen: Any) -> None:  # noqa: ANN401
+    before, changed = seen["before"], seen["ordinary"]["changed"]
+    assert sorted(map(str, before["drivers"].values())) == ["None", "virtio-pci"]
+    assert set(changed["drivers"].values()) == {"vfio-pci"}
+    assert changed["kptr_restrict"] == "1\n"
+    assert not changed["writable"]
+    assert "scratch" in changed["files"]
+    assert seen["ordinary"]["restored"] == before
+    assert all(line.startswith("custody.restored") for line in seen["ordinary"]["told"])
+
+
+def test_whatever_the_moment_of_death_everything_is_as_before(seen: Any) -> None:  # noqa: ANN401
+    rounds = seen["killed"]
+    assert [entry for entry in rounds if entry["restored"] != seen["before"]] == []
+    # Nearly all of these were killed with something changed, and with different things.
+    kinds = [{line.split()[1] for line in entry["told"]} for entry in rounds]
+    assert sum(bool(found) for found in kinds) > len(rounds) // 2
+    assert {"binding:", "sysctl:", "directory:", "frozen:"} <= set().union(*kinds)
+    assert not any("custody.failed" in line for entry in rounds for line in entry["told"])
+
+
+def test_a_function_that_is_in_use_is_given_back_later(seen: Any) -> None:  # noqa: ANN401
+    hung = [line for line in seen["in_use"]["hung"] if line.startswith("custody.failed")]
+    assert len(hung) == 1
+    assert "did not answer within" in hung[0]
+    assert "driver/unbind" in hung[0]
+    assert seen["in_use"]["held"] == 1
+    assert seen["in_use"]["restored"] == seen["before"]
+
+
+def test_a_freeze_that_hangs_is_thawed_when_it_came(seen: Any) -> None:  # noqa: ANN401
+    assert "did not answer within" in seen["freeze"]["refused"]
+    assert "fsfreeze -u /mnt/dax" in seen["freeze"]["refused"]
+    assert seen["freeze"]["held"] == 1
+    assert seen["freeze"]["restored"] == seen["before"]
+
+
+def test_addresses_are_shown_only_while_they_are_read(seen: Any) -> None:  # noqa: ANN401
+    found = seen["addresses"]
+    assert found["hidden"]
+    assert found["shown"]
+    assert found["after"] == "2"
+    # The kernel's own values are enough for a soak of the usual size, and not for a huge one.
+    assert found["needs"] == []
+    assert set(found["tuned"]) == {"fs.aio-max-nr", "vm.max_map_count"}
+    assert all(line.startswith("custody.restored sysctl") for line in found["told"])
+
+
+def test_what_somebody_else_took_is_left_alone(seen: Any) -> None:  # noqa: ANN401
+    found = seen["taken"]
+    assert found["held"] == 0
+    assert sum("left alone" in line for line in found["told"]) == 1
+    assert sum("it stays so" in line for line in found["told"]) == 1
+    assert "vfio-pci" in found["found"]["drivers"].values()
+    assert "somebody-else\n" in found["found"]["overrides"].values()
+    assert found["found"]["kptr_restrict"] == "2\n"
