@@ -42,7 +42,6 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "exporter": {"soak", "exporter", "soak.errors", "soak.log", *NOTIFYING, *LEDGER},
     "soak.custody": {ABI, "soak.custody", "soak.errors", "soak.helper", "soak.journal"},
-    "exporter": {"soak", "exporter", "soak.errors", "soak.log", *LEDGER},
     # The words of the project depend on nothing that could depend on them.
     "soak.vocabulary": set(),
     "soak.errors": set(),
