@@ -274,20 +274,22 @@ def _run(options: argparse.Namespace) -> int:
     )
     if options.print_choices is not None:
         return print_choices(make_plan(config), options.print_choices)
-    from soak.run import Places, run_soak
-
     if options.ledger is not None:
-        places = Places(
+        from soak.lab.guest_soak import LabPlaces, soak_in_lab
+
+        places = LabPlaces(
             options.run_id,
             options.ledger,
             options.journal_port,
             options.control,
-            in_lab=True,
             mirror=options.mirror_ledger,
         )
-        run_soak(config, places)
+        soak_in_lab(config, places)
         return 0
-    raise UsageError("'dax-soak run' on this machine's own devices is not there yet: use the lab.")
+    from soak.daemon import Serving, soak_here
+
+    serving = Serving(config.exporter.listen, options.watch_exporter)
+    return soak_here(config, options.run_dir, serving, resume=options.resume, strict=options.strict)
 
 
 def print_choices(plan: RunPlan, count: int) -> int:

@@ -27,6 +27,7 @@ _SIZE = re.compile(r"(\d+)([KMGT]?)(?:i?B)?")
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,31}")
 _MAX_WORKERS = 64
 _ALIGNMENTS = (1 << 12, 1 << 21, 1 << 30)
+_MAX_RATE = 1_000_000
 _MAX_DURATION_SECONDS = 366 * 86400.0
 _MAX_SEED = 2**63 - 1
 _MAX_SIZE = 2**63 - 1
@@ -113,6 +114,23 @@ def _share(value: object) -> float:
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < 1:
         raise ValueError("a number from 0 to less than 1")
     return float(value)
+
+
+def _rate(value: object) -> float:
+    if (
+        not isinstance(value, (int, float))
+        or isinstance(value, bool)
+        or not 0 <= value <= _MAX_RATE
+    ):
+        raise ValueError(f"a number from 0 to {_MAX_RATE}")
+    return float(value)
+
+
+def _memory(value: object) -> int:
+    try:
+        return 0 if value == 0 and not isinstance(value, bool) else parse_size(value)
+    except ValueError as error:
+        raise ValueError(f"{error}, or 0") from None
 
 
 def _truth(value: object) -> bool:
@@ -209,6 +227,11 @@ class WorkloadSection:
     trials: int = _key(
         _workers, "pairs of a holder and an invalidator that have a file to themselves", 2
     )
+    rate: float = _key(
+        _rate,
+        "operations a second for each worker outside of trials; 0 for as many as there can be",
+        0.0,
+    )
     slow_devices: tuple[str, ...] = _key(
         _paths, "block devices that take their time, for O_DIRECT; what they hold is lost", ()
     )
@@ -240,8 +263,22 @@ class CanariesSection:
 
 
 @dataclass(frozen=True)
+class ExporterSection:
+    """[exporter]."""
+
+    listen: str = _key(_text, "where metrics are served, HOST:PORT", "127.0.0.1:9823")
+
+
+@dataclass(frozen=True)
 class LimitsSection:
     """[limits]."""
+
+    memory: int = _key(
+        _memory,
+        "private memory that a worker may have, such as 512M; what goes beyond fails with ENOMEM; 0 "
+        "for no limit",
+        0,
+    )
 
     wedged_workers: int = _key(
         _workers, "how many workers may hang in the kernel for good before the run ends", 4
@@ -271,6 +308,7 @@ class Config:
     stall: StallSection = field(default_factory=StallSection)
     leaks: LeaksSection = field(default_factory=LeaksSection)
     canaries: CanariesSection = field(default_factory=CanariesSection)
+    exporter: ExporterSection = field(default_factory=ExporterSection)
     limits: LimitsSection = field(default_factory=LimitsSection)
     known_issues: Mapping[str, bool] = field(default_factory=dict)
 
@@ -283,6 +321,7 @@ class Config:
             "stall": _plain(self.stall),
             "leaks": _plain(self.leaks),
             "canaries": _plain(self.canaries),
+            "exporter": _plain(self.exporter),
             "limits": _plain(self.limits),
             "known-issues": dict(self.known_issues),
             "region": [_plain(region) for region in self.regions],
@@ -296,6 +335,7 @@ _SECTIONS: Mapping[str, type[Any]] = {
     "stall": StallSection,
     "leaks": LeaksSection,
     "canaries": CanariesSection,
+    "exporter": ExporterSection,
     "limits": LimitsSection,
 }
 _KNOWN_ISSUES, _REGION = "known-issues", "region"

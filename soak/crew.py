@@ -20,7 +20,7 @@ from soak.schema import (
     STOP_WORD,
 )
 from soak.vocabulary import Operation, Role, WorkerState
-from soak.workload.worker import NUDGE_SIGNAL, run_worker
+from soak.workload.worker import FREE, NUDGE_SIGNAL, Terms, run_worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -77,12 +77,21 @@ class Crew:
     """Owns the worker processes. Nothing here blocks for longer than its deadline."""
 
     def __init__(
-        self, members: Sequence[Member], pause: memoryview[int], uncertain: memoryview[int]
+        self,
+        members: Sequence[Member],
+        pause: memoryview[int],
+        uncertain: memoryview[int],
+        *,
+        terms: Terms = FREE,
     ) -> None:
-        """Take the word by which workers are paused, and those that count uncertain pages by region."""
+        """Take the word by which workers are paused, and those that count uncertain pages by region.
+
+        `terms` are what each worker has to keep to.
+        """
         self.members = members
         self._pause = pause
         self.uncertain = uncertain
+        self._terms = terms
         self._barriers = 0
         self._by_name = {member.plan.name: member for member in members}
         self._left: set[int] = set()
@@ -237,7 +246,7 @@ class Crew:
                 os.setpriority(os.PRIO_PROCESS, 0, 0)
                 run_worker(
                     block, self._pause, plan.choices(incarnation), member.make_operator,
-                    member.columns,
+                    member.columns, terms=self._terms,
                 )  # fmt: skip
                 code = 0
             except BaseException:  # noqa: BLE001 - the last thing that this process does is to say why

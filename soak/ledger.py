@@ -106,6 +106,10 @@ class Ledger:
         first = block.offset // WORD
         return BlockWriter(block, self._words[first : first + block.words])
 
+    def to_bytes(self) -> bytes:
+        """Return the whole file as it is at this moment, for the writer of its groups."""
+        return bytes(self._memory)
+
     def copy_from(self, source: Ledger, kinds: Collection[str] | None = None) -> None:
         """Copy the blocks of these kinds, or all, from `source`, which has the same layout."""
         # A copier that was killed left an odd number.

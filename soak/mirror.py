@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Final
 
+from soak.companion import Companion
 from soak.ledger import Ledger
 from soak.schema import CANARY, SUPERVISOR, WORKER
 
@@ -20,7 +21,7 @@ _STORES: Final = 20_000
 _SLOW_RATIO: Final = 3.0
 
 
-class Mirror:
+class Mirror(Companion):
     """Copies what the guest writes; the host's own block stays as the host wrote it."""
 
     def __init__(self, near: Ledger, far: Ledger) -> None:

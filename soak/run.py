@@ -6,7 +6,6 @@ The guest of a lab runs this same thing; only its ledger and its journal lie els
 from __future__ import annotations
 
 import contextlib
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,19 +18,18 @@ from soak.clock import SoakClock
 from soak.control import ControlSocket
 from soak.crash_log import pick_up
 from soak.crew import Crew, Member
+from soak.custody import be_expendable
 from soak.detectors.leaks import Account, RegionLeaks
 from soak.detectors.refusals import RefusalDetector
 from soak.detectors.stalls import StallDetector
 from soak.detectors.struct_pages import StructPages
 from soak.errors import UsageError
 from soak.expectations import parse_release
-from soak.journal import FileJournal, Level, PortJournal
+from soak.journal import Level
 from soak.known_issues import KNOWN_ISSUES
-from soak.ledger import Ledger
-from soak.mirror import Mirror, place_ledger
-from soak.plan import RunPlan, make_plan
+from soak.mirror import Mirror
 from soak.recycler import Recycler
-from soak.regions import FsDaxRegion, open_regions
+from soak.regions import FsDaxRegion
 from soak.regions.fs_dax import first_files
 from soak.reporter import Reporter
 from soak.schema import (
@@ -52,37 +50,39 @@ from soak.workload.holder import Holder
 from soak.workload.invalidator import Invalidator
 from soak.workload.mapper import Mapper
 from soak.workload.trial_workers import TrialHolder, TrialInvalidator
-from soak.workload.worker import outcome_columns
+from soak.workload.worker import Terms, outcome_columns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from contextlib import AbstractContextManager
 
+    from soak.companion import Companion
     from soak.config import Config
     from soak.expectations import Release
     from soak.journal import Journal
-    from soak.ledger import BlockWriter
+    from soak.ledger import BlockWriter, Ledger
+    from soak.plan import RunPlan
     from soak.regions import Region
     from soak.workload.choices import WorkerPlan
     from soak.workload.worker import Operator
 
 
-# On tmpfs, where the memory that the host shares is slow.
-_MIRRORED_LEDGER = Path("/run/dax-soak-ledger")
-
-
 @dataclass(frozen=True)
-class Places:
-    """Where a run keeps what it writes. In a lab the host made the ledger and writes the journal.
+class Setting:
+    """Where a run keeps what it writes, and what goes along with it.
 
-    `control` is the directory of the socket over which the soak is told to pause.
+    `control` is the directory of the socket over which the soak is told to pause. In a lab the host
+    made the ledger, writes the journal, and counts the deaths of the machine.
     """
 
     run_id: str
-    ledger: Path
-    journal: Path
+    ledger: Ledger
+    journal: Journal
     control: Path
+    companions: tuple[Companion, ...]
+    # Has the kernel show the addresses of its symbols, for as long as they are read.
+    readable_addresses: AbstractContextManager[None]
     in_lab: bool
-    mirror: bool = False
 
 
 @dataclass(frozen=True)
@@ -97,32 +97,31 @@ class Past:
         return cls(block.get("starts"), block.text("boot_id") == boot_id())
 
 
-def run_soak(config: Config, places: Places) -> None:
-    """Soak, from the first check to the last line of the journal.
+def run_soak(config: Config, plan: RunPlan, regions: Sequence[Region], setting: Setting) -> None:
+    """Soak in regions that were opened, from the first calibration to the last line of the journal.
 
     A ledger that a supervisor before this one has used is gone on with.
 
     Raises:
-        UsageError: the configuration does not fit this machine, or the ledger is of another run.
+        UsageError: there are too few PCI functions.
     """
-    regions = open_regions(config.regions, places.run_id)
-    plan = make_plan(config, regions)
     functions = _functions(config)
-    ledger, mirror = _open_ledger(plan, places)
-    with contextlib.closing(_open_journal(places)) as journal, contextlib.ExitStack() as stack:
+    ledger, journal = setting.ledger, setting.journal
+    with contextlib.ExitStack() as stack:
         block = ledger.block(SUPERVISOR)
         past = Past.of(block)
         crew = _crew(plan, regions, functions, ledger)
         if past.starts:
             crew.adopt()
-        leaks = _watch_leaks(regions, _accounts(regions, block, past), journal, stack)
+        with setting.readable_addresses:
+            leaks = _watch_leaks(regions, _accounts(regions, block, past), journal, stack)
         if past.starts and not past.same_boot:
-            pick_up(block, journal, counts=not places.in_lab)
+            pick_up(block, journal, counts=not setting.in_lab)
             # The reboot has made the pages new.
             for watch in leaks:
                 watch.renew(*totals(watch.region.name, block, crew))
         release = parse_release(kernel_release())
-        control = stack.enter_context(ControlSocket(places.control))
+        control = stack.enter_context(ControlSocket(setting.control))
         reporter = Reporter(block, journal)
         clock = SoakClock()
         refused = ledger.block(CANARY_REFUSED)
@@ -195,19 +194,36 @@ def run_soak(config: Config, places: Places) -> None:
             duration=config.run.duration,
             sweep_interval=config.leaks.sweep,
             most_wedged=config.limits.wedged_workers,
-            run={**_run_facts(plan, places), "canaries": canaries.detectors},
-            mirror=mirror,
+            run={**_run_facts(plan, setting), "canaries": canaries.detectors},
+            companions=setting.companions,
             control=control,
         )
         supervisor.run()
 
 
-def _run_facts(plan: RunPlan, places: Places) -> dict[str, Any]:
+def given_up_files(plan: RunPlan, regions: Sequence[Region], ledger: Ledger) -> list[Path]:
+    """Return the files that nobody may truncate or unlink any more in this run."""
+    files = []
+    for worker in plan.workers:
+        position = _position(worker, regions)
+        region, block = regions[position], ledger.block(worker.name)
+        if worker.pair and isinstance(region, FsDaxRegion):
+            (place,) = worker.files
+            files += [region.trial_path(place, old) for old in range(block.get("generation"))]
+            continue
+        paths = [path for each in regions if isinstance(each, FsDaxRegion) for path in each.paths()]
+        marks = block.view("quarantine")
+        files += [path for path, mark in zip(paths, marks, strict=False) if mark]
+    return files
+
+
+def _run_facts(plan: RunPlan, setting: Setting) -> dict[str, Any]:
     return {
-        "run_id": places.run_id,
+        "run_id": setting.run_id,
         "seed": plan.config.run.seed,
         "scenario": plan.config.workload.scenario,
         "duration": plan.config.run.duration,
+        "mirrored": any(isinstance(companion, Mirror) for companion in setting.companions),
         "promised": plan.promised,
         "swept": [
             region.name for region in plan.regions if region.kind in {"device-dax", "fs-dax"}
@@ -224,19 +240,6 @@ def _functions(config: Config) -> tuple[str, ...]:
             f"for each and one for probes), and there are {len(config.vfio.devices)}."
         )
     return config.vfio.devices
-
-
-def _open_ledger(plan: RunPlan, places: Places) -> tuple[Ledger, Mirror | None]:
-    if places.in_lab:
-        return place_ledger(places.ledger, _MIRRORED_LEDGER, always=places.mirror)
-    layout = plan.layout({"run_id": places.run_id}, lab=False)
-    return Ledger.create(places.ledger, layout), None
-
-
-def _open_journal(places: Places) -> FileJournal | PortJournal:
-    if places.in_lab:
-        return PortJournal(os.open(places.journal, os.O_RDWR | os.O_CLOEXEC))
-    return FileJournal(places.journal)
 
 
 def _watch_leaks(
@@ -355,7 +358,11 @@ def _crew(
         for worker in plan.workers
     ]
     supervisor = ledger.block(SUPERVISOR)
-    return Crew(members, supervisor.view("pause"), supervisor.view("uncertain"))
+    limits = plan.config.limits
+    terms = Terms(
+        rate=plan.config.workload.rate, enter=lambda: be_expendable(limits.memory or None)
+    )
+    return Crew(members, supervisor.view("pause"), supervisor.view("uncertain"), terms=terms)
 
 
 def _position(worker: WorkerPlan, regions: Sequence[Region]) -> int:

@@ -72,6 +72,12 @@ def check_new(path: Path) -> None:
         raise UsageError(f"The run directory {path} is not empty: give a new one.")
 
 
+def newest_run() -> Path | None:
+    """Return the directory that `latest` points to, where there is one."""
+    link = runs_directory() / LATEST
+    return link.resolve() if link.exists() else None
+
+
 def find_run(name: str) -> Path:
     """Return the directory of a run: a path, a run's id, or `latest`.
 

@@ -226,6 +226,8 @@ def supervisor_block(
         Field("first_start_realtime_ns"),
         Field("starts"),
         Field("boots"),
+        # The newest line of the journal when the ledger was last copied to disk.
+        Field("saved_seq"),
         # How long the run has soaked, under all its supervisors.
         Field("soaked_ns"),
         Field("heartbeats"),

@@ -23,16 +23,16 @@ from soak.tally import completed_operations
 from soak.vocabulary import Detector, RunState, VerdictWord
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from soak.canaries import Canaries
     from soak.clock import SoakClock
+    from soak.companion import Companion
     from soak.control import ControlSocket
     from soak.crew import Crew, Death
     from soak.detectors.refusals import RefusalDetector
     from soak.journal import Journal
     from soak.ledger import BlockWriter
-    from soak.mirror import Mirror
     from soak.recycler import Recycler
     from soak.reporter import Reporter
     from soak.stall_watch import StallWatch
@@ -71,7 +71,7 @@ class Supervisor:
         sweep_interval: float,
         most_wedged: int,
         run: dict[str, Any],
-        mirror: Mirror | None,
+        companions: Sequence[Companion],
         control: ControlSocket | None,
     ) -> None:
         self._block = block
@@ -92,7 +92,7 @@ class Supervisor:
         self._looked = 0.0
         self._committed = 0.0
         self._run = run
-        self._mirror = mirror
+        self._companions = companions
         self._control = control
         self._paused = False
         self._jobs = Jobs(block, journal)
@@ -113,6 +113,8 @@ class Supervisor:
             self._crew.start()
             self._block.set_word("state", RunState.RUNNING)
             self._journal.write("workers.started", workers=len(self._crew.members))
+            for companion in self._companions:
+                companion.started()
             why = self._soak()
         finally:
             self._end_workers()
@@ -125,6 +127,8 @@ class Supervisor:
         self._journal.write("run.ended", why=why)
         self._block.set_word("state", RunState.ENDED)
         self._beat()
+        for companion in self._companions:
+            companion.ended()
 
     def _begin(self) -> None:
         block = self._block
@@ -147,7 +151,7 @@ class Supervisor:
         if rebooted:
             block.add("boots", 1)
             self._journal.write("machine.booted", kernel=kernel_release())
-        self._journal.write("run.started", mirrored=self._mirror is not None, **self._run)
+        self._journal.write("run.started", **self._run)
         if block.get("starts"):
             soaked = block.get("soaked_ns") / 1e9
             self._journal.write(
@@ -252,8 +256,8 @@ class Supervisor:
         self._block.add("heartbeats", 1)
         self._journal.retry()
         self._block.set("journal_errors", self._journal.errors)
-        if self._mirror is not None:
-            self._mirror.copy()
+        for companion in self._companions:
+            self._must_end = self._must_end or companion.beat()
 
     def _guarded(self, detector: Detector, work: Callable[[], None]) -> None:
         """Run a detector; when it raises, its blindness is a fact of the run, not the run's end."""
@@ -381,6 +385,8 @@ class Supervisor:
                 member.plan.name: member.block.get("incarnation") for member in self._crew.members
             },
         )
+        for companion in self._companions:
+            companion.sampled()
 
     def _read_counters(self) -> None:
         acquired, released = foll_pins()

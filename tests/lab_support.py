@@ -24,6 +24,7 @@ from soak.lab.cache import Cache, cache_directory
 from soak.lab.kernel_build import built_kernel
 from soak.ledger import LedgerReader
 from soak.ledger_layout import LedgerError
+from soak.vocabulary import Detector
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -102,12 +103,19 @@ class LabProcess:
             raise LabTimeoutError(f"the lab did not end:\n{self.stderr}{self.stdout}") from None
 
     def finish_when_covered(self) -> int:
-        """Let it soak until every promised cell is covered, however slow the machine is; end it."""
+        """Let it soak until every promised cell is covered and each detector has seen its canary.
+
+        Then end it: that takes as long as it takes, however slow the machine is.
+        """
 
         def covered() -> bool:
             scrape = self.scrape()
             required = total(scrape, "coverage_cells_required")
-            return 0 < required <= total(scrape, "coverage_cells")
+            seen = [
+                total(scrape, "canaries_total", detector=detector, result="seen")
+                for detector in Detector
+            ]
+            return 0 < required <= total(scrape, "coverage_cells") and all(seen)
 
         self.wait_until("everything was covered", covered)
         self.interrupt()

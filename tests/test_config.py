@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from soak.config import (
     CanariesSection,
     Config,
+    ExporterSection,
     LeaksSection,
     LimitsSection,
     RegionSection,
@@ -47,6 +48,7 @@ SECTIONS: dict[str, Any] = {
     "workload": WorkloadSection,
     "stall": StallSection,
     "leaks": LeaksSection,
+    "exporter": ExporterSection,
     "limits": LimitsSection,
     "canaries": CanariesSection,
 }
@@ -58,6 +60,9 @@ KEYS = [
 ]
 # What each key expects to find, as its sentence says it.
 EXPECTED = {
+    "rate": "a number from 0",
+    "listen": "a text that is not empty",
+    "memory": "a size in bytes or such as",
     "recycle": "a number from 0 to less than 1",
     "recyclable": "true or false",
     "alignment": '"4K", "2M" or "1G"',
@@ -92,6 +97,7 @@ FITTING: dict[str, tuple[Any, ...]] = {
     "slow-devices": (["x"],),
     "fast-devices": (["x"],),
     "recyclable": (True,),
+    "listen": ("ä?",),
 }
 
 names = st.from_regex(r"[a-z0-9][a-z0-9._-]{0,31}", fullmatch=True)
@@ -118,7 +124,8 @@ configs = st.builds(
     st.builds(StallSection, st.floats(0.001, 1.0), st.floats(1.5, YEAR)),
     st.builds(LeaksSection, seconds.map(float)),
     st.builds(CanariesSection, st.just(0.0) | seconds.map(float)),
-    st.builds(LimitsSection, st.integers(0, 64)),
+    st.builds(ExporterSection, names),
+    st.builds(LimitsSection, st.integers(0, 1 << 40), st.integers(0, 64)),
     st.dictionaries(names, st.booleans(), max_size=3),
 )
 

@@ -83,12 +83,17 @@ def seen(process: LabProcess, detector: str) -> int:
 BLIND = """
     import os
     os.dup2(1, 2)
+    from contextlib import nullcontext
     from pathlib import Path
     from soak.config import parse_config
     from soak.detectors.leaks import RegionLeaks
     from soak.detectors.refusals import RefusalDetector
     from soak.detectors.stalls import StallDetector
-    from soak.run import Places, run_soak
+    from soak.journal import FileJournal
+    from soak.ledger import Ledger
+    from soak.plan import make_plan
+    from soak.regions import open_regions
+    from soak.run import Setting, run_soak
 
     # It goes on measuring and sees nothing: what was measured first is what it always measures.
     measure = RegionLeaks.measure
@@ -113,16 +118,12 @@ BLIND = """
     }, "script")
     home = Path("/run/soak")
     home.mkdir()
-    run_soak(
-        soak,
-        Places(
-            run_id="blind",
-            ledger=home / "ledger",
-            journal=home / "journal",
-            control=home,
-            in_lab=False,
-        ),
-    )
+    regions = open_regions(soak.regions, "blind")
+    plan = make_plan(soak, regions)
+    ledger = Ledger.create(home / "ledger", plan.layout({"run_id": "blind"}, lab=False))
+    with FileJournal(home / "journal") as journal:
+        setting = Setting("blind", ledger, journal, home, (), nullcontext(), in_lab=False)
+        run_soak(soak, plan, regions, setting)
     print((home / "journal").read_text(), flush=True)
 """
 

@@ -17,7 +17,7 @@ from soak.lab.kernels import KERNEL_NAMES
 from soak.vocabulary import Detector, VerdictWord, Violation
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
-SECTIONS = ["run", "vfio", "workload", "stall", "leaks", "canaries", "limits"]
+SECTIONS = ["run", "vfio", "workload", "stall", "leaks", "canaries", "exporter", "limits"]
 
 
 @pytest.mark.parametrize("section", SECTIONS)

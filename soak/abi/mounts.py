@@ -61,6 +61,18 @@ def mounts() -> list[Mount]:
     return parse_mountinfo(_MOUNTINFO.read_bytes())
 
 
+def filesystem_of(number: str) -> str:
+    """Return the kind of the file system on a disk (MAJOR:MINOR), such as ext4.
+
+    Raises:
+        LookupError: it is not mounted.
+    """
+    for mount in mounts():
+        if mount.number == number:
+            return mount.kind
+    raise LookupError(f"nothing is mounted from the disk {number}")
+
+
 def parse_swaps(content: bytes) -> list[str]:
     """Return the device files and files that are swap."""
     return [_unescaped(line.split()[0]) for line in content.splitlines()[1:]]

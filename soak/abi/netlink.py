@@ -65,3 +65,24 @@ def _outputs(route: Any) -> Iterator[int]:  # noqa: ANN401 - pyroute2's own mess
 def _target(route: Any) -> str:  # noqa: ANN401 - pyroute2's own message
     address = route.get_attr("RTA_DST")
     return f"{address}/{route['dst_len']}" if address else "default"
+
+
+def uevents() -> Iterator[dict[str, str]]:
+    """Yield what the kernel says of devices and drivers, for ever (lib/kobject_uevent.c).
+
+    The socket is made, bound and read in the thread that asks: read in another, it hangs.
+
+    Raises:
+        OSError: the kernel does not let this process listen.
+    """
+    from pyroute2.netlink.uevent import UeventSocket  # noqa: PLC0415 - slow, see above
+
+    with UeventSocket() as kernel:
+        kernel.bind(groups=1)
+        while True:
+            for message in kernel.get():
+                yield {
+                    key: value
+                    for key, value in message.items()
+                    if isinstance(key, str) and isinstance(value, str)
+                }

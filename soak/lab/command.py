@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from exporter.server import DEFAULT_LISTEN, parse_listen
+from exporter.server import parse_listen
 from soak import rundir
 from soak.config import load_config
 from soak.errors import UsageError
@@ -18,7 +17,7 @@ from soak.exit_codes import BISECT, INTERRUPTED, PLAIN
 from soak.lab.cache import Cache, cache_directory
 from soak.lab.faults import parse_fault
 from soak.lab.host import BootError, LabRun
-from soak.lab.image import GuestRoot, program_layer, script_layer
+from soak.lab.image import GuestRoot, program_layers
 from soak.lab.kernels import KernelStore, check_kernel
 from soak.lab.progress import Progress
 from soak.lab.qemu import accelerators, find_qemu
@@ -26,7 +25,7 @@ from soak.lab.request import LabRequest, lab_config, space_needed
 from soak.lab.resume import Past, past_run
 from soak.lab.script import run_script
 from soak.plan import make_plan, with_overrides
-from soak.report.text import text_report
+from soak.report.text import publish
 
 if TYPE_CHECKING:
     import argparse
@@ -112,7 +111,7 @@ def _boot(
                 raise
             progress.say(f"{error}\nTrying once more, under {attempts[0]}.")
         else:
-            _tell(verdict, request)
+            publish(verdict, request.directory)
             return _exit_code(verdict, bisect=options.bisect, interrupted=run.interrupted)
 
 
@@ -125,7 +124,7 @@ def _prepare(
     """
     began = time.monotonic()
     faults = tuple(parse_fault(text) for text in options.fault)
-    listen = options.listen or DEFAULT_LISTEN
+    listen = options.listen or config.exporter.listen
     parse_listen(listen)
     wanted = options.kernel or (past.kernel if past else DEFAULT_KERNEL)
     check_kernel(wanted, options.modules)
@@ -140,9 +139,7 @@ def _prepare(
     root = GuestRoot(cache)
     kernel = KernelStore(cache, root, progress).find(wanted, options.modules)
     layers = [root.layer, *([kernel.modules] if kernel.modules else [])]
-    layers.append(program_layer(cache, root))
-    if script is not None:
-        layers.append(script_layer(cache, root))
+    layers += program_layers(cache, root)
     return list(tried), LabRequest(
         kernel=kernel,
         config=config,
@@ -174,18 +171,3 @@ def _exit_code(verdict: Verdict, *, bisect: bool, interrupted: bool) -> int:
 def _boot_seconds(wanted: float, others: list[str]) -> float:
     """Do not wait long for an accelerator that another can stand in for: a real one is quick."""
     return min(wanted, _QUICK_BOOT_SECONDS) if others else wanted
-
-
-def _tell(verdict: Verdict, request: LabRequest) -> None:
-    report = text_report(verdict, request.directory)
-    try:
-        (request.directory / rundir.REPORT).write_text(report)
-    except OSError as error:
-        sys.stderr.write(f"dax-soak: {rundir.REPORT} cannot be written: {error.strerror}\n")
-    try:
-        sys.stdout.write(report)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # Whoever read the output has seen enough; the exit code still tells the verdict.
-        with Path(os.devnull).open("w") as nowhere:
-            os.dup2(nowhere.fileno(), sys.stdout.fileno())

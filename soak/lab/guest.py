@@ -146,7 +146,7 @@ def _serve(order: Order, control: Control) -> None:
         _run_script(order, control)
         return
     ledger = _ledger_memory()
-    functions = list(_bind_functions())
+    functions = [device.name for device in _functions_of(_EDU)]
     found = prepare(order.spaces, order.filesystem, resumed=order.resumed)
     config = _complete(order.config, found, functions)
     config["workload"] |= make_disks()
@@ -296,19 +296,6 @@ def _ledger_memory() -> Path:
         (device / "enable").write_text("1")
         return device / "resource2"
     raise GuestError("the machine has no ivshmem device for the ledger")
-
-
-def _bind_functions() -> Iterator[str]:
-    """Give the edu functions to vfio-pci."""
-    for device in _functions_of(_EDU):
-        (device / "driver_override").write_text("vfio-pci")
-        (_PCI / "drivers_probe").write_text(device.name)
-        if not (device / "driver").exists():
-            raise GuestError(
-                f"vfio-pci did not take {device.name}: the kernel needs CONFIG_VFIO_PCI and an IOMMU "
-                f"(intel_iommu=on)"
-            )
-        yield device.name
 
 
 def _complete(

@@ -19,9 +19,9 @@ import tomli_w
 from soak import rundir
 from soak.control import STOP, WORDS, ControlSocket
 from soak.errors import UsageError
+from soak.exporter_process import ExporterProcess
 from soak.journal import OWN_EVENTS, FileJournal, Level, read_journal
 from soak.lab import protocol
-from soak.lab.exporter_process import ExporterProcess
 from soak.lab.protocol import Order
 from soak.lab.qemu import Machine
 from soak.lab.request import LabRequest, namespaces

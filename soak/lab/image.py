@@ -61,9 +61,7 @@ _LOADER = "usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2"
 _LIBRARIES = "usr/lib/x86_64-linux-gnu"
 _TOOL_TIMEOUT_SECONDS = 600
 # What the guest imports besides the standard library and this project.
-_GUEST_DEPENDENCIES = ("schedule", "structlog", "tomli_w")
-# What only scripts in the guest import: the judgement of network interfaces. A soak boots without it.
-_SCRIPT_DEPENDENCIES = ("pyroute2",)
+_GUEST_DEPENDENCIES = ("pyroute2", "schedule", "structlog", "tomli_w")
 _GUEST_LIBRARY = "usr/lib/dax-soak"
 
 
@@ -106,14 +104,12 @@ class GuestRoot:
             archive.close()
 
 
-def program_layer(cache: Cache, root: GuestRoot) -> Path:
-    """Return the initramfs layer with this program and its dependencies, keyed by their contents."""
-    return _library_layer(cache, root, "program", ("soak", *_GUEST_DEPENDENCIES), {"init": _INIT})
-
-
-def script_layer(cache: Cache, root: GuestRoot) -> Path:
-    """Return the initramfs layer with what a script in the guest may import beyond that."""
-    return _library_layer(cache, root, "script", _SCRIPT_DEPENDENCIES, {})
+def program_layers(cache: Cache, root: GuestRoot) -> list[Path]:
+    """Return the initramfs layers with this program and its dependencies, keyed by their contents."""
+    return [
+        _library_layer(cache, root, "dependencies", _GUEST_DEPENDENCIES, {}),
+        _library_layer(cache, root, "program", ("soak",), {"init": _INIT}),
+    ]
 
 
 def _library_layer(

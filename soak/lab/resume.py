@@ -9,9 +9,9 @@ from soak import rundir
 from soak.config import load_config
 from soak.control import SOCKET_NAME, Question
 from soak.errors import UsageError
-from soak.journal import read_journal
 from soak.ledger import LedgerReader
 from soak.ledger_layout import LedgerError
+from soak.unfinished import Story
 
 if TYPE_CHECKING:
     import argparse
@@ -47,14 +47,11 @@ def past_run(options: argparse.Namespace) -> Past:
     directory = rundir.find_run(options.resume)
     if (directory / SOCKET_NAME).exists() and _is_running(directory):
         raise UsageError(f"The run in {directory} is still running: nothing is to be resumed.")
-    started, ended = None, False
-    for event in read_journal(directory / rundir.JOURNAL):
-        started = started or (event if event["event"] == "lab.started" else None)
-        ended = event["event"] == "run.ended" or (ended and event["event"] != "run.resumed")
-    if started is None or ended:
+    story = Story.of(directory)
+    if story.lab is None or story.ended:
         raise UsageError(
             f"The run in {directory} "
-            + ("has come to its end" if ended else "was no run of the lab, or never booted")
+            + ("has come to its end" if story.ended else "was no run of the lab, or never booted")
             + ": start a new one."
         )
     try:
@@ -67,7 +64,7 @@ def past_run(options: argparse.Namespace) -> Past:
         str(facts["run_id"]),
         load_config(directory / rundir.CONFIG),
         str(facts["filesystem"]),
-        str(started["kernel"]),
+        str(story.lab["kernel"]),
     )
 
 

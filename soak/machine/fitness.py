@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from soak.abi.openers import Device
 from soak.errors import UsageError
@@ -17,6 +18,10 @@ from soak.regions import check_apart, examine_region
 if TYPE_CHECKING:
     from soak.config import Config
     from soak.regions import Region
+
+
+_ENDING_SECONDS: Final = 3.0
+_POLL_SECONDS: Final = 0.2
 
 
 def check_config(config: Config) -> Section:
@@ -80,6 +85,25 @@ def _functions(config: Config) -> list[Finding]:
             )
         )  # fmt: skip
     return findings
+
+
+def require_fit_config(config: Config) -> None:
+    """Refuse a configuration that names what must not be used, or is not there.
+
+    What workers of a soak that died still use is waited for a moment: they are ending, too.
+
+    Raises:
+        UsageError: says everything that is in the way, and what to do.
+    """
+    deadline = time.monotonic() + _ENDING_SECONDS
+    while refusals := [
+        f"{found.subject}: {found.says.rstrip('.')}{f' ({found.remedy})' if found.remedy else ''}."
+        for found in check_config(config).findings
+        if found.state is State.NO
+    ]:
+        if time.monotonic() > deadline:
+            raise UsageError(f"This machine does not fit the configuration. {' '.join(refusals)}")
+        time.sleep(_POLL_SECONDS)
 
 
 def disk_objections(path: Path) -> list[Objection]:

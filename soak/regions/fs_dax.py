@@ -45,6 +45,8 @@ class FsDaxRegion:
     pages: PageSpan
     kind: RegionKind = RegionKind.FS_DAX
     claim: SoakDirectory | None = None
+    # Major and minor number of the block device.
+    disk: str = ""
 
     @classmethod
     def examine(cls, section: RegionSection) -> FsDaxRegion:
@@ -77,7 +79,7 @@ class FsDaxRegion:
                 f"The region {section.name!r} should have {size} bytes, and {parent} has room for "
                 f"{room}: give it a smaller size."
             )
-        return cls(section.name, directory, size, pages)
+        return cls(section.name, directory, size, pages, disk=device_number(section.path))
 
     def prepare(self, run_id: str) -> FsDaxRegion:
         """Make the directory and fill the files; return the region that owns them.

@@ -11,6 +11,7 @@ import os
 import signal
 import time
 from bisect import bisect_left
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
 
 from soak.abi.libc import die_with_parent
@@ -47,6 +48,21 @@ SKIPPED: Final = -1
 _EINTR: Final = 4
 _BUCKETS: Final = len(BUCKET_BOUNDS_NS) + 1
 _PAUSE_POLL_SECONDS: Final = 0.005
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a worker keeps to.
+
+    `rate` is in operations a second, 0 for as many as there can be; it is not for workers that wait for
+    each other. `enter` is called first in the worker's process: it sets limits on it.
+    """
+
+    rate: float = 0.0
+    enter: Callable[[], None] = lambda: None
+
+
+FREE: Final = Terms()
 
 
 class Operator(Protocol):
@@ -156,9 +172,12 @@ def run_worker(
     choices: Iterator[Choice],
     make_operator: Callable[[BlockWriter], Operator],
     columns: Sequence[Mapping[int, int]],
+    *,
+    terms: Terms = FREE,
 ) -> None:
     """Be a worker: the body of its process, from preparation to the end."""
     die_with_parent(signal.SIGKILL)
+    terms.enter()
     signal.signal(NUDGE_SIGNAL, _nothing)
     # An interrupt from the terminal is for the supervisor, which then stops its workers in order.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -168,10 +187,27 @@ def run_worker(
     with contextlib.closing(make_operator(block)) as operator:
         block.set("acknowledged", 0)
         block.set_word("state", WorkerState.RUNNING)
+        barrier = Barrier(block, pause, operator.rest)
         if isinstance(operator, PacedOperator):
-            choices = operator.paced(Barrier(block, pause, operator.rest))
+            choices = operator.paced(barrier)
+        elif terms.rate:
+            choices = _at_rate(choices, terms.rate, barrier)
         work(block, pause, choices, operator.calls(), columns, rest=operator.rest)
     block.set_word("state", WorkerState.ENDED)
+
+
+def _at_rate(choices: Iterator[Choice], rate: float, barrier: Barrier) -> Iterator[Choice]:
+    """Yield choices at most `rate` times a second; time that was lost is not made up for."""
+    interval = 1 / rate
+    due = time.monotonic()
+    for choice in choices:
+        while (left := due - time.monotonic()) > 0:
+            # Whoever is asked to rest meanwhile must not keep the others waiting.
+            if not barrier.passed():
+                return
+            time.sleep(min(left, _PAUSE_POLL_SECONDS * 2))
+        due = max(due + interval, time.monotonic())
+        yield choice
 
 
 def _wait(block: BlockWriter, pause: memoryview[int], rest: Callable[[], None] | None) -> bool:

@@ -1,4 +1,4 @@
-"""The exporter of a lab run: a process of its own, started with the run and ended with it."""
+"""The exporter of a run: a process of its own, started with the run and ended with it."""
 
 from __future__ import annotations
 
