@@ -117,6 +117,7 @@ configs = st.builds(
         WorkloadSection,
         names,
         *[st.integers(0, 64)] * 4,
+        st.floats(0, 1e6),
         # Slow and quick devices come together.
         *[st.lists(texts, min_size=1, max_size=2).map(tuple)] * 2,
     )
