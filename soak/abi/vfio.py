@@ -96,6 +96,9 @@ class Container:
         self._map_address = ctypes.addressof(self._map)
         self._unmap_address = ctypes.addressof(self._unmap)
 
+    def fileno(self) -> int:
+        return self._container
+
     def map(self, address: int, iova: int, size: int, flags: int) -> int:
         """Pin `size` bytes at `address` and map them at `iova`; return 0 or an errno."""
         argument = self._map

@@ -45,13 +45,13 @@ class StructPages:
         Raises:
             OSError, BtfError, LookupError: the kernel does not let it be found or read.
         """
-        self._layout = PageLayout.of_running_kernel()
+        self.layout = PageLayout.of_running_kernel()
         # The array's place is randomised, and differs with five levels of page tables: x86 keeps it in
         # a variable (arch/x86/mm/kaslr.c).
         with KernelReader(8) as word:
             self._base = struct.unpack("<Q", word.read(symbol_address("vmemmap_base")))[0]
-        self._chunk = KernelReader(_CHUNK_PAGES * self._layout.size)
-        self._single = KernelReader(self._layout.size)
+        self._chunk = KernelReader(_CHUNK_PAGES * self.layout.size)
+        self._single = KernelReader(self.layout.size)
 
     def counts(self, span: PageSpan) -> Iterator[list[int]]:
         """Yield the reference counts of a span, piece by piece, as unsigned 32-bit numbers."""
@@ -60,8 +60,8 @@ class StructPages:
             reader, pages = (
                 (self._chunk, _CHUNK_PAGES) if end - frame >= _CHUNK_PAGES else (self._single, 1)
             )
-            words = reader.read(self._base + frame * self._layout.size).cast("I")
-            yield words[self._layout.refcount // 4 :: self._layout.size // 4].tolist()
+            words = reader.read(self._base + frame * self.layout.size).cast("I")
+            yield words[self.layout.refcount // 4 :: self.layout.size // 4].tolist()
             frame += pages
 
     def close(self) -> None:

@@ -2,35 +2,31 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from exporter.server import DEFAULT_LISTEN, parse_listen
 from soak.config import load_config
-from soak.errors import UsageError
 from soak.exit_codes import BISECT, INTERRUPTED, PLAIN
 from soak.lab import rundir
+from soak.lab.boot import boot, find_parts
 from soak.lab.cache import Cache, cache_directory
 from soak.lab.faults import parse_fault
-from soak.lab.host import BootError, LabRun
-from soak.lab.image import GuestRoot, program_layer
-from soak.lab.kernels import KernelStore, check_kernel
+from soak.lab.host import BootError
+from soak.lab.kernels import check_kernel
 from soak.lab.progress import Progress
-from soak.lab.qemu import accelerators, find_qemu
-from soak.lab.request import SPACE_NEEDED, LabRequest, lab_config
+from soak.lab.request import LabRequest, lab_config
 from soak.plan import make_plan, with_overrides
 from soak.report.text import text_report
 
 if TYPE_CHECKING:
     import argparse
 
+    from soak.lab.boot import Attempt
     from soak.verdict import Verdict
-
-_QUICK_BOOT_SECONDS: Final = 60.0
 
 
 def lab(options: argparse.Namespace) -> int:
@@ -69,59 +65,29 @@ def _lab(options: argparse.Namespace) -> int:
     if options.run_dir is not None:
         rundir.check_new(options.run_dir)
     progress = Progress()
-    version = find_qemu()
-    tried, why = accelerators(options.accel)
-    progress.say(f"QEMU {version}: {why}")
-    progress.tick("Finding the guest's root and the kernel (the first time they are fetched)")
-    cache = Cache(cache_directory())
-    root = GuestRoot(cache)
-    kernel = KernelStore(cache, root, progress).find(options.kernel, options.modules)
-    layers = [root.layer, *([kernel.modules] if kernel.modules else [])]
-    layers.append(program_layer(cache, root))
-    retried = False
-    attempts = list(tried)
-    while True:
-        accelerator = attempts.pop(0)
-        run_id = rundir.new_run_id()
-        directory = rundir.make_run_directory(options.run_dir, run_id, SPACE_NEEDED)
-        request = LabRequest(
-            kernel=kernel,
+    parts = find_parts(options, Cache(cache_directory()), progress)
+
+    def request_for(attempt: Attempt) -> LabRequest:
+        return LabRequest(
+            kernel=parts.kernel,
             config=config,
             filesystem=options.filesystem,
             faults=faults,
             append=options.append,
             listen=listen,
             strict=options.strict,
-            directory=directory,
-            run_id=run_id,
-            layers=tuple(layers),
-            boot_seconds=_boot_seconds(options.boot_timeout, attempts),
+            directory=attempt.directory,
+            run_id=attempt.run_id,
+            layers=parts.layers,
+            boot_seconds=attempt.boot_seconds,
             linger_seconds=options.linger,
             mirror=options.mirror_ledger,
             began=began,
         )
-        progress.say(f"Linux {kernel.release} ({kernel.name}) under {accelerator}, run {run_id}")
-        run = LabRun(request, accelerator, progress)
-        try:
-            verdict = asyncio.run(run.run())
-        except BootError as error:
-            rundir.discard(directory)
-            if run.interrupted:
-                return INTERRUPTED
-            if not attempts and error.crashed and not retried:
-                # QEMU 7.2's emulation with a thread to a processor now and then runs code that the
-                # kernel is just patching, and the guest dies. A kernel at fault dies again.
-                retried = True
-                attempts.append(accelerator)
-            if not attempts:
-                raise
-            progress.say(f"{error}\nTrying once more, under {attempts[0]}.")
-        except UsageError:
-            rundir.discard(directory)
-            raise
-        else:
-            _tell(verdict, request)
-            return _exit_code(verdict, bisect=options.bisect, interrupted=run.interrupted)
+
+    booted = boot(parts, options.run_dir, options.boot_timeout, request_for, progress)
+    _tell(booted.verdict, booted.request)
+    return _exit_code(booted.verdict, bisect=options.bisect, interrupted=booted.interrupted)
 
 
 def _exit_code(verdict: Verdict, *, bisect: bool, interrupted: bool) -> int:
@@ -129,11 +95,6 @@ def _exit_code(verdict: Verdict, *, bisect: bool, interrupted: bool) -> int:
         return PLAIN.verdicts[verdict.verdict]
     # Whoever stops a soak stops the bisection: what was seen so far judges no commit.
     return INTERRUPTED if interrupted else BISECT.verdicts[verdict.verdict]
-
-
-def _boot_seconds(wanted: float, others: list[str]) -> float:
-    """Do not wait long for an accelerator that another can stand in for: a real one is quick."""
-    return min(wanted, _QUICK_BOOT_SECONDS) if others else wanted
 
 
 def _tell(verdict: Verdict, request: LabRequest) -> None:

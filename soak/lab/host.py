@@ -173,6 +173,7 @@ class LabRun:
             deadline_seconds=self._request.config.run.duration + _GUEST_GRACE_SECONDS,
             mirror=self._request.mirror,
             faults=[list(fault) for fault in self._request.faults],
+            program=list(self._request.program),
         )
 
     async def _boot_and_watch(self, initrd: Path, nvdimm: Path) -> None:
@@ -392,7 +393,7 @@ class LabRun:
 
     def _phase(self) -> str:
         if self._guest.ready:
-            return "calibrating on fresh pages"
+            return self._request.doing
         return "preparing NVDIMM, file system and vfio" if self._guest.booted else "booting"
 
     def _elapsed(self) -> float:

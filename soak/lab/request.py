@@ -46,6 +46,9 @@ class LabRequest:
     linger_seconds: float
     mirror: bool
     began: float
+    # What the guest runs, and what to call it while it has not shown a first operation.
+    program: tuple[str, ...] = ("run",)
+    doing: str = "calibrating on fresh pages"
 
 
 def lab_config(config: Config | None) -> Config:
