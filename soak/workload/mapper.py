@@ -40,6 +40,7 @@ class Mapper:
         self._mappings = [region.map() for region in regions]
         self._addresses = [mapping.address for mapping in self._mappings]
         self._kinds = [region.kind for region in regions]
+        self._has_files = [kind is RegionKind.FS_DAX for kind in self._kinds]
         self._first_file = first_files(regions)
         # Slots are so far apart that two of them never overlap, whatever they hold.
         stride = -(-max(region.size for region in regions) // _GIB) * _GIB
@@ -73,17 +74,17 @@ class Mapper:
             mapping.close()
 
     def _map(self, choice: Choice) -> int:
-        _, _, _, region, slot, offset, length, access, *_ = choice
+        _, _, _, region, slot, offset, length, access, _, _ = choice
         iova = self._iovas[slot] + offset
         result = self.container.map(self._addresses[region] + offset, iova, length, access)
         if result == 0:
             self._mapped[region] += length // PAGE_SIZE
-            if self._kinds[region] is RegionKind.FS_DAX:
+            if self._has_files[region]:
                 self._give_back_file(choice, iova)
         return result
 
     def _unmap(self, choice: Choice) -> int:
-        _, _, _, region, slot, offset, length, *_ = choice
+        _, _, _, region, slot, offset, length, _, _, _ = choice
         result = self.container.unmap(self._iovas[slot] + offset, length)
         if result == 0:
             self._unmapped[region] += self.container.unmapped // PAGE_SIZE
