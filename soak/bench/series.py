@@ -38,6 +38,14 @@ class Series:
     def rounds(self) -> int:
         return min(len(taken) for taken in self.nanoseconds.values())
 
+    def shortfall(self) -> str | None:
+        """Name the first contender of whose operations some did not end as they should."""
+        wanted = self.rounds * self.operations
+        for name, completed in self.completed.items():
+            if completed != wanted:
+                return f"{self.subject}: {name} completed {completed:,} of {wanted:,}"
+        return None
+
     def to_fields(self) -> dict[str, Any]:
         return dict(vars(self))
 

@@ -126,14 +126,21 @@ def _result(booted: Booted) -> Bench:
     """Read what the guest measured.
 
     Raises:
-        UsageError: it came to no end; the sentence says why.
+        UsageError: it came to no end, or the contenders did not do the same; the sentence says why.
     """
     directory = booted.request.directory
     for event in read_journal(directory / rundir.JOURNAL):
         if event["event"] == MEASURED:
+            series = [Series.from_fields(fields) for fields in event["series"]]
+            short = next(filter(None, (entry.shortfall() for entry in series)), None)
+            if short is not None:
+                raise UsageError(
+                    f"The kernel did not do what it should ({short}), so there is nothing to compare: "
+                    f"'dax-soak lab' with the same options says what is wrong."
+                )
             return Bench(
                 kernel=event["kernel"],
-                series=[Series.from_fields(fields) for fields in event["series"]],
+                series=series,
                 scrape=_scrape(directory / rundir.LEDGER),
                 mirrored=event["mirrored"],
             )
