@@ -74,6 +74,8 @@ def make_parser() -> argparse.ArgumentParser:
     )
     exporter.add_argument("--listen", default=None, metavar="HOST:PORT")
     exporter.set_defaults(work=_exporter)
+    _add_bench(commands.add_parser("bench", help="measure in the lab how fast the soak is"))
+    _add_measure(commands.add_parser("measure"))
     top = commands.add_parser("top", help="watch a run in the terminal")
     top.add_argument(
         "run", nargs="?", default="latest", metavar="RUN", help="run directory, run id or 'latest'"
@@ -112,16 +114,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def _add_lab(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add(
-        "--kernel",
-        help="debian:6.1 (default), debian:6.12, debian:sid; build:6.12, built from Debian's source "
-        "with iommufd and the like; host, the kernel of this machine; a bzImage file; or a "
-        "directory in which a kernel was built",
-    )
-    add("--modules", type=Path, metavar="DIR", help="the modules of a kernel given as a file")
-    add("--filesystem", default="ext4", choices=("ext4", "xfs"))
-    add("--accel", default="auto", choices=("auto", "kvm", "tcg"))
-    add("--append", default="", metavar="TEXT", help="more of the kernel's command line")
+    _add_machine(parser)
     add("--fault", action="append", default=[], metavar="NAME[:SECONDS]", help="plant a fault")
     add("--listen", default=None, metavar="HOST:PORT", help="where metrics are served")
     add("--run-dir", type=Path, metavar="DIR", help="a new directory for the run")
@@ -140,13 +133,6 @@ def _add_lab(parser: argparse.ArgumentParser) -> None:
     )
     add("-c", "--config", type=Path, metavar="FILE", help="a soak.toml")
     add(
-        "--boot-timeout",
-        type=_duration,
-        default=180.0,
-        metavar="TIME",
-        help="how long the guest may take to answer (3m)",
-    )
-    add(
         "--linger",
         type=_duration,
         default=20.0,
@@ -164,6 +150,48 @@ def _add_lab(parser: argparse.ArgumentParser) -> None:
     add("--script", type=Path, help=argparse.SUPPRESS)
     _add_choices(parser)
     parser.set_defaults(work=_lab)
+
+
+def _add_machine(parser: argparse.ArgumentParser) -> None:
+    """Add the options of everything that boots the lab."""
+    add = parser.add_argument
+    add(
+        "--kernel",
+        help="debian:6.1 (default), debian:6.12, debian:sid; build:6.12, built from Debian's source "
+        "with iommufd and the like; host, the kernel of this machine; a bzImage file; or a "
+        "directory in which a kernel was built",
+    )
+    add("--modules", type=Path, metavar="DIR", help="the modules of a kernel given as a file")
+    add("--filesystem", default="ext4", choices=("ext4", "xfs"))
+    add("--accel", default="auto", choices=("auto", "kvm", "tcg"))
+    add("--append", default="", metavar="TEXT", help="more of the kernel's command line")
+    add(
+        "--boot-timeout",
+        type=_duration,
+        default=180.0,
+        metavar="TIME",
+        help="how long the guest may take to answer (3m)",
+    )
+
+
+def _add_bench(parser: argparse.ArgumentParser) -> None:
+    _add_machine(parser)
+    add = parser.add_argument
+    add("--duration", type=_duration, default=60.0, metavar="TIME", help="how long to measure (1m)")
+    add("--format", choices=("text", "json"), default="text")
+    parser.set_defaults(work=_bench)
+
+
+def _add_measure(parser: argparse.ArgumentParser) -> None:
+    """Add what `bench` runs in its guest: the options are those that a guest gives."""
+    add = parser.add_argument
+    add("-c", "--config", type=Path, required=True)
+    add("--run-id", required=True)
+    add("--ledger", type=Path, required=True)
+    add("--journal-port", type=Path, required=True)
+    add("--control", type=Path)
+    add("--mirror-ledger", action="store_true")
+    parser.set_defaults(work=_measure)
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
@@ -290,6 +318,24 @@ def _run(options: argparse.Namespace) -> int:
 
     serving = Serving(config.exporter.listen, options.watch_exporter)
     return soak_here(config, options.run_dir, serving, resume=options.resume, strict=options.strict)
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from soak.lab.bench import bench
+
+    return bench(options)
+
+
+def _measure(options: argparse.Namespace) -> int:
+    from soak.bench.measure import measure
+    from soak.config import load_config
+
+    config = load_config(options.config)
+    measure(
+        config, options.run_id, options.ledger, options.journal_port,
+        mirrored=options.mirror_ledger,
+    )  # fmt: skip
+    return 0
 
 
 def print_choices(plan: RunPlan, count: int) -> int:

@@ -34,6 +34,10 @@ class Counts:
         self.counts_now = counts
         self._pieces = pieces
 
+    def totals(self, span: PageSpan) -> tuple[int, int]:
+        counts = [count for piece in self.counts(span) for count in piece]
+        return sum(counts), max(counts)
+
     def counts(self, span: PageSpan) -> Iterator[list[int]]:
         assert span.count == len(self.counts_now)
         for start in range(0, len(self.counts_now), self._pieces):

@@ -201,11 +201,7 @@ class RegionLeaks:
         return pins + rest
 
     def _sum(self) -> tuple[int, int]:
-        total = highest = 0
-        for counts in self._pages.counts(self._span):
-            total += sum(counts)
-            highest = max(highest, *counts)
-        return total, highest
+        return self._pages.totals(self._span)
 
 
 def _calibrate(span: PageSpan, pages: StructPages) -> Idle:

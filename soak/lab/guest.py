@@ -156,7 +156,8 @@ def _serve(order: Order, control: Control) -> None:
     control.tell(protocol.READY, uptime=time.monotonic())
     child = subprocess.Popen(
         [
-            *(_PYTHON, "-I", "-c", _RUN, "run", "-c", str(_CONFIG), "--run-id", order.run_id),
+            *(_PYTHON, "-I", "-c", _RUN, *order.program, "-c", str(_CONFIG)),
+            *("--run-id", order.run_id),
             *("--ledger", str(ledger), "--journal-port", str(_port(protocol.JOURNAL_PORT))),
             *("--control", str(_CONTROL)),
             *(["--mirror-ledger"] if order.mirror else []),

@@ -167,6 +167,7 @@ class LabRun:
             mirror=self._request.mirror,
             resumed=self._request.resumed,
             faults=[list(fault) for fault in self._request.faults],
+            program=list(self._request.program),
         )
 
     async def _boot_and_watch(self, scratch: Scratch) -> None:
@@ -420,7 +421,7 @@ class LabRun:
 
     def _phase(self) -> str:
         if self._guest.ready:
-            return "calibrating on fresh pages"
+            return self._request.doing
         return "preparing NVDIMM, file system and vfio" if self._guest.booted else "booting"
 
     def _elapsed(self) -> float:

@@ -48,6 +48,8 @@ class Order:
     resumed: bool = False
     script: bool = False
     faults: list[list[Any]] = field(default_factory=list)
+    # The words of the command that the guest runs: to soak, unless the host wants something else.
+    program: list[str] = field(default_factory=lambda: ["run"])
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))

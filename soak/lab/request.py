@@ -42,8 +42,9 @@ class LabRequest:
     began: float
     # More of QEMU's command line, a `-device` each.
     devices: tuple[str, ...] = ()
-    # What the guest runs instead of a soak.
-    script: bytes | None = None
+    # What the guest runs, and what to call it while it has not shown a first operation.
+    program: tuple[str, ...] = ("run",)
+    doing: str = "calibrating on fresh pages"
     # Whether the run goes on in `directory`, and whether it shall be possible to go on once more.
     resumed: bool = False
     keep: bool = False

@@ -27,8 +27,10 @@ _DRAIN_SECONDS: Final = 5.0
 _CONSOLE_LINES: Final = 30
 
 
-async def run_script(request: LabRequest, accelerator: str) -> int:
-    """Boot, run `request.script` for as long as `request.config.run.duration` allows, return its code.
+async def run_script(request: LabRequest, accelerator: str, script: bytes) -> int:
+    """Boot, run a script for as long as `request.config.run.duration` allows, and return its code.
+
+    Nothing is left of it.
 
     Raises:
         BootError: the guest did not come up, or ended before the script did.
@@ -47,7 +49,7 @@ async def run_script(request: LabRequest, accelerator: str) -> int:
         deadline_seconds=request.config.run.duration,
         script=True,
     )
-    with Scratch(directory, request.layers, order, script=request.script) as scratch:
+    with Scratch(directory, request.layers, order, script=script) as scratch:
         machine = Machine(
             kernel=request.kernel.image,
             initrd=scratch.initrd,
@@ -82,6 +84,7 @@ async def run_script(request: LabRequest, accelerator: str) -> int:
             f"{told.get('summary', 'The guest ended early')}. Its console:\n{shown}",
             crashed="ready" not in told,
         )
+    rundir.discard(directory)
     return int(told["code"])
 
 

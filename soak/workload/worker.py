@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import struct
 import time
 from bisect import bisect_left
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
 
 from soak.abi.libc import die_with_parent
 from soak.expectations import expected
+from soak.ledger_layout import WORD
 from soak.schema import (
     BUCKET_BOUNDS_NS,
     COUNT_COLUMNS,
@@ -48,6 +50,12 @@ SKIPPED: Final = -1
 _EINTR: Final = 4
 _BUCKETS: Final = len(BUCKET_BOUNDS_NS) + 1
 _PAUSE_POLL_SECONDS: Final = 0.005
+_COLUMNS: Final = len(COUNT_COLUMNS)
+_ROW_WORDS: Final = len(RECORDER_COLUMNS)
+_END: Final = RECORDER_COLUMNS.index("end_ns")
+_RESULT: Final = RECORDER_COLUMNS.index("result")
+# Everything up to `end_ns`, which stands last of what is written before an operation.
+_fill_line: Final = struct.Struct(f"<{_END + 1}Q").pack_into
 
 
 @dataclass(frozen=True)
@@ -127,43 +135,52 @@ def work(
     rest: Callable[[], None] | None = None,
 ) -> None:
     """Do what `choices` say until the pause word says stop; `rest` is called at each pause."""
-    recorder, counts = block.view("recorder"), block.view("counts")
-    buckets, sums = block.view("duration_buckets"), block.view("duration_sum_ns")
+    recorder, sums = block.view("recorder"), block.view("duration_sum_ns")
+    books = _books(block, columns)
     begun, ended = block.view("begun"), block.view("ended")
-    acknowledged = block.view("acknowledged")
-    width, row_words = len(COUNT_COLUMNS), len(RECORDER_COLUMNS)
+    number_begun, number_ended = begun[0], ended[0]
     other = FAILED_COLUMN + len(ERRNOS) - 1
     now, bounds = time.monotonic_ns, BUCKET_BOUNDS_NS
 
     for choice in choices:
-        if pause[0] != acknowledged[0] and not _wait(block, pause, rest):
+        # Between two rests what was acknowledged is RUN_WORD, which is 0.
+        if pause[0] and not _wait(block, pause, rest):
             return
-        cell = choice.cell
-        row = begun[0] % RECORDER_LENGTH * row_words
-        recorder[row] = choice.number
-        recorder[row + 1] = cell
-        recorder[row + 3] = choice.region
-        recorder[row + 4] = choice.place
-        recorder[row + 5] = choice.offset
-        recorder[row + 6] = choice.length
-        recorder[row + 7] = 0
-        call = calls[choice.operation]
+        number, cell, operation, region, place, offset, length, _, _, _ = choice
+        call = calls[operation]
+        row = number_begun % RECORDER_LENGTH * _ROW_WORDS
         start = now()
-        recorder[row + 2] = start
-        begun[0] += 1
+        # Until it is counted this line stands for no operation, so it need not be stored word by word.
+        _fill_line(recorder, row * WORD, number, cell, start, region, place, offset, length, 0)
+        begun[0] = number_begun = number_begun + 1
 
         result = call(choice)
 
         end = now()
-        if result == SKIPPED:
-            ended[0] += 1
-            continue
-        recorder[row + 8] = result
-        recorder[row + 7] = end
-        counts[cell * width + columns[cell].get(result, other)] += 1
-        sums[cell] += end - start
-        buckets[cell * _BUCKETS + bisect_left(bounds, end - start)] += 1
-        ended[0] += 1
+        if result != SKIPPED:
+            recorder[row + _RESULT] = result
+            recorder[row + _END] = end
+            took = end - start
+            counts, column, buckets = books[cell]
+            counts[column(result, other)] += 1
+            sums[cell] += took
+            buckets[bisect_left(bounds, took)] += 1
+        ended[0] = number_ended = number_ended + 1
+
+
+def _books(
+    block: BlockWriter, columns: Sequence[Mapping[int, int]]
+) -> list[tuple[memoryview[int], Callable[[int, int], int], memoryview[int]]]:
+    """Return, for each cell, its counts, what finds the column of a result, and its histogram."""
+    counts, buckets = block.view("counts"), block.view("duration_buckets")
+    return [
+        (
+            counts[cell * _COLUMNS : (cell + 1) * _COLUMNS],
+            table.get,
+            buckets[cell * _BUCKETS : (cell + 1) * _BUCKETS],
+        )
+        for cell, table in enumerate(columns)
+    ]
 
 
 def run_worker(
