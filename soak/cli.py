@@ -148,6 +148,7 @@ def _add_lab(parser: argparse.ArgumentParser) -> None:
     # For tests: more hardware, and something else than a soak to run in the guest.
     add("--device", action="append", default=[], help=argparse.SUPPRESS)
     add("--script", type=Path, help=argparse.SUPPRESS)
+    add("--nvdimm", type=Path, help=argparse.SUPPRESS)
     _add_choices(parser)
     parser.set_defaults(work=_lab)
 

@@ -16,7 +16,7 @@ from soak.abi.procfs import boot_id
 from soak.custody import Custody, be_spared
 from soak.errors import UsageError
 from soak.exit_codes import PLAIN
-from soak.exporter_process import ExporterProcess
+from soak.exporter_process import ExporterKeeper, ExporterProcess
 from soak.journal import FileJournal, read_journal
 from soak.ledger_store import LedgerStore
 from soak.log import configure, log_event
@@ -37,6 +37,7 @@ from soak.verdict_keeper import VerdictKeeper
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from soak.companion import Companion
     from soak.config import Config
     from soak.custody import Settled
     from soak.regions import Region
@@ -117,17 +118,20 @@ def _soak_in(
             block = store.ledger.block(SUPERVISOR)
             keeper = VerdictKeeper(judge, block, directory)
             stack.callback(keeper.conclude)
+            companions: list[Companion] = [store, keeper]
             if serving.watched is None:
                 exporter = stack.enter_context(
                     contextlib.closing(ExporterProcess(directory, serving.listen))
                 )
                 journal.write("exporter.started", address=exporter.address)
+                companions.append(ExporterKeeper(exporter, journal))
             uevents = UeventWatch(journal, things_in_use(regions, config.vfio.devices))
             stack.enter_context(contextlib.closing(uevents))
             service = stack.enter_context(Service(block, journal, _probe(serving)))
+            companions += [service, uevents]
             be_spared()
             setting = Setting(
-                chosen.run_id, store.ledger, journal, directory, (store, keeper, service, uevents),
+                chosen.run_id, store.ledger, journal, directory, tuple(companions),
                 custody.readable_addresses(teller(journal)), in_lab=False,
             )  # fmt: skip
             run_soak(config, plan, regions, setting)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ from soak.lab.boot import DEFAULT_KERNEL, boot, find_parts, soak_once
 from soak.lab.cache import Cache, cache_directory
 from soak.lab.faults import parse_fault
 from soak.lab.host import BootError
+from soak.lab.image import script_layer
 from soak.lab.kernels import check_kernel
 from soak.lab.progress import Progress
 from soak.lab.request import LabRequest, lab_config
@@ -93,10 +95,12 @@ def _lab(options: argparse.Namespace) -> int:
     )
     attempts, seconds = parts.accelerators, options.boot_timeout
     if options.script is not None:
-        script = options.script.read_bytes()
+        script, nvdimm = options.script.read_bytes(), options.nvdimm
+        layers = (*parts.layers, script_layer(Cache(cache_directory())))
         return boot(
-            attempts, request, options.run_dir, seconds,
-            lambda made, how: asyncio.run(run_script(made, how, script)), progress=progress,
+            attempts, replace(request, layers=layers), options.run_dir, seconds,
+            lambda made, how: asyncio.run(run_script(made, how, script, nvdimm)),
+            progress=progress,
         )  # fmt: skip
     work = partial(soak_once, progress=progress)
     booted = boot(attempts, request, options.run_dir, seconds, work, progress=progress)

@@ -62,6 +62,8 @@ _LIBRARIES = "usr/lib/x86_64-linux-gnu"
 _TOOL_TIMEOUT_SECONDS = 600
 # What the guest imports besides the standard library and this project.
 _GUEST_DEPENDENCIES = ("pyroute2", "schedule", "structlog", "tomli_w")
+# A soak's exporter runs on the host; a script may soak as a machine of its own does.
+_SCRIPT_DEPENDENCIES = ("exporter", "prometheus_client")
 _GUEST_LIBRARY = "usr/lib/dax-soak"
 
 
@@ -110,6 +112,11 @@ def program_layers(cache: Cache, root: GuestRoot) -> list[Path]:
         _library_layer(cache, root, "dependencies", _GUEST_DEPENDENCIES, {}),
         _library_layer(cache, root, "program", ("soak",), {"init": _INIT}),
     ]
+
+
+def script_layer(cache: Cache) -> Path:
+    """Return the layer with what a script in the guest may use beyond that: the exporter."""
+    return _library_layer(cache, GuestRoot(cache), "script", _SCRIPT_DEPENDENCIES, {})
 
 
 def _library_layer(

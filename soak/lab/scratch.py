@@ -37,16 +37,20 @@ class Scratch:
         *,
         script: bytes | None = None,
         keep: bool = False,
+        nvdimm: Path | None = None,
     ) -> None:
         """Write the files; `script` is what the guest runs in place of a soak.
+
+        A file for the NVDIMM that is given is kept, and its crash logs beside it.
 
         Raises:
             UsageError: there is no space for them, or nothing was kept of the boot before.
         """
         self._directory = directory
-        self._keep = keep
+        self._keep = keep or nvdimm is not None
         self.initrd = directory / ".initrd"
-        self.nvdimm, self.crash_store = directory / _NVDIMM, directory / _CRASH_STORE
+        self.nvdimm = nvdimm or directory / _NVDIMM
+        self.crash_store = self.nvdimm.with_name(_CRASH_STORE)
         try:
             if order.resumed:
                 self._check_kept()

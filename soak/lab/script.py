@@ -20,6 +20,8 @@ from soak.lab.scratch import CRASH_STORE_SIZE, Scratch
 from soak.lab.vm import VirtualMachine, decode
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from soak.lab.request import LabRequest
 
 _LEDGER_SIZE: Final = 1 << 20
@@ -27,10 +29,13 @@ _DRAIN_SECONDS: Final = 5.0
 _CONSOLE_LINES: Final = 30
 
 
-async def run_script(request: LabRequest, accelerator: str, script: bytes) -> int:
+async def run_script(
+    request: LabRequest, accelerator: str, script: bytes, nvdimm: Path | None
+) -> int:
     """Boot, run a script for as long as `request.config.run.duration` allows, and return its code.
 
-    Nothing is left of it.
+    Nothing is left of it but the file for the NVDIMM, if one is given: the next boot finds its file
+    systems there.
 
     Raises:
         BootError: the guest did not come up, or ended before the script did.
@@ -41,15 +46,8 @@ async def run_script(request: LabRequest, accelerator: str, script: bytes) -> in
     console.touch()
     with ledger.open("wb") as memory:
         memory.truncate(_LEDGER_SIZE)
-    order = Order(
-        run_id=request.run_id,
-        config=request.config.to_table(),
-        filesystem=request.filesystem,
-        spaces=namespaces(request.config),
-        deadline_seconds=request.config.run.duration,
-        script=True,
-    )
-    with Scratch(directory, request.layers, order, script=script) as scratch:
+    order = _order(request, nvdimm)
+    with Scratch(directory, request.layers, order, script=script, nvdimm=nvdimm) as scratch:
         machine = Machine(
             kernel=request.kernel.image,
             initrd=scratch.initrd,
@@ -86,6 +84,18 @@ async def run_script(request: LabRequest, accelerator: str, script: bytes) -> in
         )
     rundir.discard(directory)
     return int(told["code"])
+
+
+def _order(request: LabRequest, nvdimm: Path | None) -> Order:
+    return Order(
+        run_id=request.run_id,
+        config=request.config.to_table(),
+        filesystem=request.filesystem,
+        spaces=namespaces(request.config),
+        deadline_seconds=request.config.run.duration,
+        script=True,
+        resumed=nvdimm is not None and nvdimm.exists(),
+    )
 
 
 async def _follow(vm: VirtualMachine, request: LabRequest) -> dict[str, Any]:
