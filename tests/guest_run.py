@@ -34,7 +34,7 @@ START: Final = [sys.executable, "-m", "soak.cli"]
 ENVIRONMENT: Final = {**os.environ, "PYTHONPATH": "/usr/lib/dax-soak"}
 KILLS: Final = int(os.environ.get("KILLS", "200"))
 # Of so many kills one is of the supervisor: each costs a start, which is slow under emulation.
-SUPERVISOR_EVERY: Final = 16
+SUPERVISOR_EVERY: Final = 20
 EXPORTER_EVERY: Final = 10
 
 
@@ -116,6 +116,8 @@ class Run:
             time.sleep(0.05)
 
     def begun(self) -> int:
+        if not (self.directory / "ledger").exists():
+            return 0  # not yet, or not any more where a run was refused
         with LedgerReader.open(self.directory / "ledger") as reader:
             return sum(block.get("begun") for block in reader.blocks("worker"))
 
@@ -167,7 +169,8 @@ def ordinary_end() -> dict[str, Any]:
     configure("10m")
     run = Run()
     run.soaks()
-    seen: dict[str, Any] = {"bound": bound(), "metrics": metrics()}
+    seen: dict[str, Any] = {"functions": functions(), "bound": bound()}
+    seen["served"] = "dax_soak_run_active 1.0" in metrics()
     seen["pause"] = command("pause", "latest").stdout
     rested = run.begun()
     seen["rests"] = run.begun() == rested
@@ -200,8 +203,9 @@ def killed() -> dict[str, Any]:
     for number in range(1, KILLS + 1):
         time.sleep(choose.uniform(0.0, 0.3))
         counts.append(run.begun())
-        acknowledged |= {event["seq"] for event in read_journal(run.directory / "journal.jsonl")}
         if number % SUPERVISOR_EVERY == 0:
+            lines = read_journal(run.directory / "journal.jsonl")
+            acknowledged |= {line["seq"] for line in lines}
             run.process.kill()
             run.process.wait(DEADLINE)
             kills["supervisor"] += 1
