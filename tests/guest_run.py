@@ -204,8 +204,8 @@ def killed() -> dict[str, Any]:
         time.sleep(choose.uniform(0.0, 0.3))
         counts.append(run.begun())
         if number % SUPERVISOR_EVERY == 0:
-            lines = read_journal(run.directory / "journal.jsonl")
-            acknowledged |= {line["seq"] for line in lines}
+            written = read_journal(run.directory / "journal.jsonl")
+            acknowledged |= {line["seq"] for line in written}
             run.process.kill()
             run.process.wait(DEADLINE)
             kills["supervisor"] += 1
@@ -224,6 +224,8 @@ def killed() -> dict[str, Any]:
                 # It died a moment ago, and the ledger has not heard of the next one yet.
                 continue
         lost += [seen for seen in counts[-2:] if seen > run.begun()]
+    # Left alone for a while, it goes on as ever: each detector sees what is made for it.
+    run.until("canaries", lambda: len({line["detector"] for line in run.events("canary.seen")}) > 2)
     code = run.end(signal.SIGTERM)
     lines = list(read_journal(run.directory / "journal.jsonl"))
     numbers = [line["seq"] for line in lines]

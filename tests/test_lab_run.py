@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.lab
 
 SCRIPT = (Path(__file__).parent / "guest_run.py").read_text()
-NOTHING = {"bound": [], "files": [], "memory": [], "exporters": []}
+NOTHING: dict[str, list[str]] = {"bound": [], "files": [], "memory": [], "exporters": []}
 KNOWN_LEAK = "type1-device-dax-leak"
 
 
