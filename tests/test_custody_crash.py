@@ -1,0 +1,116 @@
+"""Whatever the moment at which a soak is killed, the next one puts back what it had changed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from soak.custody import FAILED, restore_only
+from tests.custody_support import LATER_BOOT, SETTINGS, Place, killed_at, perform
+from tests.soak_support import deterministic
+
+_steps = st.lists(
+    st.one_of(
+        st.tuples(st.just("set"), st.tuples(st.sampled_from(SETTINGS), st.integers(2000, 2003))),
+        st.tuples(st.just("make"), st.sampled_from(["scratch", "other"])),
+        st.tuples(st.just("undo"), st.integers(0, 3)),
+    ),
+    min_size=1,
+    max_size=5,
+)
+# One change of each kind takes about this many calls; a number beyond the last kills nobody.
+_MOST_CALLS = 2500
+
+
+@given(steps=_steps, call=st.integers(1, _MOST_CALLS), again=st.integers(1, _MOST_CALLS))
+@settings(deterministic, max_examples=60)
+def test_everything_is_as_before(steps: list[tuple[str, Any]], call: int, again: int) -> None:
+    """The one that puts it back is killed as well, and the one after that has to do."""
+    with tempfile.TemporaryDirectory() as directory:
+        place = Place.make(Path(directory))
+        before = place.snapshot()
+        killed_at(call, lambda: perform(place, steps))
+        killed_at(again, lambda: void(restore_only(place.state, place.machine())))
+        settled = restore_only(place.state, place.machine())
+        assert [item.summary for item in settled if item.event == FAILED] == []
+        assert place.snapshot() == before
+        with place.open() as custody:
+            assert custody.held == ()
+
+
+@pytest.mark.parametrize("kind", ["set", "make"])
+def test_at_every_eleventh_call_of_one_change(tmp_path: Path, kind: str) -> None:
+    argument = (SETTINGS[0], 2000) if kind == "set" else "scratch"
+    place = Place.make(tmp_path)
+    before, call, killed = place.snapshot(), 1, 0
+    while killed_at(call, lambda: perform(place, [(kind, argument)])):
+        restore_only(place.state, place.machine())
+        assert place.snapshot() == before, f"killed at call {call}"
+        killed, call = killed + 1, call + 11
+    assert killed > 30
+    assert place.snapshot() == before
+
+
+@given(steps=_steps, call=st.integers(1, _MOST_CALLS))
+@settings(deterministic, max_examples=20)
+def test_after_a_reboot_only_files_are_left_to_remove(
+    steps: list[tuple[str, Any]], call: int
+) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        place = Place.make(Path(directory))
+        files = place.snapshot().keys()
+        killed_at(call, lambda: perform(place, steps))
+        # A machine that boots has its own values, whatever they were.
+        for name in SETTINGS:
+            place.setting(name).write_text("3000\n")
+        settled = restore_only(place.state, place.machine(LATER_BOOT))
+        assert {item.kind for item in settled if item.event == "custody.restored"} <= {"directory"}
+        assert {item.kind for item in settled if item.event == "custody.forgotten"} <= {"sysctl"}
+        assert place.snapshot().keys() == files
+        assert {place.setting(name).read_text() for name in SETTINGS} == {"3000\n"}
+
+
+def test_the_next_start_waits_for_a_helper_of_the_dead_one(tmp_path: Path) -> None:
+    """A setting that takes its time: a pipe, which nobody reads until the soak is dead."""
+    place = Place.make(tmp_path)
+    path = place.setting("vm.one")
+    pid = os.fork()
+    if pid == 0:
+        try:
+            with place.open() as custody:
+                # The helper looks, and then hangs at opening the pipe, for as long as it may.
+                path.unlink()
+                os.mkfifo(path)
+                custody.set_sysctl("vm.one", "2000")
+        finally:
+            os._exit(1)
+    wait_until(lambda: path.is_fifo() and children(pid) != [])
+    helper = children(pid)[0]
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    with place.open() as custody:
+        assert not Path(f"/proc/{helper}/exe").exists()
+        assert custody.recover() == []
+
+
+def children(pid: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def wait_until(condition: Any) -> None:  # noqa: ANN401 - a callable
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def void(_: object) -> None:
+    pass
