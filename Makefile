@@ -24,7 +24,7 @@ soak-long: $(READY_TO_TEST)
 	@DURATION=$(if $(filter-out file,$(origin DURATION)),$(DURATION),10m) $(BIN)/python -m pytest -m long
 
 test: lint
-	@$(BIN)/dax-soak check --install
+	@$(BIN)/dax-soak check --install --for-tests
 	@$(BIN)/python -m pytest
 
 test-fast: $(READY_TO_TEST)

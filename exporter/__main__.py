@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING
 import structlog
 
 from exporter.server import DEFAULT_LISTEN, parse_listen, serve
+from exporter.source import LEDGER_NAME
 from soak.errors import UsageError
-from soak.log import configure
+from soak.log import configure, log_crash
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+_CRASH_EXIT = 1
 _USAGE_EXIT = 2
 
 
@@ -32,12 +34,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             _open_directory(arguments.run_dir),
             host,
             port,
+            ledger=arguments.ledger,
             ready=_announcer(arguments.ready_fd),
             parent=parent if arguments.die_with_parent else None,
         )
     except UsageError as error:
         print(error, file=sys.stderr)  # noqa: T201 - the sentence for the user
         return _USAGE_EXIT
+    except Exception as error:  # noqa: BLE001 - whatever it was, it is told
+        log_crash("exporter", error)
+        return _CRASH_EXIT
     return 0
 
 
@@ -46,6 +52,12 @@ def _parser() -> argparse.ArgumentParser:
         prog="dax-soak exporter", description="Serve the ledger of a run to Prometheus."
     )
     parser.add_argument("--run-dir", type=Path, required=True, help="the directory of the run")
+    parser.add_argument(
+        "--ledger",
+        default=LEDGER_NAME,
+        metavar="NAME",
+        help="the ledger in that directory; 'latest/ledger' follows a link (default: %(default)s)",
+    )
     parser.add_argument(
         "--listen",
         default=DEFAULT_LISTEN,

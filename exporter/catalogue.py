@@ -304,6 +304,19 @@ METRICS: Final = (
         unit=_SECONDS,
     ),
     Metric(
+        "canaries_total",
+        MetricType.COUNTER,
+        "Faults that the soak made itself, by whether the detector saw them.",
+        ("detector", "result"),
+    ),
+    Metric(
+        "last_canary_timestamp_seconds",
+        MetricType.GAUGE,
+        "When the detector last saw a fault that the soak made itself, since the epoch; 0 if never.",
+        ("detector",),
+        unit=_SECONDS,
+    ),
+    Metric(
         "journal_write_errors_total",
         MetricType.COUNTER,
         "Lines that could not be written to the journal.",

@@ -51,11 +51,11 @@ def _run(snapshot: Snapshot) -> Iterator[Metric]:
     accelerator = host.text("accelerator") if host else None
     yield info("run_info", [(run_id, kernel_release, scenario, seed, accelerator, filesystem)])
     yield info("region_info", [(area.kind, area.name, area.size) for area in snapshot.regions])
-    started = supervisor.get("started_ns")
-    yield single("run_start_timestamp_seconds", snapshot.epoch_seconds(started))
+    started = supervisor.get("first_start_realtime_ns") / NANOSECONDS
+    yield single("run_start_timestamp_seconds", started)
     heartbeat = snapshot.epoch_seconds(supervisor.get("heartbeat_ns"))
     yield single("ledger_update_timestamp_seconds", heartbeat)
-    yield single("boots_total", host.get("boots") if host else int(started > 0))
+    yield single("boots_total", (host or supervisor).get("boots"))
     verdict = snapshot.verdict
     yield plain("verdict", {(word,): int(word == verdict) for word in VerdictWord})
 
@@ -246,6 +246,19 @@ def _harness(snapshot: Snapshot) -> Iterator[Metric]:
     yield plain(
         "detector_duration_seconds",
         {(name,): row["duration_ns"] / NANOSECONDS for name, row in detectors.items()},
+    )
+    canaries = snapshot.supervisor.named_rows("canaries")
+    yield plain(
+        "canaries_total",
+        {
+            (name, result): row[result]
+            for name, row in canaries.items()
+            for result in ("seen", "missed")
+        },
+    )
+    yield plain(
+        "last_canary_timestamp_seconds",
+        {(name,): snapshot.epoch_seconds(row["seen_ns"]) for name, row in canaries.items()},
     )
     jobs = snapshot.supervisor.named_rows("jobs")
     yield plain(

@@ -14,15 +14,17 @@ _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_NO_NEW_PRIVS: Final = 38
 
 
-def drop_privileges() -> None:
+def drop_privileges(group: int) -> None:
     """Become nobody if this process is root, and let no program that it starts be more.
+
+    It stays in `group`, by which runs that come later can be read, unless that is root's.
 
     Raises:
         UsageError: the kernel does not allow it.
     """
     try:
         if os.geteuid() == 0:
-            os.setgroups([])
+            os.setgroups([group] if group else [])
             os.setresgid(NOBODY, NOBODY, NOBODY)
             os.setresuid(NOBODY, NOBODY, NOBODY)
         _prctl(_PR_SET_NO_NEW_PRIVS, 1)

@@ -5,6 +5,7 @@ The one in prometheus-client has no read timeout, no limit on threads, and answe
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import gzip
 import io
@@ -27,9 +28,12 @@ from prometheus_client.exposition import gzip_accepted
 from exporter.collector import LedgerCollector
 from exporter.exposition import HTML, PLAIN, landing_page, metrics_page
 from exporter.privileges import die_with_parent, drop_privileges
-from exporter.source import LedgerSource
+from exporter.source import LEDGER_NAME, LedgerSource
 from soak import __version__
 from soak.errors import UsageError
+from soak.systemd.notify import Notifier, watchdog_seconds
+from soak.systemd.probe import ExporterProbe
+from soak.systemd.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,6 +45,7 @@ if TYPE_CHECKING:
 DEFAULT_LISTEN: Final = "127.0.0.1:9823"
 REQUEST_SECONDS: Final = 10.0
 MAX_CONNECTIONS: Final = 16
+_BEAT_SECONDS: Final = 1.0
 _ENDING: Final = frozenset({signal.SIGTERM, signal.SIGINT})
 _LISTEN: Final = re.compile(r"(?:\[(?P<six>[^\[\]]+)\]|(?P<host>[^:\[\]]+)):(?P<port>[0-9]{1,5})")
 _MAX_PORT: Final = 65535
@@ -48,8 +53,10 @@ _BUSY: Final = b"HTTP/1.0 503 Service Unavailable\r\nRetry-After: 10\r\nContent-
 _LOG: Final[structlog.typing.FilteringBoundLogger] = structlog.get_logger()
 
 
-def parse_listen(text: str) -> tuple[str, int]:
+def parse_listen(text: str, option: str = "--listen") -> tuple[str, int]:
     """Read "HOST:PORT", an IPv6 address in brackets; port 0 leaves the choice to the kernel.
+
+    `option` is where the text was given.
 
     Raises:
         UsageError: the text is no such address.
@@ -57,7 +64,7 @@ def parse_listen(text: str) -> tuple[str, int]:
     match = _LISTEN.fullmatch(text)
     if match is None or int(match["port"]) > _MAX_PORT:
         raise UsageError(
-            f"--listen takes HOST:PORT, such as {DEFAULT_LISTEN} or [::1]:9823, not {text!r}."
+            f"{option} takes HOST:PORT, such as {DEFAULT_LISTEN} or [::1]:9823, not {text!r}."
         )
     return match["six"] or match["host"], int(match["port"])
 
@@ -67,33 +74,43 @@ def serve(
     host: str,
     port: int,
     *,
+    ledger: str = LEDGER_NAME,
     ready: Callable[[str], None] = lambda _address: None,
     parent: int | None = None,
 ) -> None:
     """Serve the ledger of a run directory, given by its descriptor, until SIGTERM or SIGINT.
 
-    Belongs into the main thread of a process of its own, which gives up root's rights here.
-    `ready` is called with "HOST:PORT" when connections are accepted. With `parent`, the process
-    ends when that one does.
+    Belongs into the main thread of a process of its own, which gives up root's rights here, but
+    stays in the group of the directory. `ready` is called with "HOST:PORT" when connections are
+    accepted; a service manager is told as well, and its watchdog is fed while this server answers
+    itself. With `parent`, the process ends when that one does.
 
     Raises:
         UsageError: nothing can listen there, or the rights cannot be given up.
     """
-    source = LedgerSource(run_directory)
+    source = LedgerSource(run_directory, ledger)
     collector = LedgerCollector(source.reader)
-    with _listen(host, port, collector) as server:
+    with (
+        _listen(host, port, collector) as server,
+        Notifier.from_environment() as notifier,
+        contextlib.closing(ExporterProbe(*server.endpoint)) as probe,
+    ):
+        watchdog = Watchdog(notifier, watchdog_seconds(), {"the HTTP server": probe.poll})
         collector.collect()  # opens the ledger while this process may read any file
         # Blocked for good: the threads inherit it, and a second signal must not end otherwise.
         signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
-        drop_privileges()
+        drop_privileges(os.fstat(run_directory).st_gid)
         if parent is not None:
             die_with_parent(parent)
         loop = threading.Thread(target=server.serve_forever, name="http", daemon=True)
         loop.start()
         ready(server.address)
-        while signal.sigtimedwait(_ENDING, 1.0) is None:
+        notifier.ready(f"Serving on {server.address}")
+        while not _told_to_end(_BEAT_SECONDS):
             if not loop.is_alive():
                 raise RuntimeError("the HTTP server has ended by itself")
+            watchdog.beat()
+        notifier.stopping("Told to end")
 
 
 class ExporterServer(ThreadingHTTPServer):
@@ -116,9 +133,15 @@ class ExporterServer(ThreadingHTTPServer):
         super().__init__(address, _Handler)
 
     @property
-    def address(self) -> str:
-        """The address that it is bound to, as "HOST:PORT"."""
+    def endpoint(self) -> tuple[str, int]:
+        """The host and the port that it is bound to."""
         host, port = self.socket.getsockname()[:2]
+        return host, port
+
+    @property
+    def address(self) -> str:
+        """The same, as "HOST:PORT"."""
+        host, port = self.endpoint
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
     def server_bind(self) -> None:
@@ -225,6 +248,13 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)
+
+
+def _told_to_end(seconds: float) -> bool:
+    caught = signal.sigtimedwait(_ENDING, seconds)
+    # Python 3.11 to 3.13 also return something, with no signal's number, where SIGSTOP and SIGCONT
+    # came in the middle and the time was over.
+    return caught is not None and caught.si_signo in _ENDING
 
 
 _PATHS: Final[dict[str, Callable[[_Handler], None]]] = {

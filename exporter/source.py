@@ -7,15 +7,21 @@ from pathlib import Path
 from typing import Final
 
 from soak.ledger import LedgerReader
+from soak.log import bind_log
 
 LEDGER_NAME: Final = "ledger"
 
 
 class LedgerSource:
-    """The ledger of a run directory, given by its descriptor. Used by one thread at a time."""
+    """The ledger of a run directory, given by its descriptor. Used by one thread at a time.
 
-    def __init__(self, directory: int) -> None:
+    Its name may lead through a link: it is looked up again each time, so another run is found when
+    the link is turned to that.
+    """
+
+    def __init__(self, directory: int, name: str = LEDGER_NAME) -> None:
         self._directory = directory
+        self._name = name
         self._reader: LedgerReader | None = None
         self._identity: tuple[int, int] | None = None
 
@@ -34,8 +40,9 @@ class LedgerSource:
         # A name that is looked up twice can be another file the second time; the identity that is
         # kept is then the older one, and the next scrape looks again.
         identity = self._looked_up()
-        self._reader = LedgerReader.open(Path(LEDGER_NAME), self._directory)
+        self._reader = LedgerReader.open(Path(self._name), self._directory)
         self._identity = identity
+        bind_log(run=self._reader.layout.run.get("run_id"))
         return self._reader
 
     def close(self) -> None:
@@ -45,7 +52,7 @@ class LedgerSource:
 
     def _looked_up(self) -> tuple[int, int] | None:
         try:
-            found = os.stat(LEDGER_NAME, dir_fd=self._directory)
+            found = os.stat(self._name, dir_fd=self._directory)
         except OSError:
             return None  # the open that follows, or the reader at hand, says more
         return found.st_dev, found.st_ino

@@ -26,6 +26,8 @@ _SIZE_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SIZE = re.compile(r"(\d+)([KMGT]?)(?:i?B)?")
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,31}")
 _MAX_WORKERS = 64
+_ALIGNMENTS = (1 << 12, 1 << 21, 1 << 30)
+_MAX_RATE = 1_000_000
 _MAX_DURATION_SECONDS = 366 * 86400.0
 _MAX_SEED = 2**63 - 1
 _MAX_SIZE = 2**63 - 1
@@ -69,6 +71,21 @@ def parse_size(value: object) -> int:
     return size
 
 
+def parse_alignment(value: object) -> int:
+    """Return bytes from `"4K"`, `"2M"` or `"1G"`: the page sizes of x86-64.
+
+    Raises:
+        ValueError: it is none of them.
+    """
+    try:
+        size = parse_size(value)
+    except ValueError:
+        size = 0
+    if size not in _ALIGNMENTS:
+        raise ValueError('"4K", "2M" or "1G"')
+    return size
+
+
 def parse_seed(value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _MAX_SEED:
         raise ValueError(f"a whole number from 0 to {_MAX_SEED}")
@@ -93,6 +110,35 @@ def _kind(value: object) -> RegionKind:
     return RegionKind(value)
 
 
+def _share(value: object) -> float:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < 1:
+        raise ValueError("a number from 0 to less than 1")
+    return float(value)
+
+
+def _rate(value: object) -> float:
+    if (
+        not isinstance(value, (int, float))
+        or isinstance(value, bool)
+        or not 0 <= value <= _MAX_RATE
+    ):
+        raise ValueError(f"a number from 0 to {_MAX_RATE}")
+    return float(value)
+
+
+def _memory(value: object) -> int:
+    try:
+        return 0 if value == 0 and not isinstance(value, bool) else parse_size(value)
+    except ValueError as error:
+        raise ValueError(f"{error}, or 0") from None
+
+
+def _truth(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("true or false")  # noqa: TRY004 - as the other parsers say it
+    return value
+
+
 def _workers(value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _MAX_WORKERS:
         raise ValueError(f"a whole number from 0 to {_MAX_WORKERS}")
@@ -111,6 +157,15 @@ def _paths(value: object) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(item, str) and item for item in value):
         raise ValueError('a list of device files such as ["/dev/ram0"]')
     return tuple(value)
+
+
+def _interval(value: object) -> float:
+    if value is False or (value == 0 and not isinstance(value, bool)) or value == "0":
+        return 0.0
+    try:
+        return parse_duration(value)
+    except ValueError as error:
+        raise ValueError(f"{error}, or 0 for never") from None
 
 
 def _key(
@@ -139,6 +194,17 @@ class RegionSection:
         _text, "device file (device-dax) or directory on a DAX file system (fs-dax)", ""
     )
     size: int = _key(parse_size, "bytes to use; the whole device where it is not given", 0)
+    alignment: int = _key(
+        parse_alignment,
+        "of device-dax: what the device must have (the lab makes it so): 4K, 2M or 1G",
+        0,
+    )
+    recyclable: bool = _key(
+        _truth,
+        "of device-dax: true where the namespace is there for the soak alone, and may be taken from "
+        "its driver to make leaking pages new",
+        default=False,
+    )
 
 
 @dataclass(frozen=True)
@@ -161,6 +227,11 @@ class WorkloadSection:
     trials: int = _key(
         _workers, "pairs of a holder and an invalidator that have a file to themselves", 2
     )
+    rate: float = _key(
+        _rate,
+        "operations a second for each worker outside of trials; 0 for as many as there can be",
+        0.0,
+    )
     slow_devices: tuple[str, ...] = _key(
         _paths, "block devices that take their time, for O_DIRECT; what they hold is lost", ()
     )
@@ -182,8 +253,32 @@ class StallSection:
 
 
 @dataclass(frozen=True)
+class CanariesSection:
+    """[canaries]."""
+
+    every: float = _key(
+        _interval, "time between two faults of each kind that the soak makes itself; 0 or false: none",
+        600.0,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ExporterSection:
+    """[exporter]."""
+
+    listen: str = _key(_text, "where metrics are served, HOST:PORT", "127.0.0.1:9823")
+
+
+@dataclass(frozen=True)
 class LimitsSection:
     """[limits]."""
+
+    memory: int = _key(
+        _memory,
+        "private memory that a worker may have, such as 512M; what goes beyond fails with ENOMEM; 0 "
+        "for no limit",
+        0,
+    )
 
     wedged_workers: int = _key(
         _workers, "how many workers may hang in the kernel for good before the run ends", 4
@@ -195,6 +290,11 @@ class LeaksSection:
     """[leaks]."""
 
     sweep: float = _key(parse_duration, "time between two sweeps over all pages", 10.0)
+    recycle: float = _key(
+        _share,
+        "share of head-room below which the pages of a recyclable region are made new; 0 for never",
+        0.2,
+    )
 
 
 @dataclass(frozen=True)
@@ -207,6 +307,8 @@ class Config:
     workload: WorkloadSection = field(default_factory=WorkloadSection)
     stall: StallSection = field(default_factory=StallSection)
     leaks: LeaksSection = field(default_factory=LeaksSection)
+    canaries: CanariesSection = field(default_factory=CanariesSection)
+    exporter: ExporterSection = field(default_factory=ExporterSection)
     limits: LimitsSection = field(default_factory=LimitsSection)
     known_issues: Mapping[str, bool] = field(default_factory=dict)
 
@@ -218,6 +320,8 @@ class Config:
             "workload": _plain(self.workload),
             "stall": _plain(self.stall),
             "leaks": _plain(self.leaks),
+            "canaries": _plain(self.canaries),
+            "exporter": _plain(self.exporter),
             "limits": _plain(self.limits),
             "known-issues": dict(self.known_issues),
             "region": [_plain(region) for region in self.regions],
@@ -230,11 +334,15 @@ _SECTIONS: Mapping[str, type[Any]] = {
     "workload": WorkloadSection,
     "stall": StallSection,
     "leaks": LeaksSection,
+    "canaries": CanariesSection,
+    "exporter": ExporterSection,
     "limits": LimitsSection,
 }
 _KNOWN_ISSUES, _REGION = "known-issues", "region"
 # Keys of which 0 says something else than leaving them out.
-_MEANT_ZEROS = frozenset(("seed", "mappers", "invalidators", "holders", "trials", "wedged-workers"))
+_MEANT_ZEROS = frozenset(
+    ("seed", "mappers", "invalidators", "holders", "trials", "wedged-workers", "recycle", "every")
+)
 
 
 def load_config(path: Path) -> Config:

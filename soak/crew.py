@@ -20,7 +20,7 @@ from soak.schema import (
     STOP_WORD,
 )
 from soak.vocabulary import Operation, Role, WorkerState
-from soak.workload.worker import NUDGE_SIGNAL, run_worker
+from soak.workload.worker import FREE, NUDGE_SIGNAL, Terms, run_worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -67,8 +67,6 @@ class Member:
     quick_deaths: int = 0
     # Processes of this worker that hang in the kernel for good.
     abandoned: int = 0
-    # Pages of maps that were in flight when a worker died, by region, until a sweep has settled them.
-    uncertain: dict[int, int] | None = None
 
     @property
     def running(self) -> bool:
@@ -78,9 +76,22 @@ class Member:
 class Crew:
     """Owns the worker processes. Nothing here blocks for longer than its deadline."""
 
-    def __init__(self, members: Sequence[Member], pause: memoryview[int]) -> None:
+    def __init__(
+        self,
+        members: Sequence[Member],
+        pause: memoryview[int],
+        uncertain: memoryview[int],
+        *,
+        terms: Terms = FREE,
+    ) -> None:
+        """Take the word by which workers are paused, and those that count uncertain pages by region.
+
+        `terms` are what each worker has to keep to.
+        """
         self.members = members
         self._pause = pause
+        self.uncertain = uncertain
+        self._terms = terms
         self._barriers = 0
         self._by_name = {member.plan.name: member for member in members}
         self._left: set[int] = set()
@@ -88,9 +99,33 @@ class Crew:
     def member(self, name: str) -> Member:
         return self._by_name[name]
 
-    def start(self) -> None:
+    def adopt(self) -> None:
+        """Put the books in order that workers left which died with another supervisor."""
         for member in self.members:
+            if member.block.get("incarnation"):
+                self._settle(member)
+
+    def start(self, members: Sequence[Member] | None = None) -> None:
+        """Start workers: all of them, or those that were retired."""
+        for member in self.members if members is None else members:
             self._start(member)
+
+    def retire(self, members: Sequence[Member], seconds: float) -> list[str]:
+        """End workers that rest, and all that they hold with them; return those that did not end.
+
+        They are not replaced until `start` is called for them.
+        """
+        for member in members:
+            self.kill(member)
+        deadline = time.monotonic() + seconds
+        while left := [member for member in members if member.running]:
+            for member in left:
+                if self._ended(member) is not None:
+                    self._settle(member)
+            if time.monotonic() > deadline:
+                break
+            time.sleep(_POLL_SECONDS)
+        return [member.plan.name for member in left]
 
     def reap(self) -> Iterator[Death]:
         """Tell which workers died since the last call, and start others in their place."""
@@ -208,9 +243,10 @@ class Crew:
                 # A worker inherits nothing: a copy of a pipe's end would keep a pin.
                 os.closerange(_FIRST_OWN_DESCRIPTOR, _LAST_DESCRIPTOR)
                 signal.pthread_sigmask(signal.SIG_SETMASK, set())
+                os.setpriority(os.PRIO_PROCESS, 0, 0)
                 run_worker(
                     block, self._pause, plan.choices(incarnation), member.make_operator,
-                    member.columns,
+                    member.columns, terms=self._terms,
                 )  # fmt: skip
                 code = 0
             except BaseException:  # noqa: BLE001 - the last thing that this process does is to say why
@@ -241,12 +277,9 @@ class Crew:
         if flight is not None:
             cell = member.plan.cells[flight["cell"]]
             if cell.operation is Operation.MAP:
-                uncertain = member.uncertain or {}
-                pages = flight["length"] // PAGE_SIZE
-                uncertain[flight["region"]] = uncertain.get(flight["region"], 0) + pages
-                member.uncertain = uncertain
+                self.uncertain[flight["region"]] += flight["length"] // PAGE_SIZE
         if member.plan.role is Role.HOLDER:
-            _end_hold(block)
+            end_hold(block)
         mapped, unmapped = block.view("pages_mapped"), block.view("pages_unmapped")
         for position, pages in enumerate(mapped):
             unmapped[position] = pages
@@ -260,7 +293,7 @@ def _is_dead(pid: int) -> bool:
     return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
-def _end_hold(block: BlockWriter) -> None:
+def end_hold(block: BlockWriter) -> None:
     """Note that a holder's last pin ended with its process, at some moment before now."""
     begun, width = block.get("holds_begun"), len(HOLD_COLUMNS)
     if begun:

@@ -6,3 +6,7 @@ class UsageError(Exception):
 
     The sentence names what was given, what was expected and what to do about it.
     """
+
+
+class InUseError(UsageError):
+    """Somebody else uses it: a process that is just ending may let go of it in a moment."""

@@ -21,19 +21,26 @@ _SKIP: Final = 125
 
 @dataclass(frozen=True)
 class ExitCodes:
-    """The codes of a command: for each verdict, for a kernel that does not boot, for a mistake."""
+    """The codes of a command: for each verdict, a kernel that does not boot, a mistake, a crash."""
 
     verdicts: Mapping[VerdictWord, int]
     no_boot: int
     usage: int
+    crash: int
 
 
-PLAIN: Final = ExitCodes(EXIT_CODES, no_boot=USAGE_EXIT_CODE, usage=USAGE_EXIT_CODE)
+PLAIN: Final = ExitCodes(
+    EXIT_CODES,
+    no_boot=USAGE_EXIT_CODE,
+    usage=USAGE_EXIT_CODE,
+    crash=70,  # EX_SOFTWARE of sysexits.h: no verdict, so that a service manager starts it again
+)
 # A commit that cannot be judged is skipped; a mistake must not look like a bad commit.
 BISECT: Final = ExitCodes(
     {VerdictWord.PASS: 0, VerdictWord.FAIL: 1, VerdictWord.UNKNOWN: _SKIP},
     no_boot=_SKIP,
     usage=255,
+    crash=255,
 )
 
 

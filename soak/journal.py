@@ -15,36 +15,55 @@ import select
 import time
 from collections import deque
 from datetime import UTC, datetime
-from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
 from soak.abi.procfs import boot_id
+from soak.journal_backlog import Backlog, Line
+from soak.journal_file import ROTATE_BYTES, JournalFile, Reserve
+from soak.journal_reading import last_number, read_journal
+from soak.vocabulary import Level
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable
     from pathlib import Path
+
+__all__ = [
+    "OWN_EVENTS",
+    "FileJournal",
+    "Journal",
+    "Level",
+    "PortJournal",
+    "read_journal",
+    "stamped",
+]
+
+_HELD, _CAUGHT_UP, _GAP = "journal.held", "journal.caught-up", "journal.gap"
+# What the journal says of itself.
+OWN_EVENTS: Final = frozenset({_HELD, _CAUGHT_UP, _GAP})
 
 _CHUNK: Final = 65536
 _QUEUE_LINES: Final = 4096
+_HELD_LINES: Final = 4096
 _ACKNOWLEDGE_SECONDS: Final = 10.0
 _HANG_UP_SECONDS: Final = 0.05
 
 
-class Level(StrEnum):
-    """How much an event matters."""
-
-    INFO = "info"
-    WARNING = "warning"
-    ERROR = "error"
-
-
 class Journal(Protocol):
-    """Where events go. `errors` counts those that could not be written."""
+    """Where events go."""
 
-    errors: int
+    @property
+    def errors(self) -> int:
+        """How many events could not be written."""
 
     def write(self, event: str, level: Level = Level.INFO, **fields: Any) -> None:  # noqa: ANN401
-        """Write an event. One of level error is on disk when this returns, or counted in `errors`."""
+        """Write an event.
+
+        One of level error is on disk when this returns, or counted in `errors`, or (a full disk)
+        held in memory, which an event `journal.held` tells.
+        """
+
+    def retry(self) -> None:
+        """Try again to get rid of what waits; does not block."""
 
     def close(self) -> None: ...
 
@@ -62,53 +81,164 @@ def stamped(event: str, level: Level, fields: dict[str, Any], boot: str) -> dict
 
 
 class FileJournal:
-    """The journal's file: numbers the lines and appends them."""
+    """The journal's file: numbers the lines and appends them.
 
-    def __init__(self, path: Path) -> None:
-        """Open the journal, going on behind what is there; a line cut short by a crash is ended."""
+    What a full disk refuses waits in memory, in order, and is written when there is space again. The
+    reserve beside the file lets violations through until then; all that stands before them goes with
+    them, as the file is in the order of the numbers. When too much waits, what matters least is given
+    up, and the journal says so.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        rotate_bytes: int = ROTATE_BYTES,
+        most_held: int = _HELD_LINES,
+        heard: Callable[[dict[str, Any]], None] | None = None,
+    ) -> None:
+        """Open the journal, going on behind what is there; a line cut short by a crash is ended.
+
+        At `rotate_bytes` a file is full; no more than `most_held` lines wait. Each line is `heard` as
+        it is numbered, those that the journal writes about itself, too.
+
+        Raises:
+            OSError: the file cannot be made.
+        """
         self._boot = boot_id()
-        self._seq = 0
-        self._cut = False
-        self.errors = 0
-        if path.exists():
-            self._seq = max((line["seq"] for line in read_journal(path)), default=0)
-        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
-        if path.stat().st_size and not path.read_bytes().endswith(b"\n"):
-            os.write(self._file, b"\n")
+        self._heard = heard
+        self._seq = last_number(path)
+        self._file = JournalFile(path, rotate_bytes)
+        self._reserve = Reserve(path)
+        self._backlog = Backlog(most_held)
+        self._held_since: float | None = None
+        self._waited = 0
+        self._lost = 0
 
     @property
     def seq(self) -> int:
         """The number of the newest line."""
         return self._seq
 
+    @property
+    def errors(self) -> int:
+        """How many lines are lost for good; what waits is not."""
+        return self._lost + self._file.sync_errors
+
+    @property
+    def waiting(self) -> int:
+        """How many lines wait for space on the disk."""
+        return len(self._backlog)
+
     def write(self, event: str, level: Level = Level.INFO, **fields: Any) -> None:  # noqa: ANN401
         self.append(stamped(event, level, fields, self._boot))
 
     def append(self, line: dict[str, Any]) -> int:
         """Number a line that is complete but for that, append it, and return its number."""
-        self._seq += 1
-        text = json.dumps({"seq": self._seq, **line}, separators=(",", ":"), default=str) + "\n"
-        # What a full disk cut short must not swallow the line that comes when there is space again.
-        data = (b"\n" if self._cut else b"") + text.encode()
+        seq = self._push(line)
+        self._drain()
+        self._lost += self._backlog.give_up(begun=self._file.cut)
+        self._waited += bool(self._backlog)
+        return seq
+
+    def retry(self) -> None:
+        """Write what waits if there is space again, and notice that the file was renamed."""
         try:
-            self._cut = True
-            _write_all(self._file, data)
-            self._cut = False
-            if line["level"] == Level.ERROR:
-                os.fdatasync(self._file)
-        except OSError:
-            # A full disk must not end the run; the count is exported and makes the verdict unknown.
-            self.errors += 1
-        return self._seq
+            self._file.follow()
+        except OSError as error:
+            self._hold(error)
+        self._drain()
+
+    def flush(self) -> bool:
+        """Write what waits, with the last of the space; False when some of it waits still."""
+        self._drain(spend=True)
+        return not self._backlog
 
     def close(self) -> None:
-        os.close(self._file)
+        """Close the file; what waits even now is lost, and counted."""
+        self.flush()
+        self._lost += len(self._backlog)
+        self._reserve.close()
+        self._file.close()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _push(self, line: dict[str, Any], *, kept: bool = False) -> int:
+        self._seq += 1
+        numbered = {"seq": self._seq, **line}
+        text = json.dumps(numbered, separators=(",", ":"), default=str) + "\n"
+        self._backlog.push(Line(self._seq, Level(line["level"]), text.encode(), kept))
+        seq = self._seq
+        if self._heard is not None:
+            self._heard(numbered)
+        return seq
+
+    def _say(self, event: str, level: Level, **fields: Any) -> None:  # noqa: ANN401
+        """Say something about the journal itself."""
+        self._push(stamped(event, level, fields, self._boot), kept=True)
+
+    def _drain(self, *, spend: bool = False) -> None:
+        """Write what waits; the space of the reserve is for violations, or to `spend`."""
+        scarce = self._held_since is not None and self._reserve.spent
+        if scarce and not (spend or self._backlog.urgent) and not self._reserve.take():
+            return
+        while self._write_waiting(spend=spend) and self._held_since is not None:
+            gap = self._backlog.take_gap()
+            if gap is not None:
+                self._say_gap(gap)
+            elif self._reserve.take() or not self._reserve.spent:
+                self._catch_up(time.monotonic() - self._held_since)
+            else:
+                break
+        self._file.sync()
+
+    def _write_waiting(self, *, spend: bool) -> bool:
+        """Write until nothing waits, or return False."""
+        while (line := self._backlog.first) is not None:
+            try:
+                self._file.append(line.data, durable=line.level is Level.ERROR)
+            except OSError as error:
+                # A full disk must not end the run.
+                began = self._hold(error)
+                if (began or spend or self._backlog.urgent) and self._reserve.give_back():
+                    continue
+                return False
+            self._backlog.pop()
+        return True
+
+    def _hold(self, error: OSError) -> bool:
+        """Say that lines wait from now on; False where they do already."""
+        if self._held_since is not None:
+            return False
+        self._held_since = time.monotonic()
+        self._waited = 0
+        self._say(
+            _HELD, Level.WARNING, error=error.strerror,
+            summary=f"the journal cannot be written ({error.strerror}): its lines wait in memory",
+        )  # fmt: skip
+        return True
+
+    def _catch_up(self, seconds: float) -> None:
+        self._held_since = None
+        self._say(
+            _CAUGHT_UP, Level.WARNING, seconds=round(seconds, 3), lines=self._waited,
+            summary=f"the journal is written again, with {self._waited} lines that had to wait",
+        )  # fmt: skip
+
+    def _say_gap(self, gap: dict[str, Any]) -> None:
+        given_up = gap["given_up"]
+        worst = Level.ERROR if given_up[Level.ERROR] else Level.WARNING
+        levels = ", ".join(
+            f"{count} of level {level}" for level, count in given_up.items() if count
+        )
+        self._say(
+            _GAP, worst, **gap,
+            summary=f"the journal gave up lines between {gap['first']} and {gap['last']}: {levels}",
+        )  # fmt: skip
 
 
 class PortJournal:
@@ -142,6 +272,10 @@ class PortJournal:
                 self.errors += 1
         else:
             self._exchange(time.monotonic(), 0)
+
+    def retry(self) -> None:
+        """Send what the port takes."""
+        self._exchange(time.monotonic(), 0)
 
     def flush(self, seconds: float) -> bool:
         """Wait until the host has everything; False when it did not within `seconds`."""
@@ -190,20 +324,3 @@ class PortJournal:
         if answers:
             self._acknowledged = int(answers[-1])
         return bool(data)
-
-
-def read_journal(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the lines of a journal; one that was cut short by a crash is left out."""
-    with path.open("rb") as file:
-        for text in file:
-            try:
-                line = json.loads(text)
-            except ValueError:
-                continue
-            if isinstance(line, dict) and isinstance(line.get("seq"), int):
-                yield line
-
-
-def _write_all(descriptor: int, data: bytes) -> None:
-    while data:
-        data = data[os.write(descriptor, data) :]

@@ -21,6 +21,7 @@ import struct
 import threading
 from typing import TYPE_CHECKING, Final, Self
 
+from soak.errors import UsageError
 from soak.ledger_layout import MAX_HEADER, MIRROR_WORD, WORD, Block, Layout, LedgerError
 
 if TYPE_CHECKING:
@@ -79,11 +80,35 @@ class Ledger:
         layout.check_size(size)
         return cls(layout, memory)
 
+    @classmethod
+    def reopen(cls, path: Path, layout: Layout) -> Self:
+        """Map the ledger of a run that goes on, for writing.
+
+        Raises:
+            UsageError: it is gone or damaged, or another configuration or version made it.
+        """
+        try:
+            ledger = cls.open(path)
+        except (OSError, LedgerError) as error:
+            raise UsageError(
+                f"The run cannot be resumed: its ledger {path} cannot be used ({error})."
+            ) from None
+        if ledger.layout.to_bytes() != layout.to_bytes():
+            raise UsageError(
+                f"The run cannot be resumed: the ledger {path} was made by another configuration or "
+                f"another version of dax-soak. Start a new run."
+            )
+        return ledger
+
     def block(self, name: str) -> BlockWriter:
         """Return the words of one block, for its one writer."""
         block = self.layout.blocks[name]
         first = block.offset // WORD
         return BlockWriter(block, self._words[first : first + block.words])
+
+    def to_bytes(self) -> bytes:
+        """Return the whole file as it is at this moment, for the writer of its groups."""
+        return bytes(self._memory)
 
     def copy_from(self, source: Ledger, kinds: Collection[str] | None = None) -> None:
         """Copy the blocks of these kinds, or all, from `source`, which has the same layout."""
@@ -182,6 +207,12 @@ class BlockWriter:
         for position in range(len(padded) // WORD):
             words[1 + position] = int.from_bytes(padded[position * WORD :][:WORD], "little")
         words[0] = len(data)
+
+    def text(self, name: str) -> str:
+        """Return a text that this writer, or the one before it, has written."""
+        words = self.view(name)
+        data = b"".join(word.to_bytes(WORD, "little") for word in words[1:])
+        return data[: min(words[0], len(data))].decode(errors="replace")
 
     def clear(self) -> None:
         """Set all words to zero, except that the sequence numbers of groups go on."""

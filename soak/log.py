@@ -1,34 +1,165 @@
-"""The program's own log: readable on a terminal, JSON lines elsewhere, always on standard error."""
+"""The program's own log: readable on a terminal, JSON lines elsewhere, always on standard error.
+
+What libraries log with Python's own logging comes out the same way. Nothing here raises when standard
+error cannot be written: a log on a full disk must not end what it is about.
+"""
 
 from __future__ import annotations
 
+import logging
+import os
 import sys
+from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
-def configure(**bound: object) -> None:
-    """Set the log up; what is `bound` stands on each line. Tracebacks carry no local variables."""
-    shared: list[structlog.typing.Processor] = [
+_NOT_LOGGED: Final = {
+    *(
+        "event",
+        "level",
+        "time",
+        "monotonic",
+        "boot_id",
+        "evidence",
+    ),  # a line of the log has its own
+}
+
+
+def configure(
+    *, program: str, run: str | None = None, boot: str | None = None, **bound: object
+) -> None:
+    """Set the log up; what is known of program, run and boot stands on each line, of all threads.
+
+    Tracebacks carry no local variables.
+    """
+    foreign: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
-        structlog.processors.add_log_level,
+        structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-    if sys.stderr.isatty():
-        plain = structlog.dev.plain_traceback
-        ending: list[structlog.typing.Processor] = [
-            structlog.dev.ConsoleRenderer(exception_formatter=plain)
-        ]
-    else:
-        frames = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
-        ending = [
-            structlog.processors.ExceptionRenderer(frames),
-            structlog.processors.JSONRenderer(),
-        ]
     structlog.configure(
-        processors=[*shared, *ending],
+        processors=[*foreign, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         wrapper_class=structlog.make_filtering_bound_logger("info"),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=True,
     )
-    structlog.contextvars.bind_contextvars(**bound)
+    handler = _StandardError({"program": program, **bound})
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                handler.bind,
+                *_ending(terminal=sys.stderr.isatty()),
+            ],
+            foreign_pre_chain=[*foreign, structlog.stdlib.add_logger_name],
+        )
+    )
+    root = logging.getLogger()
+    for other in _handlers():
+        root.removeHandler(other)
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    bind_log(run=run, boot=boot)
+
+
+def bind_log(*, run: str | None = None, boot: str | None = None) -> None:
+    """Have run and boot on each line from now on, as far as they are known."""
+    for handler in _handlers():
+        handler.bound |= {name: value for name, value in (("run", run), ("boot", boot)) if value}
+
+
+def log_event(line: Mapping[str, Any]) -> None:
+    """Log a line of the journal that is a warning or an error; give it to a journal as its `heard`.
+
+    The evidence stays in the journal, where `seq` finds it.
+    """
+    fields = {name: value for name, value in line.items() if name not in _NOT_LOGGED}
+    logger = structlog.get_logger()
+    if line["level"] == "error":
+        logger.error(line["event"], **fields)
+    elif line["level"] == "warning":
+        logger.warning(line["event"], **fields)
+
+
+def log_crash(program: str, error: BaseException) -> None:
+    """Log what nobody expected, with its traceback, whether or not the log was set up."""
+    if not _handlers():
+        configure(program=program)
+    structlog.get_logger().critical(
+        "program.crashed", error=f"{type(error).__name__}: {error}", exc_info=error
+    )
+
+
+def _ending(*, terminal: bool) -> list[structlog.typing.Processor]:
+    """Return what makes text of a line."""
+    if terminal:
+        plain = structlog.dev.plain_traceback
+        return [structlog.dev.ConsoleRenderer(exception_formatter=plain)]
+    frames = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+    return [
+        structlog.processors.ExceptionRenderer(frames),
+        structlog.processors.JSONRenderer(),
+    ]
+
+
+def _handlers() -> list[_StandardError]:
+    return [each for each in logging.getLogger().handlers if isinstance(each, _StandardError)]
+
+
+class _StandardError(logging.Handler):
+    """Writes lines, not through Python's buffer: what that cannot flush spoils the exit code."""
+
+    def __init__(self, bound: dict[str, object]) -> None:
+        super().__init__()
+        self.bound = bound
+        self._lost = 0
+        self._cut = False
+
+    def bind(
+        self,
+        _logger: structlog.typing.WrappedLogger,
+        _method: str,
+        line: structlog.typing.EventDict,
+    ) -> structlog.typing.EventDict:
+        """Put what is bound on a line."""
+        return {**self.bound, **line}
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            text = self.format(record)
+        except Exception:  # noqa: BLE001 - as all handlers do: a line that cannot be made ends nothing
+            self.handleError(record)
+            return
+        if not self._write(text):
+            self._lost += 1
+        elif self._lost:
+            lost, self._lost = self._lost, 0
+            structlog.get_logger().warning("log.lost", lines=lost)
+
+    def _write(self, text: str) -> bool:
+        # A line that was cut short must not swallow this one.
+        data = ("\n" if self._cut else "").encode() + text.encode(errors="backslashreplace") + b"\n"
+        try:
+            descriptor = sys.stderr.fileno()
+        except (AttributeError, OSError, ValueError):
+            # Standard error was closed, or somebody reads it in this process.
+            return self._write_text(data.decode())
+        try:
+            while data:
+                written = os.write(descriptor, data)
+                self._cut = data[written - 1 : written] != b"\n"
+                data = data[written:]
+        except OSError:
+            return False
+        return True
+
+    @staticmethod
+    def _write_text(text: str) -> bool:
+        try:
+            sys.stderr.write(text)
+        except (AttributeError, OSError, ValueError):
+            return False
+        return True

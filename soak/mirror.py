@@ -9,8 +9,9 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Final
 
+from soak.companion import Companion
 from soak.ledger import Ledger
-from soak.schema import SUPERVISOR, WORKER
+from soak.schema import CANARY, SUPERVISOR, WORKER
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,7 +21,7 @@ _STORES: Final = 20_000
 _SLOW_RATIO: Final = 3.0
 
 
-class Mirror:
+class Mirror(Companion):
     """Copies what the guest writes; the host's own block stays as the host wrote it."""
 
     def __init__(self, near: Ledger, far: Ledger) -> None:
@@ -28,7 +29,7 @@ class Mirror:
         self._far = far
 
     def copy(self) -> None:
-        self._far.copy_from(self._near, {SUPERVISOR, WORKER})
+        self._far.copy_from(self._near, {SUPERVISOR, WORKER, CANARY})
 
 
 def place_ledger(shared: Path, local: Path, *, always: bool) -> tuple[Ledger, Mirror | None]:
@@ -38,6 +39,8 @@ def place_ledger(shared: Path, local: Path, *, always: bool) -> tuple[Ledger, Mi
     if not always and far_cost < near_cost * _SLOW_RATIO:
         return far, None
     near = Ledger.create(local, far.layout)
+    # A run that is resumed goes on from what was copied last.
+    near.copy_from(far)
     return near, Mirror(near, far)
 
 

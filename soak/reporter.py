@@ -1,4 +1,8 @@
-"""Where findings go: a violation is on disk before it is counted."""
+"""Where findings go: a violation is on disk before it is counted.
+
+On a full disk it may be held in memory only, and is counted all the same: a count that is too low would
+hide it, whereas the journal says that it holds lines and, should they be lost, which.
+"""
 
 from __future__ import annotations
 
@@ -33,15 +37,32 @@ class Reporter:
         self._journal = journal
         self._gathered: dict[_Key, Finding] = {}
         self._written: dict[_Key, float] = {}
+        self._canaries: list[Finding] = []
 
     def report(self, finding: Finding) -> None:
-        """Take a violation in: it is written now, or by a `flush` that comes soon."""
+        """Take a violation in: it is written now, or by a `flush` that comes soon.
+
+        What the soak broke itself is no violation: it waits for `take_canaries`.
+        """
+        if finding.canary:
+            self._canaries.append(finding)
+            return
         key = _key(finding)
         before = self._gathered.get(key)
         if before is not None:
             finding = replace(finding, count=finding.count + before.count)
         self._gathered[key] = finding
         self.flush(REPORT_SECONDS)
+
+    def take_canaries(self) -> list[Finding]:
+        """Return the canaries that detectors have found since the last call."""
+        found, self._canaries = self._canaries, []
+        return found
+
+    @property
+    def idle(self) -> bool:
+        """Whether everything that was reported is written."""
+        return not self._gathered
 
     def flush(self, age: float = 0.0) -> None:
         """Write what was gathered of kinds that were last written `age` seconds ago, or never."""

@@ -6,135 +6,224 @@ The guest of a lab runs this same thing; only its ledger and its journal lie els
 from __future__ import annotations
 
 import contextlib
-import os
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from soak.abi.btf import BtfError
-from soak.abi.procfs import kernel_release
+from soak.abi.procfs import boot_id, kernel_release
+from soak.canaries import Canaries
+from soak.canary_kinds import make_canaries
 from soak.clock import SoakClock
+from soak.control import ControlSocket
+from soak.crash_log import pick_up
 from soak.crew import Crew, Member
-from soak.detectors.leaks import RegionLeaks
+from soak.custody import be_expendable
+from soak.detectors.leaks import Account, RegionLeaks
 from soak.detectors.refusals import RefusalDetector
 from soak.detectors.stalls import StallDetector
 from soak.detectors.struct_pages import StructPages
 from soak.errors import UsageError
 from soak.expectations import parse_release
-from soak.journal import FileJournal, Level, PortJournal
+from soak.journal import Level
 from soak.known_issues import KNOWN_ISSUES
-from soak.ledger import Ledger
-from soak.mirror import Mirror, place_ledger
-from soak.plan import RunPlan, make_plan
-from soak.regions import FsDaxRegion, open_region
+from soak.mirror import Mirror
+from soak.recycler import Recycler
+from soak.regions import FsDaxRegion
 from soak.regions.fs_dax import first_files
 from soak.reporter import Reporter
-from soak.schema import SUPERVISOR
+from soak.schema import (
+    ACCOUNT_COLUMNS,
+    CANARY_HOLDER,
+    CANARY_INVALIDATOR,
+    CANARY_REFUSED,
+    SUPERVISOR,
+    account_field,
+    judged_field,
+)
 from soak.stall_watch import StallWatch
+from soak.summary import Summary
 from soak.supervisor import Supervisor
-from soak.sweeper import Sweeper
-from soak.vocabulary import Role
+from soak.sweeper import Sweeper, totals
+from soak.vocabulary import RegionKind, Role
 from soak.workload.holder import Holder
 from soak.workload.invalidator import Invalidator
 from soak.workload.mapper import Mapper
 from soak.workload.trial_workers import TrialHolder, TrialInvalidator
-from soak.workload.worker import outcome_columns
+from soak.workload.worker import Terms, outcome_columns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from contextlib import AbstractContextManager
 
+    from soak.companion import Companion
     from soak.config import Config
     from soak.expectations import Release
     from soak.journal import Journal
-    from soak.ledger import BlockWriter
+    from soak.ledger import BlockWriter, Ledger
+    from soak.plan import RunPlan
     from soak.regions import Region
     from soak.workload.choices import WorkerPlan
     from soak.workload.worker import Operator
 
 
-# On tmpfs, where the memory that the host shares is slow.
-_MIRRORED_LEDGER = Path("/run/dax-soak-ledger")
+@dataclass(frozen=True)
+class Setting:
+    """Where a run keeps what it writes, and what goes along with it.
+
+    `control` is the directory of the socket over which the soak is told to pause. In a lab the host
+    made the ledger, writes the journal, and counts the deaths of the machine.
+    """
+
+    run_id: str
+    ledger: Ledger
+    journal: Journal
+    control: Path
+    companions: tuple[Companion, ...]
+    # Has the kernel show the addresses of its symbols, for as long as they are read.
+    readable_addresses: AbstractContextManager[None]
+    in_lab: bool
 
 
 @dataclass(frozen=True)
-class Places:
-    """Where a run keeps what it writes. In a lab the host made the ledger and writes the journal."""
+class Past:
+    """What a run has behind it when a supervisor takes it over: nothing, where `starts` is 0."""
 
-    run_id: str
-    ledger: Path
-    journal: Path
-    in_lab: bool
-    mirror: bool = False
+    starts: int
+    same_boot: bool
+
+    @classmethod
+    def of(cls, block: BlockWriter) -> Past:
+        return cls(block.get("starts"), block.text("boot_id") == boot_id())
 
 
-def run_soak(config: Config, places: Places) -> None:
-    """Soak, from the first check to the last line of the journal.
+def run_soak(config: Config, plan: RunPlan, regions: Sequence[Region], setting: Setting) -> None:
+    """Soak in regions that were opened, from the first calibration to the last line of the journal.
+
+    A ledger that a supervisor before this one has used is gone on with.
 
     Raises:
-        UsageError: the configuration does not fit this machine.
+        UsageError: there are too few PCI functions.
     """
-    os.environ["TZ"] = "UTC"  # schedule reckons in local time, which summer time makes jump
-    time.tzset()
-    regions = [open_region(section) for section in config.regions]
-    plan = make_plan(config, regions)
     functions = _functions(config)
-    ledger, mirror = _open_ledger(plan, places)
-    with contextlib.closing(_open_journal(places)) as journal, contextlib.ExitStack() as stack:
-        leaks = _watch_leaks(regions, journal, stack)
-        crew = _crew(plan, regions, functions, ledger)
-        release = parse_release(kernel_release())
+    ledger, journal = setting.ledger, setting.journal
+    with contextlib.ExitStack() as stack:
         block = ledger.block(SUPERVISOR)
+        past = Past.of(block)
+        crew = _crew(plan, regions, functions, ledger)
+        if past.starts:
+            crew.adopt()
+        with setting.readable_addresses:
+            leaks = _watch_leaks(regions, _accounts(regions, block, past), journal, stack)
+        if past.starts and not past.same_boot:
+            pick_up(block, journal, counts=not setting.in_lab)
+            # The reboot has made the pages new.
+            for watch in leaks:
+                watch.renew(*totals(watch.region.name, block, crew))
+        release = parse_release(kernel_release())
+        control = stack.enter_context(ControlSocket(setting.control))
         reporter = Reporter(block, journal)
         clock = SoakClock()
+        refused = ledger.block(CANARY_REFUSED)
+        canaries = Canaries(
+            block,
+            journal,
+            reporter,
+            make_canaries(
+                regions,
+                ledger.block,
+                clock,
+                release,
+                function=functions[0] if functions else None,
+                threshold=config.stall.threshold,
+                swept=[watch.region.name for watch in leaks],
+            ),
+            every=config.canaries.every,
+        )
         known_issues = frozenset(
             issue.name
             for issue in KNOWN_ISSUES
             if config.known_issues.get(issue.name, True)
             and issue.kernels[0] <= release < issue.kernels[1]
         )
+        sweeper = Sweeper(
+            block,
+            journal,
+            reporter,
+            leaks,
+            crew,
+            probe_function=functions[0] if functions else None,
+            known_issues=known_issues,
+            canaries=[ledger.block(CANARY_HOLDER)],
+        )
+        recycler = Recycler(
+            block, journal, crew, sweeper, leaks, threshold=config.leaks.recycle, release=release
+        )
         supervisor = Supervisor(
             block=block,
             crew=crew,
             journal=journal,
             reporter=reporter,
-            refusals=RefusalDetector([member.block for member in crew.members], release),
+            refusals=RefusalDetector(
+                [*(member.block for member in crew.members), refused],
+                release,
+                [
+                    *(block.view(judged_field(member.plan.name)) for member in crew.members),
+                    # What a canary has shown before is of no account now.
+                    memoryview(bytearray(bytes(refused.view("counts")))).cast("Q"),
+                ],
+            ),
             stalls=StallWatch(
                 block,
                 journal,
                 reporter,
                 crew,
-                detector=_stall_detector(plan, crew, clock, release),
+                detector=_stall_detector(
+                    plan, crew, ledger, clock, release, read=_read_before(crew, block, past)
+                ),
                 clock=clock,
                 probe_directory=_probe_directory(regions),
                 slow_device=next(map(Path, config.workload.slow_devices), None),
                 known_issues=known_issues,
             ),
-            sweeper=Sweeper(
-                block,
-                journal,
-                reporter,
-                leaks,
-                crew,
-                probe_function=functions[0] if functions else None,
-                known_issues=known_issues,
-            ),
+            sweeper=sweeper,
+            recycler=recycler,
+            canaries=canaries,
+            summary=Summary(block, journal, [member.block for member in crew.members]),
             clock=clock,
             duration=config.run.duration,
             sweep_interval=config.leaks.sweep,
             most_wedged=config.limits.wedged_workers,
-            run=_run_facts(plan, places),
-            mirror=mirror,
+            run={**_run_facts(plan, setting), "canaries": canaries.detectors},
+            companions=setting.companions,
+            control=control,
         )
         supervisor.run()
 
 
-def _run_facts(plan: RunPlan, places: Places) -> dict[str, Any]:
+def given_up_files(plan: RunPlan, regions: Sequence[Region], ledger: Ledger) -> list[Path]:
+    """Return the files that nobody may truncate or unlink any more in this run."""
+    files = []
+    for worker in plan.workers:
+        position = _position(worker, regions)
+        region, block = regions[position], ledger.block(worker.name)
+        if worker.pair and isinstance(region, FsDaxRegion):
+            (place,) = worker.files
+            files += [region.trial_path(place, old) for old in range(block.get("generation"))]
+            continue
+        paths = [path for each in regions if isinstance(each, FsDaxRegion) for path in each.paths()]
+        marks = block.view("quarantine")
+        files += [path for path, mark in zip(paths, marks, strict=False) if mark]
+    return files
+
+
+def _run_facts(plan: RunPlan, setting: Setting) -> dict[str, Any]:
     return {
-        "run_id": places.run_id,
+        "run_id": setting.run_id,
         "seed": plan.config.run.seed,
         "scenario": plan.config.workload.scenario,
         "duration": plan.config.run.duration,
+        "mirrored": any(isinstance(companion, Mirror) for companion in setting.companions),
         "promised": plan.promised,
         "swept": [
             region.name for region in plan.regions if region.kind in {"device-dax", "fs-dax"}
@@ -153,27 +242,20 @@ def _functions(config: Config) -> tuple[str, ...]:
     return config.vfio.devices
 
 
-def _open_ledger(plan: RunPlan, places: Places) -> tuple[Ledger, Mirror | None]:
-    if places.in_lab:
-        return place_ledger(places.ledger, _MIRRORED_LEDGER, always=places.mirror)
-    layout = plan.layout({"run_id": places.run_id}, lab=False)
-    return Ledger.create(places.ledger, layout), None
-
-
-def _open_journal(places: Places) -> FileJournal | PortJournal:
-    if places.in_lab:
-        return PortJournal(os.open(places.journal, os.O_RDWR | os.O_CLOEXEC))
-    return FileJournal(places.journal)
-
-
 def _watch_leaks(
-    regions: Sequence[Region], journal: Journal, stack: contextlib.ExitStack
+    regions: Sequence[Region],
+    accounts: Mapping[str, Account],
+    journal: Journal,
+    stack: contextlib.ExitStack,
 ) -> list[RegionLeaks]:
-    """Calibrate the regions whose pages can be read; where none can, say so and go on blind."""
+    """Watch the regions whose pages can be read; where none can, say so and go on blind.
+
+    A region without an account is calibrated as it is now.
+    """
     try:
         pages = stack.enter_context(StructPages())
         return [
-            RegionLeaks(region, region.pages, pages)
+            RegionLeaks(region, region.pages, pages, accounts.get(region.name))
             for region in regions
             if region.pages is not None
         ]
@@ -185,7 +267,43 @@ def _watch_leaks(
         return []
 
 
-def _stall_detector(plan: RunPlan, crew: Crew, clock: SoakClock, release: Release) -> StallDetector:
+def _accounts(regions: Sequence[Region], block: BlockWriter, past: Past) -> dict[str, Account]:
+    """Return what regions were measured against, where that still holds."""
+    accounts = {}
+    for region in regions if past.starts and past.same_boot else ():
+        _, *values = block.view(account_field(region.name))
+        account = Account(**dict(zip(ACCOUNT_COLUMNS[1:], values, strict=True)))
+        if account.idle:
+            accounts[region.name] = account
+    return accounts
+
+
+def _read_before(crew: Crew, block: BlockWriter, past: Past) -> dict[str, tuple[int, int]]:
+    """Return how far the workers' rings need no judging: their times are of one boot."""
+    if past.same_boot:
+        rows = block.view("read")
+        return {
+            member.plan.name: (rows[2 * index], rows[2 * index + 1])
+            for index, member in enumerate(crew.members)
+        }
+    return {
+        member.plan.name: (
+            member.block.get("ended"),
+            member.block.get("holds_begun") if member.plan.role is Role.HOLDER else 0,
+        )
+        for member in crew.members
+    }
+
+
+def _stall_detector(
+    plan: RunPlan,
+    crew: Crew,
+    ledger: Ledger,
+    clock: SoakClock,
+    release: Release,
+    *,
+    read: Mapping[str, tuple[int, int]],
+) -> StallDetector:
     workers = {
         member.plan.name: (
             member.plan.role,
@@ -194,6 +312,15 @@ def _stall_detector(plan: RunPlan, crew: Crew, clock: SoakClock, release: Releas
         )
         for member in crew.members
     }
+    files = tuple(region.name for region in plan.regions if region.kind is RegionKind.FS_DAX)
+    holder, invalidator = ledger.block(CANARY_HOLDER), ledger.block(CANARY_INVALIDATOR)
+    workers[CANARY_HOLDER] = (Role.HOLDER, holder, files)
+    workers[CANARY_INVALIDATOR] = (Role.INVALIDATOR, invalidator, files)
+    # What canaries have shown before is of no account now.
+    before = {
+        CANARY_HOLDER: (0, holder.get("holds_begun")),
+        CANARY_INVALIDATOR: (invalidator.get("ended"), 0),
+    }
     bounds = plan.config.stall
     return StallDetector(
         workers,
@@ -201,6 +328,7 @@ def _stall_detector(plan: RunPlan, crew: Crew, clock: SoakClock, release: Releas
         release,
         late_ns=int(bounds.late * 1e9),
         stall_ns=int(bounds.threshold * 1e9),
+        read={**read, **before},
     )
 
 
@@ -229,7 +357,12 @@ def _crew(
         )
         for worker in plan.workers
     ]
-    return Crew(members, ledger.block(SUPERVISOR).view("pause"))
+    supervisor = ledger.block(SUPERVISOR)
+    limits = plan.config.limits
+    terms = Terms(
+        rate=plan.config.workload.rate, enter=lambda: be_expendable(limits.memory or None)
+    )
+    return Crew(members, supervisor.view("pause"), supervisor.view("uncertain"), terms=terms)
 
 
 def _position(worker: WorkerPlan, regions: Sequence[Region]) -> int:

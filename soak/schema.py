@@ -22,11 +22,13 @@ from soak.vocabulary import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 SUPERVISOR: Final = "supervisor"
 HOST: Final = "host"
 WORKER: Final = "worker"
+# A block of the faults that the soak makes itself: read by detectors, part of no account.
+CANARY: Final = "canary"
 NO_KNOWN_ISSUE: Final = "none"
 
 # Upper bounds of the duration histogram, in nanoseconds: four to the octave, as a Prometheus native
@@ -75,7 +77,13 @@ STALL_COLUMNS: Final = ("stalls", "stalled", "stalled_ns")
 RUN_WORD: Final = 0
 STOP_WORD: Final = (1 << 64) - 1
 
-JOBS: Final = ("sweep", "sample", "counters")
+JOBS: Final = ("sweep", "sample", "counters", "canary", "summary", "recycle")
+# What became of the faults that the soak made itself; `seen_ns` is when one was last seen.
+CANARY_COLUMNS: Final = ("seen", "missed", "seen_ns")
+# Their blocks: whose operation fails, who waits, and for whose pin.
+CANARY_REFUSED, CANARY_INVALIDATOR, CANARY_HOLDER = (
+    *("canary-refused", "canary-invalidator", "canary-holder"),
+)
 _TEXT_WORDS = 32
 
 
@@ -102,6 +110,25 @@ def leaks_field(region: str) -> str:
     return f"leaks {region}"
 
 
+# What the leak detector measures a region against, so that another supervisor goes on where one was
+# killed: the sum of counts when nobody used it, references that are there for a known reason, what one
+# pin adds to the sum, pages that had been given back before, and what had leaked when the pages were
+# last made new (by a recycle or a reboot).
+ACCOUNT_COLUMNS: Final = (
+    *("sequence", "idle", "settled", "unit", "given_back", "explained", "unexplained"),
+)
+
+
+def account_field(region: str) -> str:
+    """Return the name of the field with the account of a region."""
+    return f"account {region}"
+
+
+def judged_field(worker: str) -> str:
+    """Return the name of the field that says how much of a worker's counts was judged."""
+    return f"judged {worker}"
+
+
 def leak_columns(known_issues: Sequence[str]) -> tuple[str, ...]:
     """Name the words of a leak group: references now, ever, and predicted, for each explanation."""
     issues = (*known_issues, NO_KNOWN_ISSUE)
@@ -114,16 +141,22 @@ def leak_columns(known_issues: Sequence[str]) -> tuple[str, ...]:
 
 
 def worker_block(
-    name: str, role: Role, cells: Sequence[Cell], regions: Sequence[str], files: int
+    name: str,
+    role: Role,
+    cells: Sequence[Cell],
+    regions: Sequence[str],
+    files: int,
+    *,
+    kind: str = WORKER,
 ) -> Block:
     """Describe the block of one worker, which only that worker writes.
 
-    `files` counts the files of all fs-dax regions.
+    `files` counts the files of all fs-dax regions. Who plays a worker in a canary has another `kind`.
     """
     labels = tuple(cell.label for cell in cells)
     return _block(
         name,
-        WORKER,
+        kind,
         {"role": role},
         Field("pid"),
         Field("incarnation"),
@@ -156,11 +189,29 @@ def _hold_fields() -> tuple[Field, ...]:
     return (Field("holds_begun"), Field("holds", (HOLDS_LENGTH, HOLD_COLUMNS)))
 
 
+def canary_blocks(regions: Sequence[str]) -> list[Block]:
+    """Describe the blocks of canaries, which look to a detector as those of workers do."""
+    hold = Cell(Operation.HOLD, RegionKind.FS_DAX, Interface.VMSPLICE)
+    truncate = Cell(Operation.TRUNCATE_ZERO, RegionKind.FS_DAX, Interface.NONE)
+    maps = [Cell(Operation.MAP, kind, Interface.VFIO_TYPE1) for kind in RegionKind]
+    return [
+        worker_block(name, role, cells, regions, 0, kind=CANARY)
+        for name, role, cells in (
+            (CANARY_REFUSED, Role.MAPPER, [*maps, hold]),
+            (CANARY_INVALIDATOR, Role.INVALIDATOR, [truncate]),
+            (CANARY_HOLDER, Role.HOLDER, [hold]),
+        )
+    ]
+
+
 def supervisor_block(
-    regions: Sequence[str], workers: Sequence[str], known_issues: Sequence[str]
+    regions: Sequence[str],
+    worker_cells: Mapping[str, Sequence[Cell]],
+    known_issues: Sequence[str],
 ) -> Block:
     """Describe the supervisor's block: its state, and what its detectors and jobs found."""
     issues = (*known_issues, NO_KNOWN_ISSUE)
+    workers = tuple(worker_cells)
     return _block(
         SUPERVISOR,
         SUPERVISOR,
@@ -169,8 +220,16 @@ def supervisor_block(
         Field("state", values=tuple(RunState)),
         Field("kernel_release", (_TEXT_WORDS,), text=True),
         Field("boot_id", (_TEXT_WORDS,), text=True),
+        # Of this supervisor, monotonic; those before it may have run in another boot.
         Field("started_ns"),
         Field("ends_ns"),
+        Field("first_start_realtime_ns"),
+        Field("starts"),
+        Field("boots"),
+        # The newest line of the journal when the ledger was last copied to disk.
+        Field("saved_seq"),
+        # How long the run has soaked, under all its supervisors.
+        Field("soaked_ns"),
         Field("heartbeats"),
         Field("heartbeat_ns"),
         # Add this to a monotonic time of this ledger to get nanoseconds since the epoch.
@@ -186,15 +245,26 @@ def supervisor_block(
         Field("wakeup_delay_buckets", (SHORT_PINS, len(BUCKET_BOUNDS_NS) + 1)),
         # One group for each region: what its pages carry too much, by what explains it.
         *(Field(leaks_field(region), (leak_columns(known_issues),)) for region in regions),
+        *(Field(account_field(region), (ACCOUNT_COLUMNS,)) for region in regions),
+        # Pages of maps whose worker was killed before it could note how they ended.
+        Field("uncertain", (tuple(regions),)),
+        # How far the detectors have judged the workers' counts and rings: what was judged after
+        # these were stored is judged again by the next supervisor, never left out.
+        *(
+            Field(judged_field(name), (tuple(cell.label for cell in cells), COUNT_COLUMNS))
+            for name, cells in worker_cells.items()
+        ),
+        Field("read", (workers, ("ended", "holds"))),
         Field("headroom_ppm", (tuple(regions),)),
         Field("sweeps", (tuple(regions),)),
         Field("swept_pages", (tuple(regions),)),
         Field("sweep_duration_ns", (tuple(regions),)),
         Field("last_sweep_ns", (tuple(regions),)),
         Field("detectors", (tuple(Detector), ("success", "runs", "duration_ns"))),
-        Field("restarts", (tuple(workers),)),
-        Field("wedged", (tuple(workers),)),
-        Field("dead", (tuple(workers),)),
+        Field("canaries", (tuple(Detector), CANARY_COLUMNS)),
+        Field("restarts", (workers,)),
+        Field("wedged", (workers,)),
+        Field("dead", (workers,)),
         Field("jobs", (JOBS, ("runs", "failures", "lateness_ns"))),
         Field("journal_errors"),
         Field("foll_pins_acquired"),
@@ -235,11 +305,12 @@ def soak_layout(
     """Describe the ledger of a run; `run["regions"]` has name, kind, size and files of each."""
     regions = [region["name"] for region in run["regions"]]
     files = sum(region["files"] for region in run["regions"])
-    names = [name for name, _, _ in workers]
-    blocks = [supervisor_block(regions, names, known_issues)]
+    cells = {name: cells for name, _, cells in workers}
+    blocks = [supervisor_block(regions, cells, known_issues)]
     if lab:
         blocks.append(host_block())
     blocks += [worker_block(name, role, cells, regions, files) for name, role, cells in workers]
+    blocks += canary_blocks(regions)
     return Layout.of(blocks, {**run, "bucket_bounds_ns": list(BUCKET_BOUNDS_NS)})
 
 

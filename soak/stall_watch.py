@@ -118,12 +118,21 @@ class StallWatch:
         """Judge, report, and go on freeing what is stuck."""
         now = time.monotonic_ns()
         for judgement in self._detector.look(now):
+            if judgement.wait.canary:
+                self._report_canary(judgement)
+                continue
             self._count(judgement)
             if judgement.violation is not None:
                 self._report(judgement)
             if judgement.violation is Violation.STALL and not judgement.wait.end:
                 self._begin_freeing(judgement, now)
         self._free(now)
+
+    def commit(self) -> None:
+        """Store how far the workers' rings were judged, for a supervisor that comes after this one."""
+        for name, (ended, holds) in self._detector.read().items():
+            self._block.set_at("read", ended, name, "ended")
+            self._block.set_at("read", holds, name, "holds")
 
     def uncovered(self) -> Sequence[str]:
         """Return what this run tries and no expectation speaks of."""
@@ -194,6 +203,28 @@ class StallWatch:
                 self._evidence(judgement, member, task),
             )
         )
+
+    def _report_canary(self, judgement: Judgement) -> None:
+        """Say what a canary looks like, as of any wait; it is in no books, and frees itself."""
+        wait, last = judgement.wait, judgement.last
+        if judgement.violation is not None:
+            self._reporter.report(
+                Finding(
+                    judgement.violation,
+                    RegionKind.FS_DAX,
+                    last.interface if last else Interface.NONE,
+                    wait.operation,
+                    1,
+                    f"{wait.operation} of {RegionKind.FS_DAX}: {judgement.violation}",
+                    wait.region,
+                    evidence={
+                        "worker": wait.worker,
+                        "excess_ms": round(judgement.excess / _MILLISECOND, 3),
+                        "held": [_hold_line(hold, wait.start) for hold in judgement.holds],
+                    },
+                    canary=True,
+                )
+            )
 
     def _explain(self, judgement: Judgement, task: dict[str, Any]) -> tuple[Interface, str | None]:
         """Return the interface of the pin that matters, and the known issue that predicts this."""

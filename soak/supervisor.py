@@ -6,15 +6,16 @@ measures time uses the monotonic clock.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
-from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
-import schedule
-
 from soak.abi.procfs import boot_id, foll_pins, kernel_release, locked_and_pinned_bytes, taint
+from soak.canaries import FIRST_SECONDS
+from soak.control import CONTINUE, PAUSE, STOP, WORDS
+from soak.jobs import Jobs
 from soak.journal import Level
 from soak.reporter import REPORT_SECONDS
 from soak.sweeper import FULL_HEADROOM_PPM
@@ -22,16 +23,20 @@ from soak.tally import completed_operations
 from soak.vocabulary import Detector, RunState, VerdictWord
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Sequence
 
+    from soak.canaries import Canaries
     from soak.clock import SoakClock
+    from soak.companion import Companion
+    from soak.control import ControlSocket
     from soak.crew import Crew, Death
     from soak.detectors.refusals import RefusalDetector
     from soak.journal import Journal
     from soak.ledger import BlockWriter
-    from soak.mirror import Mirror
+    from soak.recycler import Recycler
     from soak.reporter import Reporter
     from soak.stall_watch import StallWatch
+    from soak.summary import Summary
     from soak.sweeper import Sweeper
 
 BEAT_SECONDS: Final = 0.1
@@ -39,6 +44,8 @@ BEAT_SECONDS: Final = 0.1
 _SAMPLE_SECONDS: Final = 10.0
 _COUNTERS_SECONDS: Final = 5.0
 _BARRIER_SECONDS: Final = 30.0
+_COMMIT_SECONDS: Final = 1.0
+_NICENESS: Final = -10
 _STOP_SECONDS: Final = 30.0
 _ENDING: Final = (signal.SIGTERM, signal.SIGINT)
 
@@ -56,12 +63,16 @@ class Supervisor:
         refusals: RefusalDetector,
         stalls: StallWatch,
         sweeper: Sweeper,
+        recycler: Recycler,
+        canaries: Canaries,
+        summary: Summary,
         clock: SoakClock,
         duration: float,
         sweep_interval: float,
         most_wedged: int,
         run: dict[str, Any],
-        mirror: Mirror | None,
+        companions: Sequence[Companion],
+        control: ControlSocket | None,
     ) -> None:
         self._block = block
         self._crew = crew
@@ -70,20 +81,31 @@ class Supervisor:
         self._refusals = refusals
         self._stalls = stalls
         self._sweeper = sweeper
+        self._recycler = recycler
+        self._must_end: str | None = None
+        self._canaries = canaries
+        self._summary = summary
         self._clock = clock
         self._duration = duration
         self._sweep_interval = sweep_interval
         self._most_wedged = most_wedged
         self._looked = 0.0
+        self._committed = 0.0
         self._run = run
-        self._mirror = mirror
-        self._jobs = schedule.Scheduler()
+        self._companions = companions
+        self._control = control
+        self._paused = False
+        self._jobs = Jobs(block, journal)
         self._failures: set[str] = set()
+        self._running = block.block.fields["state"].values.index(RunState.RUNNING)
+        self._beaten = 0
 
     def run(self) -> None:
         """Soak until the time is over or a signal says stop."""
         # From here on these signals are waited for, never handled in the middle of something.
         signal.pthread_sigmask(signal.SIG_BLOCK, {*_ENDING, signal.SIGCHLD})
+        # The workers never sleep: on two processors the scheduler would starve the one that watches.
+        os.setpriority(os.PRIO_PROCESS, 0, _NICENESS)
         self._begin()
         try:
             self._guarded(Detector.LEAKS, self._sweeper.probe)
@@ -91,32 +113,54 @@ class Supervisor:
             self._crew.start()
             self._block.set_word("state", RunState.RUNNING)
             self._journal.write("workers.started", workers=len(self._crew.members))
+            for companion in self._companions:
+                companion.started()
             why = self._soak()
         finally:
             self._end_workers()
+            self._canaries.stop()
         self._guarded(Detector.REFUSALS, self._look_for_refusals)
         self._guarded(Detector.STALLS, self._stalls.look)
         self._guarded(Detector.LEAKS, self._sweeper.sweep)
-        self._reporter.flush()
         self._sample()
+        self._summary.write()
         self._journal.write("run.ended", why=why)
         self._block.set_word("state", RunState.ENDED)
         self._beat()
+        for companion in self._companions:
+            companion.ended()
 
     def _begin(self) -> None:
         block = self._block
+        rebooted = block.text("boot_id") != boot_id()
         block.set("pid", os.getpid())
         block.set_text("kernel_release", kernel_release())
         block.set_text("boot_id", boot_id())
+        block.set_word("state", RunState.PREPARING)
         block.set_word("verdict", VerdictWord.UNKNOWN)
-        block.set("started_ns", time.monotonic_ns())
-        block.set("ends_ns", time.monotonic_ns() + int(self._duration * 1e9))
+        now = self._beaten = time.monotonic_ns()
+        block.set("started_ns", now)
+        if block.get("starts") == 0:
+            block.set("first_start_realtime_ns", time.time_ns())
         block.set("coverage_cells_required", len(self._run["promised"]))
         for region in range(len(block.names("headroom_ppm"))):
-            block.set("headroom_ppm", FULL_HEADROOM_PPM, region)
+            if rebooted:
+                block.set("headroom_ppm", FULL_HEADROOM_PPM, region)
+                block.set("last_sweep_ns", 0, region)
         self._beat()
-        self._journal.write("machine.booted", kernel=kernel_release())
-        self._journal.write("run.started", mirrored=self._mirror is not None, **self._run)
+        if rebooted:
+            block.add("boots", 1)
+            self._journal.write("machine.booted", kernel=kernel_release())
+        self._journal.write("run.started", **self._run)
+        if block.get("starts"):
+            soaked = block.get("soaked_ns") / 1e9
+            self._journal.write(
+                "run.resumed", Level.WARNING, starts=block.get("starts") + 1, rebooted=rebooted,
+                soaked_seconds=round(soaked, 3),
+                summary=f"the run goes on after {soaked:.0f} s of its time, "
+                + ("after a reboot" if rebooted else "on a machine that went on running"),
+            )  # fmt: skip
+        block.add("starts", 1)
         uncovered = [cell.label for cell in self._refusals.uncovered()]
         for label in (*uncovered, *self._stalls.uncovered()):
             self._journal.write(
@@ -126,17 +170,28 @@ class Supervisor:
 
     def _soak(self) -> str:
         """Beat until the end; return why it came."""
-        self._schedule("sweep", self._sweep_interval, self._sweep_between)
-        self._schedule("sample", _SAMPLE_SECONDS, self._sample)
-        self._schedule("counters", _COUNTERS_SECONDS, self._read_counters)
-        end = time.monotonic() + self._duration
-        while time.monotonic() < end:
+        self._jobs.every("sweep", self._sweep_interval, self._sweep_between)
+        self._jobs.every("recycle", self._sweep_interval, self._recycle)
+        self._jobs.every("sample", _SAMPLE_SECONDS, self._sample)
+        self._jobs.every("counters", _COUNTERS_SECONDS, self._read_counters)
+        soaked = self._block.get("soaked_ns") / 1e9
+        self._jobs.daily("summary", self._summary.write, passed=soaked)
+        if self._canaries.every:
+            soon = min(FIRST_SECONDS, self._duration / 4, self._canaries.every)
+            self._jobs.every("canary", self._canaries.every, self._canaries.begin_round, first=soon)
+        while self._left_ns() > 0:
             self._beat()
             self._look_for_stalls()
             for death in self._crew.reap():
                 self._report_death(death)
             self._guarded(Detector.REFUSALS, self._look_for_refusals)
-            self._jobs.run_pending()
+            self._canaries.look()
+            if not self._paused:
+                self._jobs.run_pending()
+            if self._must_end is not None:
+                return self._must_end
+            if self._told_to_stop():
+                return "told to by 'dax-soak stop'"
             caught = signal.sigtimedwait({*_ENDING, signal.SIGCHLD}, BEAT_SECONDS)
             if caught is not None and caught.si_signo in _ENDING:
                 return f"told to by {signal.Signals(caught.si_signo).name}"
@@ -150,39 +205,59 @@ class Supervisor:
                 return why
         return "its time was over"
 
+    def _left_ns(self) -> int:
+        return int(self._duration * 1e9) - self._block.get("soaked_ns")
+
+    def _told_to_stop(self) -> bool:
+        """Do what was said over the control socket; True where the soak is to end."""
+        stop = False
+        for request in self._control.poll() if self._control is not None else ():
+            if request.word == STOP:
+                stop = True
+                request.answer("stopping")
+            elif request.word == PAUSE:
+                request.answer(self._pause())
+            elif request.word == CONTINUE:
+                request.answer(self._continue())
+            else:
+                request.answer(f"unknown: there is {', '.join(WORDS)}")
+        return stop
+
+    def _pause(self) -> str:
+        """Bring every worker to rest for as long as somebody works on the machine."""
+        if self._paused:
+            return "paused already"
+        late = self._crew.pause(_BARRIER_SECONDS, self._watch)
+        self._paused = True
+        self._block.set_word("state", RunState.PAUSED)
+        self._journal.write("run.paused", Level.WARNING, late=late, summary="the run is paused")
+        if late:
+            return f"paused, but for {', '.join(late)}, which hang in a call"
+        return "paused: all workers rest"
+
+    def _continue(self) -> str:
+        if not self._paused:
+            return "running already"
+        self._paused = False
+        self._crew.resume()
+        self._block.set_word("state", RunState.RUNNING)
+        self._journal.write("run.continued", Level.WARNING, summary="the run goes on")
+        return "running"
+
     def _beat(self) -> None:
         now = time.monotonic_ns()
+        if not self._paused and self._block.get("state") == self._running:
+            self._block.add("soaked_ns", now - self._beaten)
+        self._beaten = now
+        self._block.set("ends_ns", now + max(self._left_ns(), 0))
         self._clock.beat(now)
         self._block.set("realtime_offset_ns", time.time_ns() - now)
         self._block.set("heartbeat_ns", now)
         self._block.add("heartbeats", 1)
+        self._journal.retry()
         self._block.set("journal_errors", self._journal.errors)
-        if self._mirror is not None:
-            self._mirror.copy()
-
-    def _schedule(self, name: str, seconds: float, work: Callable[[], None]) -> None:
-        """Have a coarse job done again and again.
-
-        A job that raised would be tried at every poll and starve those behind it, so nothing may.
-        """
-
-        def run() -> None:
-            due = job.next_run
-            if due is not None:
-                # schedule reckons in naive local time, which is UTC in this process.
-                late = max((datetime.now() - due).total_seconds(), 0.0)  # noqa: DTZ005 - the same
-                self._block.set_at("jobs", int(late * 1e9), name, "lateness_ns")
-            self._block.add_at("jobs", 1, name, "runs")
-            try:
-                work()
-            except Exception as error:  # noqa: BLE001 - whatever it was, the run goes on and says so
-                self._block.add_at("jobs", 1, name, "failures")
-                self._journal.write(
-                    "job.failed", Level.ERROR, job=name, summary=f"the job {name} failed: {error!r}"
-                )
-
-        job = self._jobs.every(max(round(seconds), 1)).seconds
-        job.do(run)
+        for companion in self._companions:
+            self._must_end = self._must_end or companion.beat()
 
     def _guarded(self, detector: Detector, work: Callable[[], None]) -> None:
         """Run a detector; when it raises, its blindness is a fact of the run, not the run's end."""
@@ -217,6 +292,18 @@ class Supervisor:
         for finding in self._refusals.look():
             self._reporter.report(finding)
         self._reporter.flush(REPORT_SECONDS)
+        if self._reporter.idle and time.monotonic() - self._committed >= _COMMIT_SECONDS:
+            self._commit()
+
+    def _commit(self) -> None:
+        """Store how far was judged, when all that was found is on disk.
+
+        A supervisor that takes over judges what came later again: it may count that twice, and
+        never leaves it out.
+        """
+        self._committed = time.monotonic()
+        self._refusals.commit()
+        self._stalls.commit()
 
     def _report_death(self, death: Death) -> None:
         index = self._block.index("restarts", death.worker)
@@ -250,19 +337,36 @@ class Supervisor:
 
     def _sweep_between(self) -> None:
         """Sweep while the workers rest between two operations."""
-        try:
-            late = self._crew.pause(_BARRIER_SECONDS, self._watch)
-            for worker in late:
-                self._stalls.free(self._crew.member(worker))
+        with self._at_rest() as late:
             if late:
                 self._fail(Detector.LEAKS, f"no sweep: {', '.join(late)} did not come to rest")
             else:
                 self._guarded(Detector.LEAKS, self._sweeper.sweep)
+                self._canaries.at_rest(self._sweeper.differences)
+
+    def _recycle(self) -> None:
+        """Recycle what will be short of head-room. A canary that holds a page has its turn first."""
+        if self._canaries.busy or not (due := self._recycler.due()):
+            return
+        with self._at_rest() as late:
+            for name in due if not late else ():
+                self._must_end = self._must_end or self._recycler.recycle(name)
+
+    @contextlib.contextmanager
+    def _at_rest(self) -> Iterator[list[str]]:
+        """Have the workers rest meanwhile; give those that do not come to it, which are freed."""
+        try:
+            late = self._crew.pause(_BARRIER_SECONDS, self._watch)
+            for worker in late:
+                self._stalls.free(self._crew.member(worker))
+            yield late
         finally:
             self._crew.resume()
 
     def _sample(self) -> None:
         """Write down what the verdict needs, so that it can be computed from the journal alone."""
+        self._reporter.flush()
+        self._commit()
         completed = {
             **completed_operations(
                 (member.block.names("counts"), member.block.view("counts"))
@@ -281,6 +385,8 @@ class Supervisor:
                 member.plan.name: member.block.get("incarnation") for member in self._crew.members
             },
         )
+        for companion in self._companions:
+            companion.sampled()
 
     def _read_counters(self) -> None:
         acquired, released = foll_pins()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Final
 
 from soak.abi.procfs import kernel_release
@@ -11,7 +12,7 @@ from soak.detectors.leaks import REFCOUNT_LIMIT, Held
 from soak.expectations import parse_release
 from soak.journal import Level
 from soak.known_issues import TYPE1_DEVICE_DAX_LEAK
-from soak.schema import NO_KNOWN_ISSUE, leaks_field
+from soak.schema import ACCOUNT_COLUMNS, NO_KNOWN_ISSUE, account_field, leaks_field
 from soak.vocabulary import Interface, Operation, Violation
 
 if TYPE_CHECKING:
@@ -24,6 +25,18 @@ if TYPE_CHECKING:
     from soak.reporter import Reporter
 
 FULL_HEADROOM_PPM: Final = 1_000_000
+
+
+def totals(region: str, block: BlockWriter, crew: Crew) -> tuple[int, int, int]:
+    """Return how many pages of a region were given back ever, and leaked: explained and unexplained."""
+    position = block.index("sweeps", region)[0]
+    given_back = sum(member.block.get("pages_unmapped", position) for member in crew.members)
+    columns, words = block.names(leaks_field(region)), block.view(leaks_field(region))
+    explained, unexplained = (
+        words[columns.index(f"leaked_total {issue}")]
+        for issue in (TYPE1_DEVICE_DAX_LEAK.name, NO_KNOWN_ISSUE)
+    )
+    return given_back, explained, unexplained
 
 
 class Sweeper:
@@ -39,17 +52,26 @@ class Sweeper:
         *,
         probe_function: str | None,
         known_issues: frozenset[str],
+        canaries: Sequence[BlockWriter] = (),
     ) -> None:
+        """Take the blocks of `canaries` whose pins, as those of workers, are in the books."""
         self._block = block
         self._journal = journal
         self._reporter = reporter
         self._watches = watches
         self._crew = crew
         self._members = crew.members
+        self._canaries = canaries
         self._probe_function = probe_function
         self._known_issues = known_issues
-        self._explained = {watch.region.name: 0 for watch in watches}
-        self._unexplained = {watch.region.name: 0 for watch in watches}
+        names = [watch.region.name for watch in watches]
+        known, none = TYPE1_DEVICE_DAX_LEAK.name, NO_KNOWN_ISSUE
+        self._uncertain = block.view("uncertain")
+        # What was reported of each region, which another supervisor may have done.
+        self._explained = {name: self._leaked(name, "leaked_total", known) for name in names}
+        self._unexplained = {name: self._leaked(name, "leaked", none) for name in names}
+        for watch in watches:
+            self._store_account(watch)
 
     def probe(self) -> None:
         """Learn what the kernel does with a single pin, before anything else is pinned.
@@ -61,7 +83,7 @@ class Sweeper:
         first, last = issue.kernels
         in_scope = first <= parse_release(kernel_release()) < last
         for watch in self._watches:
-            if watch.idle.preexisting:
+            if watch.idle is not None and watch.idle.preexisting:
                 self._journal.write(
                     "region.differs",
                     Level.WARNING,
@@ -71,10 +93,15 @@ class Sweeper:
                 )
             if watch.region.kind is not issue.region or self._probe_function is None:
                 continue
+            # A supervisor that dies now leaves a page of which nobody knows whether it was pinned.
+            position = self._position(watch)[0]
+            self._uncertain[position] += 1
             result = watch.probe(self._probe_function)
             shown = result.pinned > 0 and result.left == result.pinned
             if shown and in_scope and issue.name in self._known_issues:
                 watch.predict(result)
+            self._store_account(watch)
+            self._uncertain[position] -= 1
             self._journal.write(
                 "known-issue.probed",
                 known_issue=issue.name,
@@ -89,6 +116,19 @@ class Sweeper:
         """Read all counts, compare, report."""
         for watch in self._watches:
             self._sweep(watch)
+
+    def differences(self) -> dict[str, int] | None:
+        """Measure each region as a sweep does and return what is unexplained; nothing is noted.
+
+        Return None where a worker died meanwhile, and what it held went with it.
+        """
+        found = {
+            watch.region.name: watch.measure(
+                replace(self._held(*self._position(watch)), uncertain=0)
+            ).difference
+            for watch in self._watches
+        }
+        return None if self._crew.lost_one() else found
 
     def counts(self) -> dict[str, int]:
         """Return how often each region was swept."""
@@ -120,8 +160,10 @@ class Sweeper:
     def _held(self, region: int) -> Held:
         mapped = sum(member.block.get("pages_mapped", region) for member in self._members)
         unmapped = sum(member.block.get("pages_unmapped", region) for member in self._members)
-        uncertain = sum((member.uncertain or {}).get(region, 0) for member in self._members)
-        return Held(live=mapped - unmapped, given_back=unmapped, uncertain=uncertain)
+        live = mapped - unmapped
+        for block in self._canaries:
+            live += block.get("pages_mapped", region) - block.get("pages_unmapped", region)
+        return Held(live=live, given_back=unmapped, uncertain=self._uncertain[region])
 
     def _settle(self, watch: RegionLeaks, held: Held, measured: Measurement) -> None:
         """Note what the maps of killed workers turned out to have pinned."""
@@ -133,26 +175,34 @@ class Sweeper:
             summary=f"workers that were killed in the middle of a map had pinned "
             f"{measured.reconciled} of its {held.uncertain} pages",
         )
-        for member in self._members:
-            if member.uncertain:
-                member.uncertain.pop(self._position(watch)[0], None)
+        self._store_account(watch)
+        self._uncertain[self._position(watch)[0]] = 0
 
     def _store(self, watch: RegionLeaks, measured: Measurement) -> None:
         """Store what is leaked now and ever, and what was predicted, as one group."""
         known, none = TYPE1_DEVICE_DAX_LEAK.name, NO_KNOWN_ISSUE
-        words = self._block.view(leaks_field(watch.region.name))
-        columns = self._block.names(leaks_field(watch.region.name))
-        ever = words[columns.index(f"leaked_total {none}")]
+        name, before = watch.region.name, watch.account
+        ever = self._leaked(name, "leaked_total", none)
         values = {
             f"leaked {known}": measured.explained,
             f"leaked {none}": measured.unexplained,
-            f"leaked_total {known}": measured.explained,
-            f"leaked_total {none}": max(measured.unexplained, ever),
+            f"leaked_total {known}": before.explained + measured.explained,
+            f"leaked_total {none}": max(before.unexplained + measured.unexplained, ever),
             f"predicted {known}": measured.predicted,
         }
+        columns = self._block.names(leaks_field(name))
+        self._block.set_group(leaks_field(name), [values.get(column, 0) for column in columns[1:]])
+
+    def _store_account(self, watch: RegionLeaks) -> None:
+        """Store what the region is measured against, for a supervisor that comes after this one."""
+        values = asdict(watch.account)
         self._block.set_group(
-            leaks_field(watch.region.name), [values.get(column, 0) for column in columns[1:]]
+            account_field(watch.region.name), [values[column] for column in ACCOUNT_COLUMNS[1:]]
         )
+
+    def _leaked(self, region: str, column: str, issue: str) -> int:
+        columns = self._block.names(leaks_field(region))
+        return self._block.view(leaks_field(region))[columns.index(f"{column} {issue}")]
 
     def _report(self, watch: RegionLeaks, measured: Measurement) -> None:
         region, issue = watch.region, TYPE1_DEVICE_DAX_LEAK
@@ -162,9 +212,10 @@ class Sweeper:
             "predicted": measured.predicted,
             "references_of_a_pin": watch.unit,
         }
-        new = measured.explained - self._explained[region.name]
+        explained = watch.account.explained + measured.explained
+        new = explained - self._explained[region.name]
         if new > 0:
-            self._explained[region.name] = measured.explained
+            self._explained[region.name] = explained
             self._reporter.report(
                 Finding(
                     Violation.LEAK,
@@ -172,7 +223,7 @@ class Sweeper:
                     issue.interfaces[0],
                     issue.operations[0],
                     new,
-                    f"{measured.explained:,} page references of region {region.name} were not "
+                    f"{explained:,} page references of region {region.name} were not "
                     f"given back by unmap, exactly as {issue.name} predicts",
                     region.name,
                     issue.name,

@@ -11,10 +11,10 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from soak.vocabulary import VerdictWord, Violation
+from soak.vocabulary import Level, VerdictWord, Violation
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
 FORMAT: Final = 1
@@ -27,6 +27,7 @@ REQUIRED_ATTEMPTS: Final = 100
 REQUIRED_TRIALS: Final = 3
 
 _NONE: Final = "none"
+_MOST_SPANS: Final = 10
 
 
 @dataclass(frozen=True)
@@ -110,12 +111,24 @@ class Judge:
         default_factory=dict
     )
     _troubles: dict[str, int] = field(default_factory=dict)
+    # Why the harness itself ended early: forgotten when the run is resumed, for nothing was lost.
+    _deaths: dict[str, int] = field(default_factory=dict)
     _completed: Counter[str] = field(default_factory=Counter)
     _journal_errors: int = 0
+    _last_seq: int = 0
+    # The first and last number of each row of lines that are missing and nothing explains yet.
+    _missing: list[tuple[int, int]] = field(default_factory=list)
+    _held: bool = False
     _sweeps: Counter[str] = field(default_factory=Counter)
+    # How many canaries of each detector were made, and seen.
+    _made: Counter[str] = field(default_factory=Counter)
+    _seen: Counter[str] = field(default_factory=Counter)
 
     def see(self, event: Mapping[str, Any]) -> None:
         """Take in one line of the journal."""
+        if event["seq"] > self._last_seq + 1:
+            self._missing.append((self._last_seq + 1, event["seq"] - 1))
+        self._last_seq = max(self._last_seq, event["seq"])
         if event["event"] != "lab.ended":  # which holds this verdict
             self._last_time = event["time"]
         handler = _HANDLERS.get(event["event"])
@@ -130,7 +143,7 @@ class Judge:
             for entry in self._violations.values()
             if self.strict or entry.known_issue is None
         ]
-        doubts = [*self._troubles, *self._gaps(coverage)]
+        doubts = [*self._troubles, *self._deaths, *self._gaps(coverage)]
         if failures:
             word, reasons = VerdictWord.FAIL, [*failures, *doubts]
         elif doubts:
@@ -148,6 +161,10 @@ class Judge:
             seed=self._run.get("seed", 0),
             violations=tuple(self._violations.values()),
             coverage=coverage,
+            canaries=tuple(
+                {"detector": detector, "made": self._made[detector], "seen": self._seen[detector]}
+                for detector in dict.fromkeys((*self._run.get("canaries", ()), *self._made))
+            ),
         )
 
     def _coverage(self) -> Iterable[Coverage]:
@@ -156,13 +173,21 @@ class Judge:
             yield Coverage(operation, region, interface, self._completed[label], required)
 
     def _gaps(self, coverage: Iterable[Coverage]) -> Iterable[str]:
+        if self._held:
+            yield "lines of the journal wait in memory for space on the disk"
+        if self._missing:
+            yield f"lines of the journal are missing: {_spans(self._missing)}"
+        if self._journal_errors:
+            yield f"{self._journal_errors} lines of the journal could not be written"
         if not self._run:
             yield "no run was started"
             return
         if not self._ended:
             yield "the run did not come to its end"
-        if self._journal_errors:
-            yield f"{self._journal_errors} lines of the journal could not be written"
+        yield from self._unseen(coverage)
+
+    def _unseen(self, coverage: Iterable[Coverage]) -> Iterable[str]:
+        """Say what the run promised to look at, and looked at too seldom."""
         for cell in coverage:
             if cell.attempts < cell.required:
                 yield (
@@ -172,6 +197,9 @@ class Judge:
         for region in self._run.get("swept", []):
             if not self._sweeps[region]:
                 yield f"the pages of region {region} were never swept"
+        for detector in self._run.get("canaries", []):
+            if not self._made[detector]:
+                yield f"no fault was made to see whether the detector {detector} finds it"
 
     def _passed(self) -> str:
         known = {entry.known_issue for entry in self._violations.values() if entry.known_issue}
@@ -208,8 +236,44 @@ class Judge:
             summary=event["summary"],
         )
 
+    def _run_resumed(self, _event: Mapping[str, Any]) -> None:
+        self._ended = False
+        self._deaths.clear()
+
+    def _harness_failed(self, event: Mapping[str, Any]) -> None:
+        kept = self._deaths if event.get("ended") else self._troubles
+        kept.setdefault(event["summary"], event["seq"])
+
     def _trouble(self, event: Mapping[str, Any]) -> None:
         self._troubles.setdefault(event["summary"], event["seq"])
+
+    def _canary_seen(self, event: Mapping[str, Any]) -> None:
+        self._made[event["detector"]] += 1
+        self._seen[event["detector"]] += 1
+
+    def _canary_missed(self, event: Mapping[str, Any]) -> None:
+        self._made[event["detector"]] += 1
+        self._trouble(event)
+
+    def _journal_held(self, event: Mapping[str, Any]) -> None:
+        if self._held:
+            # A writer that was resumed knows nothing of what the one before it held.
+            self._troubles.setdefault(
+                "lines of the journal that waited for space on the disk were lost", event["seq"]
+            )
+        self._held = True
+
+    def _journal_caught_up(self, _event: Mapping[str, Any]) -> None:
+        self._held = False
+
+    def _journal_gap(self, event: Mapping[str, Any]) -> None:
+        """Take in which lines were given up: what else is missing among them stays unexplained."""
+        first, last, given_up = event["first"], event["last"], event["given_up"]
+        inside = [span for span in self._missing if first <= span[0] and span[1] <= last]
+        if sum(end - begin + 1 for begin, end in inside) <= sum(given_up.values()):
+            self._missing = [span for span in self._missing if span not in inside]
+        if given_up[Level.ERROR] or given_up[Level.WARNING]:
+            self._trouble(event)
 
     def _sample(self, event: Mapping[str, Any]) -> None:
         self._completed = Counter(event["completed"])
@@ -220,15 +284,27 @@ class Judge:
 _HANDLERS: Final = {
     "run.started": Judge._run_started,  # noqa: SLF001 - the table belongs to the class
     "run.ended": Judge._run_ended,  # noqa: SLF001
+    "run.resumed": Judge._run_resumed,  # noqa: SLF001
     "machine.booted": Judge._machine_booted,  # noqa: SLF001
     "violation.found": Judge._violation,  # noqa: SLF001
     "sample.taken": Judge._sample,  # noqa: SLF001
+    "canary.seen": Judge._canary_seen,  # noqa: SLF001
+    "canary.missed": Judge._canary_missed,  # noqa: SLF001
+    "journal.held": Judge._journal_held,  # noqa: SLF001
+    "journal.caught-up": Judge._journal_caught_up,  # noqa: SLF001
+    "journal.gap": Judge._journal_gap,  # noqa: SLF001
     "detector.failed": Judge._trouble,  # noqa: SLF001
     "job.failed": Judge._trouble,  # noqa: SLF001
     "limit.reached": Judge._trouble,  # noqa: SLF001
     "expectation.missing": Judge._trouble,  # noqa: SLF001
-    "harness.failed": Judge._trouble,  # noqa: SLF001
+    "harness.failed": Judge._harness_failed,  # noqa: SLF001
 }
+
+
+def _spans(spans: Sequence[tuple[int, int]]) -> str:
+    told = [f"{begin}-{end}" if begin < end else f"{begin}" for begin, end in spans[:_MOST_SPANS]]
+    more = len(spans) - len(told)
+    return ", ".join(told) + (f" and {more} more" if more else "")
 
 
 def judge(events: Iterable[Mapping[str, Any]], *, strict: bool = False) -> Verdict:

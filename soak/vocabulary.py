@@ -130,6 +130,14 @@ class RunState(StrEnum):
     LOST = "lost"
 
 
+class Level(StrEnum):
+    """How much an event of the journal matters; the less it does, the earlier it stands here."""
+
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
 OTHER_ERRNO = "other"
 
 # The errnos that get a column of their own; the rest share the last one.

@@ -14,15 +14,17 @@ import time
 import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from exporter.collector import LedgerCollector
 from soak.journal import read_journal
 from soak.lab.cache import Cache, cache_directory
 from soak.lab.kernel_build import built_kernel
 from soak.ledger import LedgerReader
 from soak.ledger_layout import LedgerError
+from soak.vocabulary import Detector
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -57,15 +59,18 @@ class LabProcess:
 
     run_dir: Path
     arguments: list[str]
+    # Whether the command line names the run directory: a run that is resumed has it already.
+    named: bool = True
     scrapes: list[dict[tuple[str, tuple[tuple[str, str], ...]], float]] = field(
         default_factory=list
     )
 
-    def start(self) -> LabProcess:
+    def start(self) -> Self:
         self._out = self.run_dir.with_suffix(".out")
         self._err = self.run_dir.with_suffix(".err")
         command = [
-            *(sys.executable, "-m", "soak.cli", "lab", "--run-dir", str(self.run_dir)),
+            *(sys.executable, "-m", "soak.cli", "lab"),
+            *(("--run-dir", str(self.run_dir)) if self.named else ()),
             *("--listen", "127.0.0.1:0", *self.arguments),
         ]
         with self._out.open("wb") as out, self._err.open("wb") as err:
@@ -98,16 +103,42 @@ class LabProcess:
             raise LabTimeoutError(f"the lab did not end:\n{self.stderr}{self.stdout}") from None
 
     def finish_when_covered(self) -> int:
-        """Let it soak until every promised cell is covered, however slow the machine is; end it."""
+        """Let it soak until every promised cell is covered and each detector has seen its canary.
+
+        Then end it: that takes as long as it takes, however slow the machine is.
+        """
 
         def covered() -> bool:
             scrape = self.scrape()
             required = total(scrape, "coverage_cells_required")
-            return 0 < required <= total(scrape, "coverage_cells")
+            seen = [
+                total(scrape, "canaries_total", detector=detector, result="seen")
+                for detector in Detector
+            ]
+            return 0 < required <= total(scrape, "coverage_cells") and all(seen)
 
         self.wait_until("everything was covered", covered)
         self.interrupt()
         return self.finish()
+
+    def again(self, *arguments: str) -> LabProcess:
+        """Return another process for the same run directory, to be entered."""
+        return LabProcess(self.run_dir, list(arguments), named=False)
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def scraped_at_end(self) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+        """Read what the ledger of a run that has ended says, as an exporter shows it."""
+        collector = LedgerCollector(lambda: LedgerReader.open(self.run_dir / "ledger"))
+        return {
+            (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+            for family in collector.collect()
+            for sample in family.samples
+        }
 
     def interrupt(self) -> None:
         """Do what Ctrl-C does."""

@@ -24,12 +24,14 @@ TOO_LONG: set[str] = set()
 ABI = "soak.abi"
 WORDS = {"soak.config", "soak.errors", "soak.vocabulary"}
 LEDGER = {"soak.ledger", "soak.ledger_layout", "soak.schema", "soak.vocabulary"}
+NOTIFYING = {"soak.systemd.notify", "soak.systemd.probe", "soak.systemd.watchdog"}
 
 # What the modules of a part may import of this project, by name or as a whole package. `soak`
 # stands for soak/__init__.py alone.
 MAY_IMPORT: dict[str, set[str]] = {
     "soak.abi": {ABI},
-    "soak.regions": {ABI, "soak.regions", *WORDS},
+    "soak.regions": {ABI, "soak.regions", "soak.helper", *WORDS},
+    "soak.machine": {ABI, "soak.machine", "soak.regions", "soak.helper", *WORDS},
     "soak.workload": {
         *(ABI, "soak.regions", "soak.workload", "soak.expectations", "soak.errors"),
         *LEDGER,
@@ -38,17 +40,28 @@ MAY_IMPORT: dict[str, set[str]] = {
         *(ABI, "soak.detectors", "soak.regions", "soak.expectations", "soak.helper"),
         *("soak.known_issues", *LEDGER),
     },
+    "exporter": {"soak", "exporter", "soak.errors", "soak.log", *NOTIFYING, *LEDGER},
     "soak.custody": {ABI, "soak.custody", "soak.errors", "soak.helper", "soak.journal"},
-    "exporter": {"soak", "exporter", "soak.errors", "soak.log", *LEDGER},
     # The words of the project depend on nothing that could depend on them.
     "soak.vocabulary": set(),
     "soak.errors": set(),
     "soak.log": set(),
-    "soak.ledger": {"soak.ledger_layout"},
+    "soak.ledger": {"soak.errors", "soak.ledger_layout"},
+    "soak.control": {"soak.errors"},
     "soak.ledger_layout": set(),
     "soak.schema": {"soak.ledger_layout", "soak.vocabulary"},
     "soak.helper": set(),
-    "soak.journal": {ABI},
+    "soak.journal": {
+        *(ABI, "soak.journal_backlog", "soak.journal_file", "soak.journal_reading"),
+        "soak.vocabulary",
+    },
+    "soak.journal_backlog": {"soak.vocabulary"},
+    "soak.journal_file": {"soak.journal_reading"},
+    "soak.journal_reading": set(),
+    "soak.systemd": {"soak", "soak.systemd", "soak.config", "soak.errors"},
+    "soak.systemd.notify": {"soak.errors"},
+    "soak.systemd.probe": {"soak.errors"},
+    "soak.systemd.watchdog": {"soak.systemd.notify"},
     "soak.verdict": {"soak.vocabulary"},
     "soak.expectations": {"soak.vocabulary", "soak.schema"},
     "soak.known_issues": {"soak.vocabulary", "soak.expectations"},
@@ -153,7 +166,8 @@ def test_only_the_lab_and_the_commands_know_the_exporter() -> None:
         for module in modules()
         if not is_in(module, "exporter") and any(is_in(n, "exporter") for n in all_imports(module))
     }
-    assert all(user == "soak.cli" or is_in(user, "soak.lab") for user in users)
+    commands = {"soak.cli", "soak.daemon"}
+    assert all(user in commands or is_in(user, "soak.lab") for user in users)
 
 
 def test_nothing_imports_in_a_circle() -> None:

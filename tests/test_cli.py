@@ -9,12 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from soak import __version__
+from soak import __version__, rundir
 from soak.cli import main
 from soak.errors import UsageError
 from soak.expectations import EXPECTATIONS
 from soak.known_issues import KNOWN_ISSUES
-from soak.lab import rundir
 from soak.lab.faults import FAULTS, parse_fault
 from soak.workload.choices import SCENARIOS
 from tests.soak_support import DEADLINE

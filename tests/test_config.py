@@ -13,7 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from soak.config import (
+    CanariesSection,
     Config,
+    ExporterSection,
     LeaksSection,
     LimitsSection,
     RegionSection,
@@ -46,7 +48,9 @@ SECTIONS: dict[str, Any] = {
     "workload": WorkloadSection,
     "stall": StallSection,
     "leaks": LeaksSection,
+    "exporter": ExporterSection,
     "limits": LimitsSection,
+    "canaries": CanariesSection,
 }
 # Every key, by the section it stands in.
 KEYS = [
@@ -56,6 +60,12 @@ KEYS = [
 ]
 # What each key expects to find, as its sentence says it.
 EXPECTED = {
+    "rate": "a number from 0",
+    "listen": "a text that is not empty",
+    "memory": "a size in bytes or such as",
+    "recycle": "a number from 0 to less than 1",
+    "recyclable": "true or false",
+    "alignment": '"4K", "2M" or "1G"',
     "duration": "a duration such as",
     "seed": "a whole number from 0",
     "name": "a name of up to 32",
@@ -74,6 +84,7 @@ EXPECTED = {
     "threshold": "a duration such as",
     "wedged-workers": "a whole number from 0 to 64",
     "sweep": "a duration such as",
+    "every": "a duration such as",
 }
 WRONG: tuple[Any, ...] = (
     *(True, -1, 1.5e300, float("nan"), 10**400, "", "ä?", [7], ["x"]),
@@ -85,6 +96,8 @@ FITTING: dict[str, tuple[Any, ...]] = {
     "path": ("ä?",),
     "slow-devices": (["x"],),
     "fast-devices": (["x"],),
+    "recyclable": (True,),
+    "listen": ("ä?",),
 }
 
 names = st.from_regex(r"[a-z0-9][a-z0-9._-]{0,31}", fullmatch=True)
@@ -104,13 +117,16 @@ configs = st.builds(
         WorkloadSection,
         names,
         *[st.integers(0, 64)] * 4,
+        st.floats(0, 1e6),
         # Slow and quick devices come together.
         *[st.lists(texts, min_size=1, max_size=2).map(tuple)] * 2,
     )
     | st.builds(WorkloadSection, names, *[st.integers(0, 64)] * 4),
     st.builds(StallSection, st.floats(0.001, 1.0), st.floats(1.5, YEAR)),
     st.builds(LeaksSection, seconds.map(float)),
-    st.builds(LimitsSection, st.integers(0, 64)),
+    st.builds(CanariesSection, st.just(0.0) | seconds.map(float)),
+    st.builds(ExporterSection, names),
+    st.builds(LimitsSection, st.integers(0, 1 << 40), st.integers(0, 64)),
     st.dictionaries(names, st.booleans(), max_size=3),
 )
 
@@ -328,3 +344,15 @@ def test_a_threshold_that_is_no_longer_than_what_is_late_is_refused() -> None:
 def test_devices_of_one_kind_only_are_refused(key: str) -> None:
     sentence = refusal(lambda: parse_config({"workload": {key: ["/dev/ram0"]}}, SOURCE))
     assert "workload.slow-devices and workload.fast-devices go together" in sentence
+
+
+@pytest.mark.parametrize("off", [0, 0.0, "0", False])
+def test_canaries_can_be_turned_off(off: object) -> None:
+    assert parse_config({"canaries": {"every": off}}, SOURCE).canaries.every == 0
+
+
+def test_canaries_have_an_interval() -> None:
+    assert Config().canaries.every == 600
+    assert parse_config({"canaries": {"every": "90s"}}, SOURCE).canaries.every == 90
+    sentence = refusal(lambda: parse_config({"canaries": {"every": True}}, SOURCE))
+    assert "or 0 for never" in sentence

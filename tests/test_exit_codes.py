@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
 import os
 import re
 import shutil
@@ -99,8 +100,11 @@ def test_a_program_that_crashes_does_not_judge_a_commit(
     monkeypatch.setattr(command, "_lab", fails_with(RuntimeError("a bug")))
     assert cli.main(["lab", "--bisect"]) == 255
     assert "RuntimeError: a bug" in capsys.readouterr().err
-    with pytest.raises(RuntimeError):
-        cli.main(["lab"])
+    assert cli.main(["lab"]) == PLAIN.crash
+    line = json.loads(capsys.readouterr().err)
+    assert (line["event"], line["level"]) == ("program.crashed", "critical")
+    assert line["exception"][0]["exc_value"] == "a bug"
+    assert PLAIN.crash not in {*PLAIN.verdicts.values(), PLAIN.usage, PLAIN.no_boot}
 
 
 def test_every_verdict_has_a_code_that_git_reads() -> None:

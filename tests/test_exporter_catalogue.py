@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 ALLOWED = {
     *("prometheus_client", "structlog", "soak.log", "exporter"),
     *("soak", "soak.ledger", "soak.ledger_layout", "soak.schema", "soak.vocabulary", "soak.errors"),
+    # How a service tells its manager that it is alive.
+    *("soak.systemd.notify", "soak.systemd.probe", "soak.systemd.watchdog"),
 }
 MODULES = sorted((ROOT / "exporter").glob("*.py"))
 

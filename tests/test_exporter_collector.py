@@ -339,6 +339,9 @@ def test_plain_numbers_of_the_supervisor(tmp_path: Path, ledger: Ledger) -> None
     supervisor.set_at("detectors", 1, "leaks", "success")
     supervisor.set_at("detectors", SECOND // 4, "leaks", "duration_ns")
     supervisor.set_at("jobs", 3 * SECOND, "sweep", "lateness_ns")
+    supervisor.set_at("canaries", 8, "leaks", "seen")
+    supervisor.set_at("canaries", 9, "leaks", "missed")
+    supervisor.set_at("canaries", 60 * SECOND, "leaks", "seen_ns")
     samples = read(tmp_path / "ledger")
     for number, name in enumerate(fields.values(), start=1):
         assert value(samples, name) == number
@@ -349,6 +352,12 @@ def test_plain_numbers_of_the_supervisor(tmp_path: Path, ledger: Ledger) -> None
     assert value(samples, "detector_success", detector="refusals") == 0
     assert value(samples, "detector_duration_seconds", detector="leaks") == 0.25
     assert value(samples, "job_lateness_seconds", job="sweep") == 3
+    assert value(samples, "canaries_total", detector="leaks", result="seen") == 8
+    assert value(samples, "canaries_total", detector="leaks", result="missed") == 9
+    assert value(samples, "canaries_total", detector="stalls", result="seen") == 0
+    seen = value(samples, "last_canary_timestamp_seconds", detector="leaks")
+    assert seen == OFFSET_NS / SECOND + 60
+    assert value(samples, "last_canary_timestamp_seconds", detector="stalls") == 0
 
 
 def test_workers_are_counted_by_role_and_state(tmp_path: Path, ledger: Ledger) -> None:

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -221,6 +222,18 @@ def test_sigterm_ends_it_at_once_with_success(run_directory: Path) -> None:
             idle.settimeout(DEADLINE)
             assert idle.recv(1) == b""
         assert exporter.log.read_text() == ""
+
+
+def test_an_exporter_that_was_stopped_goes_on(run_directory: Path) -> None:
+    make_ledger(run_directory / "ledger")
+    with running_exporter(run_directory) as exporter:
+        exporter.process.send_signal(signal.SIGSTOP)
+        # Longer than it waits for signals at a time.
+        time.sleep(1.5)
+        exporter.process.send_signal(signal.SIGCONT)
+        assert exporter.ask("/-/healthy").status == 200
+        with pytest.raises(subprocess.TimeoutExpired):
+            exporter.process.wait(1.5)
 
 
 def refusal(run_directory: Path, *options: str) -> str:

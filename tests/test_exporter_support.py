@@ -89,7 +89,8 @@ def start(supervisor: BlockWriter) -> None:
     supervisor.set("pid", 20)
     supervisor.set_word("state", RunState.RUNNING)
     supervisor.set_word("verdict", VerdictWord.UNKNOWN)
-    supervisor.set("started_ns", 5_000_000_000)
+    supervisor.set("first_start_realtime_ns", OFFSET_NS + 5_000_000_000)
+    supervisor.set("boots", 1)
     supervisor.set("heartbeat_ns", 100_000_000_000)
     supervisor.set("realtime_offset_ns", OFFSET_NS)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import resource
 import select
 import socket
 import tempfile
@@ -19,7 +18,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from soak import journal as journal_module
-from soak.helper import in_helper
 from soak.journal import FileJournal, Level, PortJournal, read_journal
 from tests.soak_support import DEADLINE, deterministic
 
@@ -127,32 +125,6 @@ def test_an_error_is_on_disk_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert synced == []
         journal.write("violation.found", Level.ERROR)
     assert [data.count(b"\n") for data in synced] == [3]
-
-
-def test_a_full_disk_is_counted_and_ends_nothing(tmp_path: Path) -> None:
-    """The limit on a file's size stands for the full disk: a write is cut, then refused."""
-    path = tmp_path / "journal.jsonl"
-
-    def fill() -> list[int]:
-        _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-        with FileJournal(path) as journal:
-            journal.write("before.full")
-            resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 100, hard))
-            for level in (Level.INFO, Level.ERROR, Level.WARNING):
-                journal.write("while.full", level, text="x" * 200)
-            errors, cut = journal.errors, path.stat().st_size
-            # Somebody makes room.
-            resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
-            journal.write("after.full")
-            journal.write("after.full", Level.ERROR)
-            return [errors, journal.errors, cut]
-
-    before, after, cut = in_helper(fill, DEADLINE)
-    assert before == after == 3
-    assert cut > len(path.read_bytes().split(b"\n")[0]) + 1  # a line was begun, and cut short
-    lines = list(read_journal(path))
-    assert [line["event"] for line in lines] == ["before.full", "after.full", "after.full"]
-    assert [line["seq"] for line in lines] == [1, 5, 6]
 
 
 class Peer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import stat
@@ -108,11 +109,11 @@ def test_without_root_check_says_what_to_install(tmp_path: Path) -> None:
 
 def test_check_finds_this_machine_fit() -> None:
     told = subprocess.run(
-        [sys.executable, "-m", "soak.cli", "check"],
+        [sys.executable, "-m", "soak.cli", "check", "--json"],
         check=False, capture_output=True, text=True, cwd=ROOT, timeout=120,
     )  # fmt: skip
     assert told.returncode == 0, told.stdout
-    assert all(line.startswith(("ok ", "   ")) for line in told.stdout.splitlines())
+    assert {line["state"] for line in json.loads(told.stdout)["lab"]} == {"ok"}
 
 
 def _lab(

@@ -5,13 +5,14 @@ Reading `struct page` itself is tested on real kernels; here the counts are give
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from soak.detectors.leaks import Held, PinProbe, RegionLeaks
+from soak.detectors.leaks import Held, Idle, PinProbe, RegionLeaks
 from soak.regions import AnonymousRegion
 from soak.regions.pages import PageSpan
 from tests.soak_support import deterministic
@@ -33,6 +34,10 @@ class Counts:
         self.counts_now = counts
         self._pieces = pieces
 
+    def totals(self, span: PageSpan) -> tuple[int, int]:
+        counts = [count for piece in self.counts(span) for count in piece]
+        return sum(counts), max(counts)
+
     def counts(self, span: PageSpan) -> Iterator[list[int]]:
         assert span.count == len(self.counts_now)
         for start in range(0, len(self.counts_now), self._pieces):
@@ -50,10 +55,20 @@ def watch(counts: Counts, span: PageSpan = SPAN) -> RegionLeaks:
     return RegionLeaks(region, span, cast("StructPages", counts))
 
 
+def worth(leaks: RegionLeaks, unit: int) -> None:
+    """Have a probe find out how much one pinned page adds."""
+    leaks.account = replace(leaks.account, unit=unit)
+
+
+def idle(leaks: RegionLeaks) -> Idle:
+    assert leaks.idle is not None
+    return leaks.idle
+
+
 def predicted(counts: Counts, unit: int = 1) -> RegionLeaks:
     """Return a watch for which a probe confirmed that an unmapped page keeps its reference."""
     leaks = watch(counts)
-    leaks.unit = unit
+    worth(leaks, unit)
     leaks.predict(PinProbe(pinned=unit, left=unit))
     counts.add(unit)  # what the probe itself has left
     return leaks
@@ -74,13 +89,13 @@ def test_a_region_that_nobody_uses_has_no_leak() -> None:
     assert shown(measured) == (0, 0, 0, 0)
     assert measured.pages == PAGES
     assert measured.highest == 1
-    assert leaks.idle.preexisting == ()
+    assert idle(leaks).preexisting == ()
 
 
 def test_what_is_held_is_no_leak(unit: int) -> None:
     counts = Counts([1] * PAGES)
     leaks = watch(counts)
-    leaks.unit = unit
+    worth(leaks, unit)
     counts.add(10 * unit)
     assert shown(leaks.measure(Held(live=10, given_back=50))) == (0, 0, 0, 0)
 
@@ -89,7 +104,7 @@ def test_what_is_held_is_no_leak(unit: int) -> None:
 def test_a_page_too_many_is_a_leak_of_one(unit: int, pages: int) -> None:
     counts = Counts([1] * PAGES)
     leaks = watch(counts)
-    leaks.unit = unit
+    worth(leaks, unit)
     counts.add((10 + pages) * unit)
     assert shown(leaks.measure(Held(live=10, given_back=0))) == (0, pages, 0, 0)
 
@@ -97,7 +112,7 @@ def test_a_page_too_many_is_a_leak_of_one(unit: int, pages: int) -> None:
 def test_a_page_too_few_is_a_difference_too(unit: int) -> None:
     counts = Counts([1] * PAGES)
     leaks = watch(counts)
-    leaks.unit = unit
+    worth(leaks, unit)
     counts.add(9 * unit)
     assert shown(leaks.measure(Held(live=10, given_back=0))) == (0, 1, 0, 0)
 
@@ -127,7 +142,7 @@ def test_one_fewer_than_predicted_is_unexplained(unit: int) -> None:
 def test_a_single_reference_is_seen_among_biased_ones() -> None:
     counts = Counts([1] * PAGES)
     leaks = watch(counts)
-    leaks.unit = 1024
+    worth(leaks, 1024)
     counts.add(3 * 1024 + 1)
     # Three pins, and one reference that came by itself: a helper's, say.
     assert shown(leaks.measure(Held(live=0, given_back=0))) == (0, 4, 0, 0)
@@ -176,8 +191,8 @@ def test_pages_in_use_before_are_reported_and_not_taken_for_idle() -> None:
     numbers[3], numbers[9] = 5, 2
     counts = Counts(numbers)
     leaks = watch(counts)
-    assert leaks.idle.preexisting == ((SPAN.first + 3, 5), (SPAN.first + 9, 2))
-    assert (leaks.idle.head, leaks.idle.tail) == (1, 1)
+    assert idle(leaks).preexisting == ((SPAN.first + 3, 5), (SPAN.first + 9, 2))
+    assert (idle(leaks).head, idle(leaks).tail) == (1, 1)
     measured = leaks.measure(Held(0, 0))
     assert shown(measured) == (0, 0, 0, 0)
     assert measured.highest == 5
@@ -190,11 +205,11 @@ def test_heads_and_tails_of_folios_have_idle_counts_of_their_own() -> None:
     span = PageSpan(0x140000 + 6, 40, 8)
     numbers = [2 if (span.first + index) % 8 == 0 else 0 for index in range(span.count)]
     leaks = watch(Counts(numbers), span)
-    assert (leaks.idle.head, leaks.idle.tail, leaks.idle.preexisting) == (2, 0, ())
+    assert (idle(leaks).head, idle(leaks).tail, idle(leaks).preexisting) == (2, 0, ())
     numbers[2] += 512
     numbers[3] += 1
     odd = watch(Counts(numbers), span)
-    assert odd.idle.preexisting == ((span.first + 2, 514), (span.first + 3, 1))
+    assert idle(odd).preexisting == ((span.first + 2, 514), (span.first + 3, 1))
 
 
 def test_the_highest_count_is_that_of_one_page() -> None:
@@ -223,7 +238,7 @@ def test_what_is_explained_and_what_is_not_make_up_the_whole(
     live, given_back, surplus, uncertain = pages
     counts = Counts([1] * PAGES, pieces)
     leaks = predicted(counts, unit) if known else watch(counts)
-    leaks.unit = unit
+    worth(leaks, unit)
     left = (given_back if known else 0) + surplus
     counts.add((live + left) * unit)
     total = left + (1 if known else 0)

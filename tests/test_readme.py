@@ -17,7 +17,7 @@ from soak.lab.kernels import KERNEL_NAMES
 from soak.vocabulary import Detector, VerdictWord, Violation
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
-SECTIONS = ["run", "vfio", "workload", "stall", "leaks", "limits"]
+SECTIONS = ["run", "vfio", "workload", "stall", "leaks", "canaries", "exporter", "limits"]
 
 
 @pytest.mark.parametrize("section", SECTIONS)
@@ -65,12 +65,14 @@ def test_every_kernel_is_named(name: str, capsys: pytest.CaptureFixture[str]) ->
     assert name in " ".join(capsys.readouterr().out.split())
 
 
-@pytest.mark.parametrize("code", [*PLAIN.verdicts.values(), PLAIN.usage, INTERRUPTED])
+@pytest.mark.parametrize("code", [*PLAIN.verdicts.values(), PLAIN.usage, PLAIN.crash, INTERRUPTED])
 def test_every_exit_code_is_in_the_table(code: int) -> None:
     assert re.search(rf"\b{code}\b", _exit_codes()[1])
 
 
-@pytest.mark.parametrize("code", [*BISECT.verdicts.values(), BISECT.usage, INTERRUPTED])
+@pytest.mark.parametrize(
+    "code", [*BISECT.verdicts.values(), BISECT.usage, BISECT.crash, INTERRUPTED]
+)
 def test_every_exit_code_of_a_bisection_is_in_the_table(code: int) -> None:
     assert re.search(rf"\b{code}\b", _exit_codes()[2])
 

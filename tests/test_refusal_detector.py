@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from soak.detectors.refusals import RefusalDetector
 from soak.expectations import EXPECTATIONS, expected, parse_release
-from soak.schema import COUNT_COLUMNS, RECORDER_COLUMNS, RECORDER_LENGTH, Cell
+from soak.schema import COUNT_COLUMNS, RECORDER_COLUMNS, RECORDER_LENGTH, Cell, judged_field
 from soak.vocabulary import ERRNOS, Interface, Operation, RegionKind, Violation
 from tests.soak_support import deterministic, make_ledger
 
@@ -32,7 +32,14 @@ class Scene:
     def __init__(self, directory: Path, release: tuple[int, int] = RELEASE) -> None:
         ledger = make_ledger(directory / "ledger")
         self.blocks = [ledger.block("mapper-0"), ledger.block("invalidator-0")]
-        self.detector = RefusalDetector(self.blocks, release)
+        supervisor = ledger.block("supervisor")
+        self.judged = [supervisor.view(judged_field(block.block.name)) for block in self.blocks]
+        self.release = release
+        self.detector = RefusalDetector(self.blocks, release, self.judged)
+
+    def succeed(self) -> None:
+        """Put another detector in the place of this one, as after a crash."""
+        self.detector = RefusalDetector(self.blocks, self.release, self.judged)
 
     def block(self, label: str) -> BlockWriter:
         return next(block for block in self.blocks if label in block.names("counts"))
@@ -212,6 +219,20 @@ def test_where_nobody_knows_what_is_owed_nothing_is_judged(tmp_path: Path) -> No
     scene.count(FS, "failed EFAULT", 3)
     scene.count(DEVICE, "failed EFAULT", 1)
     assert [found.region for found in scene.detector.look()] == [RegionKind.DEVICE_DAX]
+
+
+def test_what_was_not_committed_is_judged_again_by_the_next_and_nothing_else(
+    tmp_path: Path,
+) -> None:
+    scene = Scene(tmp_path)
+    scene.count(DEVICE, "failed EFAULT", 2)
+    assert [found.count for found in scene.detector.look()] == [2]
+    scene.succeed()
+    assert [found.count for found in scene.detector.look()] == [2]
+    scene.detector.commit()
+    scene.count(DEVICE, "failed EFAULT", 3)
+    scene.succeed()
+    assert [found.count for found in scene.detector.look()] == [3]
 
 
 def test_every_column_is_either_judged_or_clean() -> None:

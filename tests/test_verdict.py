@@ -372,3 +372,124 @@ def test_a_report_fits_a_terminal(events: list[Event]) -> None:
     report = text_report(judge(lines(events)), Path("/run"))
     assert all(len(line) < 80 for line in report.splitlines())
     assert report.startswith(f"verdict   {word(events).upper()}\n")
+
+
+def canary(word: str, detector: str = "leaks") -> Event:
+    return f"canary.{word}", {
+        "detector": detector,
+        "made": "a pin",
+        "summary": f"blind: {detector}",
+    }
+
+
+def with_canaries(*events: Event) -> list[Event]:
+    started = (STARTED[0], {**STARTED[1], "canaries": ["leaks", "stalls"]})
+    return [BOOTED, started, *events, sample(), ENDED]
+
+
+def test_canaries_that_were_seen_are_counted_and_pass() -> None:
+    seen = [canary("seen"), canary("seen"), canary("seen", "stalls")]
+    verdict = judge(lines(with_canaries(*seen)))
+    assert verdict.verdict is VerdictWord.PASS
+    assert json.loads(verdict.to_json())["canaries"] == [
+        {"detector": "leaks", "made": 2, "seen": 2},
+        {"detector": "stalls", "made": 1, "seen": 1},
+    ]
+    assert "canaries  detector leaks: 2 of 2 seen" in text_report(verdict, Path("run"))
+
+
+def test_a_canary_that_was_missed_makes_it_unknown() -> None:
+    events = with_canaries(canary("seen"), canary("missed"), canary("seen", "stalls"))
+    verdict = judge(lines(events))
+    assert verdict.verdict is VerdictWord.UNKNOWN
+    assert verdict.reasons == ("blind: leaks",)
+    assert verdict.canaries[0] == {"detector": "leaks", "made": 2, "seen": 1}
+    assert judge(lines([*events[:-1], violation(), ENDED])).verdict is VerdictWord.FAIL
+
+
+def test_a_detector_without_any_canary_makes_it_unknown() -> None:
+    failed = ("canary.failed", {"detector": "stalls", "summary": "busy"})
+    verdict = judge(lines(with_canaries(canary("seen"), failed)))
+    assert verdict.verdict is VerdictWord.UNKNOWN
+    assert verdict.reasons == ("no fault was made to see whether the detector stalls finds it",)
+    assert verdict.canaries[1] == {"detector": "stalls", "made": 0, "seen": 0}
+
+
+def test_a_run_that_makes_no_canaries_needs_none() -> None:
+    assert judge(lines(GOOD)).canaries == ()
+
+
+def gap(first: int, last: int, **given_up: int) -> Event:
+    counts = {"info": 0, "warning": 0, "error": 0, **given_up}
+    return "journal.gap", {
+        "first": first,
+        "last": last,
+        "given_up": counts,
+        "summary": "the journal gave up lines",
+    }
+
+
+def numbered(*entries: tuple[int, Event]) -> list[Fields]:
+    return [
+        {**line, "seq": seq}
+        for (seq, _), line in zip(entries, lines([e for _, e in entries]), strict=True)
+    ]
+
+
+HELD: Event = ("journal.held", {"summary": "the disk is full"})
+CAUGHT_UP: Event = ("journal.caught-up", {"summary": "it is not any more"})
+WAITS = "lines of the journal wait in memory for space on the disk"
+
+
+@pytest.mark.parametrize(
+    ("numbers", "told"),
+    [
+        ((1, 2, 3, 4), None),
+        ((1, 2, 4, 9), "3, 5-8"),
+        ((5, 6, 7, 8), "1-4"),
+    ],
+)
+def test_lines_that_are_missing_make_it_unknown(numbers: tuple[int, ...], told: str | None) -> None:
+    verdict = judge(numbered(*zip(numbers, GOOD, strict=True)))
+    expected = (
+        (f"lines of the journal are missing: {told}",) if told else ("every expectation was met",)
+    )
+    assert verdict.reasons == expected
+    assert verdict.verdict is (VerdictWord.UNKNOWN if told else VerdictWord.PASS)
+
+
+def test_many_gaps_are_told_shortly() -> None:
+    entries = [*zip(range(2, 80, 2), [ENDED] * 39, strict=True)]
+    (reason, *_) = judge(numbered(*entries)).reasons
+    assert reason == (
+        "lines of the journal are missing: 1, 3, 5, 7, 9, 11, 13, 15, 17, 19 and 29 more"
+    )
+
+
+@pytest.mark.parametrize(
+    ("given_up", "word_", "reason"),
+    [
+        (gap(3, 6, info=3), VerdictWord.PASS, "every expectation was met"),
+        (gap(3, 6, info=2, error=1), VerdictWord.UNKNOWN, "the journal gave up lines"),
+        (gap(3, 6, info=2, warning=1), VerdictWord.UNKNOWN, "the journal gave up lines"),
+        # Fewer were given up than are missing, or others.
+        (gap(3, 6, info=2), VerdictWord.UNKNOWN, "lines of the journal are missing: 3-4, 6"),
+        (gap(3, 5, info=3), VerdictWord.UNKNOWN, "lines of the journal are missing: 6"),
+    ],
+)
+def test_a_gap_that_the_journal_tells_explains_what_is_missing(
+    given_up: Event, word_: VerdictWord, reason: str
+) -> None:
+    verdict = judge(numbered((1, BOOTED), (2, STARTED), (5, sample()), (7, given_up), (8, ENDED)))
+    assert (verdict.verdict, verdict.reasons) == (word_, (reason,))
+
+
+def test_a_journal_that_holds_lines_is_unknown_until_it_has_caught_up() -> None:
+    assert judge(lines([BOOTED, STARTED, HELD, sample(), ENDED])).reasons == (WAITS,)
+    assert word([BOOTED, STARTED, HELD, sample(), CAUGHT_UP, ENDED]) is VerdictWord.PASS
+
+
+def test_what_a_writer_held_when_it_died_stays_lost() -> None:
+    verdict = judge(lines([BOOTED, STARTED, HELD, HELD, sample(), CAUGHT_UP, ENDED]))
+    assert verdict.verdict is VerdictWord.UNKNOWN
+    assert verdict.reasons == ("lines of the journal that waited for space on the disk were lost",)

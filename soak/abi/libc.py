@@ -14,6 +14,9 @@ LIBC: Final = ctypes.CDLL(None, use_errno=True)
 
 # Argument types are given once: without them ctypes guesses, and cuts 64-bit offsets.
 LIBC.ioctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p)
+# Without types a call costs half as much, which is for loops where that counts: integers must fit in
+# 32 bits, and whatever is a pointer must come from `byref`.
+RAW_IOCTL: Final = LIBC["ioctl"]
 LIBC.ftruncate.argtypes = (ctypes.c_int, ctypes.c_int64)
 LIBC.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 LIBC.mmap.argtypes = (

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
+import struct
+from ctypes import get_errno
 from pathlib import Path
 from typing import Final, Self
 
-from soak.abi.libc import LIBC, ioctl
+from soak.abi.libc import RAW_IOCTL, ioctl
 
 
 def _request(number: int) -> int:
@@ -15,6 +18,7 @@ def _request(number: int) -> int:
     return ord(";") << 8 | (100 + number)
 
 
+CHECK_EXTENSION: Final = _request(1)
 SET_IOMMU: Final = _request(2)
 GROUP_GET_STATUS: Final = _request(3)
 GROUP_SET_CONTAINER: Final = _request(4)
@@ -57,6 +61,12 @@ class DmaUnmap(ctypes.Structure):
     )
 
 
+# Filling a whole structure at once is quicker than field by field, and these two are filled in the
+# loop under test. The layouts are those of the structures above, which have no padding.
+_MAP_SIZE, _UNMAP_SIZE = ctypes.sizeof(DmaMap), ctypes.sizeof(DmaUnmap)
+_FILL_MAP, _FILL_UNMAP = struct.Struct("=2I3Q").pack_into, struct.Struct("=2I2Q").pack_into
+
+
 class Container:
     """A type1 container that holds one group, and with it the group's device.
 
@@ -91,35 +101,31 @@ class Container:
         except BaseException:
             self.close()
             raise
-        self._map = DmaMap(ctypes.sizeof(DmaMap))
-        self._unmap = DmaUnmap(ctypes.sizeof(DmaUnmap))
-        self._map_address = ctypes.addressof(self._map)
-        self._unmap_address = ctypes.addressof(self._unmap)
+        self._map, self._unmap = DmaMap(), DmaUnmap()
+        self._map_at, self._unmap_at = ctypes.byref(self._map), ctypes.byref(self._unmap)
+
+    def fileno(self) -> int:
+        return self._container
 
     def map(self, address: int, iova: int, size: int, flags: int) -> int:
         """Pin `size` bytes at `address` and map them at `iova`; return 0 or an errno."""
-        argument = self._map
-        argument.flags = flags
-        argument.vaddr = address
-        argument.iova = iova
-        argument.size = size
-        if LIBC.ioctl(self._container, IOMMU_MAP_DMA, self._map_address) < 0:
-            return ctypes.get_errno()
+        _FILL_MAP(self._map, 0, _MAP_SIZE, flags, address, iova, size)
+        if RAW_IOCTL(self._container, IOMMU_MAP_DMA, self._map_at) < 0:
+            return get_errno()
         return 0
 
     def unmap(self, iova: int, size: int) -> int:
         """Unmap and unpin; return 0 or an errno. Unmapping nothing is done, with `unmapped` 0."""
-        argument = self._unmap
-        argument.iova = iova
-        argument.size = size
-        if LIBC.ioctl(self._container, IOMMU_UNMAP_DMA, self._unmap_address) < 0:
-            return ctypes.get_errno()
+        _FILL_UNMAP(self._unmap, 0, _UNMAP_SIZE, 0, iova, size)
+        if RAW_IOCTL(self._container, IOMMU_UNMAP_DMA, self._unmap_at) < 0:
+            return get_errno()
         return 0
 
     @property
     def unmapped(self) -> int:
         """Bytes that the last `unmap` took away."""
-        return int(self._unmap.size)
+        size: int = self._unmap.size
+        return size
 
     def close(self) -> None:
         """Give back the device, the group and every mapping."""
@@ -146,3 +152,34 @@ def group_device(function: str) -> Path:
     """
     link = Path(f"/sys/bus/pci/devices/{function}/iommu_group")
     return Path("/dev/vfio") / link.readlink().name
+
+
+def group_in_use(function: str) -> bool:
+    """Say whether somebody has the group of a function that is bound to vfio-pci.
+
+    A group opens once, and not at all while a device of it is open by its own file
+    (vfio_group_fops_open()).
+
+    Raises:
+        OSError: the group cannot be opened for another reason.
+    """
+    try:
+        os.close(os.open(group_device(function), os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        if error.errno == errno.EBUSY:
+            return True
+        raise
+    return False
+
+
+def supports_type1() -> bool:
+    """Say whether the kernel has the type1 IOMMU driver; opening the container may load vfio.
+
+    Raises:
+        OSError: there is no vfio.
+    """
+    container = os.open(_CONTAINER, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        return bool(ioctl(container, CHECK_EXTENSION, TYPE1V2_IOMMU, "VFIO_CHECK_EXTENSION"))
+    finally:
+        os.close(container)

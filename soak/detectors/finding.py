@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Finding:
-    """A broken expectation: `count` operations, or page references for a leak."""
+    """A broken expectation: `count` operations, or page references for a leak.
+
+    `canary` says that the soak broke it itself, to see whether it would be found.
+    """
 
     kind: Violation
     region: RegionKind
@@ -24,3 +27,4 @@ class Finding:
     region_name: str | None = None
     known_issue: str | None = None
     evidence: Mapping[str, Any] = field(default_factory=dict)
+    canary: bool = False

@@ -9,7 +9,7 @@ or not (include/linux/mm_types.h, GUP_PIN_COUNTING_BIAS).
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from soak.abi.mmap import MADV_DONTNEED
@@ -43,6 +43,23 @@ class Idle:
 
 
 @dataclass(frozen=True)
+class Account:
+    """What a region is measured against, from the moment when its pages were last new.
+
+    `idle` is the sum of counts then, `settled` the references since that are there for a known
+    reason, `unit` what one pinned page adds to the sum. `given_back` pages had been given back
+    before; `explained` and `unexplained` pages had leaked before, and are gone.
+    """
+
+    idle: int
+    settled: int = 0
+    unit: int = 1
+    given_back: int = 0
+    explained: int = 0
+    unexplained: int = 0
+
+
+@dataclass(frozen=True)
 class PinProbe:
     """What one pinned page adds to the sum of counts, and what stays when it was unpinned.
 
@@ -70,7 +87,8 @@ class Held:
 class Measurement:
     """References that a region's pages carry beyond idle and beyond what is held, in pinned pages.
 
-    `reconciled` pages were left by workers that were killed in the middle of a map.
+    `reconciled` pages were left by workers that were killed in the middle of a map. `difference` is
+    what `unexplained` is made of: references, not pages, and negative where some are missing.
     """
 
     pages: int
@@ -79,22 +97,45 @@ class Measurement:
     predicted: int
     reconciled: int
     highest: int
+    difference: int
 
 
 class RegionLeaks:
     """Watches one region whose physical pages are known."""
 
-    def __init__(self, region: Region, span: PageSpan, pages: StructPages) -> None:
-        """Calibrate on the region as it is now: nobody may be using it."""
+    def __init__(
+        self, region: Region, span: PageSpan, pages: StructPages, account: Account | None = None
+    ) -> None:
+        """Calibrate on the region as it is now: nobody may be using it.
+
+        With an `account` go on with what was measured before, on pages that were not reset since.
+        """
         self.region = region
         self._span = span
         self._pages = pages
-        self.idle = _calibrate(span, pages)
-        # References that one pinned page adds to the sum.
-        self.unit = 1
+        self.idle: Idle | None = None
         # Whether a known issue predicts that unmapping gives nothing back.
         self.predicted = False
-        self._settled = 0
+        self.account = account if account is not None else Account(self._calibrated())
+
+    def renew(self, given_back: int, explained: int, unexplained: int) -> None:
+        """Calibrate again: the pages are new. `given_back` pages were, and so many leaked, before."""
+        self.account = Account(
+            self._calibrated(),
+            unit=self.account.unit,
+            given_back=given_back,
+            explained=explained,
+            unexplained=unexplained,
+        )
+
+    @property
+    def unit(self) -> int:
+        """References that one pinned page adds to the sum."""
+        return self.account.unit
+
+    def _calibrated(self) -> int:
+        self.idle = _calibrate(self._span, self._pages)
+        return self.idle.total
 
     def probe(self, function: str) -> PinProbe:
         """Pin one page over vfio and unpin it again, in a helper, and learn what that is worth.
@@ -118,26 +159,27 @@ class RegionLeaks:
 
         refused, pinned = in_helper(pin, _PROBE_SECONDS)
         result = PinProbe(pinned - before, self._sum()[0] - before, refused)
-        self.unit = max(result.pinned, 1)
+        self.account = replace(self.account, unit=max(result.pinned, 1))
         return result
 
     def predict(self, probe: PinProbe) -> None:
         """Take it from a confirmed known issue that whatever is unmapped stays pinned."""
         self.predicted = True
-        self._settled = probe.left
+        self._settle(probe.left)
 
     def measure(self, held: Held) -> Measurement:
         """Read all counts and compare: nobody may take or give a pin meanwhile."""
         total, highest = self._sum()
-        excess = total - self.idle.total - held.live * self.unit
-        predicted = self._settled
+        account = self.account
+        excess = total - account.idle - held.live * self.unit
+        predicted = account.settled
         if self.predicted:
-            predicted += held.given_back * self.unit
+            predicted += (held.given_back - account.given_back) * self.unit
         difference = excess - predicted
         reconciled = 0
         if self.predicted and 0 < difference <= held.uncertain * self.unit:
             # Only the kernel knows how much of the killed worker's last map was done.
-            self._settled += difference
+            self._settle(difference)
             predicted += difference
             reconciled, difference = difference, 0
         return Measurement(
@@ -147,7 +189,11 @@ class RegionLeaks:
             predicted=self._in_pages(predicted),
             reconciled=self._in_pages(reconciled),
             highest=highest,
+            difference=difference,
         )
+
+    def _settle(self, references: int) -> None:
+        self.account = replace(self.account, settled=self.account.settled + references)
 
     def _in_pages(self, references: int) -> int:
         """Count whole pins as one each; what is left over came one by one."""
@@ -155,11 +201,7 @@ class RegionLeaks:
         return pins + rest
 
     def _sum(self) -> tuple[int, int]:
-        total = highest = 0
-        for counts in self._pages.counts(self._span):
-            total += sum(counts)
-            highest = max(highest, *counts)
-        return total, highest
+        return self._pages.totals(self._span)
 
 
 def _calibrate(span: PageSpan, pages: StructPages) -> Idle:

@@ -6,11 +6,13 @@ evidence. The workers know nothing of it.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from soak.detectors.finding import Finding
 from soak.expectations import expected
 from soak.schema import (
+    CANARY,
     COUNT_COLUMNS,
     DONE_COLUMN,
     FAILED_COLUMN,
@@ -32,11 +34,18 @@ _EVIDENCE_LINES: Final = 5
 class RefusalDetector:
     """Compares what was counted since the last look with what the kernel owes."""
 
-    def __init__(self, blocks: Sequence[BlockWriter], release: Release) -> None:
+    def __init__(
+        self,
+        blocks: Sequence[BlockWriter],
+        release: Release,
+        judged: Sequence[memoryview[int]],
+    ) -> None:
+        """Take the workers' blocks, and for each the words that say what was judged of its counts."""
         self._blocks = blocks
+        self._judged = judged
         self._cells = [[Cell.parse(label) for label in block.names("counts")] for block in blocks]
         self._rows = [[expected(cell, release) for cell in cells] for cells in self._cells]
-        self._seen = [[0] * (len(cells) * len(COUNT_COLUMNS)) for cells in self._cells]
+        self._seen = [list(words) for words in judged]
 
     def uncovered(self) -> list[Cell]:
         """Return the cells of this run for which no expectation says what is owed."""
@@ -67,9 +76,19 @@ class RefusalDetector:
                     )
                 ]
                 if row is not None:
-                    found += _judge(block, index, cell, row, new)
+                    canary = block.block.kind == CANARY
+                    found += (
+                        replace(finding, canary=canary)
+                        for finding in _judge(block, index, cell, row, new)
+                    )
             self._seen[number] = counts
         return found
+
+    def commit(self) -> None:
+        """Store what was judged: its findings are on disk, and no later supervisor judges it again."""
+        for words, seen in zip(self._judged, self._seen, strict=True):
+            for position, count in enumerate(seen):
+                words[position] = count
 
 
 def _judge(

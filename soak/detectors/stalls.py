@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from soak.expectations import expected
 from soak.schema import (
+    CANARY,
     HOLD_COLUMNS,
     HOLDS_LENGTH,
     RECORDER_COLUMNS,
@@ -63,7 +64,10 @@ class Hold:
 
 @dataclass(frozen=True)
 class Wait:
-    """An invalidation, ended or (`end` 0) in flight. `number` counts the operations of its worker."""
+    """An invalidation, ended or (`end` 0) in flight. `number` counts the operations of its worker.
+
+    `canary` says that it waits for a pin of which the ledger does not tell the truth, on purpose.
+    """
 
     worker: str
     number: int
@@ -73,6 +77,7 @@ class Wait:
     start: int
     end: int
     result: int
+    canary: bool = False
 
 
 @dataclass(frozen=True)
@@ -131,18 +136,23 @@ class StallDetector:
         *,
         late_ns: int,
         stall_ns: int,
+        read: Mapping[str, tuple[int, int]] | None = None,
     ) -> None:
-        """Take role, block and region names of each worker, and the bounds of the excess."""
+        """Take role, block and region names of each worker, and the bounds of the excess.
+
+        `read` says how many operations and holds of each were judged by another supervisor.
+        """
         self._clock, self._release = clock, release
         self._late_ns, self._stall_ns = late_ns, stall_ns
         self._invalidators: dict[str, _Seen] = {}
         self._holders: dict[str, _Seen] = {}
         for name, (role, block, regions) in workers.items():
             operations = [Cell.parse(label).operation for label in block.names("counts")]
+            seen = _Seen(block, regions, operations, *(read or {}).get(name, (0, 0)))
             if role is Role.INVALIDATOR:
-                self._invalidators[name] = _Seen(block, regions, operations)
+                self._invalidators[name] = seen
             elif role is Role.HOLDER:
-                self._holders[name] = _Seen(block, regions, operations)
+                self._holders[name] = seen
         self._holds: dict[_File, deque[Hold]] = defaultdict(lambda: deque(maxlen=_REMEMBERED_HOLDS))
         # The newest pin of each holder, which may not have been given back yet.
         self._current: dict[str, tuple[_File, Hold]] = {}
@@ -182,6 +192,15 @@ class StallDetector:
             if expected(cell := Cell(operation, RegionKind.FS_DAX, interface), self._release)
             is None
         ]
+
+    def read(self) -> dict[str, tuple[int, int]]:
+        """Return how many operations and holds of each worker were judged."""
+        seen = {**self._invalidators, **self._holders}
+        return {
+            name: (entry.ended, entry.holds)
+            for name, entry in seen.items()
+            if entry.block.block.kind != CANARY
+        }
 
     def _is_known(self, wait: Wait) -> bool:
         return self._stalled.get(wait.worker) == wait.number
@@ -292,7 +311,7 @@ def _line(name: str, seen: _Seen, number: int) -> Wait | None:
         return None
     return Wait(
         name, number, operation, seen.regions[line["region"]], line["place"], line["start_ns"],
-        line["end_ns"], line["result"],
+        line["end_ns"], line["result"], seen.block.block.kind == CANARY,
     )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Self
 
-from soak.abi.bpf import KernelReader
+from soak.abi.bpf import KernelReader, KernelSummer
 from soak.abi.btf import Btf
 from soak.abi.procfs import symbol_address
 
@@ -45,13 +45,14 @@ class StructPages:
         Raises:
             OSError, BtfError, LookupError: the kernel does not let it be found or read.
         """
-        self._layout = PageLayout.of_running_kernel()
+        self.layout = PageLayout.of_running_kernel()
         # The array's place is randomised, and differs with five levels of page tables: x86 keeps it in
         # a variable (arch/x86/mm/kaslr.c).
         with KernelReader(8) as word:
             self._base = struct.unpack("<Q", word.read(symbol_address("vmemmap_base")))[0]
-        self._chunk = KernelReader(_CHUNK_PAGES * self._layout.size)
-        self._single = KernelReader(self._layout.size)
+        self._chunk = KernelReader(_CHUNK_PAGES * self.layout.size)
+        self._single = KernelReader(self.layout.size)
+        self._summer = KernelSummer(self.layout.size, self.layout.refcount)
 
     def counts(self, span: PageSpan) -> Iterator[list[int]]:
         """Yield the reference counts of a span, piece by piece, as unsigned 32-bit numbers."""
@@ -60,11 +61,22 @@ class StructPages:
             reader, pages = (
                 (self._chunk, _CHUNK_PAGES) if end - frame >= _CHUNK_PAGES else (self._single, 1)
             )
-            words = reader.read(self._base + frame * self._layout.size).cast("I")
-            yield words[self._layout.refcount // 4 :: self._layout.size // 4].tolist()
+            words = reader.read(self._base + frame * self.layout.size).cast("I")
+            yield words[self.layout.refcount // 4 :: self.layout.size // 4].tolist()
             frame += pages
 
+    def totals(self, span: PageSpan) -> tuple[int, int]:
+        """Return sum and largest of the reference counts of a span, without looking at each here."""
+        total = largest = 0
+        for first in range(0, span.count, KernelSummer.MOST):
+            address = self._base + (span.first + first) * self.layout.size
+            piece, top = self._summer.add(address, min(span.count - first, KernelSummer.MOST))
+            total += piece
+            largest = max(largest, top)
+        return total, largest
+
     def close(self) -> None:
+        self._summer.close()
         self._chunk.close()
         self._single.close()
 

@@ -3,37 +3,34 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
-from exporter.server import DEFAULT_LISTEN, parse_listen
+from exporter.server import parse_listen
+from soak import rundir
 from soak.config import load_config
-from soak.errors import UsageError
 from soak.exit_codes import BISECT, INTERRUPTED, PLAIN
-from soak.lab import rundir
+from soak.lab.boot import DEFAULT_KERNEL, boot, find_parts, soak_once
 from soak.lab.cache import Cache, cache_directory
 from soak.lab.faults import parse_fault
-from soak.lab.host import BootError, LabRun
-from soak.lab.image import GuestRoot, program_layer
-from soak.lab.kernels import KernelStore, check_kernel
+from soak.lab.host import BootError
+from soak.lab.image import script_layer
+from soak.lab.kernels import check_kernel
 from soak.lab.progress import Progress
-from soak.lab.qemu import accelerators, find_qemu
-from soak.lab.request import SPACE_NEEDED, LabRequest, lab_config
+from soak.lab.request import LabRequest, lab_config
+from soak.lab.resume import past_run
 from soak.lab.script import run_script
 from soak.plan import make_plan, with_overrides
-from soak.report.text import text_report
+from soak.report.text import publish
 
 if TYPE_CHECKING:
     import argparse
 
-    from soak.config import Config
     from soak.verdict import Verdict
-
-_QUICK_BOOT_SECONDS: Final = 60.0
 
 
 def lab(options: argparse.Namespace) -> int:
@@ -54,96 +51,61 @@ def lab(options: argparse.Namespace) -> int:
 
 
 def _lab(options: argparse.Namespace) -> int:
-    config = load_config(options.config) if options.config else None
+    began = time.monotonic()
+    past = past_run(options) if options.resume else None
+    if past is not None:
+        config = past.config
+    else:
+        config = lab_config(load_config(options.config) if options.config else None)
     config = with_overrides(
-        lab_config(config), duration=options.duration, seed=options.seed, scenario=options.scenario
+        config, duration=options.duration, seed=options.seed, scenario=options.scenario
     )
     plan = make_plan(config)
     if options.print_choices is not None:
         from soak.cli import print_choices  # noqa: PLC0415 - the command line imports this module
 
         return print_choices(plan, options.print_choices)
-    progress = Progress()
-    attempts, request = _prepare(options, config, progress)
-    retried = False
-    while True:
-        accelerator = attempts.pop(0)
-        run_id = rundir.new_run_id()
-        request = replace(
-            request,
-            directory=rundir.make_run_directory(options.run_dir, run_id, SPACE_NEEDED),
-            run_id=run_id,
-            boot_seconds=_boot_seconds(options.boot_timeout, attempts),
-        )
-        progress.say(
-            f"Linux {request.kernel.release} ({request.kernel.name}) under {accelerator}, run {run_id}"
-        )
-        run = LabRun(request, accelerator, progress)
-        try:
-            if request.script is not None:
-                code = asyncio.run(run_script(request, accelerator))
-                rundir.discard(request.directory)
-                return code
-            verdict = asyncio.run(run.run())
-        except BootError as error:
-            rundir.discard(request.directory)
-            if run.interrupted:
-                return INTERRUPTED
-            if not attempts and error.crashed and not retried:
-                # QEMU 7.2's emulation with a thread to a processor now and then runs code that the
-                # kernel is just patching, and the guest dies. A kernel at fault dies again.
-                retried = True
-                attempts.append(accelerator)
-            if not attempts:
-                raise
-            progress.say(f"{error}\nTrying once more, under {attempts[0]}.")
-        except UsageError:
-            rundir.discard(request.directory)
-            raise
-        else:
-            _tell(verdict, request)
-            return _exit_code(verdict, bisect=options.bisect, interrupted=run.interrupted)
-
-
-def _prepare(
-    options: argparse.Namespace, config: Config, progress: Progress
-) -> tuple[list[str], LabRequest]:
-    """Find and fetch all that a boot needs; return the accelerators to try, and what to boot.
-
-    Mistakes are told before anything is fetched.
-    """
-    began = time.monotonic()
+    # Mistakes are told before anything is fetched.
     faults = tuple(parse_fault(text) for text in options.fault)
-    listen = options.listen or DEFAULT_LISTEN
+    listen = options.listen or config.exporter.listen
     parse_listen(listen)
-    check_kernel(options.kernel, options.modules)
+    kernel = options.kernel or (past.kernel if past else DEFAULT_KERNEL)
+    check_kernel(kernel, options.modules)
     if options.run_dir is not None:
         rundir.check_new(options.run_dir)
-    script = options.script.read_bytes() if options.script else None
-    version = find_qemu()
-    tried, why = accelerators(options.accel)
-    progress.say(f"QEMU {version}: {why}")
-    progress.tick("Finding the guest's root and the kernel (the first time they are fetched)")
-    cache = Cache(cache_directory())
-    root = GuestRoot(cache)
-    kernel = KernelStore(cache, root, progress).find(options.kernel, options.modules)
-    layers = [root.layer, *([kernel.modules] if kernel.modules else [])]
-    layers.append(program_layer(cache, root))
-    return list(tried), LabRequest(
-        kernel=kernel,
+    progress = Progress()
+    parts = find_parts(options, kernel, Cache(cache_directory()), progress)
+    request = LabRequest(
+        kernel=parts.kernel,
         config=config,
-        filesystem=options.filesystem,
+        filesystem=past.filesystem if past else options.filesystem,
         faults=faults,
         append=options.append,
         listen=listen,
         strict=options.strict,
-        layers=tuple(layers),
+        layers=parts.layers,
         linger_seconds=options.linger,
         mirror=options.mirror_ledger,
         began=began,
         devices=tuple(options.device),
-        script=script,
+        keep=options.keep or past is not None,
+        resumed=past is not None,
+        directory=past.directory if past else Path(),
+        run_id=past.run_id if past else "",
     )
+    attempts, seconds = parts.accelerators, options.boot_timeout
+    if options.script is not None:
+        script, nvdimm = options.script.read_bytes(), options.nvdimm
+        layers = (*parts.layers, script_layer(Cache(cache_directory())))
+        return boot(
+            attempts, replace(request, layers=layers), options.run_dir, seconds,
+            lambda made, how: asyncio.run(run_script(made, how, script, nvdimm)),
+            progress=progress,
+        )  # fmt: skip
+    work = partial(soak_once, progress=progress)
+    booted = boot(attempts, request, options.run_dir, seconds, work, progress=progress)
+    publish(booted.verdict, booted.request.directory)
+    return _exit_code(booted.verdict, bisect=options.bisect, interrupted=booted.interrupted)
 
 
 def _exit_code(verdict: Verdict, *, bisect: bool, interrupted: bool) -> int:
@@ -151,20 +113,3 @@ def _exit_code(verdict: Verdict, *, bisect: bool, interrupted: bool) -> int:
         return PLAIN.verdicts[verdict.verdict]
     # Whoever stops a soak stops the bisection: what was seen so far judges no commit.
     return INTERRUPTED if interrupted else BISECT.verdicts[verdict.verdict]
-
-
-def _boot_seconds(wanted: float, others: list[str]) -> float:
-    """Do not wait long for an accelerator that another can stand in for: a real one is quick."""
-    return min(wanted, _QUICK_BOOT_SECONDS) if others else wanted
-
-
-def _tell(verdict: Verdict, request: LabRequest) -> None:
-    report = text_report(verdict, request.directory)
-    (request.directory / rundir.REPORT).write_text(report)
-    try:
-        sys.stdout.write(report)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # Whoever read the output has seen enough; the exit code still tells the verdict.
-        with Path(os.devnull).open("w") as nowhere:
-            os.dup2(nowhere.fileno(), sys.stdout.fileno())

@@ -18,9 +18,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from soak.abi.libc import LIBC, checked
+from soak.control import Question
 from soak.errors import UsageError
 from soak.lab import protocol
 from soak.lab.disks import make_disks
+from soak.lab.namespaces import FIRST_MOUNT, NamespaceError, prepare
 from soak.lab.protocol import Order
 
 if TYPE_CHECKING:
@@ -33,22 +35,18 @@ _MOUNTS: Final = (
     ("tmpfs", "/run", "tmpfs"),
     ("tmpfs", "/tmp", "tmpfs"),  # noqa: S108 - the guest's own, and nobody else is there
     ("debugfs", "/sys/kernel/debug", "debugfs"),
+    ("pstore", "/sys/fs/pstore", "pstore"),
 )
-_OPTIONAL_MOUNTS: Final = {"debugfs"}
-_DAX_MOUNT: Final = Path("/mnt/dax")
+_OPTIONAL_MOUNTS: Final = {"debugfs", "pstore"}
 _CONFIG: Final = Path("/run/soak.toml")
+_CONTROL: Final = Path("/run")
 _IVSHMEM: Final = ("0x1af4", "0x1110")
 _EDU: Final = ("0x1234", "0x11e8")
 _PCI: Final = Path("/sys/bus/pci")
 _POWER_OFF: Final = 0x4321FEDC  # LINUX_REBOOT_CMD_POWER_OFF, include/uapi/linux/reboot.h
 _TOOL_SECONDS: Final = 240
-_DEVICE_SECONDS: Final = 30.0
 _CHUNK: Final = 4096
 _PYTHON: Final = "/usr/bin/python3.11"
-_MAKE_FILESYSTEM: Final = {
-    "ext4": ("mkfs.ext4", "-q", "-b", "4096", "-E", "lazy_itable_init=0,lazy_journal_init=0"),
-    "xfs": ("mkfs.xfs", "-q", "-f", "-m", "reflink=0"),
-}
 
 
 class GuestError(Exception):
@@ -58,11 +56,12 @@ class GuestError(Exception):
 class Scene:
     """What a fault may need to know of the guest."""
 
-    def __init__(self, device_dax: str, alignment: int, ledger: Path, supervisor_pid: int) -> None:
-        self.device_dax = device_dax
-        self.alignment = alignment
+    def __init__(self, found: dict[str, dict[str, Any]], ledger: Path, supervisor_pid: int) -> None:
+        device = next((entry for entry in found.values() if "alignment" in entry), {})
+        self.device_dax = str(device.get("path", ""))
+        self.alignment = int(device.get("alignment", 0))
         self.supervisor_pid = supervisor_pid
-        self.fs_dax = _DAX_MOUNT
+        self.fs_dax = FIRST_MOUNT
         self._ledger = ledger
         self._kept: list[object] = []
 
@@ -117,11 +116,11 @@ def main() -> None:
         _mount_all()
         os.environ["PATH"] = "/usr/sbin:/usr/bin"
         order = Order.from_json(Path("/", protocol.ORDER_FILE).read_text())
-        _load_modules(order.filesystem)
+        _load_modules(order)
         control = Control(_port(protocol.CONTROL_PORT))
         control.tell(protocol.BOOTED, release=os.uname().release, uptime=time.monotonic())
         _serve(order, control)
-    except (GuestError, UsageError) as error:
+    except (GuestError, NamespaceError, UsageError) as error:
         _tell_failure(control, str(error))
     except BaseException as error:  # noqa: BLE001 - nobody is behind this to report it
         traceback.print_exc()
@@ -142,14 +141,14 @@ def _tell_failure(control: Control | None, summary: str) -> None:
 def _serve(order: Order, control: Control) -> None:
     """Prepare, run the soak, and watch it until it ends or the deadline passes."""
     if order.script:
-        _make_namespaces(order)
+        prepare(order.spaces, order.filesystem, resumed=order.resumed)
         control.tell(protocol.READY, uptime=time.monotonic())
         _run_script(order, control)
         return
     ledger = _ledger_memory()
-    functions = list(_bind_functions())
-    device, alignment = _make_namespaces(order)
-    config = _complete(order.config, device, functions)
+    functions = [device.name for device in _functions_of(_EDU)]
+    found = prepare(order.spaces, order.filesystem, resumed=order.resumed)
+    config = _complete(order.config, found, functions)
     config["workload"] |= make_disks()
     import tomli_w  # noqa: PLC0415 - what is imported before it is needed delays the boot
 
@@ -157,12 +156,14 @@ def _serve(order: Order, control: Control) -> None:
     control.tell(protocol.READY, uptime=time.monotonic())
     child = subprocess.Popen(
         [
-            *(_PYTHON, "-I", "-c", _RUN, "run", "-c", str(_CONFIG), "--run-id", order.run_id),
+            *(_PYTHON, "-I", "-c", _RUN, *order.program, "-c", str(_CONFIG)),
+            *("--run-id", order.run_id),
             *("--ledger", str(ledger), "--journal-port", str(_port(protocol.JOURNAL_PORT))),
+            *("--control", str(_CONTROL)),
             *(["--mirror-ledger"] if order.mirror else []),
         ]
     )
-    scene = Scene(device, alignment, ledger, child.pid)
+    scene = Scene(found, ledger, child.pid)
     code = _watch(order, control, child, scene)
     control.tell(protocol.EXITED, code=code)
     # The port's queue is the host's to empty: give it the time to do so.
@@ -203,6 +204,7 @@ def _watch(order: Order, control: Control, child: subprocess.Popen[bytes], scene
     deadline = time.monotonic() + order.deadline_seconds
     waiting = [(str(name), float(seconds)) for name, seconds in order.faults]
     started: float | None = None
+    asked: list[Question] = []
     while child.poll() is None:
         control.tell(protocol.ALIVE)
         if time.monotonic() > deadline:
@@ -214,12 +216,27 @@ def _watch(order: Order, control: Control, child: subprocess.Popen[bytes], scene
                 waiting.remove((name, seconds))
                 control.tell(protocol.FAULT, name=name)
                 FAULTS[name].plant(scene)
-        if select.select([control], [], [], protocol.ALIVE_SECONDS)[0]:
-            for word in control.heard():
-                if word == protocol.STOP:
-                    child.send_signal(signal.SIGTERM)
+        ports: list[Control | Question] = [control, *asked]
+        readable = select.select(ports, [], [], protocol.ALIVE_SECONDS)[0]
+        if control in readable:
+            asked += _do(control.heard(), control, child)
+        for question in [question for question in asked if question in readable]:
+            asked.remove(question)
+            control.tell(protocol.ANSWER, answer=question.answer(protocol.ALIVE_SECONDS))
         _reap_orphans(child.pid)
     return child.returncode
+
+
+def _do(words: list[str], control: Control, child: subprocess.Popen[bytes]) -> Iterator[Question]:
+    """Do what the host says; what is asked of the soak is answered later."""
+    for word in words:
+        if word == protocol.STOP:
+            child.send_signal(signal.SIGTERM)
+            continue
+        try:
+            yield Question(_CONTROL, word)
+        except OSError as error:
+            control.tell(protocol.ANSWER, answer=f"not yet: the soak does not listen ({error})")
 
 
 def _reap_orphans(own: int) -> None:
@@ -235,24 +252,27 @@ def _reap_orphans(own: int) -> None:
 
 def _mount_all() -> None:
     for source, target, kind in _MOUNTS:
-        Path(target).mkdir(parents=True, exist_ok=True)
+        if kind not in _OPTIONAL_MOUNTS:
+            Path(target).mkdir(parents=True, exist_ok=True)
         result = LIBC.mount(source.encode(), target.encode(), kind.encode(), 0, None)
         if kind not in _OPTIONAL_MOUNTS:
             checked(result, f"mount {target}")
 
 
-def _load_modules(filesystem: str) -> None:
+def _load_modules(order: Order) -> None:
     """Load what is a module in this kernel; what is built in needs no loading."""
     modules = Path("/usr/lib/modules") / os.uname().release
     if not modules.exists():
         return
-    from soak.lab.modules import BASE_MODULES  # noqa: PLC0415 - only where there are modules
+    from soak.lab.modules import (  # noqa: PLC0415 - only where there are modules
+        BASE_MODULES,
+        SCRIPT_MODULES,
+    )
 
     # A module that this kernel does not have is missed later, by whoever needs it; the console has
     # what modprobe said.
-    subprocess.run(
-        ["modprobe", "--all", *BASE_MODULES, filesystem], check=False, timeout=_TOOL_SECONDS
-    )
+    wanted = [*BASE_MODULES, order.filesystem, *(SCRIPT_MODULES if order.script else ())]
+    subprocess.run(["modprobe", "--all", *wanted], check=False, timeout=_TOOL_SECONDS)
 
 
 def _port(name: str) -> Path:
@@ -279,66 +299,11 @@ def _ledger_memory() -> Path:
     raise GuestError("the machine has no ivshmem device for the ledger")
 
 
-def _bind_functions() -> Iterator[str]:
-    """Give the edu functions to vfio-pci."""
-    for device in _functions_of(_EDU):
-        (device / "driver_override").write_text("vfio-pci")
-        (_PCI / "drivers_probe").write_text(device.name)
-        if not (device / "driver").exists():
-            raise GuestError(
-                f"vfio-pci did not take {device.name}: the kernel needs CONFIG_VFIO_PCI and an IOMMU "
-                f"(intel_iommu=on)"
-            )
-        yield device.name
-
-
-def _make_namespaces(order: Order) -> tuple[str, int]:
-    """Divide the NVDIMM in a device-dax and a file system; return the device and its alignment."""
-    if not _appears(Path("/sys/bus/nd/devices/region0")):
-        raise GuestError(
-            "the kernel shows no NVDIMM: it needs CONFIG_ACPI_NFIT and CONFIG_LIBNVDIMM"
-        )
-    _tool("ndctl", "disable-region", "region0")
-    _tool("ndctl", "init-labels", "-f", "nmem0")
-    _tool("ndctl", "enable-region", "region0")
-    create = ("ndctl", "create-namespace", "-r", "region0", "-M", "dev")
-    dax = json.loads(_tool(*create, "-m", "devdax", "-a", "2M", "-s", str(order.device_dax_size)))
-    fsdax = json.loads(_tool(*create, "-m", "fsdax", "-s", str(order.fs_dax_size)))
-    disk = f"/dev/{fsdax['blockdev']}"
-    _tool(*_MAKE_FILESYSTEM[order.filesystem], disk)
-    _DAX_MOUNT.mkdir(parents=True)
-    result = LIBC.mount(
-        disk.encode(), bytes(_DAX_MOUNT), order.filesystem.encode(), 0, b"dax=always"
-    )
-    checked(result, f"mount {order.filesystem} with dax=always")
-    device = dax["daxregion"]["devices"][0]
-    return f"/dev/{device['chardev']}", int(dax["align"])
-
-
-def _appears(path: Path) -> bool:
-    """Wait for what a driver registers in its own time."""
-    deadline = time.monotonic() + _DEVICE_SECONDS
-    while not path.exists():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.05)
-    return True
-
-
-def _tool(*arguments: str) -> str:
-    result = subprocess.run(
-        arguments, check=False, capture_output=True, text=True, timeout=_TOOL_SECONDS
-    )
-    if result.returncode != 0:
-        raise GuestError(f"{' '.join(arguments)} failed: {result.stderr.strip() or result.stdout}")
-    return result.stdout
-
-
-def _complete(config: dict[str, Any], device: str, functions: list[str]) -> dict[str, Any]:
+def _complete(
+    config: dict[str, Any], found: dict[str, dict[str, Any]], functions: list[str]
+) -> dict[str, Any]:
     """Fill in what only the guest knows: devices and paths."""
-    paths = {"device-dax": device, "fs-dax": str(_DAX_MOUNT)}
     for region in config["region"]:
-        if region["kind"] in paths:
-            region["path"] = paths[region["kind"]]
+        region.update(found.get(region["name"], {}))
     config["vfio"] = {"devices": functions}
     return config

@@ -10,19 +10,22 @@ import contextlib
 import os
 import signal
 import time
+from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import tomli_w
 
+from soak import rundir
+from soak.control import STOP, WORDS, ControlSocket
 from soak.errors import UsageError
-from soak.journal import FileJournal, Level, stamped
-from soak.lab import protocol, rundir
-from soak.lab.exporter_process import ExporterProcess
+from soak.exporter_process import ExporterProcess
+from soak.journal import OWN_EVENTS, FileJournal, Level, read_journal
+from soak.lab import protocol
 from soak.lab.protocol import Order
 from soak.lab.qemu import Machine
-from soak.lab.request import DEVICE_DAX_SIZE, FS_DAX_SIZE, NVDIMM_SIZE, LabRequest
-from soak.lab.scratch import Scratch
+from soak.lab.request import LabRequest, namespaces
+from soak.lab.scratch import CRASH_STORE_SIZE, Scratch
 from soak.lab.vm import VirtualMachine, decode, signal_name
 from soak.ledger import Ledger, LedgerReader
 from soak.plan import make_plan
@@ -32,6 +35,7 @@ from soak.verdict import Judge, Verdict, lost_machine_event
 from soak.vocabulary import RunState, VerdictWord
 
 if TYPE_CHECKING:
+    from soak.control import Request
     from soak.lab.progress import Progress
 
 # Deadlines count beats of this program, not time: a host that stood still makes no guest silent.
@@ -89,6 +93,7 @@ class LabRun:
         self._interrupted = asyncio.Event()
         self._vm: VirtualMachine | None = None
         self._told: set[str] = set()
+        self._asked: deque[Request] = deque()
         self._began = request.began
         self._first_operation: float | None = None
 
@@ -107,27 +112,21 @@ class LabRun:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._interrupt)
-        directory = self._request.directory
-        (directory / rundir.CONFIG).write_text(tomli_w.dumps(self._request.config.to_table()))
-        layout = self._plan.layout(
-            {"run_id": self._request.run_id, "filesystem": self._request.filesystem}, lab=True
-        )
-        self._ledger = Ledger.create(directory / rundir.LEDGER, layout)
-        self._ledger_path = directory / rundir.LEDGER
-        self._host = self._ledger.block(HOST)
-        self._host.set("pid", os.getpid())
-        self._host.set_text("accelerator", self._accelerator)
-        self._host.set_word("state", RunState.PREPARING)
-        self._host.set_word("verdict", VerdictWord.UNKNOWN)
-        self._beat_host()
+        self._open_ledger()
+        directory, order = self._request.directory, self._order()
         with contextlib.ExitStack() as stack:
-            self._journal = stack.enter_context(FileJournal(directory / rundir.JOURNAL))
+            self._journal = stack.enter_context(
+                FileJournal(directory / rundir.JOURNAL, heard=self._hear_line)
+            )
             exporter = stack.enter_context(
                 contextlib.closing(ExporterProcess(directory, self._request.listen))
             )
+            self._control = stack.enter_context(ControlSocket(directory))
             self._progress.say(f"Metrics at http://{exporter.address}/metrics")
             self._journal_event("exporter.started", address=exporter.address)
-            with Scratch(directory, self._request.layers, self._order(), NVDIMM_SIZE) as scratch:
+            with Scratch(
+                directory, self._request.layers, order, keep=self._request.keep
+            ) as scratch:
                 # Give a signal that came meanwhile its turn.
                 await asyncio.sleep(0)
                 if not self._stopping:
@@ -136,17 +135,39 @@ class LabRun:
             await self._linger()
             return verdict
 
+    def _open_ledger(self) -> None:
+        """Make the ledger of a new run, or take that of the run that goes on."""
+        request = self._request
+        path = self._ledger_path = request.directory / rundir.LEDGER
+        facts = {"run_id": request.run_id, "filesystem": request.filesystem}
+        layout = self._plan.layout(facts, lab=True)
+        if request.resumed:
+            self._ledger = Ledger.reopen(path, layout)
+            for event in read_journal(request.directory / rundir.JOURNAL):
+                self._judge.see(event)
+        else:
+            (request.directory / rundir.CONFIG).write_text(tomli_w.dumps(request.config.to_table()))
+            self._ledger = Ledger.create(path, layout)
+        self._begun_before = self._begun()
+        self._host = self._ledger.block(HOST)
+        self._host.set("pid", os.getpid())
+        self._host.set_text("accelerator", self._accelerator)
+        self._host.set_word("state", RunState.PREPARING)
+        self._host.set_word("verdict", VerdictWord.UNKNOWN)
+        self._beat_host()
+
     def _order(self) -> Order:
         table = self._request.config.to_table()
         return Order(
             run_id=self._request.run_id,
             config=table,
             filesystem=self._request.filesystem,
-            device_dax_size=DEVICE_DAX_SIZE,
-            fs_dax_size=FS_DAX_SIZE,
+            spaces=namespaces(self._request.config),
             deadline_seconds=self._request.config.run.duration + _GUEST_GRACE_SECONDS,
             mirror=self._request.mirror,
+            resumed=self._request.resumed,
             faults=[list(fault) for fault in self._request.faults],
+            program=list(self._request.program),
         )
 
     async def _boot_and_watch(self, scratch: Scratch) -> None:
@@ -157,7 +178,10 @@ class LabRun:
             kernel=request.kernel.image,
             initrd=scratch.initrd,
             nvdimm=scratch.nvdimm,
-            nvdimm_size=NVDIMM_SIZE,
+            nvdimm_size=scratch.nvdimm_size,
+            nvdimm_alignment=scratch.nvdimm_alignment,
+            crash_store=scratch.crash_store,
+            crash_store_size=CRASH_STORE_SIZE,
             ledger=self._ledger_path,
             ledger_size=self._ledger.layout.size,
             console=console,
@@ -177,7 +201,12 @@ class LabRun:
             except OSError as error:
                 raise BootError(str(error), started=False) from None
             self._host.add("boots", 1)
-            self._journal_event("lab.started", kernel=request.kernel.name, qemu_pid=vm.pid)
+            self._journal_event(
+                "lab.started",
+                kernel=request.kernel.name,
+                qemu_pid=vm.pid,
+                resumed=request.resumed,
+            )
             tasks = [
                 asyncio.create_task(self._pump_journal(vm)),
                 asyncio.create_task(self._pump_control(vm)),
@@ -199,6 +228,18 @@ class LabRun:
             self._progress.say("Stopping: the soak ends in order; once more ends it at once.")
             self._vm.send_control(protocol.STOP)
 
+    def _listen(self, vm: VirtualMachine) -> None:
+        """Pass on what somebody says to this run: its supervisor is in the guest."""
+        for request in self._control.poll():
+            if request.word == STOP:
+                request.answer("stopping")
+                self._interrupt()
+            elif request.word in WORDS and self._guest.ready:
+                self._asked.append(request)
+                vm.send_control(request.word)
+            else:
+                request.answer("not yet: the guest is not ready" if request.word in WORDS else "")
+
     async def _watch(self, vm: VirtualMachine) -> None:
         """Beat until QEMU has ended, whoever ended it."""
         beats = 0
@@ -208,7 +249,10 @@ class LabRun:
                 await asyncio.sleep(_BEAT_SECONDS)
                 beats += 1
                 self._beat_host()
+                self._journal.retry()
+                self._host.set("journal_errors", self._journal.errors)
                 self._show(reader)
+                self._listen(vm)
                 if self._stopping and (self._stopping > 1 or not self._guest.ready):
                     return
                 ending += bool(self._stopping or self._guest.exit_code is not None)
@@ -308,10 +352,14 @@ class LabRun:
         self._host.add("lost_machines", 1)
 
     def _harness_failed(self, summary: str) -> None:
-        self._journal_event("harness.failed", Level.ERROR, summary=summary)
+        self._journal_event("harness.failed", Level.ERROR, ended=True, summary=summary)
 
     async def _pump_journal(self, vm: VirtualMachine) -> None:
-        """Write what the guest reports, and acknowledge it."""
+        """Write what the guest reports, and acknowledge it.
+
+        On a full disk a line that waits is acknowledged, too: the host has it, and a guest that waited
+        for each would do nothing else.
+        """
         reader, writer = vm.journal
         while text := await reader.readline():
             line = decode(text)
@@ -347,6 +395,9 @@ class LabRun:
                 self._journal_event("fault.planted", Level.WARNING, fault=message["name"])
             case protocol.FAILED:
                 guest.failure = f"cannot be used: {message['summary']}"
+            case protocol.ANSWER:
+                if self._asked:
+                    self._asked.popleft().answer(message["answer"])
             case protocol.EXITED:
                 guest.exit_code = message["code"]
 
@@ -355,7 +406,7 @@ class LabRun:
         if supervisor.get("started_ns") == 0:
             self._progress.tick(f"{self._elapsed():5.1f} s  {self._phase()}")
             return
-        begun = sum(self._ledger.block(worker.name).get("begun") for worker in self._plan.workers)
+        begun = self._begun() - self._begun_before
         if self._first_operation is None and begun:
             self._first_operation = self._elapsed()
             self._journal_event("lab.soaking", seconds_to_first_operation=self._first_operation)
@@ -365,9 +416,12 @@ class LabRun:
             elapsed = self._elapsed() - (self._first_operation or 0.0)
             self._progress.tick(self._progress.ledger_line(reader, elapsed, duration))
 
+    def _begun(self) -> int:
+        return sum(self._ledger.block(worker.name).get("begun") for worker in self._plan.workers)
+
     def _phase(self) -> str:
         if self._guest.ready:
-            return "calibrating on fresh pages"
+            return self._request.doing
         return "preparing NVDIMM, file system and vfio" if self._guest.booted else "booting"
 
     def _elapsed(self) -> float:
@@ -375,14 +429,18 @@ class LabRun:
 
     def _journal_event(self, event: str, level: Level = Level.INFO, **fields: Any) -> None:  # noqa: ANN401
         self._journal.write(event, level, **fields)
-        self._judge.see({"seq": self._journal.seq, **stamped(event, level, fields, "")})
 
     def _append(self, line: dict[str, Any]) -> None:
         seq = self._journal.append(line)
         self._guest.soaking |= line["event"] == "run.started"
-        self._judge.see({"seq": seq, **line})
         self._tell(line)
         self._host.set("journal_lines", seq)
+
+    def _hear_line(self, line: dict[str, Any]) -> None:
+        """Take in a line of the journal as it is numbered."""
+        self._judge.see(line)
+        if line["event"] in OWN_EVENTS:
+            self._tell(line)
 
     def _tell(self, line: dict[str, Any]) -> None:
         """Show what is worth a line; a known issue that goes on is told once."""
@@ -420,10 +478,14 @@ class LabRun:
             self._host.set_word("state", RunState.ENDED)
         if self._guest.exit_code != 0:
             self._sample()
+        self._journal.flush()
         verdict = self._judge.verdict()
         self._journal_event("lab.ended", verdict=verdict.verdict)
         self._beat_host()
-        verdict.write(self._request.directory / rundir.VERDICT)
+        try:
+            verdict.write(self._request.directory / rundir.VERDICT)
+        except OSError as error:
+            self._progress.say(f"error: {rundir.VERDICT} cannot be written: {error.strerror}")
         self._progress.say("")
         return verdict
 

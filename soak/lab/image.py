@@ -17,6 +17,8 @@ from soak.lab.apt import Suite, machine_mirror
 from soak.lab.cpio import CpioWriter
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from soak.lab.cache import Cache
 
 _SUITE = "bookworm"
@@ -27,7 +29,7 @@ _UNWANTED = frozenset(
         *("dpkg", "gcc-12-base", "init-system-helpers", "libdb5.3", "libgdbm6"),
         *("libfile-find-rule-perl", "libgdbm-compat4", "libgssapi-krb5-2", "libicu72"),
         *("libk5crypto3", "libkrb5-3", "libkrb5support0", "libncursesw6", "libnsl2"),
-        *("libnumber-compare-perl", "libperl5.36", "libsqlite3-0", "libtext-glob-perl"),
+        *("libnumber-compare-perl", "libperl5.36", "libtext-glob-perl"),
         *("libtirpc-common", "libtirpc3", "logsave", "media-types", "perl", "perl-base"),
         *("perl-modules-5.36", "readline-common", "tar", "usrmerge"),
     )
@@ -39,11 +41,7 @@ _PRUNED = (
     # Its install commands want a shell, which the guest does not have.
     *("etc/modprobe.d", "usr/lib/modprobe.d"),
     *("usr/lib/python3.11/lib2to3", "usr/lib/python3.11/pydoc_data", "usr/lib/python3.11/idlelib"),
-    *(
-        "usr/lib/python3.11/ensurepip",
-        "usr/lib/python3.11/distutils",
-        "usr/lib/python3.11/unittest",
-    ),
+    *("usr/lib/python3.11/ensurepip", "usr/lib/python3.11/distutils"),
 )
 _MERGED = ("bin", "sbin", "lib", "lib64")
 # What must run in the root, or a package that was left out was wanted after all.
@@ -54,6 +52,8 @@ _SELF_TESTS = (
     ("modprobe", "--version"),
     ("dmsetup", "--help"),
     ("python3.11", "-s", "-c", "import ctypes, hashlib, json, mmap, select, tomllib, uuid"),
+    # pyroute2 imports these, whatever is asked of it.
+    ("python3.11", "-s", "-c", "import sqlite3, ssl, unittest.mock"),
 )
 _PYTHON = Path("/usr/bin/python3.11")
 _STANDARD_LIBRARY = "usr/lib/python3.11"
@@ -61,7 +61,9 @@ _LOADER = "usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2"
 _LIBRARIES = "usr/lib/x86_64-linux-gnu"
 _TOOL_TIMEOUT_SECONDS = 600
 # What the guest imports besides the standard library and this project.
-_GUEST_DEPENDENCIES = ("schedule", "structlog", "tomli_w")
+_GUEST_DEPENDENCIES = ("pyroute2", "schedule", "structlog", "tomli_w")
+# A soak's exporter runs on the host; a script may soak as a machine of its own does.
+_SCRIPT_DEPENDENCIES = ("exporter", "prometheus_client")
 _GUEST_LIBRARY = "usr/lib/dax-soak"
 
 
@@ -104,9 +106,27 @@ class GuestRoot:
             archive.close()
 
 
-def program_layer(cache: Cache, root: GuestRoot) -> Path:
-    """Return the initramfs layer with this program and its dependencies, keyed by their contents."""
-    sources = sorted(_program_files())
+def program_layers(cache: Cache, root: GuestRoot) -> list[Path]:
+    """Return the initramfs layers with this program and its dependencies, keyed by their contents."""
+    return [
+        _library_layer(cache, root, "dependencies", _GUEST_DEPENDENCIES, {}),
+        _library_layer(cache, root, "program", ("soak",), {"init": _INIT}),
+    ]
+
+
+def script_layer(cache: Cache) -> Path:
+    """Return the layer with what a script in the guest may use beyond that: the exporter."""
+    return _library_layer(cache, GuestRoot(cache), "script", _SCRIPT_DEPENDENCIES, {})
+
+
+def _library_layer(
+    cache: Cache,
+    root: GuestRoot,
+    kind: str,
+    packages: Sequence[str],
+    programs: Mapping[str, str],
+) -> Path:
+    sources = sorted(_program_files(packages))
     digest = hashlib.sha256()
     for name, path in sources:
         digest.update(f"{name}\0".encode())
@@ -120,13 +140,14 @@ def program_layer(cache: Cache, root: GuestRoot) -> Path:
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(path.read_bytes())
         root.compile(library, _GUEST_LIBRARY)
-        with (directory / "program.cpio").open("wb") as out:
+        with (directory / f"{kind}.cpio").open("wb") as out:
             archive = CpioWriter(out)
             archive.tree(directory / "usr", "usr/")
-            archive.file("init", _INIT.encode(), 0o755)
+            for name, text in programs.items():
+                archive.file(name, text.encode(), 0o755)
             archive.close()
 
-    return cache.directory(f"program/{_key(digest)}", build) / "program.cpio"
+    return cache.directory(f"{kind}/{_key(digest)}", build) / f"{kind}.cpio"
 
 
 _INIT = f"""#!{_PYTHON} -I
@@ -137,10 +158,10 @@ main()
 """
 
 
-def _program_files() -> list[tuple[str, Path]]:
-    """List the source files that the guest needs, by their names below its library directory."""
+def _program_files(packages: Sequence[str]) -> list[tuple[str, Path]]:
+    """List the source files of packages, by their names below the guest's library directory."""
     files = []
-    for package in ("soak", *_GUEST_DEPENDENCIES):
+    for package in packages:
         spec = importlib.util.find_spec(package)
         if spec is None or spec.origin is None:
             raise ModuleNotFoundError(package)

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Final
 
 from soak.errors import UsageError
 from soak.lab.apt import Suite, file_name, machine_mirror
-from soak.lab.requirements import install_command
 from soak.lab.source_tree import SourceTree
+from soak.lab.toolchain import missing, refuse_without
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,18 +51,11 @@ _PROGRAMS: Final = {
     "pahole": "dwarves",
 }
 _HEADERS: Final = {"stdio.h": "libc6-dev", "gelf.h": "libelf-dev", "zlib.h": "zlib1g-dev"}
-_HEADER_PLACES: Final = (Path("/usr/include"), Path("/usr/include/x86_64-linux-gnu"))
 
 
 def missing_build_packages() -> list[str]:
     """Return the Debian packages of what a build needs and does not find."""
-    programs = [package for program, package in _PROGRAMS.items() if not shutil.which(program)]
-    headers = [
-        package
-        for header, package in _HEADERS.items()
-        if not any((place / header).exists() for place in _HEADER_PLACES)
-    ]
-    return [*programs, *headers]
+    return missing(_PROGRAMS, _HEADERS)
 
 
 def check_can_build(version: str) -> None:
@@ -71,12 +64,7 @@ def check_can_build(version: str) -> None:
     Raises:
         UsageError: programs or headers are missing; the sentence says how to get them.
     """
-    missing = missing_build_packages()
-    if missing:
-        raise UsageError(
-            f"To build Linux {version}, this machine lacks the packages {', '.join(missing)}: run "
-            f"'apt-get update && {install_command(missing)}' as root, then try again."
-        )
+    refuse_without(missing_build_packages(), f"build Linux {version}")
 
 
 def built_kernel(cache: Cache, version: str) -> Path | None:

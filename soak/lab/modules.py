@@ -14,4 +14,6 @@ BASE_MODULES: Final = (
     *("brd", "dm_mod", "dm_delay", "null_blk"),
 )
 FILE_SYSTEM_MODULES: Final = ("ext4", "xfs")
-GUEST_MODULES: Final = (*BASE_MODULES, *FILE_SYSTEM_MODULES)
+# Hardware that only scripts are given: a network card, a disk, and device DAX that becomes RAM.
+SCRIPT_MODULES: Final = ("virtio_net", "virtio_blk", "kmem")
+GUEST_MODULES: Final = (*BASE_MODULES, *FILE_SYSTEM_MODULES, *SCRIPT_MODULES)

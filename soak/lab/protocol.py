@@ -6,6 +6,8 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final, Self
 
+from soak.lab.namespaces import Namespace
+
 # Names of the virtio-serial ports.
 JOURNAL_PORT: Final = "dax-soak.journal"
 CONTROL_PORT: Final = "dax-soak.control"
@@ -21,8 +23,9 @@ ALIVE: Final = "alive"
 FAULT: Final = "fault"
 FAILED: Final = "failed"
 EXITED: Final = "exited"
+ANSWER: Final = "answer"
 
-# What the host may send.
+# What the host may send, besides the words of soak.control.
 STOP: Final = "stop"
 
 ALIVE_SECONDS: Final = 1.0
@@ -38,16 +41,21 @@ class Order:
     run_id: str
     config: dict[str, Any]
     filesystem: str
-    device_dax_size: int
-    fs_dax_size: int
+    spaces: list[Namespace]
     deadline_seconds: float
     mirror: bool = False
+    # Whether the NVDIMM has its namespaces and its file system from an earlier boot.
+    resumed: bool = False
     script: bool = False
     faults: list[list[Any]] = field(default_factory=list)
+    # The words of the command that the guest runs: to soak, unless the host wants something else.
+    program: list[str] = field(default_factory=lambda: ["run"])
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        return cls(**json.loads(text))
+        table = json.loads(text)
+        table["spaces"] = [Namespace(**space) for space in table["spaces"]]
+        return cls(**table)

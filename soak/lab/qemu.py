@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from soak.errors import UsageError
 from soak.lab.disks import PARAMETERS as DISK_PARAMETERS
+from soak.lab.namespaces import LABEL_SIZE
 from soak.lab.protocol import CONTROL_PORT, JOURNAL_PORT
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 BINARY: Final = "qemu-system-x86_64"
 PACKAGE: Final = "qemu-system-x86"
 MEMORY_MIB: Final = 2560
-LABEL_SIZE: Final = 2 << 20
 _KVM: Final = Path("/dev/kvm")
 _FIRST_EDU_SLOT: Final = 0x10
 _VIRTUALISATION_FLAGS: Final = re.compile(r"^flags\s*:.*\b(vmx|svm)\b", re.MULTILINE)
@@ -40,6 +40,9 @@ class Machine:
     initrd: Path
     nvdimm: Path
     nvdimm_size: int
+    nvdimm_alignment: int
+    crash_store: Path
+    crash_store_size: int
     ledger: Path
     ledger_size: int
     console: Path
@@ -65,13 +68,16 @@ class Machine:
             *self._functions(),
             *self._memory("ledger", self.ledger, self.ledger_size),
             *("-device", "ivshmem-plain,memdev=ledger"),
+            # Where the kernel leaves its last words (ERST, seen as pstore) for the boot that follows.
+            *self._memory("erst", self.crash_store, self.crash_store_size),
+            *("-device", "acpi-erst,memdev=erst"),
             *("-device", "virtio-rng-pci"),
             *("-device", "virtio-serial-pci"),
             *self._port("journal", self.journal_port, JOURNAL_PORT),
             *self._port("control", self.control_port, CONTROL_PORT),
             *("-chardev", f"socket,id=monitor,fd={self.monitor_port}"),
             *("-mon", "chardev=monitor,mode=control"),
-            *(word for device in self.devices for word in ("-device", device)),
+            *(word for device in self.devices for word in _option(device)),
             *("-serial", f"file:{self.console}"),
             *("-kernel", str(self.kernel), "-initrd", str(self.initrd)),
             *("-append", f"{_APPEND} {DISK_PARAMETERS} {self.append}".strip()),
@@ -79,6 +85,9 @@ class Machine:
 
     def _memory(self, name: str, path: Path, size: int) -> Sequence[str]:
         backend = f"memory-backend-file,id={name},share=on,mem-path={_escaped(path)},size={size}"
+        if name == "nvdimm":
+            # So that a namespace can be aligned to 1 GiB: guests see the memory where the host aligns it.
+            backend += f",align={self.nvdimm_alignment}"
         return ("-object", backend)
 
     def _functions(self) -> list[str]:
@@ -94,6 +103,12 @@ class Machine:
             *("-chardev", f"socket,id={name},fd={descriptor}"),
             *("-device", f"virtserialport,chardev={name},name={seen_as}"),
         )
+
+
+def _option(text: str) -> tuple[str, str]:
+    """Return the option of one more device, or of what it needs: `-blockdev driver=file,...`."""
+    option, _, value = text.rpartition(" ")
+    return option or "-device", value
 
 
 def find_qemu() -> str:

@@ -7,21 +7,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from soak.config import Config, RegionSection
+from soak.lab.namespaces import Namespace, nvdimm_size
 from soak.vocabulary import RegionKind
 
 if TYPE_CHECKING:
     from soak.lab.kernels import Kernel
 
-NVDIMM_SIZE: Final = 1 << 30
-DEVICE_DAX_SIZE: Final = 512 << 20
-FS_DAX_SIZE: Final = 384 << 20
 # A namespace keeps its own struct pages, so less than its size can be mapped.
 REGION_SIZES: Final = {
     RegionKind.DEVICE_DAX: 480 << 20,
     RegionKind.FS_DAX: 64 << 20,
     RegionKind.ANONYMOUS: 16 << 20,
 }
-SPACE_NEEDED: Final = NVDIMM_SIZE + (256 << 20)
+_BESIDE_NVDIMM: Final = 256 << 20
 
 # Stands for a path that only the guest knows.
 _IN_LAB: Final = "lab"
@@ -44,12 +42,30 @@ class LabRequest:
     began: float
     # More of QEMU's command line, a `-device` each.
     devices: tuple[str, ...] = ()
-    # What the guest runs instead of a soak.
-    script: bytes | None = None
+    # What the guest runs, and what to call it while it has not shown a first operation.
+    program: tuple[str, ...] = ("run",)
+    doing: str = "calibrating on fresh pages"
+    # Whether the run goes on in `directory`, and whether it shall be possible to go on once more.
+    resumed: bool = False
+    keep: bool = False
     # Given when it is booted: each attempt has a run of its own.
     directory: Path = Path()
     run_id: str = ""
     boot_seconds: float = 0.0
+
+
+def namespaces(config: Config) -> list[Namespace]:
+    """Return the namespaces that a configuration's regions need."""
+    return [
+        Namespace.of(region.name, region.kind, region.size, region.alignment)
+        for region in config.regions
+        if region.kind is not RegionKind.ANONYMOUS
+    ]
+
+
+def space_needed(config: Config) -> int:
+    """Return how many bytes the files of a boot take in the run directory."""
+    return nvdimm_size(namespaces(config)) + _BESIDE_NVDIMM
 
 
 def lab_config(config: Config | None) -> Config:
@@ -68,6 +84,12 @@ def lab_config(config: Config | None) -> Config:
         config,
         workload=workload,
         regions=tuple(
-            replace(region, size=region.size or REGION_SIZES[region.kind]) for region in regions
+            replace(
+                region,
+                size=region.size or REGION_SIZES[region.kind],
+                # The guest makes its namespaces for this run alone.
+                recyclable=region.kind is RegionKind.DEVICE_DAX,
+            )
+            for region in regions
         ),
     )

@@ -15,17 +15,19 @@ from soak.errors import UsageError
 from soak.lab.apt import machine_mirror
 from soak.lab.cache import cache_directory
 from soak.lab.qemu import BINARY, MEMORY_MIB, PACKAGE, accelerators, find_qemu
-from soak.lab.request import SPACE_NEEDED
-from soak.lab.rundir import runs_directory
+from soak.lab.request import lab_config, space_needed
+from soak.rundir import runs_directory
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
 _CACHE_NEEDED: Final = 1 << 30
 _INSTALL_SECONDS: Final = 1800
 _WIDTH: Final = 79
 # Programs that the lab starts, and the Debian packages that have them.
 PROGRAMS: Final = {BINARY: PACKAGE, "setpriv": "util-linux", "dpkg-deb": "dpkg", "apt-get": "apt"}
+# Those that only tests start: what judges the units.
+TEST_PROGRAMS: Final = {**PROGRAMS, "systemd-analyze": "systemd"}
 
 
 @dataclass(frozen=True)
@@ -37,11 +39,12 @@ class Answer:
     says: str
 
 
-def check(*, install: bool) -> int:
+def check(*, install: bool, for_tests: bool = False) -> int:
     """Print what is there and what is missing; return 0 where the lab can run, else 2."""
+    programs = TEST_PROGRAMS if for_tests else PROGRAMS
     if install:
-        install_missing()
-    answers = list(look())
+        install_missing(programs)
+    answers = list(look(programs))
     for answer in answers:
         first = f"{'ok  ' if answer.good else 'MISS'}  {answer.subject:<12} "
         print(  # noqa: T201 - this is the command's output
@@ -57,17 +60,17 @@ def check(*, install: bool) -> int:
     return 0 if all(answer.good for answer in answers) else 2
 
 
-def look() -> Iterator[Answer]:
+def look(programs: Mapping[str, str] = PROGRAMS) -> Iterator[Answer]:
     """Look at everything that the lab needs."""
     machine = platform.machine()
     yield Answer("machine", machine == "x86_64", f"{machine} (the lab boots x86_64 guests)")
-    missing = missing_packages()
+    missing = missing_packages(programs)
     yield Answer(
         "programs",
         not missing,
         f"missing: {', '.join(missing)}; get them with: {install_command(missing)}"
         if missing
-        else ", ".join(PROGRAMS),
+        else ", ".join(programs),
     )
     yield _asked("QEMU", find_qemu)
     yield _asked("packages", lambda: f"from the mirror {machine_mirror().archive}")
@@ -77,31 +80,31 @@ def look() -> Iterator[Answer]:
         "memory", memory >= MEMORY_MIB, f"{memory} MiB available, the guest takes {MEMORY_MIB} MiB"
     )
     yield _space("cache", cache_directory(), _CACHE_NEEDED)
-    yield _space("runs", runs_directory(), SPACE_NEEDED)
+    yield _space("runs", runs_directory(), space_needed(lab_config(None)))
 
 
-def missing_packages() -> list[str]:
+def missing_packages(programs: Mapping[str, str] = PROGRAMS) -> list[str]:
     """Return the Debian packages of the programs that are not there."""
-    return [package for program, package in PROGRAMS.items() if shutil.which(program) is None]
+    return [package for program, package in programs.items() if shutil.which(program) is None]
 
 
 def install_command(packages: list[str]) -> str:
     return f"apt-get install --yes --no-install-recommends {' '.join(packages)}"
 
 
-def install_missing() -> None:
+def install_missing(programs: Mapping[str, str] = PROGRAMS) -> None:
     """Install what is missing, as root.
 
     Raises:
         UsageError: this is not root, or apt failed; the sentence has the command.
     """
-    missing = missing_packages()
+    missing = missing_packages(programs)
     if not missing:
         return
     command = install_command(missing)
     if os.geteuid() != 0:
         raise UsageError(
-            f"The lab needs the packages {', '.join(missing)}: run 'apt-get update && {command}' as "
+            f"Needed are the packages {', '.join(missing)}: run 'apt-get update && {command}' as "
             f"root, then try again."
         )
     print(f"Installing {', '.join(missing)}", flush=True)  # noqa: T201 - the user watches

@@ -10,15 +10,18 @@ import contextlib
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
-from soak.lab import protocol, rundir
+from soak import rundir
+from soak.lab import protocol
 from soak.lab.host import BootError
 from soak.lab.protocol import Order
 from soak.lab.qemu import Machine
-from soak.lab.request import DEVICE_DAX_SIZE, FS_DAX_SIZE, NVDIMM_SIZE
-from soak.lab.scratch import Scratch
+from soak.lab.request import namespaces
+from soak.lab.scratch import CRASH_STORE_SIZE, Scratch
 from soak.lab.vm import VirtualMachine, decode
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from soak.lab.request import LabRequest
 
 _LEDGER_SIZE: Final = 1 << 20
@@ -26,8 +29,13 @@ _DRAIN_SECONDS: Final = 5.0
 _CONSOLE_LINES: Final = 30
 
 
-async def run_script(request: LabRequest, accelerator: str) -> int:
-    """Boot, run `request.script` for as long as `request.config.run.duration` allows, return its code.
+async def run_script(
+    request: LabRequest, accelerator: str, script: bytes, nvdimm: Path | None
+) -> int:
+    """Boot, run a script for as long as `request.config.run.duration` allows, and return its code.
+
+    Nothing is left of it but the file for the NVDIMM, if one is given: the next boot finds its file
+    systems there.
 
     Raises:
         BootError: the guest did not come up, or ended before the script did.
@@ -38,21 +46,16 @@ async def run_script(request: LabRequest, accelerator: str) -> int:
     console.touch()
     with ledger.open("wb") as memory:
         memory.truncate(_LEDGER_SIZE)
-    order = Order(
-        run_id=request.run_id,
-        config=request.config.to_table(),
-        filesystem=request.filesystem,
-        device_dax_size=DEVICE_DAX_SIZE,
-        fs_dax_size=FS_DAX_SIZE,
-        deadline_seconds=request.config.run.duration,
-        script=True,
-    )
-    with Scratch(directory, request.layers, order, NVDIMM_SIZE, script=request.script) as scratch:
+    order = _order(request, nvdimm)
+    with Scratch(directory, request.layers, order, script=script, nvdimm=nvdimm) as scratch:
         machine = Machine(
             kernel=request.kernel.image,
             initrd=scratch.initrd,
             nvdimm=scratch.nvdimm,
-            nvdimm_size=NVDIMM_SIZE,
+            nvdimm_size=scratch.nvdimm_size,
+            nvdimm_alignment=scratch.nvdimm_alignment,
+            crash_store=scratch.crash_store,
+            crash_store_size=CRASH_STORE_SIZE,
             ledger=ledger,
             ledger_size=_LEDGER_SIZE,
             console=console,
@@ -79,7 +82,20 @@ async def run_script(request: LabRequest, accelerator: str) -> int:
             f"{told.get('summary', 'The guest ended early')}. Its console:\n{shown}",
             crashed="ready" not in told,
         )
+    rundir.discard(directory)
     return int(told["code"])
+
+
+def _order(request: LabRequest, nvdimm: Path | None) -> Order:
+    return Order(
+        run_id=request.run_id,
+        config=request.config.to_table(),
+        filesystem=request.filesystem,
+        spaces=namespaces(request.config),
+        deadline_seconds=request.config.run.duration,
+        script=True,
+        resumed=nvdimm is not None and nvdimm.exists(),
+    )
 
 
 async def _follow(vm: VirtualMachine, request: LabRequest) -> dict[str, Any]:

@@ -2,32 +2,112 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import time
+from itertools import combinations
+from typing import TYPE_CHECKING, Final, TypeVar
 
+from soak.errors import InUseError, UsageError
 from soak.regions.anonymous import AnonymousRegion
 from soak.regions.device_dax import DeviceDaxRegion
 from soak.regions.fs_dax import FsDaxRegion
 from soak.vocabulary import RegionKind
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Sequence
+    from pathlib import Path
+
     from soak.config import RegionSection
+
+_A = TypeVar("_A")
+_R = TypeVar("_R")
+_ENDING_SECONDS: Final = 5.0
+_POLL_SECONDS: Final = 0.2
 
 Region = DeviceDaxRegion | FsDaxRegion | AnonymousRegion
 
 
-def open_region(section: RegionSection) -> Region:
-    """Find and check the region that a configuration names.
+def examine_region(section: RegionSection) -> Region:
+    """Find and check the region that a configuration names; nothing is made for it.
 
     Raises:
-        UsageError: it is not there, or is not what the configuration says.
+        UsageError: it is not there, must not be used, or is not what the configuration says.
     """
     match section.kind:
         case RegionKind.DEVICE_DAX:
             return DeviceDaxRegion.find(section)
         case RegionKind.FS_DAX:
-            return FsDaxRegion.find(section)
+            return FsDaxRegion.examine(section)
         case RegionKind.ANONYMOUS:
             return AnonymousRegion.find(section)
 
 
-__all__ = ["AnonymousRegion", "DeviceDaxRegion", "FsDaxRegion", "Region", "open_region"]
+def check_apart(regions: Sequence[Region]) -> None:
+    """Refuse regions that share pages: each would count what the other holds.
+
+    Files of one file system share its pages, whatever directory they lie in.
+
+    Raises:
+        UsageError: names the two.
+    """
+    for one, other in combinations(regions, 2):
+        if one.pages is not None and other.pages is not None and one.pages.meets(other.pages):
+            raise UsageError(
+                f"The regions {one.name!r} and {other.name!r} lie on the same memory, so what one holds "
+                f"would look like a leak of the other: give each a device or a file system of its own."
+            )
+
+
+def open_regions(sections: Sequence[RegionSection], run_id: str) -> list[Region]:
+    """Check all regions, and make the files of those that have some.
+
+    What workers of a supervisor that died still use is waited for a moment: they are ending, too.
+
+    Raises:
+        UsageError: one cannot be used; what was made is removed again.
+    """
+    regions = [_patiently(examine_region, section) for section in sections]
+    check_apart(regions)
+    opened: list[Region] = []
+    try:
+        for region in regions:
+            if isinstance(region, FsDaxRegion):
+                opened.append(_patiently(region.prepare, run_id))
+            else:
+                opened.append(region)
+    except BaseException:
+        remove_files(opened)
+        raise
+    return opened
+
+
+def _patiently(act: Callable[[_A], _R], argument: _A) -> _R:
+    deadline = time.monotonic() + _ENDING_SECONDS
+    while True:
+        try:
+            return act(argument)
+        except InUseError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(_POLL_SECONDS)
+
+
+def remove_files(regions: Sequence[Region], spared: Collection[Path] = ()) -> list[str]:
+    """Remove the files of regions, and return what had to be left; see FsDaxRegion.remove()."""
+    return [
+        left
+        for region in regions
+        if isinstance(region, FsDaxRegion)
+        for left in region.remove(spared)
+    ]
+
+
+__all__ = [
+    "AnonymousRegion",
+    "DeviceDaxRegion",
+    "FsDaxRegion",
+    "Region",
+    "check_apart",
+    "examine_region",
+    "open_regions",
+    "remove_files",
+]

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import os
-import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
+from soak.abi.dax import DEVICE_DRIVER, SYSTEM_RAM_DRIVER, DaxDevice, dax_devices
 from soak.abi.mmap import MAP_SHARED, PROT_READ, PROT_WRITE, Mapping
-from soak.errors import UsageError
+from soak.abi.openers import Device, openers
+from soak.errors import InUseError, UsageError
+from soak.helper import HelperError, in_helper
 from soak.regions.pages import PAGE_SIZE, PageSpan
 from soak.vocabulary import RegionKind
 
 if TYPE_CHECKING:
     from soak.config import RegionSection
 
-_SYSTEM_RAM_DRIVER = "kmem"
+_SECONDS: Final = 20.0
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class DeviceDaxRegion:
     size: int
     alignment: int
     pages: PageSpan
+    recyclable: bool = False
     kind: RegionKind = RegionKind.DEVICE_DAX
 
     @classmethod
@@ -35,27 +38,31 @@ class DeviceDaxRegion:
         """Find the device and check that it may be used.
 
         Raises:
-            UsageError: it is no device-dax, is used as system RAM, or is too small.
+            UsageError: it is no device-dax, is used as system RAM or by another process, or is too
+                small.
         """
+        device = _device(section)
         path = Path(section.path)
-        attributes = _attributes(section)
-        driver = attributes / "driver"
-        if driver.exists() and driver.resolve().name == _SYSTEM_RAM_DRIVER:
+        if problem := mode_problem(device):
+            raise UsageError(f"The region {section.name!r} is {path}: {problem}.")
+        if problem := use_problem(device):
+            raise InUseError(f"The region {section.name!r} is {path}: {problem}.")
+        alignment = device.alignment
+        if section.alignment not in {0, alignment}:
             raise UsageError(
-                f"The region {section.name!r} is {path}, which this machine uses as system RAM: "
-                f"give it back with 'daxctl reconfigure-device --mode=devdax {path.name}' first."
+                f"The region {section.name!r} should be aligned to {section.alignment} bytes, and "
+                f"{path} is to {alignment}: make the namespace with 'ndctl create-namespace "
+                f"--mode=devdax --align={section.alignment}', or leave the alignment out."
             )
-        whole = int((attributes / "size").read_text())
-        alignment = int((attributes / "align").read_text())
-        size = section.size or whole
-        if size > whole or size % alignment:
+        size = section.size or device.size
+        if size > device.size or size % alignment:
             raise UsageError(
-                f"The region {section.name!r} should use {size} bytes of {path}, which has {whole}: "
-                f"give a multiple of its alignment {alignment}, or no size for all of it."
+                f"The region {section.name!r} should use {size} bytes of {path}, which has "
+                f"{device.size}: give a multiple of its alignment {alignment}, or no size for all of "
+                f"it."
             )
-        start = int((attributes / "resource").read_text(), 0)
-        pages = PageSpan(start // PAGE_SIZE, size // PAGE_SIZE, alignment // PAGE_SIZE)
-        return cls(section.name, path, size, alignment, pages)
+        pages = PageSpan(device.resource // PAGE_SIZE, size // PAGE_SIZE, alignment // PAGE_SIZE)
+        return cls(section.name, path, size, alignment, pages, section.recyclable)
 
     def map(self) -> Mapping:
         """Map the region shared; device DAX refuses everything else (dev_dax check_vma())."""
@@ -66,19 +73,61 @@ class DeviceDaxRegion:
             os.close(descriptor)
 
 
-def _attributes(section: RegionSection) -> Path:
-    path = Path(section.path)
+def mode_problem(device: DaxDevice) -> str:
+    """Say why a device has no device file to map and what to do, or nothing where it has one."""
+    if device.driver == SYSTEM_RAM_DRIVER:
+        return (
+            f"this machine uses it as system RAM; give it back with "
+            f"'daxctl reconfigure-device --mode=devdax {device.name}' first"
+        )
+    if device.driver != DEVICE_DRIVER:
+        return (
+            f"no driver has it; 'daxctl reconfigure-device --mode=devdax {device.name}' gives it "
+            f"to device_dax"
+        )
+    return ""
+
+
+def use_problem(device: DaxDevice) -> str:
+    """Say who else uses a device and what to do, or nothing where nobody does.
+
+    The kernel lets any number of processes open one, so they are asked one by one.
+    """
+
+    def ask() -> tuple[str, str]:
+        return openers([Device("c", device.number)], but=(os.getpid(), os.getppid())).texts()
+
     try:
-        status = path.stat()
+        users, hidden = in_helper(ask, _SECONDS)
+    except HelperError as error:
+        return f"whether another process uses it cannot be told ({error})"
+    if users:
+        return f"it is in use by {users}; end that first"
+    if hidden:
+        return f"whether {hidden} uses it cannot be told; run this as root"
+    return ""
+
+
+def _device(section: RegionSection) -> DaxDevice:
+    """Find a device by its device file; one that is system RAM has none, and is known by its name."""
+    path = Path(section.path)
+    devices = dax_devices()
+    try:
+        asked = Device.of(path.stat())
+    except FileNotFoundError:
+        for device in devices:
+            if path == Path("/dev") / device.name:
+                return device
+        asked = None
     except OSError as error:
         raise UsageError(
             f"The region {section.name!r} cannot be used: {path}: {error.strerror}."
         ) from None
-    number = f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
-    attributes = Path("/sys/dev/char") / number
-    if not stat.S_ISCHR(status.st_mode) or not (attributes / "align").exists():
-        raise UsageError(
-            f"The region {section.name!r} is {path}, which is no device-dax: "
-            f"'daxctl list' shows those of this machine."
-        )
-    return attributes
+    for device in devices:
+        if asked == Device("c", device.number):
+            return device
+    missing = "" if path.exists() else " not there, or"
+    raise UsageError(
+        f"The region {section.name!r} is {path}, which is{missing} no device-dax: 'dax-soak check' "
+        f"shows those of this machine."
+    )

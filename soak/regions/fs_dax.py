@@ -6,48 +6,55 @@ them as one span of addresses, one file behind the other.
 
 from __future__ import annotations
 
+import errno
 import os
-from dataclasses import dataclass
+import shutil
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
+from soak.abi.dax import pmem_namespace
 from soak.abi.mmap import MAP_FIXED, MAP_SHARED, PROT_READ, PROT_WRITE, Mapping
 from soak.abi.statx import device_number, is_dax
 from soak.errors import UsageError
 from soak.regions.pages import PAGE_SIZE, PageSpan
+from soak.regions.soak_directory import SoakDirectory, check_unclaimed
 from soak.vocabulary import RegionKind
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from soak.config import RegionSection
 
 FILE_SIZE: Final = 8 << 20
 # A file of a trial is never longer; it is made anew and written in part for each one.
 TRIAL_FILE_SIZE: Final = 4 << 20
-_DIRECTORY: Final = "dax-soak-files"
+_DIRECTORY: Final = "dax-soak-{name}"
 _DEFAULT_SIZE: Final = 64 << 20
 _FILL: Final = b"\xa5" * (1 << 20)
 
 
 @dataclass(frozen=True)
 class FsDaxRegion:
-    """`size // FILE_SIZE` files in a directory that the soak made."""
+    """`size // FILE_SIZE` files in a directory that the soak made and, at the end, removes."""
 
     name: str
     directory: Path
     size: int
     pages: PageSpan
     kind: RegionKind = RegionKind.FS_DAX
+    claim: SoakDirectory | None = None
+    # Major and minor number of the block device.
+    disk: str = ""
 
     @classmethod
-    def find(cls, section: RegionSection) -> FsDaxRegion:
-        """Make the files, and check that they are DAX.
+    def examine(cls, section: RegionSection) -> FsDaxRegion:
+        """Check that the region can be had; nothing is left behind, and there are no files yet.
 
         Raises:
-            UsageError: the directory is not there, is not on a DAX file system or has no room, or
-                the device's physical place cannot be told.
+            UsageError: the directory is not there, is not on a DAX file system, the device's
+                physical place cannot be told, or the files would lie in a directory of somebody else.
         """
         parent = Path(section.path)
         size = section.size or _DEFAULT_SIZE
@@ -56,24 +63,48 @@ class FsDaxRegion:
                 f"The region {section.name!r} should have {size} bytes: give a multiple of the "
                 f"file size {FILE_SIZE}."
             )
-        directory = parent / _DIRECTORY
         try:
-            directory.mkdir(exist_ok=True)
-            for left in directory.glob("trial-*"):
-                left.unlink()
-            region = cls(section.name, directory, size, _device_pages(section))
-            region._fill()
+            pages = _device_pages(section)
+            _check_dax(section)
+            directory = parent / _DIRECTORY.format(name=section.name)
+            check_unclaimed(directory)
+            room = shutil.disk_usage(parent).free
         except OSError as error:
             raise UsageError(
                 f"The region {section.name!r} cannot use {parent}: {error.strerror}."
             ) from None
-        with region.paths()[0].open("rb") as probe:
-            if not is_dax(probe.fileno()):
-                raise UsageError(
-                    f"The region {section.name!r} is {parent}, whose files are not DAX: mount a "
-                    f"file system on pmem with '-o dax=always'."
-                )
-        return region
+        # What an earlier run left there is taken away first.
+        if not directory.exists() and room < size:
+            raise UsageError(
+                f"The region {section.name!r} should have {size} bytes, and {parent} has room for "
+                f"{room}: give it a smaller size."
+            )
+        return cls(section.name, directory, size, pages, disk=device_number(section.path))
+
+    def prepare(self, run_id: str) -> FsDaxRegion:
+        """Make the directory and fill the files; return the region that owns them.
+
+        Raises:
+            UsageError: another soak uses the directory, or it cannot be made or filled.
+        """
+        try:
+            claim = SoakDirectory.claim(self.directory, run_id)
+        except OSError as error:
+            raise self._unusable(error) from None
+        try:
+            self._fill()
+        except OSError as error:
+            claim.remove()
+            raise self._unusable(error) from None
+        return replace(self, claim=claim)
+
+    def remove(self, spared: Collection[Path] = ()) -> list[str]:
+        """Remove the directory and all files, and return what had to be left there.
+
+        `spared` are files that were given up: nobody may unlink or truncate them any more. To be called
+        once, when the workers are gone.
+        """
+        return self.claim.remove(spared) if self.claim is not None else []
 
     def paths(self) -> list[Path]:
         """Return the files, in the order in which they are mapped."""
@@ -86,6 +117,10 @@ class FsDaxRegion:
         the next `generation` has another.
         """
         return self.directory / f"trial-{place:02}-{generation}"
+
+    def canary_path(self, name: str) -> Path:
+        """Return a file for a fault that the soak makes itself: none of the others."""
+        return self.directory / f"canary-{name}"
 
     def map(self) -> Mapping:
         """Map all files, one behind the other."""
@@ -104,6 +139,11 @@ class FsDaxRegion:
             finally:
                 os.close(descriptor)
         return mapping
+
+    def _unusable(self, error: OSError) -> UsageError:
+        return UsageError(
+            f"The region {self.name!r} cannot use {self.directory.parent}: {error.strerror}."
+        )
 
     def _fill(self) -> None:
         """Write every file whole: an unwritten extent would pin the zero page, not DAX memory."""
@@ -132,15 +172,32 @@ def first_files(regions: Sequence[Sized]) -> list[int]:
     return [0, *accumulate(file_count(region) for region in regions)][:-1]
 
 
+def _check_dax(section: RegionSection) -> None:
+    """Ask a file without a name whether files of this directory are DAX; it is gone afterwards."""
+    try:
+        probe = os.open(section.path, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        if error.errno not in {errno.EOPNOTSUPP, errno.EISDIR}:
+            raise
+        dax = False  # no file system with DAX lacks files without a name
+    else:
+        try:
+            dax = is_dax(probe)
+        finally:
+            os.close(probe)
+    if not dax:
+        raise UsageError(
+            f"The region {section.name!r} is {section.path}, whose files are not DAX: mount a "
+            f"file system on pmem with '-o dax=always'."
+        )
+
+
 def _device_pages(section: RegionSection) -> PageSpan:
     """Find the physical pages of the file system's device: the namespace below its disk."""
-    device = Path("/sys/dev/block") / device_number(section.path) / "device"
-    try:
-        start = int((device / "resource").read_text(), 0)
-        size = int((device / "size").read_text(), 0)
-    except OSError:
+    namespace = pmem_namespace(device_number(section.path))
+    if namespace is None or not namespace.size:
         raise UsageError(
             f"The region {section.name!r} is {section.path}, which does not lie on a pmem "
-            f"namespace with pages of its own (fsdax mode)."
-        ) from None
-    return PageSpan(start // PAGE_SIZE, size // PAGE_SIZE, 1)
+            f"namespace with pages of its own (fsdax mode): 'dax-soak check' shows what there is."
+        )
+    return PageSpan(namespace.resource // PAGE_SIZE, namespace.size // PAGE_SIZE, 1)

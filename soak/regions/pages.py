@@ -15,3 +15,7 @@ class PageSpan:
     first: int
     count: int
     folio_pages: int
+
+    def meets(self, other: PageSpan) -> bool:
+        """Say whether the two have a page in common."""
+        return self.first < other.first + other.count and other.first < self.first + self.count

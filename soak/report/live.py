@@ -94,7 +94,7 @@ class Reading:
         host = next(iter(reader.blocks(HOST)), None)
         self.kernel = supervisor.text("kernel_release")
         self.accelerator = host.text("accelerator") if host else ""
-        self.started_ns = supervisor.get("started_ns")
+        self.soaked_ns = supervisor.get("soaked_ns")
         self.ends_ns = supervisor.get("ends_ns")
         self.heartbeat_ns = supervisor.get("heartbeat_ns")
         beat = self.heartbeat_ns + supervisor.get("realtime_offset_ns")
@@ -234,7 +234,7 @@ def make_view(now: Reading, before: Reading | None = None) -> View:
     """Compute what is shown now, with rates since `before` or else since the run started."""
     if before is not None and before.taken_ns >= now.taken_ns:
         before = None
-    elapsed = max(now.now_ns - now.started_ns, 0) / NANOSECONDS if now.started_ns else 0.0
+    elapsed = now.soaked_ns / NANOSECONDS
     span = None if before is None else (now.taken_ns - before.taken_ns) / NANOSECONDS
     seconds = elapsed if span is None else span
     to_go = max(now.ends_ns - now.now_ns, 0) / NANOSECONDS if now.ends_ns and now.alive else None

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import textwrap
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
+
+from soak.rundir import REPORT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from soak.verdict import Verdict, ViolationSummary
 
@@ -17,6 +21,19 @@ WIDTH: Final = 79
 def text_report(verdict: Verdict, directory: Path) -> str:
     """Return the report in lines of less than 80 columns (paths may be longer)."""
     return "\n".join(_lines(verdict, directory)) + "\n"
+
+
+def publish(verdict: Verdict, directory: Path) -> None:
+    """Write the report into the run directory, and print it."""
+    report = text_report(verdict, directory)
+    (directory / REPORT).write_text(report)
+    try:
+        sys.stdout.write(report)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read the output has seen enough; the exit code still tells the verdict.
+        with Path(os.devnull).open("w") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 def _lines(verdict: Verdict, directory: Path) -> Iterator[str]:
@@ -42,6 +59,10 @@ def _lines(verdict: Verdict, directory: Path) -> Iterator[str]:
             f"{cell.attempts:>12,} {cell.required:>8,}"
         )
     yield ""
+    for canary in verdict.canaries:
+        yield (
+            f"canaries  detector {canary['detector']}: {canary['seen']:,} of {canary['made']:,} seen"
+        )
     yield f"journal   {directory / 'journal.jsonl'}"
     yield f"verdict   {directory / 'verdict.json'}"
     yield f"report    {directory / 'report.txt'}"

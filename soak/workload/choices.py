@@ -281,36 +281,36 @@ def _invalidator_cells(scenario: Scenario) -> tuple[Cell, ...]:
 
 
 def _mapper_choices(plan: WorkerPlan, generator: random.Random) -> Iterator[Choice]:
-    scenario = plan.scenario
+    scenario, regions = plan.scenario, plan.regions
     cells = {(cell.operation, cell.region): index for index, cell in enumerate(plan.cells)}
-    weights = [scenario.map_regions[region.kind] for region in plan.regions]
-    draw_region = _drawer(generator, range(len(plan.regions)), weights)
+    weights = [scenario.map_regions[region.kind] for region in regions]
+    draw_region = _drawer(generator, range(len(regions)), weights)
     draw_size = _drawer(generator, list(scenario.map_sizes), list(scenario.map_sizes.values()))
     draw_access = _drawer(generator, list(scenario.accesses), list(scenario.accesses.values()))
-    live: list[Choice | None] = [None] * SLOTS
-    number = 0
-    while True:
-        slot = int(generator.random() * SLOTS)
+    # This is part of the loop under test: what does not depend on the draw is looked up here.
+    uniform, map_it, unmap_it = generator.random, Operation.MAP, Operation.UNMAP
+    map_cells = [cells[map_it, region.kind] for region in regions]
+    # None where the kernel refuses every map, so that nothing is there to unmap.
+    unmap_cells = [cells.get((unmap_it, region.kind)) for region in regions]
+    # What undoes the mapping in each slot: cell, region, offset, length, access.
+    live: list[tuple[int, int, int, int, int] | None] = [None] * SLOTS
+    for number in count():
+        slot = int(uniform() * SLOTS)
         mapped = live[slot]
-        if mapped is not None:
-            kind = plan.regions[mapped.region].kind
-            cell = cells[Operation.UNMAP, kind]
-            live[slot] = None
-            yield mapped._replace(number=number, cell=cell, operation=Operation.UNMAP)
-        else:
+        if mapped is None:
             region = draw_region()
-            planned = plan.regions[region]
-            length = _length(draw_size(), planned.size, generator)
-            pages = (planned.size - length) // PAGE_SIZE + 1
-            offset = int(generator.random() * pages) * PAGE_SIZE
-            cell = cells[Operation.MAP, planned.kind]
-            choice = Choice(
-                number, cell, Operation.MAP, region, slot, offset, length, draw_access()
-            )
-            if planned.kind is not RegionKind.FS_DAX:
-                live[slot] = choice
-            yield choice
-        number += 1
+            size = regions[region].size
+            length = _length(draw_size(), size, generator)
+            offset = int(uniform() * ((size - length) // PAGE_SIZE + 1)) * PAGE_SIZE
+            access = draw_access()
+            unmap_cell = unmap_cells[region]
+            if unmap_cell is not None:
+                live[slot] = (unmap_cell, region, offset, length, access)
+            yield Choice(number, map_cells[region], map_it, region, slot, offset, length, access)
+        else:
+            live[slot] = None
+            cell, region, offset, length, access = mapped
+            yield Choice(number, cell, unmap_it, region, slot, offset, length, access)
 
 
 def _length(drawn: int | str, size: int, generator: random.Random) -> int:

@@ -36,10 +36,11 @@ class Mapper:
         Raises:
             OSError: the function cannot be used, or a region cannot be mapped.
         """
-        self._container = Container(function)
+        self.container = Container(function)
         self._mappings = [region.map() for region in regions]
         self._addresses = [mapping.address for mapping in self._mappings]
         self._kinds = [region.kind for region in regions]
+        self._has_files = [kind is RegionKind.FS_DAX for kind in self._kinds]
         self._first_file = first_files(regions)
         # Slots are so far apart that two of them never overlap, whatever they hold.
         stride = -(-max(region.size for region in regions) // _GIB) * _GIB
@@ -50,6 +51,10 @@ class Mapper:
 
     def calls(self) -> Mapping[Operation, Callable[[Choice], int]]:
         return {Operation.MAP: self._map, Operation.UNMAP: self._unmap}
+
+    def where(self, region: int, slot: int, offset: int) -> tuple[int, int]:
+        """Return the address and the iova of a place in a region, as a map into that slot has them."""
+        return self._addresses[region] + offset, self._iovas[slot] + offset
 
     def rest(self) -> None:
         """Keep what is mapped for DMA, which is in the books, and unmap DAX pages from this process.
@@ -62,27 +67,27 @@ class Mapper:
 
     def close(self) -> None:
         """Give back every mapping: the slots first, so that they are counted as given back."""
-        self._container.close()
+        self.container.close()
         for position, mapped in enumerate(self._mapped):
             self._unmapped[position] = mapped
         for mapping in self._mappings:
             mapping.close()
 
     def _map(self, choice: Choice) -> int:
-        _, _, _, region, slot, offset, length, access, *_ = choice
+        _, _, _, region, slot, offset, length, access, _, _ = choice
         iova = self._iovas[slot] + offset
-        result = self._container.map(self._addresses[region] + offset, iova, length, access)
+        result = self.container.map(self._addresses[region] + offset, iova, length, access)
         if result == 0:
             self._mapped[region] += length // PAGE_SIZE
-            if self._kinds[region] is RegionKind.FS_DAX:
+            if self._has_files[region]:
                 self._give_back_file(choice, iova)
         return result
 
     def _unmap(self, choice: Choice) -> int:
-        _, _, _, region, slot, offset, length, *_ = choice
-        result = self._container.unmap(self._iovas[slot] + offset, length)
+        _, _, _, region, slot, offset, length, _, _, _ = choice
+        result = self.container.unmap(self._iovas[slot] + offset, length)
         if result == 0:
-            self._unmapped[region] += self._container.unmapped // PAGE_SIZE
+            self._unmapped[region] += self.container.unmapped // PAGE_SIZE
         return result
 
     def _give_back_file(self, choice: Choice, iova: int) -> None:
@@ -94,5 +99,5 @@ class Mapper:
         base = self._first_file[choice.region]
         for file in range(base + first, base + last + 1):
             self._quarantine[file] = 1
-        if self._container.unmap(iova, choice.length) == 0:
-            self._unmapped[choice.region] += self._container.unmapped // PAGE_SIZE
+        if self.container.unmap(iova, choice.length) == 0:
+            self._unmapped[choice.region] += self.container.unmapped // PAGE_SIZE

@@ -9,12 +9,15 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import struct
 import time
 from bisect import bisect_left
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
 
 from soak.abi.libc import die_with_parent
 from soak.expectations import expected
+from soak.ledger_layout import WORD
 from soak.schema import (
     BUCKET_BOUNDS_NS,
     COUNT_COLUMNS,
@@ -47,6 +50,27 @@ SKIPPED: Final = -1
 _EINTR: Final = 4
 _BUCKETS: Final = len(BUCKET_BOUNDS_NS) + 1
 _PAUSE_POLL_SECONDS: Final = 0.005
+_COLUMNS: Final = len(COUNT_COLUMNS)
+_ROW_WORDS: Final = len(RECORDER_COLUMNS)
+_END: Final = RECORDER_COLUMNS.index("end_ns")
+_RESULT: Final = RECORDER_COLUMNS.index("result")
+# Everything up to `end_ns`, which stands last of what is written before an operation.
+_fill_line: Final = struct.Struct(f"<{_END + 1}Q").pack_into
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a worker keeps to.
+
+    `rate` is in operations a second, 0 for as many as there can be; it is not for workers that wait for
+    each other. `enter` is called first in the worker's process: it sets limits on it.
+    """
+
+    rate: float = 0.0
+    enter: Callable[[], None] = lambda: None
+
+
+FREE: Final = Terms()
 
 
 class Operator(Protocol):
@@ -111,43 +135,52 @@ def work(
     rest: Callable[[], None] | None = None,
 ) -> None:
     """Do what `choices` say until the pause word says stop; `rest` is called at each pause."""
-    recorder, counts = block.view("recorder"), block.view("counts")
-    buckets, sums = block.view("duration_buckets"), block.view("duration_sum_ns")
+    recorder, sums = block.view("recorder"), block.view("duration_sum_ns")
+    books = _books(block, columns)
     begun, ended = block.view("begun"), block.view("ended")
-    acknowledged = block.view("acknowledged")
-    width, row_words = len(COUNT_COLUMNS), len(RECORDER_COLUMNS)
+    number_begun, number_ended = begun[0], ended[0]
     other = FAILED_COLUMN + len(ERRNOS) - 1
     now, bounds = time.monotonic_ns, BUCKET_BOUNDS_NS
 
     for choice in choices:
-        if pause[0] != acknowledged[0] and not _wait(block, pause, rest):
+        # Between two rests what was acknowledged is RUN_WORD, which is 0.
+        if pause[0] and not _wait(block, pause, rest):
             return
-        cell = choice.cell
-        row = begun[0] % RECORDER_LENGTH * row_words
-        recorder[row] = choice.number
-        recorder[row + 1] = cell
-        recorder[row + 3] = choice.region
-        recorder[row + 4] = choice.place
-        recorder[row + 5] = choice.offset
-        recorder[row + 6] = choice.length
-        recorder[row + 7] = 0
-        call = calls[choice.operation]
+        number, cell, operation, region, place, offset, length, _, _, _ = choice
+        call = calls[operation]
+        row = number_begun % RECORDER_LENGTH * _ROW_WORDS
         start = now()
-        recorder[row + 2] = start
-        begun[0] += 1
+        # Until it is counted this line stands for no operation, so it need not be stored word by word.
+        _fill_line(recorder, row * WORD, number, cell, start, region, place, offset, length, 0)
+        begun[0] = number_begun = number_begun + 1
 
         result = call(choice)
 
         end = now()
-        if result == SKIPPED:
-            ended[0] += 1
-            continue
-        recorder[row + 8] = result
-        recorder[row + 7] = end
-        counts[cell * width + columns[cell].get(result, other)] += 1
-        sums[cell] += end - start
-        buckets[cell * _BUCKETS + bisect_left(bounds, end - start)] += 1
-        ended[0] += 1
+        if result != SKIPPED:
+            recorder[row + _RESULT] = result
+            recorder[row + _END] = end
+            took = end - start
+            counts, column, buckets = books[cell]
+            counts[column(result, other)] += 1
+            sums[cell] += took
+            buckets[bisect_left(bounds, took)] += 1
+        ended[0] = number_ended = number_ended + 1
+
+
+def _books(
+    block: BlockWriter, columns: Sequence[Mapping[int, int]]
+) -> list[tuple[memoryview[int], Callable[[int, int], int], memoryview[int]]]:
+    """Return, for each cell, its counts, what finds the column of a result, and its histogram."""
+    counts, buckets = block.view("counts"), block.view("duration_buckets")
+    return [
+        (
+            counts[cell * _COLUMNS : (cell + 1) * _COLUMNS],
+            table.get,
+            buckets[cell * _BUCKETS : (cell + 1) * _BUCKETS],
+        )
+        for cell, table in enumerate(columns)
+    ]
 
 
 def run_worker(
@@ -156,9 +189,12 @@ def run_worker(
     choices: Iterator[Choice],
     make_operator: Callable[[BlockWriter], Operator],
     columns: Sequence[Mapping[int, int]],
+    *,
+    terms: Terms = FREE,
 ) -> None:
     """Be a worker: the body of its process, from preparation to the end."""
     die_with_parent(signal.SIGKILL)
+    terms.enter()
     signal.signal(NUDGE_SIGNAL, _nothing)
     # An interrupt from the terminal is for the supervisor, which then stops its workers in order.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -168,10 +204,27 @@ def run_worker(
     with contextlib.closing(make_operator(block)) as operator:
         block.set("acknowledged", 0)
         block.set_word("state", WorkerState.RUNNING)
+        barrier = Barrier(block, pause, operator.rest)
         if isinstance(operator, PacedOperator):
-            choices = operator.paced(Barrier(block, pause, operator.rest))
+            choices = operator.paced(barrier)
+        elif terms.rate:
+            choices = _at_rate(choices, terms.rate, barrier)
         work(block, pause, choices, operator.calls(), columns, rest=operator.rest)
     block.set_word("state", WorkerState.ENDED)
+
+
+def _at_rate(choices: Iterator[Choice], rate: float, barrier: Barrier) -> Iterator[Choice]:
+    """Yield choices at most `rate` times a second; time that was lost is not made up for."""
+    interval = 1 / rate
+    due = time.monotonic()
+    for choice in choices:
+        while (left := due - time.monotonic()) > 0:
+            # Whoever is asked to rest meanwhile must not keep the others waiting.
+            if not barrier.passed():
+                return
+            time.sleep(min(left, _PAUSE_POLL_SECONDS * 2))
+        due = max(due + interval, time.monotonic())
+        yield choice
 
 
 def _wait(block: BlockWriter, pause: memoryview[int], rest: Callable[[], None] | None) -> bool:

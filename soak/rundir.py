@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import stat
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
 from soak.errors import UsageError
+from soak.journal_reading import journal_exists
 
 LEDGER: Final = "ledger"
 JOURNAL: Final = "journal.jsonl"
@@ -50,7 +52,9 @@ def make_run_directory(wanted: Path | None, run_id: str, space: int) -> Path:
                 f"some space or give another one with --run-dir."
             )
         path.mkdir(parents=True, exist_ok=True)
-        path.chmod(0o750 if wanted else 0o755)
+        # Whatever the umask is. The group that the directory of all runs hands down stays.
+        kept = path.stat().st_mode & stat.S_ISGID
+        path.chmod((0o750 if wanted else 0o755) | kept)
     except OSError as error:
         raise UsageError(f"The run directory {path} cannot be made: {error.strerror}.") from None
     if wanted is None:
@@ -68,6 +72,12 @@ def check_new(path: Path) -> None:
         raise UsageError(f"The run directory {path} is not empty: give a new one.")
 
 
+def newest_run() -> Path | None:
+    """Return the directory that `latest` points to, where there is one."""
+    link = runs_directory() / LATEST
+    return link.resolve() if link.exists() else None
+
+
 def find_run(name: str) -> Path:
     """Return the directory of a run: a path, a run's id, or `latest`.
 
@@ -75,11 +85,23 @@ def find_run(name: str) -> Path:
         UsageError: there is no such run.
     """
     for path in (Path(name), runs_directory() / name):
-        if (path / JOURNAL).exists():
+        if journal_exists(path / JOURNAL):
             return path.resolve()
     raise UsageError(
         f"There is no run {name!r}: give a run directory, or an id in {runs_directory()}."
     )
+
+
+def find_latest(name: str) -> Path | None:
+    """Return the directory of runs whose newest a name means, also where it holds none yet.
+
+    None where the name means one run: `latest`, and a path that ends so, mean the newest.
+    """
+    path = Path(name)
+    if path.name != LATEST:
+        return None
+    runs = runs_directory() if name == LATEST else path.parent.absolute()
+    return runs if runs.is_dir() else None
 
 
 def _point_latest(path: Path) -> None:

@@ -1,0 +1,1 @@
+"""How fast the soak is, measured in ratios: its own loops against others that do the same work."""

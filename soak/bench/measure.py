@@ -1,0 +1,180 @@
+"""Measuring in the guest of a lab, with the soak's own regions, container, ledger and loop."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import time
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from soak.abi.btf import BtfError
+from soak.abi.procfs import kernel_release
+from soak.bench.contenders import LENGTH, LIBRARY, REFERENCES, Contenders, Subject
+from soak.bench.series import MEASURED, Series, take_turns
+from soak.custody import Custody
+from soak.detectors.struct_pages import StructPages
+from soak.expectations import parse_release
+from soak.journal import Level, PortJournal
+from soak.mirror import place_ledger
+from soak.plan import make_plan
+from soak.preparation import RegionFiles, taken
+from soak.schema import SUPERVISOR
+from soak.vocabulary import RegionKind, Role
+from soak.workload.mapper import Mapper
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from soak.bench.series import Prepare, Timed
+    from soak.config import Config
+    from soak.ledger import Ledger
+    from soak.mirror import Mirror
+    from soak.regions import Region
+    from soak.regions.pages import PageSpan
+
+_LOCAL_LEDGER: Final = Path("/run/dax-soak-ledger")
+_STATE: Final = Path("/run/dax-soak-custody")
+_SUBJECTS: Final = {
+    RegionKind.DEVICE_DAX: "device-dax, map and unmap 2 MiB",
+    RegionKind.FS_DAX: "fs-dax, refused map of 2 MiB",
+}
+_MEMCPY: Final = "memcpy"
+_SWEEP: Final = "sweep of the device-dax"
+# The slowest contender takes about so long in one round.
+_ROUND_SECONDS: Final = 0.2
+_FIRST_CYCLES: Final = 16
+
+
+def measure(
+    config: Config, run_id: str, ledger: Path, journal_port: Path, *, mirrored: bool
+) -> None:
+    """Measure for about as long as a run should last, and write it all into the journal.
+
+    Raises:
+        UsageError: the configuration does not fit this machine.
+    """
+    opened, mirror = place_ledger(ledger, _LOCAL_LEDGER, always=mirrored)
+    port = os.open(journal_port, os.O_RDWR | os.O_CLOEXEC)
+    with contextlib.closing(PortJournal(port)) as journal:
+        try:
+            with (
+                Custody.open(_STATE, run_id) as custody,
+                taken(config, custody, journal, custody.recover()),
+                contextlib.closing(RegionFiles(config, run_id, journal)) as files,
+            ):
+                series = list(_all_series(config, files.regions, opened, _heart(opened, mirror)))
+        except (OSError, BtfError, LookupError) as error:
+            journal.write("harness.failed", Level.ERROR, summary=f"the bench failed: {error}")
+            return
+        journal.write(
+            MEASURED,
+            kernel=kernel_release(),
+            mirrored=mirror is not None,
+            series=[entry.to_fields() for entry in series],
+        )
+
+
+def _heart(ledger: Ledger, mirror: Mirror | None) -> Callable[[], None]:
+    """Return what shows the host that the guest lives."""
+    block = ledger.block(SUPERVISOR)
+
+    def beat() -> None:
+        block.add("heartbeats", 1)
+        if mirror is not None:
+            mirror.beat()
+
+    return beat
+
+
+def _all_series(
+    config: Config, regions: Sequence[Region], ledger: Ledger, beat: Callable[[], None]
+) -> Iterator[Series]:
+    each = config.run.duration / (len(_SUBJECTS) + 1)
+    yield from _loops(config, regions, ledger, each, beat)
+    span = next(region.pages for region in regions if region.kind is RegionKind.DEVICE_DAX)
+    if span is not None:
+        with StructPages() as pages:
+            series = Series(_SWEEP, span.count, [_MEMCPY])
+            yield take_turns(series, _sweeps(pages, span), each, beat)
+
+
+def _loops(
+    config: Config,
+    regions: Sequence[Region],
+    ledger: Ledger,
+    seconds: float,
+    beat: Callable[[], None],
+) -> Iterator[Series]:
+    plan = make_plan(config, regions)
+    worker = next(worker for worker in plan.workers if worker.role is Role.MAPPER)
+    block, pause = ledger.block(worker.name), ledger.block(SUPERVISOR).view("pause")
+    release = parse_release(kernel_release())
+    library = ctypes.CDLL(LIBRARY)
+    with contextlib.closing(Mapper(block, regions, config.vfio.devices[0])) as mapper:
+        for kind, name in _SUBJECTS.items():
+            subject = Subject(worker, kind, release)
+            contenders = Contenders(subject, mapper, block, pause, library).all()
+            cycles = _cycles(contenders)
+            beat()
+            # In each round another 2 MiB: where an unmap leaks, no count comes near its limit.
+            offsets = range(0, subject.size - LENGTH + 1, LENGTH)
+            turns = {
+                contender: partial(_at_round, prepare, offsets, cycles)
+                for contender, prepare in contenders.items()
+            }
+            series = Series(name, cycles * subject.operations, REFERENCES)
+            yield take_turns(series, turns, seconds, beat)
+
+
+def _at_round(
+    prepare: Callable[[int, int], Timed], offsets: Sequence[int], cycles: int, number: int
+) -> Timed:
+    return prepare(offsets[number % len(offsets)], cycles)
+
+
+def _cycles(contenders: Mapping[str, Callable[[int, int], Timed]]) -> int:
+    """Return how many cycles the slowest contender does in a round."""
+    slowest = 0.0
+    for prepare in contenders.values():
+        for _ in range(2):  # the first time everything is new
+            timed = prepare(0, _FIRST_CYCLES)
+            start = time.monotonic()
+            timed()
+            taken = time.monotonic() - start
+        slowest = max(slowest, taken / _FIRST_CYCLES)
+    return max(int(_ROUND_SECONDS / slowest), 1)
+
+
+def _sweeps(pages: StructPages, span: PageSpan) -> Mapping[str, Prepare]:
+    """Return the ways to go through all struct pages of a span, and as many bytes of plain memory."""
+    size = span.count * pages.layout.size
+    source, target = (ctypes.create_string_buffer(size) for _ in range(2))
+
+    def copy() -> int:
+        ctypes.memmove(target, source, size)
+        return span.count
+
+    def lists() -> int:
+        total = largest = 0
+        for counts in pages.counts(span):
+            total += sum(counts)
+            largest = max(largest, *counts)
+        return span.count
+
+    def totals() -> int:
+        pages.totals(span)
+        return span.count
+
+    turns = {_MEMCPY: copy, "added up in Python": lists, "sweep": totals}
+    # What two ways read must be the same before it is worth measuring how fast they are.
+    listed = [count for piece in pages.counts(span) for count in piece]
+    if pages.totals(span) != (sum(listed), max(listed)):
+        raise LookupError("sums of reference counts differ from the counts read one by one")
+    return {name: partial(_every_round, turn) for name, turn in turns.items()}
+
+
+def _every_round(turn: Timed, _number: int) -> Timed:
+    return turn

@@ -1,0 +1,161 @@
+"""What the helpers of canaries do, step by step: real faults, made with real system calls.
+
+Each is a generator for a `Stepper`: what stands before a `yield` is one step.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Final
+
+from soak.abi.fallocate import truncate
+from soak.abi.mmap import MADV_DONTNEED, MAP_SHARED, PROT_READ, PROT_WRITE, Mapping
+from soak.abi.splice import HeldPages, PagePipe
+from soak.abi.transfer import write_from
+from soak.abi.vfio import Container
+from soak.regions import DeviceDaxRegion, FsDaxRegion
+from soak.regions.pages import PAGE_SIZE
+from soak.schema import Cell
+from soak.vocabulary import Interface, Operation, RegionKind, errno_name
+from soak.workload.choices import Choice
+from soak.workload.holding import HoldBook
+from soak.workload.methods import METHODS, PIPE
+from soak.workload.worker import outcome_columns, work
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from soak.expectations import Release
+    from soak.ledger import BlockWriter
+    from soak.regions import Region
+
+# A file of a canary is none that a worker has: to a detector it is one of this number.
+_PLACE: Final = 1 << 20
+_IOVA: Final = 0x1_4000_0000
+_NO_ACCESS: Final = 0
+_FILL: Final = (ctypes.c_ubyte * PAGE_SIZE)(*([0xA5] * PAGE_SIZE))
+
+
+def refused_map(
+    block: BlockWriter, release: Release, region: Region, function: str
+) -> Iterator[str]:
+    """Ask vfio for a mapping without any access, which is EINVAL whatever the memory is.
+
+    Yields the errno (vfio_dma_do_map() looks at the flags first).
+    """
+    with Container(function) as container, region.map() as mapping:
+        cell = Cell(Operation.MAP, region.kind, Interface.VFIO_TYPE1)
+        yield _call(
+            block,
+            release,
+            cell,
+            lambda: container.map(mapping.address, _IOVA, PAGE_SIZE, _NO_ACCESS),
+        )
+
+
+def refused_hold(block: BlockWriter, release: Release) -> Iterator[str]:
+    """Ask for a short pin of a range that nothing is mapped at. Yields the errno: EFAULT."""
+    with Mapping.reserve(PAGE_SIZE) as mapping, PagePipe() as pipe:
+        cell = Cell(Operation.HOLD, RegionKind.FS_DAX, Interface.VMSPLICE)
+        yield _call(block, release, cell, lambda: pipe.take(mapping.address, PAGE_SIZE))
+
+
+def lying_holder(block: BlockWriter, region: FsDaxRegion, name: str) -> Iterator[str]:
+    """Pin a page of a file, note in the ledger that it was given back, and give it back much later.
+
+    The page is in the accounts of sweeps all the time. Steps: ready, held, noted, released, gone.
+    """
+    position = block.index("pages_mapped", region.name)
+    path = region.canary_path(name)
+    mapping = _mapped_file(region, name)
+    book, pipe = HoldBook(block, certain=True), PagePipe()
+    yield "ready"
+    book.begin(
+        Choice(
+            0, 0, Operation.HOLD, 0, _PLACE, 0, PAGE_SIZE, 0, METHODS.index(PIPE)
+        )
+    )  # fmt: skip
+    number = pipe.take(mapping.address, PAGE_SIZE)
+    if number:
+        raise OSError(number, os.strerror(number), "vmsplice of a canary's page")
+    book.taken()
+    # Since Linux 6.15 a mapping counts as a reference, and a sweep may come.
+    mapping.advise(MADV_DONTNEED)
+    block.add("pages_mapped", 1, *position)
+    yield "held"
+    book.releasing()
+    book.released()
+    yield "noted"
+    pipe.close()
+    block.add("pages_unmapped", 1, *position)
+    yield "released"
+    mapping.close()
+    path.unlink()
+    yield "gone"
+
+
+def truncater(
+    block: BlockWriter, release: Release, region: FsDaxRegion, name: str
+) -> Iterator[str]:
+    """Truncate the holder's file as an invalidator does. Steps: ready, and how the truncate ended."""
+    descriptor = os.open(region.canary_path(name), os.O_RDWR | os.O_CLOEXEC)
+    yield "ready"
+    cell = Cell(Operation.TRUNCATE_ZERO, RegionKind.FS_DAX, Interface.NONE)
+    yield _call(block, release, cell, lambda: truncate(descriptor, 0))
+
+
+def extra_pins(regions: Sequence[DeviceDaxRegion | FsDaxRegion], name: str) -> Iterator[str]:
+    """Hold one page of each region that is in nobody's accounts. Steps: ready, held, released, gone.
+
+    The pages lie in pipes: a pin over vfio type1 might never be given back.
+    """
+    with ExitStack() as files:
+        mappings = []
+        for region in regions:
+            if isinstance(region, FsDaxRegion):
+                # Removed when nothing maps it any more, which is the other way round.
+                files.callback(region.canary_path(name).unlink)
+                mappings.append(files.enter_context(_mapped_file(region, name)))
+            else:
+                mappings.append(files.enter_context(region.map()))
+        yield "ready"
+        with ExitStack() as pipes:
+            for mapping in mappings:
+                pipes.enter_context(HeldPages(mapping.address, PAGE_SIZE))
+                mapping.advise(MADV_DONTNEED)
+            yield "held"
+        yield "released"
+    yield "gone"
+
+
+def _mapped_file(region: FsDaxRegion, name: str) -> Mapping:
+    """Make a file of one page that is written, and map it."""
+    descriptor = os.open(region.canary_path(name), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        number = write_from(descriptor, ctypes.addressof(_FILL), PAGE_SIZE, 0)
+        if number:
+            raise OSError(number, os.strerror(number), "writing a canary's file")
+        return Mapping(PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _call(block: BlockWriter, release: Release, cell: Cell, call: Callable[[], int]) -> str:
+    """Do one operation exactly as a worker does, books and all; return how it ended."""
+    labels = block.names("counts")
+    number = block.get("begun")
+    choice = Choice(
+        number, labels.index(cell.label), cell.operation, 0, _PLACE, 0, PAGE_SIZE, _NO_ACCESS
+    )
+    columns = outcome_columns([Cell.parse(label) for label in labels], release)
+    results = []
+
+    def noted(_: Choice) -> int:
+        results.append(call())
+        return results[-1]
+
+    # Nobody asks a canary to rest: it is its own pause word.
+    work(block, block.view("acknowledged"), iter((choice,)), {cell.operation: noted}, columns)
+    return errno_name(results[-1]) if results[-1] else "done"

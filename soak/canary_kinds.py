@@ -1,0 +1,337 @@
+"""The kinds of canary: for each detector a fault that it must see, and how long it may take to.
+
+A canary goes on a little at each beat of the supervisor, which never waits for one. Only what changes
+what a sweep would count is waited for, so that no sweep comes in between.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from soak.canary_helpers import extra_pins, lying_holder, refused_hold, refused_map, truncater
+from soak.crew import end_hold
+from soak.detectors.tasks import look_at
+from soak.helper import HelperError
+from soak.regions import DeviceDaxRegion, FsDaxRegion
+from soak.schema import CANARY_HOLDER, CANARY_INVALIDATOR, CANARY_REFUSED
+from soak.stepper import Stepper
+from soak.vocabulary import Detector, Violation
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from soak.detectors.finding import Finding
+    from soak.detectors.stalls import Clock
+    from soak.expectations import Release
+    from soak.ledger import BlockWriter
+    from soak.regions import Region
+
+_T = TypeVar("_T")
+Differences = Callable[[], Mapping[str, int] | None]
+Steps = Generator[None, None, None]
+
+# How long a helper may take to get ready, and a detector to see what was made: in soak time, so that a
+# machine that stood still neither fails nor misses anything.
+MAKING_SECONDS: Final = 60.0
+SEEING_SECONDS: Final = 10.0
+# A helper that changes what is counted has nothing else to do: it is waited for.
+_STEP_SECONDS: Final = 5.0
+# A truncate that has not ended by then waits; the trials see one that does not.
+_WAITING_SECONDS: Final = 0.3
+
+
+class WedgedHelperError(HelperError):
+    """A helper hangs in the kernel for good: another one would, too."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """One fault that was made, whether its detector saw it, and what there was to see."""
+
+    made: str
+    seen: bool
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Attempt:
+    """A canary under way: `found` is what its detector has found of it, `results` what came of it."""
+
+    number: int
+    found: list[Finding] = field(default_factory=list)
+    results: list[Result] = field(default_factory=list)
+
+
+class _Patience:
+    """Waits in soak time, a beat at a time."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+
+    def wait(
+        self, seconds: float, ready: Callable[[], _T | None]
+    ) -> Generator[None, None, _T | None]:
+        """Yield until `ready` returns something, and return that; None where it never did."""
+        begun = time.monotonic_ns()
+        while (value := ready()) is None:
+            if self._clock.between(begun, time.monotonic_ns()) > int(seconds * 1e9):
+                return None
+            yield
+        return value
+
+    def answer(self, helper: Stepper) -> Generator[None, None, Any]:
+        """Have a helper take a step that may take its time, and return what it yields.
+
+        Raises:
+            HelperError: it did not, or not in time.
+        """
+        helper.tell()
+        value = yield from self.wait(MAKING_SECONDS, helper.answer)
+        if value is None:
+            raise HelperError(f"a helper did not take its step within {MAKING_SECONDS:g} s")
+        return value
+
+
+class RefusalCanary:
+    """An operation that ends with an errno which the kernel does not owe for it."""
+
+    detector: Final = Detector.REFUSALS
+    _KINDS: Final = frozenset({Violation.WRONG_ERRNO, Violation.UNEXPECTED_REFUSAL})
+
+    def __init__(
+        self, block: BlockWriter, clock: Clock, body: Callable[[], Iterator[str]], made: str
+    ) -> None:
+        """Take the helper's steps, and `made`: in words what they do."""
+        self.blocks = (block,)
+        self._patience = _Patience(clock)
+        self._body, self._made = body, made
+
+    def go(self, attempt: Attempt) -> Steps:
+        """Make one and see what the detector finds, a beat at a time.
+
+        Raises:
+            HelperError: it could not be made.
+        """
+        with _helper(self._body) as helper:
+            errno = yield from self._patience.answer(helper)
+        seen = yield from self._patience.wait(SEEING_SECONDS, lambda: _first(attempt, self._KINDS))
+        attempt.results.append(Result(f"{self._made} ended with {errno}", seen is not None))
+
+    def at_rest(self, differences: Differences) -> None:
+        """Workers need not rest for this."""
+
+
+class StallCanary:
+    """A truncate that waits for a pin of which the ledger says that it was given back."""
+
+    detector: Final = Detector.STALLS
+    _KINDS: Final = frozenset({Violation.STALL, Violation.LATE_WAKEUP})
+
+    def __init__(
+        self,
+        holder: BlockWriter,
+        invalidator: BlockWriter,
+        clock: Clock,
+        region: FsDaxRegion,
+        release: Release,
+        *,
+        threshold: float,
+    ) -> None:
+        """Take the `threshold` of a stall, in seconds."""
+        self.blocks = (invalidator, holder)
+        self._holder, self._invalidator = holder, invalidator
+        self._patience = _Patience(clock)
+        self._region, self._release = region, release
+        self._seeing = threshold + SEEING_SECONDS
+        # A supervisor that died may have left one in the middle.
+        self._settle()
+
+    def go(self, attempt: Attempt) -> Steps:
+        """Make one and see what the detector finds, a beat at a time.
+
+        Raises:
+            HelperError: it could not be made, or not be undone.
+        """
+        name, patience = f"stall-{attempt.number}", self._patience
+        with ExitStack() as stack:
+            # Called last, when both have ended.
+            stack.callback(self._settle)
+            holder = stack.enter_context(
+                _helper(lambda: lying_holder(self._holder, self._region, name))
+            )
+            waiter = stack.enter_context(
+                _helper(lambda: truncater(self._invalidator, self._release, self._region, name))
+            )
+            yield from patience.answer(holder)
+            yield from patience.answer(waiter)
+            holder.step(_STEP_SECONDS)
+            waiter.tell()
+            ended = yield from patience.wait(_WAITING_SECONDS, waiter.answer)
+            if ended is not None:
+                raise HelperError(f"the truncate did not wait for the pin: {ended}")
+            task = look_at(waiter.pid)
+            yield from patience.answer(holder)
+            seen = yield from patience.wait(self._seeing, lambda: _first(attempt, self._KINDS))
+            evidence = {"task": task, "found": dict(seen.evidence)} if seen else {"task": task}
+            made = "truncate-zero of fs-dax waited for a page that was said to be given back"
+            attempt.results.append(Result(made, seen is not None, evidence))
+            holder.step(_STEP_SECONDS)
+            if (yield from patience.wait(self._seeing, waiter.answer)) is None:
+                raise HelperError("the truncate slept on when the page was really given back")
+            yield from patience.answer(holder)
+
+    def at_rest(self, differences: Differences) -> None:
+        """Its pin is in the accounts of sweeps."""
+
+    def _settle(self) -> None:
+        """Put the books in order of helpers that were ended in the middle of something."""
+        self._invalidator.set("ended", self._invalidator.get("begun"))
+        end_hold(self._holder)
+        mapped, unmapped = self._holder.view("pages_mapped"), self._holder.view("pages_unmapped")
+        for position, pages in enumerate(mapped):
+            unmapped[position] = pages
+
+
+class LeakCanary:
+    """One page of each region pinned by somebody who has it in no account."""
+
+    detector: Final = Detector.LEAKS
+    blocks: tuple[BlockWriter, ...] = ()
+
+    def __init__(self, clock: Clock, regions: Sequence[DeviceDaxRegion | FsDaxRegion]) -> None:
+        self._patience = _Patience(clock)
+        self._regions = regions
+        self._ready: Stepper | None = None
+        self._measured: dict[str, tuple[int, int]] | None = None
+        self._error: HelperError | None = None
+
+    def go(self, attempt: Attempt) -> Steps:
+        """Get ready, and wait for the next sweep.
+
+        Raises:
+            HelperError: it could not be made, or not be undone.
+        """
+        self._measured = self._error = None
+        name = f"leak-{attempt.number}"
+        with _helper(lambda: extra_pins(self._regions, name)) as helper:
+            yield from self._patience.answer(helper)
+            self._ready = helper
+            try:
+                while self._measured is None and self._error is None:
+                    yield
+            finally:
+                self._ready = None
+            if self._error is not None:
+                raise self._error
+            for region, (before, with_pin) in (self._measured or {}).items():
+                attempt.results.append(
+                    Result(
+                        f"one page of region {region} was pinned and in no account",
+                        with_pin - before == 1,
+                        {"region": region, "difference": [before, with_pin]},
+                    )
+                )
+            yield from self._patience.answer(helper)
+
+    def at_rest(self, differences: Differences) -> None:
+        """Measure without the pin and with it, while no worker takes or gives one."""
+        helper = self._ready
+        if helper is None or self._measured is not None or self._error is not None:
+            return
+        try:
+            before = differences()
+            helper.step(_STEP_SECONDS)
+            with_pin = differences()
+            helper.step(_STEP_SECONDS)
+        except HelperError as error:
+            self._error = error
+            return
+        if before is None or with_pin is None:
+            self._error = HelperError("a worker died while the pages were counted")
+            return
+        names = [region.name for region in self._regions]
+        self._measured = {name: (before.get(name, 0), with_pin.get(name, 0)) for name in names}
+
+
+Canary = RefusalCanary | StallCanary | LeakCanary
+
+
+def make_canaries(
+    regions: Sequence[Region],
+    block: Callable[[str], BlockWriter],
+    clock: Clock,
+    release: Release,
+    *,
+    function: str | None,
+    threshold: float,
+    swept: Sequence[str],
+) -> list[Canary]:
+    """Return those that can be made on these regions.
+
+    `block` returns a block of the ledger by name; `function` is a PCI function that nobody else uses;
+    `swept` names the regions whose pages can be read.
+    """
+    canaries: list[Canary] = []
+    files = next((region for region in regions if isinstance(region, FsDaxRegion)), None)
+    refused = block(CANARY_REFUSED)
+    target = files or next(iter(regions), None)
+    if function is not None and target is not None:
+        canaries.append(
+            RefusalCanary(
+                refused,
+                clock,
+                lambda: refused_map(refused, release, target, function),
+                f"map of {target.kind} over vfio-type1",
+            )
+        )
+    elif files is not None:
+        canaries.append(
+            RefusalCanary(
+                refused,
+                clock,
+                lambda: refused_hold(refused, release),
+                "hold of fs-dax over vmsplice",
+            )
+        )
+    if files is not None:
+        canaries.append(
+            StallCanary(
+                block(CANARY_HOLDER),
+                block(CANARY_INVALIDATOR),
+                clock,
+                files,
+                release,
+                threshold=threshold,
+            )
+        )
+    counted = [
+        region
+        for region in regions
+        if isinstance(region, (DeviceDaxRegion, FsDaxRegion)) and region.name in swept
+    ]
+    if counted:
+        canaries.append(LeakCanary(clock, counted))
+    return canaries
+
+
+@contextmanager
+def _helper(body: Callable[[], Iterator[Any]]) -> Iterator[Stepper]:
+    """Start a helper, and end it whatever happens.
+
+    Raises:
+        WedgedHelperError: it does not die.
+    """
+    helper = Stepper(body)
+    try:
+        yield helper
+    finally:
+        if not helper.close():
+            raise WedgedHelperError("a helper hangs in the kernel and cannot be killed")
+
+
+def _first(attempt: Attempt, kinds: frozenset[Violation]) -> Finding | None:
+    return next((finding for finding in attempt.found if finding.kind in kinds), None)

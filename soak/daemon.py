@@ -1,0 +1,158 @@
+"""`dax-soak run` on this machine's own devices: from the first check to what is given back at the end."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from exporter.server import parse_listen
+from soak import rundir
+from soak.abi.mounts import filesystem_of
+from soak.abi.procfs import boot_id
+from soak.custody import Custody, be_spared
+from soak.errors import UsageError
+from soak.exit_codes import PLAIN
+from soak.exporter_process import ExporterKeeper, ExporterProcess
+from soak.journal import FileJournal, read_journal
+from soak.ledger_store import LedgerStore
+from soak.log import configure, log_event
+from soak.machine.fitness import require_fit_config
+from soak.plan import make_plan
+from soak.preparation import RegionFiles, taken, teller
+from soak.regions import FsDaxRegion
+from soak.report.text import publish
+from soak.run import Setting, given_up_files, run_soak
+from soak.schema import SUPERVISOR
+from soak.service import Service
+from soak.systemd.probe import ExporterProbe
+from soak.uevents import UeventWatch, things_in_use
+from soak.unfinished import ChosenRun, choose_run
+from soak.verdict import Judge
+from soak.verdict_keeper import VerdictKeeper
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from soak.companion import Companion
+    from soak.config import Config
+    from soak.custody import Settled
+    from soak.regions import Region
+    from soak.verdict import Verdict
+
+STATE: Final = Path("/var/lib/dax-soak/custody")
+
+
+@dataclass(frozen=True)
+class Serving:
+    """Who serves metrics: a process of this run at `listen`, or another service that is watched."""
+
+    listen: str
+    watched: str | None
+
+
+def soak_here(
+    config: Config, run_dir: Path | None, serving: Serving, *, resume: bool, strict: bool
+) -> int:
+    """Soak on this machine's own devices and return the exit code of the verdict.
+
+    With `resume` go on with the newest run where it was cut short.
+
+    Raises:
+        UsageError: the configuration does not fit the machine, which is left as it was found.
+    """
+    _check_root()
+    # What tells the soak to end waits until somebody can put things in order.
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
+    chosen = choose_run(config, run_dir, resume=resume)
+    configure(program="dax-soak", run=chosen.run_id, boot=boot_id())
+    with Custody.open(STATE, chosen.run_id) as custody:
+        recovered = custody.recover()
+        require_fit_config(config)
+        directory = chosen.make()
+        try:
+            verdict = _soak_in(directory, chosen, custody, recovered, serving, strict=strict)
+        except UsageError:
+            if not chosen.resumed:
+                rundir.discard(directory)
+            raise
+    publish(verdict, directory)
+    return PLAIN.verdicts[verdict.verdict]
+
+
+def _soak_in(
+    directory: Path,
+    chosen: ChosenRun,
+    custody: Custody,
+    recovered: Sequence[Settled],
+    serving: Serving,
+    *,
+    strict: bool,
+) -> Verdict:
+    """Soak with everything in a run directory; all that was taken is given back at the end."""
+    config, judge = chosen.config, Judge(strict)
+    for event in read_journal(directory / rundir.JOURNAL) if chosen.resumed else ():
+        judge.see(event)
+
+    def heard(line: dict[str, object]) -> None:
+        judge.see(line)
+        log_event(line)
+
+    with contextlib.ExitStack() as stack:
+        journal = stack.enter_context(FileJournal(directory / rundir.JOURNAL, heard=heard))
+        with (
+            taken(config, custody, journal, recovered),
+            contextlib.closing(RegionFiles(config, chosen.run_id, journal)) as files,
+        ):
+            regions = files.regions
+            plan = make_plan(config, regions)
+            layout = plan.layout(
+                {"run_id": chosen.run_id, "filesystem": _filesystem(regions)}, lab=False
+            )
+            store = LedgerStore(directory, chosen.run_id, layout, journal, resumed=chosen.resumed)
+            stack.callback(store.close)
+            files.given_up = lambda: given_up_files(plan, regions, store.ledger)
+            block = store.ledger.block(SUPERVISOR)
+            keeper = VerdictKeeper(judge, block, directory)
+            stack.callback(keeper.conclude)
+            companions: list[Companion] = [store, keeper]
+            if serving.watched is None:
+                exporter = stack.enter_context(
+                    contextlib.closing(ExporterProcess(directory, serving.listen))
+                )
+                journal.write("exporter.started", address=exporter.address)
+                companions.append(ExporterKeeper(exporter, journal))
+            uevents = UeventWatch(journal, things_in_use(regions, config.vfio.devices))
+            stack.enter_context(contextlib.closing(uevents))
+            service = stack.enter_context(Service(block, journal, _probe(serving)))
+            companions += [service, uevents]
+            be_spared()
+            setting = Setting(
+                chosen.run_id, store.ledger, journal, directory, tuple(companions),
+                custody.readable_addresses(teller(journal)), in_lab=False,
+            )  # fmt: skip
+            run_soak(config, plan, regions, setting)
+    return judge.verdict()
+
+
+def _check_root() -> None:
+    if os.geteuid() != 0:
+        raise UsageError(
+            "'dax-soak run' binds PCI functions and reads the kernel's memory, which root alone may do: "
+            "run it as root, or use 'dax-soak lab', which needs no root."
+        )
+
+
+def _filesystem(regions: Sequence[Region]) -> str:
+    """Name the file system of the first region that has one."""
+    region = next((region for region in regions if isinstance(region, FsDaxRegion)), None)
+    return filesystem_of(region.disk) if region is not None else "none"
+
+
+def _probe(serving: Serving) -> ExporterProbe | None:
+    if serving.watched is None:
+        return None
+    return ExporterProbe(*parse_listen(serving.watched, "--watch-exporter"))

@@ -1,0 +1,96 @@
+"""The exporter of a run: a process of its own, started with the run and ended with it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from typing import TYPE_CHECKING, Final
+
+from soak.companion import Companion
+from soak.errors import UsageError
+from soak.journal import Level
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from soak.journal import Journal
+
+_END_SECONDS: Final = 60.0
+_RESTART_SECONDS: Final = 5.0
+
+
+class ExporterProcess:
+    """Serves a run directory. It gives up its privileges, and dies with this program."""
+
+    def __init__(self, directory: Path, listen: str) -> None:
+        """Start the exporter and wait until it listens; `address` is where.
+
+        Raises:
+            UsageError: it cannot listen there.
+        """
+        self._directory = directory
+        # A file, not a pipe: nobody reads it while the exporter runs.
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
+        reader, writer = os.pipe()
+        self._process = self._start(listen, writer)
+        os.close(writer)
+        with os.fdopen(reader) as ready:
+            self.address = ready.readline().strip()
+        if not self.address:
+            self._process.wait(_END_SECONDS)
+            self._said.seek(0)
+            said = self._said.read().decode(errors="replace")
+            self._said.close()
+            raise UsageError(said.strip().splitlines()[-1])
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has died."""
+        return self._process.poll() is not None
+
+    def restart(self) -> None:
+        """Start another in the place of one that died; nobody waits until it listens."""
+        self._process = self._start(self.address, None)
+
+    def close(self) -> None:
+        self._process.terminate()
+        try:
+            self._process.wait(_END_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._said.close()
+
+    def _start(self, listen: str, ready: int | None) -> subprocess.Popen[bytes]:
+        words = [
+            *(sys.executable, "-m", "exporter", "--run-dir", str(self._directory)),
+            *("--listen", listen, "--die-with-parent"),
+        ]
+        return subprocess.Popen(
+            words if ready is None else [*words, "--ready-fd", str(ready)],
+            pass_fds=[] if ready is None else [ready],
+            stdin=subprocess.DEVNULL,
+            stderr=self._said,
+            # Ctrl-C in the terminal is for the soak, which ends the exporter when it is done.
+            start_new_session=True,
+        )
+
+
+class ExporterKeeper(Companion):
+    """Puts another exporter in the place of one that died, and says so."""
+
+    def __init__(self, exporter: ExporterProcess, journal: Journal) -> None:
+        self._exporter, self._journal = exporter, journal
+        self._next = 0.0
+
+    def beat(self) -> None:
+        if self._exporter.ended and time.monotonic() >= self._next:
+            self._next = time.monotonic() + _RESTART_SECONDS
+            self._exporter.restart()
+            self._journal.write(
+                "exporter.restarted", Level.WARNING, address=self._exporter.address,
+                summary="the exporter had died: another one serves now",
+            )  # fmt: skip

@@ -1,0 +1,162 @@
+"""`dax-soak bench`: boots a guest, has it measure the soak's own speed, and tells it in ratios."""
+
+from __future__ import annotations
+
+import hashlib
+import statistics
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from exporter.collector import LedgerCollector
+from exporter.exposition import metrics_page
+from soak import rundir
+from soak.bench.contenders import LIBRARY
+from soak.bench.report import Bench, Scrape, json_report, text_report
+from soak.bench.series import MEASURED, Series
+from soak.errors import UsageError
+from soak.exit_codes import INTERRUPTED
+from soak.journal import read_journal
+from soak.lab.boot import DEFAULT_KERNEL, boot, find_parts, soak_once
+from soak.lab.cache import Cache, cache_directory
+from soak.lab.cpio import CpioWriter
+from soak.lab.kernels import check_kernel
+from soak.lab.progress import Progress
+from soak.lab.request import LabRequest, lab_config
+from soak.lab.toolchain import missing, refuse_without
+from soak.ledger import LedgerReader
+from soak.plan import with_overrides
+
+if TYPE_CHECKING:
+    import argparse
+
+    from soak.lab.boot import Booted
+
+_SOURCE: Final = Path(__file__).parent.parent / "bench" / "loop.c"
+_PROGRAMS: Final = {"gcc": "gcc", "ld": "binutils"}
+_HEADERS: Final = {"errno.h": "libc6-dev", "linux/vfio.h": "linux-libc-dev"}
+_COMPILE: Final = ("gcc", "-O2", "-Wall", "-Wextra", "-shared", "-fPIC")
+_COMPILE_SECONDS: Final = 120
+_SCRAPES: Final = 9
+
+
+def bench(options: argparse.Namespace) -> int:
+    """Measure, print, and return 0.
+
+    Raises:
+        UsageError: something is wrong or missing, or the guest came to no end; nothing is left behind.
+    """
+    try:
+        return _bench(options)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def _bench(options: argparse.Namespace) -> int:
+    began = time.monotonic()
+    config = with_overrides(lab_config(None), duration=options.duration, seed=None, scenario=None)
+    # Mistakes are told before anything is fetched.
+    kernel = options.kernel or DEFAULT_KERNEL
+    check_kernel(kernel, options.modules)
+    refuse_without(missing(_PROGRAMS, _HEADERS), "compile the loop in C")
+    progress = Progress()
+    cache = Cache(cache_directory())
+    compiled = _compiled_layer(cache)
+    parts = find_parts(options, kernel, cache, progress)
+    request = LabRequest(
+        kernel=parts.kernel,
+        config=config,
+        filesystem=options.filesystem,
+        faults=(),
+        append=options.append,
+        listen="127.0.0.1:0",
+        strict=False,
+        layers=(*parts.layers, compiled),
+        linger_seconds=0.0,
+        mirror=False,
+        began=began,
+        program=("measure",),
+        doing="measuring",
+    )
+    # What is measured is printed, and not kept: it is no run, and never the latest one.
+    directory = rundir.runs_directory() / f".bench-{rundir.new_run_id()}"
+    try:
+        work = partial(soak_once, progress=progress)
+        booted = boot(
+            parts.accelerators, request, directory, options.boot_timeout, work, progress=progress
+        )
+        if booted.interrupted:
+            return INTERRUPTED
+        result = _result(booted)
+    finally:
+        rundir.discard(directory)
+    sys.stdout.write(json_report(result) if options.format == "json" else text_report(result))
+    return 0
+
+
+def _compiled_layer(cache: Cache) -> Path:
+    """Return the initramfs layer with the loop in C, keyed by its source and how it is compiled.
+
+    Raises:
+        UsageError: it cannot be compiled.
+    """
+    digest = hashlib.sha256(_SOURCE.read_bytes() + " ".join(_COMPILE).encode())
+
+    def build(directory: Path) -> None:
+        library = directory / "loop.so"
+        result = subprocess.run(
+            [*_COMPILE, "-o", library, _SOURCE],
+            check=False, capture_output=True, text=True, timeout=_COMPILE_SECONDS,
+        )  # fmt: skip
+        if result.returncode != 0:
+            raise UsageError(f"The loop in C cannot be compiled: {result.stderr.strip()}")
+        with (directory / "bench.cpio").open("wb") as out:
+            archive = CpioWriter(out)
+            archive.file(LIBRARY.lstrip("/"), library.read_bytes(), 0o755)
+            archive.close()
+
+    return cache.directory(f"bench/{digest.hexdigest()[:16]}", build) / "bench.cpio"
+
+
+def _result(booted: Booted) -> Bench:
+    """Read what the guest measured.
+
+    Raises:
+        UsageError: it came to no end, or the contenders did not do the same; the sentence says why.
+    """
+    directory = booted.request.directory
+    for event in read_journal(directory / rundir.JOURNAL):
+        if event["event"] == MEASURED:
+            series = [Series.from_fields(fields) for fields in event["series"]]
+            short = next(filter(None, (entry.shortfall() for entry in series)), None)
+            if short is not None:
+                raise UsageError(
+                    f"The kernel did not do what it should ({short}), so there is nothing to compare: "
+                    f"'dax-soak lab' with the same options says what is wrong."
+                )
+            return Bench(
+                kernel=event["kernel"],
+                series=series,
+                scrape=_scrape(directory / rundir.LEDGER),
+                mirrored=event["mirrored"],
+            )
+    raise UsageError(f"The bench came to no end: {'; '.join(booted.verdict.reasons)}.")
+
+
+def _scrape(ledger: Path) -> Scrape:
+    """Time what a scrape costs the exporter, all but the network."""
+    with LedgerReader.open(ledger) as reader:
+        collector = LedgerCollector(lambda: reader)
+        taken = []
+        for _ in range(_SCRAPES):
+            start = time.perf_counter()
+            page, _ = metrics_page(collector, "")
+            taken.append(time.perf_counter() - start)
+    lines = page.decode().splitlines()
+    return Scrape(
+        series=sum(not line.startswith("#") for line in lines),
+        milliseconds=statistics.median(taken) * 1e3,
+    )

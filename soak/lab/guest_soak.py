@@ -1,0 +1,69 @@
+"""`dax-soak run` in the guest of a lab: ledger and journal are the host's, which also judges."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from soak.custody import Custody
+from soak.journal import PortJournal
+from soak.machine.fitness import require_fit_config
+from soak.mirror import place_ledger
+from soak.plan import make_plan
+from soak.preparation import RegionFiles, taken, teller
+from soak.run import Setting, given_up_files, run_soak
+from soak.uevents import UeventWatch, things_in_use
+
+if TYPE_CHECKING:
+    from soak.config import Config
+
+_STATE: Final = Path("/run/dax-soak-custody")
+# On tmpfs, where the memory that the host shares is slow.
+_MIRRORED_LEDGER: Final = Path("/run/dax-soak-ledger")
+
+
+@dataclass(frozen=True)
+class LabPlaces:
+    """Where the guest of a lab finds what its host made."""
+
+    run_id: str
+    ledger: Path
+    journal: Path
+    control: Path
+    mirror: bool
+
+
+def soak_in_lab(config: Config, places: LabPlaces) -> None:
+    """Soak in the guest of a lab, whose host keeps ledger and journal, and judges.
+
+    Raises:
+        UsageError: the configuration does not fit the guest.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
+    port = os.open(places.journal, os.O_RDWR | os.O_CLOEXEC)
+    with (
+        Custody.open(_STATE, places.run_id) as custody,
+        contextlib.closing(PortJournal(port)) as journal,
+    ):
+        recovered = custody.recover()
+        require_fit_config(config)
+        ledger, mirror = place_ledger(places.ledger, _MIRRORED_LEDGER, always=places.mirror)
+        with (
+            taken(config, custody, journal, recovered),
+            contextlib.closing(RegionFiles(config, places.run_id, journal)) as files,
+            contextlib.closing(
+                UeventWatch(journal, things_in_use(files.regions, config.vfio.devices))
+            ) as uevents,
+        ):
+            plan = make_plan(config, files.regions)
+            files.given_up = lambda: given_up_files(plan, files.regions, ledger)
+            setting = Setting(
+                places.run_id, ledger, journal, places.control,
+                (uevents, *([mirror] if mirror else [])),
+                custody.readable_addresses(teller(journal)), in_lab=True,
+            )  # fmt: skip
+            run_soak(config, plan, files.regions, setting)

@@ -1,0 +1,76 @@
+"""Finding the run of the lab that shall go on after its guest has died."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from soak import rundir
+from soak.config import load_config
+from soak.control import SOCKET_NAME, Question
+from soak.errors import UsageError
+from soak.ledger import LedgerReader
+from soak.ledger_layout import LedgerError
+from soak.unfinished import Story
+
+if TYPE_CHECKING:
+    import argparse
+    from pathlib import Path
+
+    from soak.config import Config
+
+_ANSWER_SECONDS: Final = 10.0
+
+
+@dataclass(frozen=True)
+class Past:
+    """The run that is to go on: what it was asked for."""
+
+    directory: Path
+    run_id: str
+    config: Config
+    filesystem: str
+    kernel: str
+
+
+def past_run(options: argparse.Namespace) -> Past:
+    """Find the run that `--resume` names.
+
+    Raises:
+        UsageError: there is none, it is still running or has ended, or the command line contradicts it.
+    """
+    for given in ("config", "run_dir", "seed", "scenario", "duration"):
+        if getattr(options, given) is not None:
+            raise UsageError(
+                f"A run is resumed as it was started: leave --{given.replace('_', '-')} out."
+            )
+    directory = rundir.find_run(options.resume)
+    if (directory / SOCKET_NAME).exists() and _is_running(directory):
+        raise UsageError(f"The run in {directory} is still running: nothing is to be resumed.")
+    story = Story.of(directory)
+    if story.lab is None or story.ended:
+        raise UsageError(
+            f"The run in {directory} "
+            + ("has come to its end" if story.ended else "was no run of the lab, or never booted")
+            + ": start a new one."
+        )
+    try:
+        with LedgerReader.open(directory / rundir.LEDGER) as reader:
+            facts = reader.layout.run
+    except (OSError, LedgerError) as error:
+        raise UsageError(f"The ledger in {directory} cannot be read: {error}.") from None
+    return Past(
+        directory,
+        str(facts["run_id"]),
+        load_config(directory / rundir.CONFIG),
+        str(facts["filesystem"]),
+        str(story.lab["kernel"]),
+    )
+
+
+def _is_running(directory: Path) -> bool:
+    try:
+        Question(directory, "").answer(_ANSWER_SECONDS)
+    except ConnectionError:
+        return False
+    return True

@@ -1,0 +1,145 @@
+"""Where a machine's own run keeps its ledger: on tmpfs, with a copy on disk at each sample.
+
+A store into a page of a file on disk would wait for the disk. A process that dies leaves tmpfs as it
+is; a machine that dies does not, and then the run goes on from the last copy and what the journal says
+since.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from soak.companion import Companion
+from soak.errors import UsageError
+from soak.journal import Level, read_journal
+from soak.ledger import Ledger
+from soak.rundir import JOURNAL, LEDGER
+from soak.schema import NO_KNOWN_ISSUE, SUPERVISOR, leaks_field
+from soak.vocabulary import Violation
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from soak.journal import FileJournal
+    from soak.ledger import BlockWriter
+    from soak.ledger_layout import Layout
+
+MEMORY: Final = Path("/run/dax-soak")
+_COPY: Final = "ledger.saved"
+
+
+class LedgerStore(Companion):
+    """Owns the ledger of a run from its start, or from where it was cut short, to its end."""
+
+    def __init__(
+        self, directory: Path, run_id: str, layout: Layout, journal: FileJournal, *, resumed: bool
+    ) -> None:
+        """Make the ledger, or take that of a run that goes on.
+
+        Raises:
+            UsageError: it cannot be made, or is of another configuration or version.
+        """
+        self._directory, self._journal = directory, journal
+        self._told = False
+        self._memory = MEMORY / run_id
+        self._path = self._memory / LEDGER
+        try:
+            self._make_room()
+            self.ledger = self._taken_over(layout) if resumed else self._made(layout)
+            self._link()
+        except OSError as error:
+            raise UsageError(f"The ledger {self._path} cannot be made: {error.strerror}.") from None
+
+    def sampled(self) -> None:
+        """Keep a copy that is whole or not there, whatever happens to the machine."""
+        self.ledger.block(SUPERVISOR).set("saved_seq", self._journal.seq)
+        unfinished = self._directory / f".{_COPY}"
+        descriptor = os.open(
+            unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o640
+        )
+        try:
+            os.write(descriptor, self.ledger.to_bytes())
+            os.fsync(descriptor)
+        except OSError as error:
+            # A full disk ends no run: the copy before stays, and the journal has what came since.
+            if not self._told:
+                self._journal.write(
+                    "ledger.unsaved", Level.WARNING,
+                    summary=f"the ledger cannot be copied to disk ({error.strerror}): after a crash of "
+                    f"the machine its counters would go on from the last copy",
+                )  # fmt: skip
+            self._told = True
+            return
+        finally:
+            os.close(descriptor)
+        unfinished.rename(self._directory / _COPY)
+
+    def close(self) -> None:
+        """Leave the ledger in the run directory, for whoever looks at the run later."""
+        unfinished = self._directory / f".{LEDGER}"
+        unfinished.write_bytes(self.ledger.to_bytes())
+        self._open_to_readers(unfinished)
+        unfinished.rename(self._directory / LEDGER)
+        (self._directory / _COPY).unlink(missing_ok=True)
+        (self._directory / f".{_COPY}").unlink(missing_ok=True)
+        self.discard()
+
+    def discard(self) -> None:
+        """Remove what lies in memory."""
+        shutil.rmtree(self._memory, ignore_errors=True)
+
+    def _make_room(self) -> None:
+        for place in (MEMORY, self._memory):
+            place.mkdir(mode=0o755, exist_ok=True)
+            place.chmod(0o755)
+
+    def _made(self, layout: Layout) -> Ledger:
+        self._path.unlink(missing_ok=True)
+        ledger = Ledger.create(self._path, layout)
+        self._open_to_readers(self._path)
+        return ledger
+
+    def _taken_over(self, layout: Layout) -> Ledger:
+        if self._path.exists():
+            return Ledger.reopen(self._path, layout)
+        copy = self._directory / _COPY
+        if copy.exists():
+            shutil.copyfile(copy, self._path)
+            self._open_to_readers(self._path)
+            ledger = Ledger.reopen(self._path, layout)
+        else:
+            ledger = self._made(layout)
+        supervisor = ledger.block(SUPERVISOR)
+        saved = supervisor.get("saved_seq")
+        for event in read_journal(self._directory / JOURNAL):
+            if event["seq"] > saved and event["event"] == "violation.found":
+                _count_again(supervisor, event)
+        return ledger
+
+    def _open_to_readers(self, path: Path) -> None:
+        """Let those read it that may read the run."""
+        path.chmod(0o640)
+        os.chown(path, -1, self._directory.stat().st_gid)
+
+    def _link(self) -> None:
+        unfinished = self._directory / f".{LEDGER}"
+        unfinished.unlink(missing_ok=True)
+        unfinished.symlink_to(self._path)
+        unfinished.rename(self._directory / LEDGER)
+
+
+def _count_again(block: BlockWriter, event: Mapping[str, object]) -> None:
+    """Count a violation that is in the journal and came after the last copy of the ledger."""
+    issue = str(event["known_issue"] or NO_KNOWN_ISSUE)
+    count = int(str(event["count"]))
+    block.add_at("violations", count, str(event["kind"]), issue)
+    match event["kind"]:
+        case Violation.UNEXPECTED_PIN:
+            block.add_at("unexpected_pins", count, str(event["region"]), str(event["interface"]))
+        case Violation.LEAK:
+            field = leaks_field(str(event["region_name"]))
+            position = block.names(field).index(f"leaked_total {issue}")
+            block.view(field)[position] += count

@@ -1,0 +1,1 @@
+"""What a machine offers to a soak, and what of it must not be touched, and what to do about it."""

@@ -1,0 +1,67 @@
+"""`dax-soak check`: what this machine offers, what it lacks, and whether a configuration fits it."""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+from typing import TYPE_CHECKING, Final
+
+from soak.config import load_config
+from soak.machine.finding import State
+from soak.machine.fitness import check_config
+from soak.machine.proposal import Proposal, write_proposal
+from soak.machine.survey import Section, has_hardware, json_of, survey, text_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_WIDTH: Final = 79
+
+
+def check_machine(lab: Section, *, as_json: bool, everything: bool, write: Path | None) -> int:
+    """Tell what the machine offers; return 0 where the lab, which needs no hardware, can run here.
+
+    Raises:
+        UsageError: the configuration cannot be written.
+    """
+    found = survey()
+    if write is not None:
+        write_proposal(Proposal.of(found), write)
+    _show([lab, *found], as_json=as_json, brief=not everything and not has_hardware(found))
+    if not as_json:
+        sys.stdout.write(f"\n{_conclusion(lab, found)}\n")
+    if write is not None:
+        sys.stderr.write(f"Written: {write}\n")
+    return 0 if len(lab.fit) == len(lab.findings) else 2
+
+
+def check_against(path: Path, *, as_json: bool) -> int:
+    """Tell whether a configuration fits the machine; return 0 where it does, else 2.
+
+    Raises:
+        UsageError: it is no configuration.
+    """
+    section = check_config(load_config(path))
+    _show([section], as_json=as_json, brief=False)
+    fits = section.findings and all(found.state is State.OK for found in section.findings)
+    return 0 if fits else 2
+
+
+def _show(sections: list[Section], *, as_json: bool, brief: bool) -> None:
+    sys.stdout.write(json_of(sections) if as_json else text_of(sections, brief=brief))
+
+
+def _conclusion(lab: Section, found: list[Section]) -> str:
+    if has_hardware(found):
+        text = (
+            "'dax-soak check --write soak.toml' writes a configuration for what is fit, and "
+            "'dax-soak check -c soak.toml' tells whether one fits."
+        )
+    else:
+        text = (
+            "This machine has no hardware of its own to soak, so its kernel hardly matters ('--all' "
+            "says what each missing thing costs): the lab brings its own."
+        )
+    if len(lab.fit) < len(lab.findings):
+        text += " The lab cannot run here before what it misses is there."
+    return textwrap.fill(text, _WIDTH, break_on_hyphens=False)

@@ -1,0 +1,130 @@
+"""Whether a configuration fits this machine: each region, function and block device that it names."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from soak.abi.openers import Device
+from soak.errors import UsageError
+from soak.machine.blocks import disk_users, opened
+from soak.machine.dax import size_text
+from soak.machine.finding import Finding, Objection, State, refused
+from soak.machine.pci import PciFunction, objections
+from soak.machine.survey import Section
+from soak.regions import check_apart, examine_region
+
+if TYPE_CHECKING:
+    from soak.config import Config
+    from soak.regions import Region
+
+
+_ENDING_SECONDS: Final = 3.0
+_POLL_SECONDS: Final = 0.2
+
+
+def check_config(config: Config) -> Section:
+    """Judge everything that a configuration names; nothing is changed or made."""
+    findings: list[Finding] = []
+    regions: list[Region] = []
+    for section in config.regions:
+        try:
+            region = examine_region(section)
+            check_apart([*regions, region])
+        except UsageError as error:
+            findings.append(Finding(section.name, State.NO, str(error)))
+        else:
+            regions.append(region)
+            what = f"{region.kind}, {size_text(region.size)}"
+            told = f"{what} of {section.path}" if section.path else what
+            findings.append(Finding(region.name, State.OK, told))
+    findings += _functions(config)
+    for path in (*config.workload.slow_devices, *config.workload.fast_devices):
+        found = disk_objections(Path(path))
+        findings.append(
+            refused(path, "a disk for O_DIRECT", found, {})
+            if found
+            else Finding(
+                path, State.OK, "a disk for O_DIRECT that nobody uses; what it holds is lost"
+            )
+        )
+    return Section(
+        "config", "Configuration", tuple(findings), "it names no region and no device: add some"
+    )
+
+
+def _functions(config: Config) -> list[Finding]:
+    findings = []
+    wanted = config.vfio.devices
+    groups: dict[str | None, str] = {}
+    for address in wanted:
+        found = objections(address)
+        if not found:
+            group = PciFunction.read(address).group
+            if group in groups:
+                found.append(
+                    Objection(
+                        f"it shares IOMMU group {group} with {groups[group]}, and a group opens once",
+                        "name only one of them",
+                    )
+                )
+            groups.setdefault(group, address)
+        findings.append(
+            refused(address, "cannot be given to vfio", found, {})
+            if found
+            else Finding(address, State.OK, "can be given to vfio")
+        )
+    mappers = config.workload.mappers
+    if mappers and len(wanted) <= mappers:
+        findings.append(
+            Finding(
+                "mappers", State.NO,
+                f"{mappers} need {mappers + 1} PCI functions, one for each and one for probes, and "
+                f"[vfio] devices has {len(wanted)}", "name more, or set [workload] mappers",
+            )
+        )  # fmt: skip
+    return findings
+
+
+def require_fit_config(config: Config) -> None:
+    """Refuse a configuration that names what must not be used, or is not there.
+
+    What workers of a soak that died still use is waited for a moment: they are ending, too.
+
+    Raises:
+        UsageError: says everything that is in the way, and what to do.
+    """
+    deadline = time.monotonic() + _ENDING_SECONDS
+    while refusals := [
+        f"{found.subject}: {found.says.rstrip('.')}{f' ({found.remedy})' if found.remedy else ''}."
+        for found in check_config(config).findings
+        if found.state is State.NO
+    ]:
+        if time.monotonic() > deadline:
+            raise UsageError(f"This machine does not fit the configuration. {' '.join(refusals)}")
+        time.sleep(_POLL_SECONDS)
+
+
+def disk_objections(path: Path) -> list[Objection]:
+    """Return every reason why a block device must not be written to; none where it may be."""
+    try:
+        device = Device.of(path.stat())
+    except OSError as error:
+        return [Objection(f"{error.strerror}", "name a block device that is there")]
+    if device is None or device.letter != "b":
+        return [Objection("it is no block device", "name one such as /dev/ram0")]
+    name = (Path("/sys/dev/block") / device.number).resolve().name
+    return disk_users([name]) or opened([name], ())
+
+
+def require_free_disk(path: Path) -> None:
+    """Refuse a block device that somebody uses.
+
+    Raises:
+        UsageError: says every reason and what to do.
+    """
+    found = disk_objections(path)
+    if found:
+        reasons = "; ".join(objection.text() for objection in found)
+        raise UsageError(f"{path} cannot be written to: {reasons}.")

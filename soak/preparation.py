@@ -1,0 +1,79 @@
+"""What a soak takes of a machine before it starts, and gives back when it has ended.
+
+The guest of a lab does the same as a machine with devices of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Final
+
+from soak.custody import Demand, raise_limits
+from soak.journal import Level
+from soak.regions import open_regions, remove_files
+from soak.regions.fs_dax import file_count
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from soak.config import Config
+    from soak.custody import Custody, Settled
+    from soak.journal import Journal
+
+_DRIVER: Final = "vfio-pci"
+
+
+@contextlib.contextmanager
+def taken(
+    config: Config, custody: Custody, journal: Journal, recovered: Sequence[Settled]
+) -> Iterator[None]:
+    """Bind the functions and set what has to be set; put everything back at the end."""
+    tell = teller(journal)
+    for settled in recovered:
+        tell(settled)
+    try:
+        raise_limits()
+        if config.vfio.devices:
+            custody.load_module(_DRIVER)
+        for function in config.vfio.devices:
+            custody.bind(function)
+        custody.tune(_demand(config))
+        yield
+    finally:
+        for settled in custody.restore():
+            tell(settled)
+
+
+class RegionFiles:
+    """The regions of a run and their files, which are removed at its end."""
+
+    def __init__(self, config: Config, run_id: str, journal: Journal) -> None:
+        self._journal = journal
+        self.regions = open_regions(config.regions, run_id)
+        # Which files nobody may touch any more: known when the ledger is.
+        self.given_up: Callable[[], list[Path]] = list
+
+    def close(self) -> None:
+        left = remove_files(self.regions, self.given_up())
+        if left:
+            self._journal.write(
+                "files.left", Level.WARNING, files=left,
+                summary=f"files that hang in the kernel had to be left: {', '.join(left)}",
+            )  # fmt: skip
+
+
+def teller(journal: Journal) -> Callable[[Settled], None]:
+    def tell(settled: Settled) -> None:
+        journal.write(settled.event, settled.level, **settled.fields)
+
+    return tell
+
+
+def _demand(config: Config) -> Demand:
+    """Reckon what the workers will use of what the kernel has a limit on."""
+    workload = config.workload
+    files = [file_count(region) for region in config.regions]
+    return Demand(
+        aio_contexts=workload.holders + workload.trials + 1, mappings=max(files, default=0)
+    )

@@ -1,0 +1,166 @@
+"""Makes the pages of a leaking region new before a reference count overflows.
+
+Where a kernel leaks references, each page of device DAX carries more with every pin, and at 2^31 it
+can be pinned no more: MAP_DMA fails with ENOMEM and the kernel warns (try_grab_folio(), mm/gup.c).
+Taking the device from its driver and giving it back initialises its pages (memmap_init_zone_device()).
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from soak.helper import HelperError, in_helper
+from soak.journal import Level
+from soak.regions import DeviceDaxRegion
+from soak.sweeper import totals
+from soak.vocabulary import Role
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from soak.crew import Crew
+    from soak.detectors.leaks import RegionLeaks
+    from soak.expectations import Release
+    from soak.journal import Journal
+    from soak.ledger import BlockWriter
+    from soak.sweeper import Sweeper
+
+_DRIVER: Final = Path("/sys/bus/dax/drivers/device_dax")
+_RECYCLE_SECONDS: Final = 120.0
+_APPEAR_SECONDS: Final = 30.0
+_APPEAR_POLL_SECONDS: Final = 0.02
+_END_SECONDS: Final = 30.0
+# On 5.10 the driver waits for the leaked references for ever, in memunmap_pages(); 6.1, 6.12 and 7.2 do
+# not. Nobody has tried those between.
+_FIRST_THAT_RETURNS: Final[Release] = (6, 1)
+# A region that cannot be recycled ends the run when so little is left: its next pins would be refused,
+# and that would be the soak's own doing.
+_LAST_HEADROOM: Final = 0.01
+_PARTS_PER_MILLION: Final = 1_000_000
+
+
+@dataclass
+class _Use:
+    """How much head-room a region had at the last sweep, and how much of it one interval takes."""
+
+    headroom: float
+    taken: float = 0.0
+    expected: float = 1.0
+
+
+class Recycler:
+    """Foresees which region will be short of head-room, and recycles it in time."""
+
+    def __init__(
+        self,
+        block: BlockWriter,
+        journal: Journal,
+        crew: Crew,
+        sweeper: Sweeper,
+        watches: Sequence[RegionLeaks],
+        *,
+        threshold: float,
+        release: Release,
+    ) -> None:
+        """Take as `threshold` the share of head-room below which no region shall come."""
+        self._block = block
+        self._journal = journal
+        self._crew = crew
+        self._sweeper = sweeper
+        self._watches = {
+            watch.region.name: (watch, watch.region)
+            for watch in watches
+            if isinstance(watch.region, DeviceDaxRegion)
+        }
+        self._threshold = threshold
+        self._returns = release >= _FIRST_THAT_RETURNS
+        self._uses = {name: _Use(1.0) for name in self._watches}
+        self._told: set[str] = set()
+
+    def due(self) -> list[str]:
+        """Return the regions that will be short of head-room by the next time, at this slope."""
+        names = []
+        for name, use in self._uses.items():
+            now = self._headroom(name)
+            use.taken = max(use.headroom - now, 0.0)
+            use.headroom = now
+            # What the next interval takes may be twice what this one did.
+            use.expected = now - 2 * use.taken
+            recyclable = self._watches[name][1].recyclable and self._returns and self._threshold
+            if use.expected < (self._threshold if recyclable else _LAST_HEADROOM):
+                names.append(name)
+        return names
+
+    def recycle(self, name: str) -> str | None:
+        """Make the pages of a region new; return why that cannot be done.
+
+        The workers rest; those that have the region mapped are ended and started again.
+        """
+        watch, region = self._watches[name]
+        if region.recyclable and self._returns and self._threshold:
+            return self._recycle(watch, region)
+        return self._exhausted(region)
+
+    def _headroom(self, name: str) -> float:
+        position = self._block.index("headroom_ppm", name)
+        return self._block.get("headroom_ppm", *position) / _PARTS_PER_MILLION
+
+    def _exhausted(self, region: DeviceDaxRegion) -> str:
+        why = f"the reference counts of region {region.name} are nearly full"
+        how = (
+            "this kernel hangs when a device with leaked references is recycled"
+            if not self._returns
+            else "'recyclable = true' in its [[region]] lets the soak make its pages new in time"
+        )
+        self._journal.write(
+            "limit.reached", Level.ERROR, limit="headroom", region=region.name,
+            headroom=self._uses[region.name].headroom, summary=f"{why}; {how}",
+        )  # fmt: skip
+        return why
+
+    def _recycle(self, watch: RegionLeaks, region: DeviceDaxRegion) -> str | None:
+        """Close every mapping and container, make the pages new, start again; return what failed."""
+        start, before = time.monotonic(), self._headroom(region.name)
+        mappers = [member for member in self._crew.members if member.plan.role is Role.MAPPER]
+        left = self._crew.retire(mappers, _END_SECONDS)
+        if left:
+            return self._failed(region, f"{', '.join(left)} did not end")
+        # What the mappers still held was given back with their containers, and may have leaked.
+        self._sweeper.sweep()
+        try:
+            in_helper(lambda: _rebind(region.path), _RECYCLE_SECONDS)
+        except HelperError as error:
+            return self._failed(region, str(error))
+        given_back, explained, unexplained = totals(region.name, self._block, self._crew)
+        watch.renew(given_back, explained, unexplained)
+        self._sweeper.sweep()
+        self._uses[region.name] = _Use(self._headroom(region.name))
+        self._crew.start(mappers)
+        self._journal.write(
+            "region.recycled",
+            region=region.name,
+            headroom_before=before,
+            headroom=self._headroom(region.name),
+            leaked=explained + unexplained,
+            seconds=round(time.monotonic() - start, 3),
+        )
+        return None
+
+    def _failed(self, region: DeviceDaxRegion, how: str) -> str:
+        why = f"region {region.name} could not be recycled: {how}"
+        self._journal.write("limit.reached", Level.ERROR, limit="recycle", summary=why)
+        return why
+
+
+def _rebind(device: Path) -> None:
+    """Take a device from its driver and give it back: what may hang, in a process of its own."""
+    (_DRIVER / "unbind").write_text(device.name)
+    (_DRIVER / "bind").write_text(device.name)
+    deadline = time.monotonic() + _APPEAR_SECONDS
+    while not device.exists():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{device} did not come back")
+        time.sleep(_APPEAR_POLL_SECONDS)

@@ -1,0 +1,131 @@
+"""Helper processes that go through several steps, each when it is told to.
+
+As with other helpers, whatever such a process waits for, the one that tells it has a deadline, and ends
+it by its own id.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import sys
+import time
+import traceback
+from typing import TYPE_CHECKING, Any, Final
+
+from soak.abi.libc import die_with_parent
+from soak.helper import HelperError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+_CHUNK: Final = 65536
+_FIRST_OWN_DESCRIPTOR: Final = 3
+_LAST_DESCRIPTOR: Final = 4096
+_REAP_SECONDS: Final = 0.01
+_REAPS: Final = 100
+
+
+class Stepper:
+    """A process that runs a generator: each `tell` has it go on to the next `yield`.
+
+    What is yielded must be a JSON value; `answer` returns it. `close` kills the process, and with it
+    goes all that it holds.
+    """
+
+    def __init__(self, body: Callable[[], Iterator[Any]]) -> None:
+        self._received = b""
+        commands, self._commands = os.pipe2(os.O_CLOEXEC)
+        self._answers, answers = os.pipe2(os.O_CLOEXEC)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self.pid = os.fork()
+        if self.pid == 0:
+            try:
+                _be_helper(body, commands, answers)
+            finally:
+                # Whatever was raised, the child must not go on as a second parent.
+                os._exit(0)
+        os.close(commands)
+        os.close(answers)
+        self._open = True
+
+    def tell(self) -> None:
+        """Have the process take its next step, without waiting for it.
+
+        Raises:
+            HelperError: it has ended.
+        """
+        try:
+            os.write(self._commands, b"!")
+        except BrokenPipeError:
+            raise HelperError("a helper died between two steps") from None
+
+    def answer(self, seconds: float = 0.0) -> Any:  # noqa: ANN401 - any JSON value
+        """Return what the step has yielded, or None where it has not within `seconds`.
+
+        Raises:
+            HelperError: the step raised, or the process died.
+        """
+        deadline = time.monotonic() + seconds
+        while b"\n" not in self._received:
+            left = max(deadline - time.monotonic(), 0.0)
+            if not select.select([self._answers], [], [], left)[0]:
+                return None
+            chunk = os.read(self._answers, _CHUNK)
+            if not chunk:
+                raise HelperError("a helper died before it answered")
+            self._received += chunk
+        line, _, self._received = self._received.partition(b"\n")
+        status, value = json.loads(line)
+        if status != "done":
+            raise HelperError(value)
+        return value
+
+    def step(self, seconds: float) -> Any:  # noqa: ANN401 - any JSON value
+        """Have the process take its next step and return what that yields.
+
+        Raises:
+            HelperError: the step raised, took longer than `seconds`, or the process died.
+        """
+        self.tell()
+        value = self.answer(seconds)
+        if value is None:
+            raise HelperError(f"a helper did not take its step within {seconds:g} s")
+        return value
+
+    def close(self) -> bool:
+        """Kill the process and say whether it died of that; one in state D is left behind."""
+        if not self._open:
+            return True
+        self._open = False
+        os.close(self._commands)
+        os.close(self._answers)
+        os.kill(self.pid, signal.SIGKILL)
+        for _ in range(_REAPS):
+            if os.waitpid(self.pid, os.WNOHANG)[0]:
+                return True
+            time.sleep(_REAP_SECONDS)
+        return False
+
+
+def _be_helper(body: Callable[[], Iterator[Any]], commands: int, answers: int) -> None:
+    die_with_parent(signal.SIGKILL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, set())
+    # An interrupt from the terminal is for the parent, which then ends its helpers itself.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Of the parent's descriptors it keeps none but these.
+    low, high = sorted((commands, answers))
+    os.closerange(_FIRST_OWN_DESCRIPTOR, low)
+    os.closerange(low + 1, high)
+    os.closerange(high + 1, _LAST_DESCRIPTOR)
+    steps = body()
+    while os.read(commands, 1):
+        try:
+            answer = ["done", next(steps)]
+        except Exception as error:  # noqa: BLE001 - whatever it was, the parent tells it
+            told = "".join(traceback.format_exception_only(error)).strip()
+            answer = ["raised", told]
+        os.write(answers, json.dumps(answer).encode() + b"\n")

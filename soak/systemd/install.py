@@ -1,0 +1,190 @@
+"""`dax-soak install`: writes the units and what they need, or takes them away. It starts nothing."""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Final
+
+import soak
+from soak.errors import UsageError
+from soak.systemd.units import (
+    DEFAULT_CONFIG,
+    MARKER,
+    PLACES,
+    SYSUSERS,
+    TMPFILES,
+    UNIT_DIRECTORY,
+    UNITS,
+    Service,
+    example_config,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+_FILE_MODE: Final = 0o644
+# Where the exporter's unit lets nobody look (ProtectHome=, PrivateTmp=), whatever the modes are.
+_HIDDEN: Final = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")  # noqa: S108 - to refuse them
+_WANTS: Final = UNIT_DIRECTORY / "multi-user.target.wants"
+_NEXT: Final = f"""
+Say in {{config}} what to soak, then, as root:
+    systemd-sysusers {SYSUSERS}
+    systemd-tmpfiles --create {TMPFILES}
+    systemctl daemon-reload
+    systemctl enable --now {" ".join(UNITS)}
+"""
+
+
+def install(
+    *,
+    root: Path | None = None,
+    config: Path | None = None,
+    listen: str,
+    dry_run: bool = False,
+) -> int:
+    """Write the units, or with `dry_run` print them; below `root` where that is given.
+
+    Raises:
+        UsageError: it must not or cannot be done; nothing was written then.
+    """
+    service = Service(_interpreter(), _config_place(config, root), listen)
+    files = service.files()
+    if dry_run:
+        for place, text in files.items():
+            print(f"==> {place} <==\n{text}")  # noqa: T201 - the command's output
+        return 0
+    _refuse_others(root)
+    if root is None:
+        refuse_hidden(_program_places())
+    wanted = {below(root, place): text for place, text in files.items()}
+    _refuse_foreign(wanted)
+    example = below(root, service.config)
+    if not example.exists():
+        wanted[example] = example_config()
+    _write(wanted)
+    for path in wanted:
+        print(f"wrote {path}")  # noqa: T201 - the same
+    print(_NEXT.format(config=service.config))  # noqa: T201 - the same
+    return 0
+
+
+def uninstall(*, root: Path | None = None, dry_run: bool = False) -> int:
+    """Remove what `install` wrote, but for the configuration and the runs.
+
+    Raises:
+        UsageError: it must not or cannot be done; nothing was removed then.
+    """
+    paths = [path for place in PLACES if (path := below(root, place)).exists()]
+    enabled = [name for name in UNITS if below(root, _WANTS / name).is_symlink()]
+    _refuse_foreign(paths)
+    if not dry_run:
+        _refuse_others(root)
+        if enabled:
+            raise UsageError(
+                f"{' and '.join(enabled)} is enabled: run 'systemctl disable --now "
+                f"{' '.join(UNITS)}' first."
+            )
+    for path in paths:
+        if not dry_run:
+            _unlink(path)
+        print(f"{'would remove' if dry_run else 'removed'} {path}")  # noqa: T201 - the same
+    print(  # noqa: T201 - the same
+        "The configuration, the runs and the group dax-soak are left. Now run, as root: "
+        "systemctl daemon-reload"
+    )
+    return 0
+
+
+def below(root: Path | None, place: PurePosixPath) -> Path:
+    return Path(place) if root is None else root / place.relative_to("/")
+
+
+def refuse_hidden(places: Iterable[Path]) -> None:
+    """Refuse a program that the exporter's user, who is nobody in particular, cannot read.
+
+    Raises:
+        UsageError: says which of the places it is.
+    """
+    for place in places:
+        hidden = any(place.is_relative_to(directory) for directory in _HIDDEN)
+        # A link is passed through by whoever may look at where it lies, and at where it leads.
+        for path in {*place.parents, place, *place.resolve().parents, place.resolve()}:
+            if hidden or not path.stat().st_mode & stat.S_IXOTH:
+                raise UsageError(
+                    f"dax-soak is installed in {place}, where the exporter's user may not look: "
+                    f"install it in a place that everybody may read, such as /opt/dax-soak."
+                )
+
+
+def _program_places() -> list[Path]:
+    """Return the directories in which this program, its interpreter and its libraries lie."""
+    package = Path(soak.__file__).parent.absolute()
+    return [_interpreter().parent, Path(sys.base_prefix), package]
+
+
+def _interpreter() -> Path:
+    # The link in an environment is what makes the interpreter find the environment's packages.
+    return Path(sys.executable).absolute()
+
+
+def _config_place(config: Path | None, root: Path | None) -> PurePosixPath:
+    if config is None:
+        return DEFAULT_CONFIG
+    if root is not None and not config.is_absolute():
+        raise UsageError(
+            f"--config {str(config)!r} is relative, and means a file below --root: give an "
+            f"absolute path."
+        )
+    return PurePosixPath(config.absolute())
+
+
+def _refuse_others(root: Path | None) -> None:
+    if root is None and os.geteuid() != 0:
+        raise UsageError(
+            "Only root may change the services of this machine: use sudo, or --root DIR to write "
+            "somewhere else, or --dry-run to look."
+        )
+    if root is not None and not root.is_dir():
+        raise UsageError(f"--root {str(root)!r} is no directory: make it first.")
+
+
+def _refuse_foreign(paths: Iterable[Path]) -> None:
+    for path in paths:
+        try:
+            if path.is_symlink() or (path.exists() and not _is_ours(path)):
+                raise UsageError(
+                    f"{path} was not written by 'dax-soak install': move it away, then try again."
+                )
+        except OSError as error:
+            raise UsageError(f"{path} cannot be read: {error.strerror}.") from error
+
+
+def _is_ours(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.readline().startswith(MARKER.encode())
+
+
+def _write(files: Mapping[Path, str]) -> None:
+    """Put each file in its place at once, so that no reader sees half of one."""
+    for path, text in files.items():
+        unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                unfinished.write_text(text, encoding="utf-8")
+                unfinished.chmod(_FILE_MODE)
+                unfinished.rename(path)
+            finally:
+                unfinished.unlink(missing_ok=True)
+        except OSError as error:
+            raise UsageError(f"{path} cannot be written: {error.strerror}.") from error
+
+
+def _unlink(path: Path) -> None:
+    try:
+        path.unlink()
+    except OSError as error:
+        raise UsageError(f"{path} cannot be removed: {error.strerror}.") from error

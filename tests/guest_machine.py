@@ -1,0 +1,290 @@
+"""Runs in the guest of a lab: tries on a real kernel what must be refused, and tells it in JSON lines."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from soak.abi.libc import LIBC, checked
+from soak.abi.vfio import Container
+from soak.config import RegionSection
+from soak.errors import UsageError
+from soak.machine.command import check_against
+from soak.machine.dax import device_findings, file_system_findings
+from soak.machine.pci import objections, pci_functions, require_fit
+from soak.machine.proposal import Proposal, write_proposal
+from soak.machine.survey import json_of, survey, text_of
+from soak.regions import DeviceDaxRegion, examine_region, open_regions, remove_files
+from soak.vocabulary import RegionKind
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+# Tracebacks would end in the guest's console, which nobody reads.
+sys.stderr = sys.stdout
+DAX = Path("/mnt/dax")
+DISK_MOUNT = Path("/mnt/disk")
+EDU = ("1234", "11e8")
+BRIDGE = ("1b36", "000e")
+NEW_MOUNTS = 0x00020000  # CLONE_NEWNS
+PCI = Path("/sys/bus/pci")
+DAX_DRIVERS = Path("/sys/bus/dax/drivers")
+OPENS = """
+import mmap, os, sys
+descriptor = os.open(sys.argv[1], os.O_RDWR)
+if sys.argv[2] == "map":
+    kept = mmap.mmap(descriptor, 2 << 20)
+    os.close(descriptor)
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+def tell(name: str, value: object) -> None:
+    sys.stdout.write(json.dumps([name, value]) + "\n")
+    sys.stdout.flush()
+
+
+def refusal(act: Callable[[], object]) -> str | None:
+    try:
+        act()
+    except UsageError as error:
+        return str(error)
+    return None
+
+
+def told(address: str) -> str:
+    return "; ".join(objection.text() for objection in objections(address))
+
+
+def run(*words: str) -> None:
+    subprocess.run(words, check=True, capture_output=True, timeout=120)
+
+
+def mount(source: str, target: Path, kind: str, options: str) -> None:
+    target.mkdir(parents=True, exist_ok=True)
+    data = options.encode() or None
+    checked(LIBC.mount(source.encode(), bytes(target), kind.encode(), 0, data), f"mount {target}")
+
+
+def unmount(target: Path) -> None:
+    checked(LIBC.umount2(ctypes.c_char_p(bytes(target)), ctypes.c_int(0)), f"umount {target}")
+
+
+def bind(address: str) -> None:
+    (PCI / "devices" / address / "driver_override").write_text("vfio-pci")
+    (PCI / "drivers_probe").write_text(address)
+
+
+@contextmanager
+def opened(path: str, how: str) -> Iterator[int]:
+    """Have another process open a device, or map it and close it again."""
+    with subprocess.Popen(
+        [sys.executable, "-c", OPENS, path, how], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        yield process.pid
+
+
+@contextmanager
+def elsewhere(act: Callable[[], None]) -> Iterator[None]:
+    """Have another process do something, and live on meanwhile."""
+    (done_out, done_in), (end_out, end_in) = os.pipe(), os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(end_in)
+        act()
+        os.write(done_in, b".")
+        os.read(end_out, 1)
+        os._exit(0)
+    os.close(done_in)
+    os.read(done_out, 1)
+    yield
+    os.close(end_in)
+    os.waitpid(pid, 0)
+
+
+def edu_functions() -> list[Any]:
+    return [entry for entry in pci_functions() if (entry.vendor, entry.device) == EDU]
+
+
+def network() -> None:
+    from pyroute2 import IPRoute  # noqa: PLC0415 - takes seconds in a guest
+
+    function = next(entry for entry in pci_functions() if entry.links)
+    tell("nic.idle", told(function.address))
+    with IPRoute() as route:
+        index = route.link_lookup(ifname=function.links[0])[0]
+        route.link("set", index=index, state="up")
+        route.addr("add", index=index, address="192.0.2.1", prefixlen=24)
+        route.route("add", dst="198.51.100.0/24", oif=index)
+        tell("nic.used", told(function.address))
+        route.flush_addr(index=index)
+        route.link("set", index=index, state="down")
+    tell("nic.down", told(function.address))
+
+
+def disk() -> None:
+    function = next(entry for entry in pci_functions() if entry.disks)
+    path = f"/dev/{function.disks[0]}"
+    tell("disk.idle", told(function.address))
+    with opened(path, "open") as pid:
+        tell("disk.open", [pid, told(function.address)])
+    run("mkfs.ext4", "-q", path)
+    mount(path, DISK_MOUNT, "ext4", "")
+    tell("disk.mounted", told(function.address))
+    tell("disk.refusal", refusal(lambda: require_fit(function.address)))
+    unmount(DISK_MOUNT)
+
+    def mount_apart() -> None:
+        checked(LIBC.unshare(NEW_MOUNTS), "unshare")
+        mount(path, DISK_MOUNT, "ext4", "")
+
+    with elsewhere(mount_apart):
+        tell("disk.mounted-elsewhere", told(function.address))
+    sectors = int(Path(f"/sys/class/block/{function.disks[0]}/size").read_text())
+    table = f"0 {sectors} linear {path} 0"
+    run("dmsetup", "create", "top", "--noudevsync", "--table", table)
+    mount("/dev/dm-0", DISK_MOUNT, "ext4", "")
+    tell("disk.stacked", told(function.address))
+    unmount(DISK_MOUNT)
+    run("dmsetup", "remove", "--noudevsync", "top")
+    tell("disk.free", told(function.address))
+
+
+def groups() -> None:
+    bridges = [entry for entry in pci_functions() if (entry.vendor, entry.device) == BRIDGE]
+    buses = {(PCI / "devices" / entry.address).resolve(): entry for entry in bridges}
+    behind: dict[str, list[str]] = {}
+    for entry in edu_functions():
+        parent = (PCI / "devices" / entry.address).resolve().parent
+        if parent in buses:
+            behind.setdefault(buses[parent].address, []).append(entry.address)
+    (alone,) = next(entry for entry in behind.values() if len(entry) == 1)
+    one, other = next(entry for entry in behind.values() if len(entry) == 2)
+    tell("group.bridge", told(bridges[0].address))
+    tell("group.host-bridge", told("0000:00:00.0"))
+    tell("group.nowhere", [told("0000:ff:1f.7"), told("nonsense")])
+    tell("group.alone", told(alone))
+    tell("group.shared", [other, told(one)])
+    bind(other)
+    tell("group.both", told(one))
+    with Container(other):
+        tell("group.both-used", told(one))
+    bind(alone)
+    tell("vfio.free", told(alone))
+    with Container(alone):
+        tell("vfio.used", told(alone))
+    tell("vfio.free-again", told(alone))
+
+
+def directory() -> None:
+    section = RegionSection("files", RegionKind.FS_DAX, str(DAX), 16 << 20)
+    place = DAX / "dax-soak-files"
+    place.mkdir()
+    tell("foreign.empty", refusal(lambda: open_regions([section], "run-1")))
+    (place / "precious").write_text("somebody's")
+    tell("foreign.data", refusal(lambda: open_regions([section], "run-1")))
+    tell("foreign.kept", (place / "precious").read_text())
+    (place / "precious").unlink()
+    place.rmdir()
+    (DAX / "other").mkdir()
+    place.symlink_to(DAX / "other")
+    tell("foreign.link", refusal(lambda: open_regions([section], "run-1")))
+    place.unlink()
+    (DAX / "other").rmdir()
+    twin = RegionSection("twin", RegionKind.FS_DAX, str(DAX), 16 << 20)
+    tell("twins", refusal(lambda: open_regions([section, twin], "run-1")))
+    tell("twins.left", sorted(entry.name for entry in DAX.iterdir()))
+    with elsewhere(lambda: keep.append(open_regions([section], "run-1"))):
+        tell("directory.used", refusal(lambda: open_regions([section], "run-2")))
+        tell("directory.files", sorted(entry.name for entry in place.iterdir()))
+    # The other one has died without a word, as after a crash.
+    regions = open_regions([section], "run-2")
+    tell("directory.mark", json.loads((place / ".dax-soak").read_text()))
+    tell("directory.spared", remove_files(regions, [place / "file-01"]))
+    tell("directory.kept", sorted(entry.name for entry in place.iterdir()))
+    tell("directory.left", remove_files(open_regions([section], "run-3")))
+    tell("directory.gone", sorted(entry.name for entry in DAX.iterdir()))
+
+
+keep: list[object] = []
+
+
+def file_systems() -> None:
+    def examine(path: str) -> str | None:
+        return refusal(
+            lambda: examine_region(RegionSection("files", RegionKind.FS_DAX, path, 16 << 20))
+        )
+
+    (found,) = file_system_findings()
+    tell("fs.dax", [found.state, found.says, examine(str(DAX))])
+    tell("fs.tmpfs", examine("/tmp"))  # noqa: S108 - the guest's own
+    tell("fs.missing", examine("/no/such/place"))
+    source = f"/dev/{found.facts['disk']}"
+    unmount(DAX)
+    (found,) = file_system_findings()
+    tell("fs.unmounted", [found.state, found.says])
+    mount(source, DAX, "ext4", "dax=never")
+    (found,) = file_system_findings()
+    tell("fs.never", [found.state, found.says, found.remedy, examine(str(DAX))])
+    unmount(DAX)
+    mount(source, DAX, "ext4", "dax=always")
+
+
+def device_dax() -> None:
+    path = "/dev/dax0.0"
+    section = RegionSection("dax", RegionKind.DEVICE_DAX, path)
+
+    def examine() -> str | None:
+        return refusal(lambda: DeviceDaxRegion.find(section))
+
+    (found,) = device_findings()
+    tell("dax.free", [found.state, found.says, examine()])
+    for how in ("open", "map"):
+        with opened(path, how) as pid:
+            (found,) = device_findings()
+            tell(f"dax.{how}", [pid, found.state, found.says, examine()])
+    tell("dax.no-device", refusal(lambda: examine_region(replaced(section, "/dev/null"))))
+    tell("dax.nowhere", refusal(lambda: examine_region(replaced(section, "/dev/dax9.9"))))
+    (DAX_DRIVERS / "device_dax/unbind").write_text("dax0.0")
+    tell("dax.unbound", examine())
+    (DAX_DRIVERS / "device_dax/remove_id").write_text("dax0.0")
+    (DAX_DRIVERS / "kmem/new_id").write_text("dax0.0")
+    (found,) = device_findings()
+    tell("dax.ram", [found.facts["driver"], found.state, found.says, found.remedy, examine()])
+
+
+def replaced(section: RegionSection, path: str) -> RegionSection:
+    return RegionSection(section.name, section.kind, path)
+
+
+def proposal() -> None:
+    for function in edu_functions():
+        if function.address.startswith("0000:00:"):
+            bind(function.address)
+    sections = survey()
+    tell("survey", json.loads(json_of(sections)))
+    tell("text", text_of(sections))
+    path = Path("/run/proposal.toml")
+    write_proposal(Proposal.of(sections), path)
+    tell("proposal", path.read_text())
+    tell("proposal.again", refusal(lambda: write_proposal(Proposal.of(sections), path)))
+    tell("proposal.fits", check_against(path, as_json=False))
+    with opened("/dev/dax0.0", "map"):
+        tell("proposal.in-use", check_against(path, as_json=False))
+
+
+for part in (network, disk, groups, directory, file_systems, proposal, device_dax):
+    began = time.monotonic()
+    part()
+    tell(f"seconds.{part.__name__}", time.monotonic() - began)
+tell("end", value=True)

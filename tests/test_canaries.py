@@ -1,0 +1,360 @@
+"""Canaries as far as they need no DAX: real calls that fail, and detectors that see them or are blind."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from soak import canary_kinds
+from soak.canaries import Canaries
+from soak.canary_helpers import refused_hold
+from soak.canary_kinds import (
+    Attempt,
+    LeakCanary,
+    RefusalCanary,
+    Result,
+    WedgedHelperError,
+    make_canaries,
+)
+from soak.clock import SoakClock
+from soak.detectors.refusals import RefusalDetector
+from soak.helper import HelperError
+from soak.journal import FileJournal, read_journal
+from soak.regions import AnonymousRegion, FsDaxRegion
+from soak.regions.pages import PageSpan
+from soak.reporter import Reporter
+from soak.schema import (
+    CANARY,
+    CANARY_HOLDER,
+    CANARY_INVALIDATOR,
+    CANARY_REFUSED,
+    HOLD_COLUMNS,
+    SUPERVISOR,
+    WORKER,
+)
+from soak.stepper import Stepper
+from soak.verdict import judge
+from soak.vocabulary import Detector, VerdictWord
+from tests.soak_support import DEADLINE, make_ledger
+from tests.test_helper import children
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from soak.canary_kinds import Differences, Steps
+    from soak.ledger import BlockWriter
+
+RELEASE = (6, 12)
+DETECTORS = (Detector.REFUSALS, Detector.STALLS, Detector.LEAKS)
+
+
+def watching(blocks: list[BlockWriter]) -> RefusalDetector:
+    """Return a detector that has judged nothing yet."""
+    judged = [memoryview(bytearray(8 * len(block.view("counts")))).cast("Q") for block in blocks]
+    return RefusalDetector(blocks, RELEASE, judged)
+
+
+class Scene:
+    """A supervisor's part: a ledger, a journal, a detector of refusals and canaries for it."""
+
+    def __init__(self, directory: Path) -> None:
+        self.ledger = ledger = make_ledger(directory / "ledger")
+        self.block, self.refused = ledger.block(SUPERVISOR), ledger.block(CANARY_REFUSED)
+        self.workers = [
+            ledger.block(name)
+            for name, block in ledger.layout.blocks.items()
+            if block.kind == WORKER
+        ]
+        self.path = directory / "journal.jsonl"
+        self.journal = FileJournal(self.path)
+        self.reporter = Reporter(self.block, self.journal)
+        self.clock = SoakClock()
+        self.detector = watching([*self.workers, self.refused])
+        self.refusal = RefusalCanary(
+            self.refused, self.clock, lambda: refused_hold(self.refused, RELEASE), "hold of fs-dax"
+        )
+
+    def canaries(self, *kinds: Any, every: float = 600.0) -> Canaries:  # noqa: ANN401 - any canary
+        return Canaries(self.block, self.journal, self.reporter, kinds, every=every)
+
+    def beat(self, canaries: Canaries) -> None:
+        self.clock.beat(time.monotonic_ns())
+        for finding in self.detector.look():
+            self.reporter.report(finding)
+        canaries.look()
+        time.sleep(0.01)
+
+    def beat_until_over(self, canaries: Canaries) -> None:
+        end = time.monotonic() + DEADLINE
+        while canaries.busy:
+            assert time.monotonic() < end
+            self.beat(canaries)
+
+    def events(self) -> list[dict[str, Any]]:
+        return list(read_journal(self.path))
+
+    def count(self, detector: Detector, column: str) -> int:
+        return self.block.get("canaries", *self.block.index("canaries", detector, column))
+
+
+class Acting:
+    """A canary that does what a test wants."""
+
+    detector = Detector.STALLS
+    blocks: tuple[BlockWriter, ...] = ()
+
+    def __init__(self, steps: Any) -> None:  # noqa: ANN401 - a generator function
+        self._steps = steps
+        self.rests = 0
+
+    def go(self, attempt: Attempt) -> Steps:
+        yield from self._steps(attempt)
+
+    def at_rest(self, differences: Differences) -> None:
+        self.rests += 1
+        differences()
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Scene:
+    return Scene(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays() -> Iterator[None]:
+    before = children()
+    yield
+    assert children() == before
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(canary_kinds, "SEEING_SECONDS", 0.3)
+    monkeypatch.setattr(canary_kinds, "MAKING_SECONDS", 0.3)
+
+
+def test_a_call_that_fails_wrongly_is_seen_and_is_no_violation(scene: Scene) -> None:
+    canaries = scene.canaries(scene.refusal)
+    assert canaries.detectors == ["refusals"]
+    for _ in range(2):
+        canaries.begin_round()
+        assert canaries.busy
+        scene.beat_until_over(canaries)
+    events = scene.events()
+    assert [(event["event"], event["detector"]) for event in events] == [
+        ("canary.seen", "refusals")
+    ] * 2
+    assert events[0]["made"] == "hold of fs-dax ended with EFAULT"
+    assert scene.count(Detector.REFUSALS, "seen") == 2
+    assert scene.count(Detector.REFUSALS, "missed") == 0
+    assert scene.count(Detector.REFUSALS, "seen_ns") > 0
+    # It was a real call, and is counted as one, in a block that is no worker's.
+    assert scene.refused.get("ended") == scene.refused.get("begun") == 2
+    assert scene.refused.block.kind == CANARY
+    assert not any(scene.block.view("violations"))
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_detector_that_does_not_look_at_the_block_is_known_to_be_blind(scene: Scene) -> None:
+    scene.detector = watching(scene.workers)
+    canaries = scene.canaries(scene.refusal)
+    canaries.begin_round()
+    scene.beat_until_over(canaries)
+    (event,) = scene.events()
+    assert (event["event"], event["level"]) == ("canary.missed", "error")
+    assert event["detector"] == "refusals"
+    assert scene.count(Detector.REFUSALS, "missed") == 1
+    assert scene.count(Detector.REFUSALS, "seen_ns") == 0
+    started = {"event": "run.started", "time": "", "canaries": ["refusals"], "run_id": "1"}
+    lines = [started, event, {"event": "run.ended", "time": ""}]
+    verdict = judge({**line, "seq": seq} for seq, line in enumerate(lines, start=1))
+    assert verdict.verdict is VerdictWord.UNKNOWN
+    assert verdict.reasons == (event["summary"],)
+    assert verdict.canaries == ({"detector": "refusals", "made": 1, "seen": 0},)
+
+
+def test_what_workers_do_is_a_violation_as_ever(scene: Scene) -> None:
+    mapper = next(worker for worker in scene.workers if worker.block.name == "mapper-0")
+    mapper.add_at("counts", 3, "map fs-dax vfio-type1", "failed EINVAL")
+    canaries = scene.canaries(scene.refusal)
+    canaries.begin_round()
+    scene.beat_until_over(canaries)
+    assert {(event["event"], event.get("count")) for event in scene.events()} == {
+        ("violation.found", 3),
+        ("canary.seen", None),
+    }
+
+
+@pytest.mark.usefixtures("impatient")
+def test_one_that_cannot_be_made_is_told_and_the_others_go_on(scene: Scene) -> None:
+    def fail() -> Iterator[str]:
+        raise OSError(16, "the function is busy")
+        yield "never"
+
+    failing = RefusalCanary(scene.refused, scene.clock, fail, "map")
+    hanging = RefusalCanary(scene.refused, scene.clock, _hang, "map")
+    canaries = scene.canaries(failing, hanging, scene.refusal)
+    canaries.begin_round()
+    scene.beat_until_over(canaries)
+    failed = [event for event in scene.events() if event["event"] == "canary.failed"]
+    assert {event["level"] for event in failed} == {"warning"}
+    assert any("the function is busy" in event["summary"] for event in failed)
+    assert any("did not take its step" in event["summary"] for event in failed)
+    assert scene.count(Detector.REFUSALS, "seen") == 1
+    assert scene.count(Detector.REFUSALS, "missed") == 0
+
+
+def _hang() -> Iterator[str]:
+    time.sleep(1000)
+    yield "never"
+
+
+def test_what_was_judged_counts_even_if_it_could_not_be_undone(scene: Scene) -> None:
+    def steps(attempt: Attempt) -> Steps:
+        yield
+        attempt.results.append(Result("a wait", seen=False))
+        raise HelperError("it slept on")
+
+    canaries = scene.canaries(Acting(steps))
+    canaries.begin_round()
+    scene.beat_until_over(canaries)
+    assert [event["event"] for event in scene.events()] == ["canary.missed", "canary.failed"]
+    assert scene.count(Detector.STALLS, "missed") == 1
+
+
+def test_a_helper_that_cannot_be_killed_is_the_last_of_its_kind(scene: Scene) -> None:
+    def steps(_: Attempt) -> Steps:
+        try:
+            yield
+        finally:
+            raise WedgedHelperError("it hangs")
+
+    wedged, stopped = Acting(steps), Acting(steps)
+    canaries = scene.canaries(wedged)
+    canaries.begin_round()
+    scene.beat_until_over(canaries)
+    canaries.begin_round()
+    assert not canaries.busy
+    other = scene.canaries(stopped)
+    other.begin_round()
+    scene.beat(other)
+    other.stop()
+    assert [event["event"] for event in scene.events()] == ["canary.failed"] * 2
+    assert "no more of them are made" in scene.events()[0]["summary"]
+
+
+def test_one_under_way_is_not_begun_again_and_stop_ends_it(scene: Scene) -> None:
+    helpers: list[Stepper] = []
+
+    def steps(_: Attempt) -> Steps:
+        helper = Stepper(_hang)
+        helpers.append(helper)
+        try:
+            while True:
+                yield
+        finally:
+            helper.close()
+
+    canaries = scene.canaries(Acting(steps))
+    for _ in range(3):
+        canaries.begin_round()
+        scene.beat(canaries)
+    assert len(helpers) == 1
+    canaries.stop()
+    assert not canaries.busy
+    assert scene.events() == []
+
+
+def test_none_are_made_where_they_are_turned_off(scene: Scene) -> None:
+    canaries = scene.canaries(scene.refusal, every=0.0)
+    canaries.begin_round()
+    assert canaries.detectors == []
+    assert not canaries.busy
+
+
+@pytest.mark.parametrize(
+    ("before", "with_pin", "seen"),
+    [
+        (0, 1, True),
+        (7, 8, True),
+        (-1, 0, True),
+        (0, 0, False),
+        (0, 2, False),
+        (0, -1, False),
+        (0, 1024, False),
+    ],
+)
+def test_a_pin_must_show_as_exactly_itself(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, before: int, with_pin: int, *, seen: bool
+) -> None:
+    monkeypatch.setattr(canary_kinds, "extra_pins", _no_pins)
+    leak = LeakCanary(scene.clock, [AnonymousRegion("dax", 4096)])  # type: ignore[list-item]  # a name
+    canaries = scene.canaries(leak)
+    counts = iter(({"dax": before}, {"dax": with_pin}))
+    canaries.begin_round()
+    end = time.monotonic() + DEADLINE
+    while canaries.busy:
+        assert time.monotonic() < end
+        scene.beat(canaries)
+        canaries.at_rest(lambda: next(counts))
+    (event,) = scene.events()
+    assert event["event"] == ("canary.seen" if seen else "canary.missed")
+    assert event["evidence"] == {"region": "dax", "difference": [before, with_pin]}
+
+
+def test_a_count_that_a_death_disturbed_is_no_judgement(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(canary_kinds, "extra_pins", _no_pins)
+    leak = LeakCanary(scene.clock, [AnonymousRegion("dax", 4096)])  # type: ignore[list-item]  # a name
+    canaries = scene.canaries(leak)
+    canaries.begin_round()
+    while canaries.busy:
+        scene.beat(canaries)
+        canaries.at_rest(lambda: None)
+    (event,) = scene.events()
+    assert event["event"] == "canary.failed"
+    assert scene.count(Detector.LEAKS, "missed") == scene.count(Detector.LEAKS, "seen") == 0
+
+
+def _no_pins(*_: object) -> Iterator[str]:
+    """Go through the steps, without pages to pin."""
+    yield from ("ready", "held", "released", "gone")
+
+
+def test_only_what_can_be_made_is_made(scene: Scene) -> None:
+    blocks = {scene.refused.block.name: scene.refused}
+    control = AnonymousRegion("control", 4096)
+
+    def made(function: str | None) -> list[Detector]:
+        return [
+            canary.detector
+            for canary in make_canaries(
+                [control], blocks.__getitem__, scene.clock, RELEASE,
+                function=function, threshold=2.0, swept=[],
+            )
+        ]  # fmt: skip
+
+    assert made(None) == []
+    assert made("0000:00:05.0") == [Detector.REFUSALS]
+
+
+def test_what_a_supervisor_left_that_died_is_put_in_order(scene: Scene, tmp_path: Path) -> None:
+    holder, invalidator = scene.ledger.block(CANARY_HOLDER), scene.ledger.block(CANARY_INVALIDATOR)
+    invalidator.set("begun", 3)
+    invalidator.set("ended", 2)
+    holder.set("holds_begun", 1)
+    holder.set("pages_mapped", 5, 1)
+    holder.set("pages_unmapped", 4, 1)
+    region = FsDaxRegion("files", tmp_path, 8 << 20, PageSpan(0, 2048, 1))
+    canaries = make_canaries(
+        [region], scene.ledger.block, scene.clock, RELEASE,
+        function=None, threshold=2.0, swept=["files"],
+    )  # fmt: skip
+    assert [canary.detector for canary in canaries] == list(DETECTORS)
+    assert invalidator.get("ended") == 3
+    assert holder.get("pages_unmapped", 1) == 5
+    assert holder.view("holds")[HOLD_COLUMNS.index("release_after")] > 0

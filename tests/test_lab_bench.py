@@ -1,0 +1,69 @@
+"""A short bench in a real guest: who took part, and what their ratios may be on any machine."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from tests.lab_support import DEADLINE_SECONDS, QUICK_KERNEL, ROOT
+
+pytestmark = pytest.mark.lab
+
+
+@pytest.fixture(scope="module")
+def report() -> dict[str, Any]:
+    result = subprocess.run(
+        [
+            *(sys.executable, "-m", "soak.cli", "bench", "--kernel", QUICK_KERNEL),
+            *("--duration", "6s", "--format", "json"),
+        ],
+        cwd=ROOT, check=False, capture_output=True, text=True, timeout=DEADLINE_SECONDS,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    shown: dict[str, Any] = json.loads(result.stdout)
+    return shown
+
+
+def contenders(subject: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {row["contender"]: row for row in subject["contenders"]}
+
+
+def test_every_contender_did_all_of_the_same_work(report: dict[str, Any]) -> None:
+    assert len(report["subjects"]) == 3
+    for subject in report["subjects"]:
+        assert subject["rounds"] >= 5
+        assert subject["operations"] > 0
+        for row in subject["contenders"]:
+            assert row["completed"] == subject["rounds"] * subject["operations"], row
+            assert row["rate"] > 0
+
+
+def test_books_cost_something_and_not_everything(report: dict[str, Any]) -> None:
+    """Nobody is quicker than the same calls from C by more than the noise of a busy machine."""
+    granted, refused, sweep = report["subjects"]
+    for loops in (granted, refused):
+        rows = contenders(loops)
+        assert list(rows) == [
+            *("C loop", "bare Python loop", "worker's loop", "worker's loop, drawing"),
+        ]
+        for name in list(rows)[1:]:
+            ratios = {ratio["of"]: ratio for ratio in rows[name]["ratios"]}
+            assert 0 < ratios["C loop"]["low"] <= ratios["C loop"]["high"]
+            assert ratios["C loop"]["median"] < 1.5
+    # A refusal is much shorter than a map, so the same books weigh more.
+    of_granted, of_refused = (
+        contenders(loops)["worker's loop"]["ratios"][0]["median"] for loops in (granted, refused)
+    )
+    assert of_refused < of_granted
+    rows = contenders(sweep)
+    assert list(rows) == ["memcpy", "added up in Python", "sweep"]
+    assert rows["sweep"]["rate"] > rows["added up in Python"]["rate"]
+
+
+def test_a_scrape_is_that_of_a_whole_run(report: dict[str, Any]) -> None:
+    assert 100 < report["scrape"]["series"] < 1000
+    assert report["scrape"]["milliseconds"] > 0

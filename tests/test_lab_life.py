@@ -1,0 +1,171 @@
+"""A run's life on a real kernel: paused, continued, stopped, ended by a crash and gone on with."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.lab_support import QUICK_KERNEL, ROOT, lab, total
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.lab_support import LabProcess
+
+pytestmark = pytest.mark.lab
+
+LEAK = "type1-device-dax-leak"
+
+
+def say(word: str, run: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "soak.cli", word, str(run)],
+        check=False, capture_output=True, text=True, cwd=ROOT, timeout=300,
+    )  # fmt: skip
+
+
+def resume(first: LabProcess) -> LabProcess:
+    """Go on with the run of a lab that has ended."""
+    return first.again("--resume", str(first.run_dir))
+
+
+def operations(process: LabProcess) -> float:
+    return total(process.scrape(), "operations_total")
+
+
+def check_leak(process: LabProcess) -> None:
+    """Whatever was leaked is what was predicted, over all boots, and nothing is unexplained."""
+    confirmed = any(
+        event["confirmed"]
+        for event in process.events("known-issue.probed")
+        if event["known_issue"] == LEAK
+    )
+    leaks = process.violations("leak")
+    assert {entry["known_issue"] for entry in leaks} == ({LEAK} if confirmed else set())
+
+
+def test_a_soak_is_paused_continued_and_stopped(tmp_path: Path) -> None:
+    with lab(tmp_path / "run", "--kernel", QUICK_KERNEL, "--duration", "10m") as process:
+        process.wait_until("it soaks", lambda: process.operations() > 500)
+        assert say("pause", process.run_dir).stdout == "paused: all workers rest\n"
+        rested = operations(process)
+        assert say("pause", process.run_dir).stdout == "paused already\n"
+        assert operations(process) == rested
+        assert process.metric("run_active") == 1
+        assert process.metric("workers", state="paused") == process.metric("workers")
+        assert say("continue", process.run_dir).stdout == "running\n"
+        process.wait_until("it goes on", lambda: operations(process) > rested)
+        assert say("stop", process.run_dir).stdout == "stopped\n"
+        assert process.finish() in {0, 3}, process.stderr
+        (ended,) = process.events("run.ended")
+        assert [process.events(f"run.{what}") != [] for what in ("paused", "continued")] == [
+            True
+        ] * 2
+        assert ended["why"].startswith("told to")
+        again = say("pause", process.run_dir)
+        assert (again.returncode, again.stdout) == (2, "")
+        assert "No soak is running" in again.stderr
+        refused = say("stop", tmp_path / "nowhere")
+        assert refused.returncode == 2
+        assert "There is no run" in refused.stderr
+
+
+def test_a_run_goes_on_after_a_panic_in_a_new_boot(tmp_path: Path) -> None:
+    arguments = ("--kernel", QUICK_KERNEL, "--duration", "40s", "--keep", "--linger", "1s")
+    with lab(tmp_path / "run", *arguments, "--fault", "panic:12") as first:
+        assert first.finish() == 1, first.stdout
+        assert first.violations("lost-machine")
+        before = first.scraped_at_end()
+    with resume(first) as second:
+        second.wait_until("it soaks again", lambda: second.events("run.resumed") != [])
+        second.wait_until(
+            "counters went on", lambda: operations(second) > total(before, "operations_total")
+        )
+        assert second.metric("boots_total") == 2
+        started = second.metric("run_start_timestamp_seconds")
+        assert started == total(before, "run_start_timestamp_seconds")
+        assert second.finish() == 1, second.stdout
+        check_leak(second)
+        verdict = second.verdict()
+        assert [entry["kind"] for entry in verdict["violations"] if not entry["known_issue"]] == [
+            "lost-machine"
+        ]
+        assert len(verdict["boot_ids"]) == 2
+        (resumed,) = second.events("run.resumed")
+        assert resumed["rebooted"]
+        # The kernel's last words outlived it, and say how it died.
+        (found,) = second.events("crash-log.found")
+        assert any("sysrq triggered crash" in line for line in found["evidence"]["console"])
+        numbers = [event["seq"] for event in second.events()]
+        assert numbers == list(range(1, len(numbers) + 1))
+
+
+def test_a_run_goes_on_after_its_lab_was_killed(tmp_path: Path) -> None:
+    """Nothing of the harness was left to say anything: no fault of the kernel, and no doubt, remains."""
+    with lab(tmp_path / "run", "--kernel", QUICK_KERNEL, "--duration", "10m", "--keep") as first:
+        first.wait_until("it soaks", lambda: first.operations() > 2000)
+        done = operations(first)
+        os.kill(first.process.pid, signal.SIGKILL)
+        first.process.wait()
+    with resume(first) as second:
+        second.wait_until("counters went on", lambda: operations(second) > done)
+        assert second.finish_when_covered() == 0, second.stdout
+        check_leak(second)
+        assert second.verdict()["verdict"] == "pass"
+        assert second.events("crash-log.absent")
+    again = first.again("--resume", str(first.run_dir))
+    with again:
+        assert again.finish() == 2
+        assert "has come to its end" in again.stderr
+
+
+def test_a_leaking_region_is_recycled_in_time(tmp_path: Path) -> None:
+    config = tmp_path / "soak.toml"
+    config.write_text(
+        """
+        [leaks]
+        sweep = 3
+        recycle = 0.995
+        [[region]]
+        name = "small"
+        kind = "device-dax"
+        path = "the lab's"
+        size = "32K"
+        alignment = "4K"
+        [[region]]
+        name = "large"
+        kind = "device-dax"
+        path = "the lab's"
+        size = "64M"
+        [[region]]
+        name = "files"
+        kind = "fs-dax"
+        path = "the lab's"
+        [[region]]
+        name = "more-files"
+        kind = "fs-dax"
+        path = "the lab's"
+        [[region]]
+        name = "control"
+        kind = "anonymous"
+        """
+    )
+    arguments = ("--kernel", QUICK_KERNEL, "-c", str(config), "--duration", "10m")
+    with lab(tmp_path / "run", *arguments) as process:
+        process.wait_until(
+            "it was recycled twice", lambda: len(process.events("region.recycled")) > 1
+        )
+        assert process.finish_when_covered() == 0, process.stdout
+        check_leak(process)
+        recycled = process.events("region.recycled")
+        assert {event["region"] for event in recycled} == {"small"}
+        assert all(event["headroom"] > event["headroom_before"] for event in recycled)
+        # What had leaked before is counted on.
+        leaked = [event["leaked"] for event in recycled]
+        assert leaked == sorted(set(leaked))
+        assert not process.events("worker.died")

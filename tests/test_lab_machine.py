@@ -1,0 +1,213 @@
+"""On a real kernel: what must not be touched is refused, with a sentence that says why and what to do.
+
+`guest_machine.py` tries everything in one guest; each test looks at what it told of one rule.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from soak.config import parse_config
+from soak.vocabulary import RegionKind
+from tests.lab_support import run_script
+
+if TYPE_CHECKING:
+    import subprocess
+
+pytestmark = pytest.mark.lab
+
+SCRIPT = (Path(__file__).parent / "guest_machine.py").read_text()
+# A bridge hides which of the functions behind it asks, so they share a group.
+HARDWARE = (
+    *("virtio-net-pci,addr=1c.0", "virtio-blk-pci,drive=disk,addr=1b.0"),
+    *("pcie-pci-bridge,id=two,addr=1d.0", "edu,bus=two,addr=1.0", "edu,bus=two,addr=2.0"),
+    *("pcie-pci-bridge,id=one,addr=1e.0", "edu,bus=one,addr=1.0"),
+)
+WITHOUT_IOMMU = """
+import json
+from soak.machine.pci import objections, pci_functions
+from soak.machine.survey import survey, text_of
+edu = [entry.address for entry in pci_functions() if entry.device == "11e8"]
+print(json.dumps([[objection.text() for objection in objections(edu[0])], text_of(survey())]))
+"""
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Boot a guest with more hardware, and return what was told there, by name."""
+    place = tmp_path_factory.mktemp("machine")
+    disk = place / "disk.img"
+    with disk.open("wb") as file:
+        file.truncate(64 << 20)
+    devices = [f"--device=-blockdev driver=file,filename={disk},node-name=disk"]
+    devices += [f"--device={device}" for device in HARDWARE]
+    result = run_script(place, SCRIPT, *devices)
+    facts = dict(lines(result))
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert facts["end"]
+    return facts
+
+
+def lines(result: subprocess.CompletedProcess[str]) -> list[list[Any]]:
+    return [json.loads(line) for line in result.stdout.splitlines() if line.startswith("[")]
+
+
+def test_a_nic_that_carries_a_route_or_is_up_with_an_address(told: dict[str, Any]) -> None:
+    assert told["nic.idle"] == told["nic.down"] == ""
+    assert "carries the route 198.51.100.0/24" in told["nic.used"]
+    assert "is up with the address 192.0.2.1/24" in told["nic.used"]
+    assert "ip link set" in told["nic.used"]
+
+
+def test_a_disk_with_a_mount(told: dict[str, Any]) -> None:
+    assert told["disk.idle"] == told["disk.free"] == ""
+    assert "is mounted on /mnt/disk: 'umount /mnt/disk' first" in told["disk.mounted"]
+    assert told["disk.mounted"] in told["disk.refusal"]
+    assert "cannot be given to vfio" in told["disk.refusal"]
+
+
+def test_a_disk_below_another_that_is_mounted(told: dict[str, Any]) -> None:
+    assert "dm-0 is built on vda" in told["disk.stacked"]
+    assert "dm-0 on vda is mounted on /mnt/disk" in told["disk.stacked"]
+
+
+def test_a_disk_that_is_in_use_where_no_mount_is_seen(told: dict[str, Any]) -> None:
+    assert "claimed by the kernel" in told["disk.mounted-elsewhere"]
+    pid, sentence = told["disk.open"]
+    assert f"({pid}) has a device of it open" in sentence
+
+
+def test_a_shared_group(told: dict[str, Any]) -> None:
+    mate, sentence = told["group.shared"]
+    assert f"with {mate}, which has no driver" in sentence
+    assert f"bind {mate} to vfio-pci" in sentence
+    # Bound to vfio-pci the other one is harmless, until somebody uses it: a group opens once.
+    assert told["group.both"] == ""
+    assert "is in use" in told["group.both-used"]
+
+
+def test_a_bridge_in_the_group_is_no_endpoint(told: dict[str, Any]) -> None:
+    assert told["group.alone"] == ""
+    assert "no endpoint" in told["group.bridge"]
+    assert "no endpoint" in told["group.host-bridge"]
+
+
+def test_a_function_that_is_not_there(told: dict[str, Any]) -> None:
+    nowhere, nonsense = told["group.nowhere"]
+    assert "no such function" in nowhere
+    assert "no PCI address" in nonsense
+
+
+def test_a_function_in_use_over_vfio(told: dict[str, Any]) -> None:
+    assert told["vfio.free"] == told["vfio.free-again"] == ""
+    assert "is in use" in told["vfio.used"]
+    assert "fuser" in told["vfio.used"]
+
+
+def test_a_device_dax_in_use(told: dict[str, Any]) -> None:
+    state, says, problem = told["dax.free"]
+    assert (state, problem) == ("ok", None)
+    assert "a region of kind device-dax" in says
+    # It is in use as well when only a mapping is left of it.
+    for how in ("open", "map"):
+        pid, state, says, problem = told[f"dax.{how}"]
+        assert state == "no"
+        assert f"({pid})" in says
+        assert f"it is in use by python3.11 ({pid})" in problem
+
+
+def test_a_device_dax_that_is_system_ram(told: dict[str, Any]) -> None:
+    driver, state, says, remedy, problem = told["dax.ram"]
+    assert (driver, state) == ("kmem", "no")
+    assert "system RAM" in says
+    assert "daxctl reconfigure-device --mode=devdax dax0.0" in remedy
+    assert "system RAM" in problem
+    assert "no driver has it" in told["dax.unbound"]
+
+
+def test_what_is_no_device_dax(told: dict[str, Any]) -> None:
+    assert "/dev/null, which is no device-dax" in told["dax.no-device"]
+    assert "/dev/dax9.9, which is not there, or no device-dax" in told["dax.nowhere"]
+
+
+@pytest.mark.parametrize("name", ["foreign.empty", "foreign.data", "foreign.link"])
+def test_a_directory_that_the_soak_did_not_make(told: dict[str, Any], name: str) -> None:
+    assert "/mnt/dax/dax-soak-files exists and was not made by dax-soak" in told[name]
+    assert "move it away" in told[name]
+    assert told["foreign.kept"] == "somebody's"
+
+
+def test_two_regions_on_one_file_system(told: dict[str, Any]) -> None:
+    assert "'files' and 'twin' lie on the same memory" in told["twins"]
+    assert told["twins.left"] == ["lost+found"]
+
+
+def test_a_directory_that_another_soak_uses(told: dict[str, Any]) -> None:
+    assert "in use by another soak" in told["directory.used"]
+    assert told["directory.files"] == [".dax-soak", "file-00", "file-01"]
+
+
+def test_what_the_soak_made_is_removed_but_for_files_that_were_given_up(
+    told: dict[str, Any],
+) -> None:
+    assert told["directory.mark"]["run_id"] == "run-2"
+    assert told["directory.spared"] == ["file-01"]
+    assert told["directory.kept"] == [".dax-soak", "file-01"]
+    assert told["directory.left"] == []
+    assert told["directory.gone"] == ["lost+found"]
+
+
+def test_a_file_system_without_dax(told: dict[str, Any]) -> None:
+    state, says, problem = told["fs.dax"]
+    assert (state, problem) == ("ok", None)
+    assert "a region of kind fs-dax" in says
+    assert "does not lie on a pmem namespace" in told["fs.tmpfs"]
+    assert "No such file" in told["fs.missing"]
+    assert told["fs.unmounted"][0] == "no"
+    assert "nothing of it is mounted" in told["fs.unmounted"][1]
+    state, says, remedy, problem = told["fs.never"]
+    assert state == "no"
+    assert "mounted without DAX" in says
+    assert "mount -o dax=always" in remedy
+    assert "whose files are not DAX" in problem
+
+
+def test_the_machine_is_told_of(told: dict[str, Any]) -> None:
+    survey = told["survey"]
+    assert survey["format"] == 1
+    kernel = {line["subject"]: line["state"] for line in survey["kernel"]}
+    for subject in ("IOMMU", "vfio type1", "vfio-pci", "BPF", "BTF", "kallsyms", "stacks"):
+        assert kernel[subject] == "ok"
+    assert [line["path"] for line in survey["device_dax"]] == ["/dev/dax0.0"]
+    assert [line["path"] for line in survey["file_systems"]] == ["/mnt/dax"]
+    assert {line["state"] for line in survey["functions"]} == {"ok", "no"}
+    assert all(len(line) < 80 for line in told["text"].splitlines())
+
+
+def test_a_configuration_is_written_that_fits(told: dict[str, Any]) -> None:
+    config = parse_config(tomllib.loads(told["proposal"]), "soak.toml")
+    assert {region.kind: region.path for region in config.regions} == {
+        RegionKind.DEVICE_DAX: "/dev/dax0.0",
+        RegionKind.FS_DAX: "/mnt/dax",
+        RegionKind.ANONYMOUS: "",
+    }
+    assert config.workload.mappers == 2
+    assert len(config.vfio.devices) == 3
+    assert told["proposal.fits"] == 0
+    assert told["proposal.in-use"] == 2
+    assert "not overwritten" in told["proposal.again"]
+
+
+def test_without_an_iommu_it_says_how_to_turn_it_on(tmp_path: Path) -> None:
+    result = run_script(tmp_path, WITHOUT_IOMMU, "--append", "intel_iommu=off")
+    assert result.returncode == 0, result.stdout + result.stderr
+    ((reasons, text),) = lines(result)
+    assert reasons == [reason for reason in reasons if "intel_iommu=on" in reason]
+    assert len(reasons) == 1
+    assert "MISS  IOMMU" in text
+    assert "has an IOMMU group" in text
