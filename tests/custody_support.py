@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import mmap
 import os
 import signal
@@ -91,27 +90,25 @@ def killed_at(call: int, work: Callable[[], None]) -> bool:
     Calls of its helpers count as well. A helper is not killed with it: it goes on for as long as the
     kernel lets it, as after a real SIGKILL.
     """
-    with mmap.mmap(-1, mmap.PAGESIZE) as memory:
-        counter = ctypes.c_uint64.from_buffer(memory)
-        pid = os.fork()
-        if pid == 0:
-            victim = os.getpid()
+    counter = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("Q")
+    pid = os.fork()
+    if pid == 0:
+        victim = os.getpid()
 
-            def count(_frame: object, event: str, _function: object) -> None:
-                if event in {"c_call", "c_return"}:
-                    counter.value += 1
-                    if counter.value == call:
-                        os.kill(victim, signal.SIGKILL)
+        def count(_frame: object, event: str, _function: object) -> None:
+            if event in {"c_call", "c_return"}:
+                counter[0] += 1
+                if counter[0] == call:
+                    os.kill(victim, signal.SIGKILL)
 
-            code = 1
-            try:
-                sys.setprofile(count)
-                work()
-                sys.setprofile(None)
-                code = 0
-            finally:
-                os._exit(code)
-        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        del counter
+        code = 1
+        try:
+            sys.setprofile(count)
+            work()
+            sys.setprofile(None)
+            code = 0
+        finally:
+            os._exit(code)
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     assert status in {0, -signal.SIGKILL}, "the work itself failed"
     return status != 0

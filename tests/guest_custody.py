@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import mmap
 import os
 import random
 import signal
@@ -34,6 +35,7 @@ DAX = Path("/mnt/dax")
 PCI = Path("/sys/bus/pci/devices")
 KPTR = Path("/proc/sys/kernel/kptr_restrict")
 ROUNDS = 50
+SIZE = 2 << 20
 SECONDS = 60.0
 
 
@@ -145,18 +147,12 @@ def in_use() -> dict[str, Any]:
 def freeze_that_hangs() -> dict[str, Any]:
     """Freeze behind a truncate that waits for a pinned page, and let that page go afterwards."""
     path = DAX / "victim"
-    path.write_bytes(b"x" * (2 << 20))
-    descriptor = os.open(path, os.O_RDWR)
-    mapping = Mapping(2 << 20, PROT_READ | PROT_WRITE, MAP_SHARED, descriptor)
-    pipe = PagePipe()
+    path.write_bytes(b"x" * SIZE)
     refused = ""
-    assert pipe.take(mapping.address, 4096) == 0
-    waiting = os.fork()
-    if waiting == 0:
-        # Its copy of the pipe would keep the page; what it has open for the file does not matter.
-        pipe.close()
-        truncate(descriptor, 0)
-        os._exit(0)
+    # In a process of its own: a helper that hangs would hold a copy of the pipe, and so the page.
+    pinned, holder = spawn(lambda memory: hold_a_page(path, memory))
+    wait_for(lambda: pinned[0] == 1)
+    _, waiting = spawn(lambda _: truncate_to_nothing(path))
     state = Path(f"/proc/{waiting}/wchan")
     wait_for(lambda: any(word in state.read_text() for word in ("break", "dax")))
     with Custody.open(STATE, "freeze") as custody:
@@ -165,13 +161,36 @@ def freeze_that_hangs() -> dict[str, Any]:
         except UsageError as error:
             refused = str(error)
         held = len(custody.held)
-    pipe.close()
+    os.kill(holder, signal.SIGKILL)
     settled = until_restored()
-    os.waitpid(waiting, 0)
-    os.close(descriptor)
-    mapping.close()
+    for pid in (holder, waiting):
+        os.waitpid(pid, 0)
     path.unlink()
     return {"refused": refused, "held": held, "told": settled, "restored": snapshot()}
+
+
+def spawn(work: Callable[[mmap.mmap], None]) -> tuple[mmap.mmap, int]:
+    """Start a process; the memory is shared with it."""
+    memory = mmap.mmap(-1, mmap.PAGESIZE)
+    pid = os.fork()
+    if pid == 0:
+        with contextlib.suppress(BaseException):
+            work(memory)
+        os._exit(0)
+    return memory, pid
+
+
+def hold_a_page(path: Path, pinned: mmap.mmap) -> None:
+    """Pin a page of a file until the process is killed; a file that nobody maps waits for no pin."""
+    descriptor = os.open(path, os.O_RDWR)
+    mapping = Mapping(SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, descriptor)
+    if PagePipe().take(mapping.address, mmap.PAGESIZE) == 0:
+        pinned[0] = 1
+        signal.pause()
+
+
+def truncate_to_nothing(path: Path) -> None:
+    truncate(os.open(path, os.O_RDWR), 0)
 
 
 def taken_by_somebody() -> dict[str, Any]:
@@ -249,7 +268,7 @@ def main() -> None:
     seen["freeze"] = freeze_that_hangs()
     seen["addresses"] = addresses()
     seen["taken"] = taken_by_somebody()
-    print(json.dumps(seen))  # noqa: T201 - what the host reads
+    print(json.dumps(seen))
 
 
 if __name__ == "__main__":

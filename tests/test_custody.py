@@ -268,11 +268,13 @@ def test_a_child_that_lives_on_does_not_keep_the_machine(place: Place) -> None:
                 os.read(done[0], 1)
             finally:
                 os._exit(0)
+        # Nothing but the child can write now: if it fails, the read ends.
+        os.close(ready[1])
         assert os.read(ready[0], 1) == b"."
     place.open().close()
     os.write(done[1], b".")
     os.waitpid(child, 0)
-    for descriptor in (*ready, *done):
+    for descriptor in (ready[0], *done):
         os.close(descriptor)
 
 

@@ -94,6 +94,7 @@ class Custody:
 
     def restore(self) -> list[Settled]:
         """Put everything back, the newest change first. What fails stays recorded, the rest goes on."""
+        self._check_owner()
         settled = []
         kept: set[tuple[str, str]] = set()
         for entry in reversed(self._record.entries):
