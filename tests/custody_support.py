@@ -51,7 +51,7 @@ class Place:
         return self.root / "sys" / name.replace(".", "/")
 
     def machine(self, boot: str = BOOT) -> Machine:
-        return Machine(sysctls=self.root / "sys", boot=boot)
+        return Machine(self.root / "no sysfs", self.root / "sys", boot)
 
     def open(self, run_id: str = "run-1", boot: str = BOOT) -> Custody:
         return Custody.open(self.state, run_id, self.machine(boot))

@@ -7,7 +7,7 @@ import signal
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given, settings
@@ -16,6 +16,9 @@ from hypothesis import strategies as st
 from soak.custody import FAILED, restore_only
 from tests.custody_support import LATER_BOOT, SETTINGS, Place, killed_at, perform
 from tests.soak_support import deterministic
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _steps = st.lists(
     st.one_of(
@@ -78,34 +81,32 @@ def test_after_a_reboot_only_files_are_left_to_remove(
         assert {place.setting(name).read_text() for name in SETTINGS} == {"3000\n"}
 
 
-def test_the_next_start_waits_for_a_helper_of_the_dead_one(tmp_path: Path) -> None:
-    """A setting that takes its time: a pipe, which nobody reads until the soak is dead."""
+def test_the_next_start_waits_for_what_a_helper_of_the_dead_one_began(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program that takes its time to load a module, and does not die with the soak."""
     place = Place.make(tmp_path)
-    path = place.setting("vm.one")
+    program = tmp_path / "modprobe"
+    program.write_text(f"#!/bin/sh\n: > {tmp_path}/begun\nsleep 1\n: > {tmp_path}/ended\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     pid = os.fork()
     if pid == 0:
         try:
             with place.open() as custody:
-                # The helper looks, and then hangs at opening the pipe, for as long as it may.
-                path.unlink()
-                os.mkfifo(path)
-                custody.set_sysctl("vm.one", "2000")
+                custody.load_module("vfio-pci")
         finally:
             os._exit(1)
-    wait_until(lambda: path.is_fifo() and children(pid) != [])
-    helper = children(pid)[0]
+    wait_until((tmp_path / "begun").exists)
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
+    assert not (tmp_path / "ended").exists()
     with place.open() as custody:
-        assert not Path(f"/proc/{helper}/exe").exists()
-        assert custody.recover() == []
+        assert (tmp_path / "ended").exists()
+        assert [item.kind for item in custody.recover()] == ["module"]
 
 
-def children(pid: int) -> list[int]:
-    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-def wait_until(condition: Any) -> None:  # noqa: ANN401 - a callable
+def wait_until(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline
