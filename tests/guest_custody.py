@@ -11,6 +11,7 @@ import mmap
 import os
 import random
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -101,7 +102,6 @@ def change_all(custody: Custody) -> Path:
 
 def ordinary() -> dict[str, Any]:
     """Change everything, look, and put everything back."""
-    began = time.monotonic()
     with Custody.open(STATE, "ordinary") as custody:
         change_all(custody)
         changed = snapshot()
@@ -110,19 +110,20 @@ def ordinary() -> dict[str, Any]:
         "changed": changed,
         "told": told(settled),
         "restored": snapshot(),
-        "seconds": time.monotonic() - began,
     }
 
 
-def killed(longest: float) -> list[dict[str, Any]]:
+def killed() -> list[dict[str, Any]]:
     """Kill a process that changes everything and puts it back, at any moment, many times."""
     chance, rounds = random.Random(1), []  # noqa: S311 - not for secrets
+    began = time.monotonic()
+    change_and_restore()
+    longest = time.monotonic() - began
     for _ in range(ROUNDS):
         pid = os.fork()
         if pid == 0:
-            with contextlib.suppress(BaseException), Custody.open(STATE, "killed") as custody:
-                change_all(custody)
-                custody.restore()
+            with contextlib.suppress(BaseException):
+                change_and_restore()
             os._exit(0)
         time.sleep(chance.uniform(0, longest))
         os.kill(pid, signal.SIGKILL)
@@ -130,6 +131,12 @@ def killed(longest: float) -> list[dict[str, Any]]:
         settled = restore_only(STATE)
         rounds.append({"told": told(settled), "restored": snapshot()})
     return rounds
+
+
+def change_and_restore() -> None:
+    with Custody.open(STATE, "killed") as custody:
+        change_all(custody)
+        custody.restore()
 
 
 def in_use() -> dict[str, Any]:
@@ -262,12 +269,10 @@ def main() -> None:
         # What the lab has loaded: here the soak is to find a machine without it.
         with contextlib.suppress(OSError):
             delete_module(module)
-    seen: dict[str, Any] = {"before": snapshot(), "ordinary": ordinary()}
-    seen["killed"] = killed(seen["ordinary"]["seconds"])
-    seen["in_use"] = in_use()
-    seen["freeze"] = freeze_that_hangs()
-    seen["addresses"] = addresses()
-    seen["taken"] = taken_by_somebody()
+    seen: dict[str, Any] = {"before": snapshot()}
+    for work in (ordinary, killed, in_use, freeze_that_hangs, addresses, taken_by_somebody):
+        print(f"custody: {work.__name__}", file=sys.stderr)
+        seen[work.__name__] = work()
     print(json.dumps(seen))
 
 

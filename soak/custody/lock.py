@@ -82,13 +82,13 @@ class Busy:
         self._path = state / _BUSY
 
     @contextlib.contextmanager
-    def shared(self) -> Iterator[None]:
-        """Hold the lock; a child forked meanwhile keeps it until it ends."""
+    def shared(self) -> Iterator[int]:
+        """Hold the lock by the descriptor given; a child forked meanwhile keeps it until it ends."""
         descriptor = os.open(self._path, _FLAGS, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_SH)
             os.set_inheritable(descriptor, True)
-            yield
+            yield descriptor
         finally:
             os.close(descriptor)
 
