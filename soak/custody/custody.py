@@ -306,10 +306,10 @@ def restore_only(state: Path, machine: Machine | None = None) -> list[Settled]:
 def _open_descriptors() -> set[int]:
     """Return the descriptors of this process, without the one that lists them."""
     found = set()
-    for name in os.listdir("/proc/self/fd"):
+    for path in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(OSError):
-            os.fstat(int(name))
-            found.add(int(name))
+            os.fstat(int(path.name))
+            found.add(int(path.name))
     return found
 
 
@@ -323,6 +323,7 @@ def _guarded(
         # descriptor of it is closed, a freeze until the last page of a pipe is gone. A helper that
         # waits for what it holds itself waits for ever.
         for descriptor in inherited:
+            # The lock of the machine was closed by the fork itself.
             with contextlib.suppress(OSError):
                 os.close(descriptor)
         # Ctrl-C goes to the whole process group: the soak hears it, and lets its helpers finish.
