@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import mmap
 import os
 import random
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +36,7 @@ DAX = Path("/mnt/dax")
 PCI = Path("/sys/bus/pci/devices")
 KPTR = Path("/proc/sys/kernel/kptr_restrict")
 ROUNDS = 50
+SIZE = 2 << 20
 SECONDS = 60.0
 
 
@@ -99,7 +102,6 @@ def change_all(custody: Custody) -> Path:
 
 def ordinary() -> dict[str, Any]:
     """Change everything, look, and put everything back."""
-    began = time.monotonic()
     with Custody.open(STATE, "ordinary") as custody:
         change_all(custody)
         changed = snapshot()
@@ -108,19 +110,20 @@ def ordinary() -> dict[str, Any]:
         "changed": changed,
         "told": told(settled),
         "restored": snapshot(),
-        "seconds": time.monotonic() - began,
     }
 
 
-def killed(longest: float) -> list[dict[str, Any]]:
+def killed() -> list[dict[str, Any]]:
     """Kill a process that changes everything and puts it back, at any moment, many times."""
     chance, rounds = random.Random(1), []  # noqa: S311 - not for secrets
+    began = time.monotonic()
+    change_and_restore()
+    longest = time.monotonic() - began
     for _ in range(ROUNDS):
         pid = os.fork()
         if pid == 0:
-            with contextlib.suppress(BaseException), Custody.open(STATE, "killed") as custody:
-                change_all(custody)
-                custody.restore()
+            with contextlib.suppress(BaseException):
+                change_and_restore()
             os._exit(0)
         time.sleep(chance.uniform(0, longest))
         os.kill(pid, signal.SIGKILL)
@@ -128,6 +131,12 @@ def killed(longest: float) -> list[dict[str, Any]]:
         settled = restore_only(STATE)
         rounds.append({"told": told(settled), "restored": snapshot()})
     return rounds
+
+
+def change_and_restore() -> None:
+    with Custody.open(STATE, "killed") as custody:
+        change_all(custody)
+        custody.restore()
 
 
 def in_use() -> dict[str, Any]:
@@ -145,18 +154,12 @@ def in_use() -> dict[str, Any]:
 def freeze_that_hangs() -> dict[str, Any]:
     """Freeze behind a truncate that waits for a pinned page, and let that page go afterwards."""
     path = DAX / "victim"
-    path.write_bytes(b"x" * (2 << 20))
-    descriptor = os.open(path, os.O_RDWR)
-    mapping = Mapping(2 << 20, PROT_READ | PROT_WRITE, MAP_SHARED, descriptor)
-    pipe = PagePipe()
+    path.write_bytes(b"x" * SIZE)
     refused = ""
-    assert pipe.take(mapping.address, 4096) == 0
-    waiting = os.fork()
-    if waiting == 0:
-        # Its copy of the pipe would keep the page; what it has open for the file does not matter.
-        pipe.close()
-        truncate(descriptor, 0)
-        os._exit(0)
+    # In a process of its own: a helper that hangs would hold a copy of the pipe, and so the page.
+    pinned, holder = spawn(lambda memory: hold_a_page(path, memory))
+    wait_for(lambda: pinned[0] == 1)
+    _, waiting = spawn(lambda _: truncate_to_nothing(path))
     state = Path(f"/proc/{waiting}/wchan")
     wait_for(lambda: any(word in state.read_text() for word in ("break", "dax")))
     with Custody.open(STATE, "freeze") as custody:
@@ -165,13 +168,36 @@ def freeze_that_hangs() -> dict[str, Any]:
         except UsageError as error:
             refused = str(error)
         held = len(custody.held)
-    pipe.close()
+    os.kill(holder, signal.SIGKILL)
     settled = until_restored()
-    os.waitpid(waiting, 0)
-    os.close(descriptor)
-    mapping.close()
+    for pid in (holder, waiting):
+        os.waitpid(pid, 0)
     path.unlink()
     return {"refused": refused, "held": held, "told": settled, "restored": snapshot()}
+
+
+def spawn(work: Callable[[mmap.mmap], None]) -> tuple[mmap.mmap, int]:
+    """Start a process; the memory is shared with it."""
+    memory = mmap.mmap(-1, mmap.PAGESIZE)
+    pid = os.fork()
+    if pid == 0:
+        with contextlib.suppress(BaseException):
+            work(memory)
+        os._exit(0)
+    return memory, pid
+
+
+def hold_a_page(path: Path, pinned: mmap.mmap) -> None:
+    """Pin a page of a file until the process is killed; a file that nobody maps waits for no pin."""
+    descriptor = os.open(path, os.O_RDWR)
+    mapping = Mapping(SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, descriptor)
+    if PagePipe().take(mapping.address, mmap.PAGESIZE) == 0:
+        pinned[0] = 1
+        signal.pause()
+
+
+def truncate_to_nothing(path: Path) -> None:
+    truncate(os.open(path, os.O_RDWR), 0)
 
 
 def taken_by_somebody() -> dict[str, Any]:
@@ -243,12 +269,10 @@ def main() -> None:
         # What the lab has loaded: here the soak is to find a machine without it.
         with contextlib.suppress(OSError):
             delete_module(module)
-    seen: dict[str, Any] = {"before": snapshot(), "ordinary": ordinary()}
-    seen["killed"] = killed(seen["ordinary"]["seconds"])
-    seen["in_use"] = in_use()
-    seen["freeze"] = freeze_that_hangs()
-    seen["addresses"] = addresses()
-    seen["taken"] = taken_by_somebody()
+    seen: dict[str, Any] = {"before": snapshot()}
+    for work in (ordinary, killed, in_use, freeze_that_hangs, addresses, taken_by_somebody):
+        print(f"custody: {work.__name__}", file=sys.stderr)
+        seen[work.__name__] = work()
     print(json.dumps(seen))
 
 

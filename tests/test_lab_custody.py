@@ -12,7 +12,9 @@ from tests.lab_support import QUICK_KERNEL, run_script
 
 pytestmark = pytest.mark.lab
 SCRIPT = Path(__file__).with_name("guest_custody.py")
-KERNELS = sorted({QUICK_KERNEL, "debian:6.1"})
+# Debian's has vfio-pci as a module; where it is built in, the rest is seen once more.
+KERNELS = ("debian:6.1", pytest.param(QUICK_KERNEL, marks=pytest.mark.long))
+SECONDS = 600.0
 
 
 @pytest.fixture(scope="module", params=KERNELS)
@@ -53,10 +55,10 @@ def test_a_function_that_is_in_use_is_given_back_later(seen: Any) -> None:  # no
 
 
 def test_a_freeze_that_hangs_is_thawed_when_it_came(seen: Any) -> None:  # noqa: ANN401
-    assert "did not answer within" in seen["freeze"]["refused"]
-    assert "fsfreeze -u /mnt/dax" in seen["freeze"]["refused"]
-    assert seen["freeze"]["held"] == 1
-    assert seen["freeze"]["restored"] == seen["before"]
+    assert "did not answer within" in seen["freeze_that_hangs"]["refused"]
+    assert "fsfreeze -u /mnt/dax" in seen["freeze_that_hangs"]["refused"]
+    assert seen["freeze_that_hangs"]["held"] == 1
+    assert seen["freeze_that_hangs"]["restored"] == seen["before"]
 
 
 def test_addresses_are_shown_only_while_they_are_read(seen: Any) -> None:  # noqa: ANN401
@@ -71,7 +73,7 @@ def test_addresses_are_shown_only_while_they_are_read(seen: Any) -> None:  # noq
 
 
 def test_what_somebody_else_took_is_left_alone(seen: Any) -> None:  # noqa: ANN401
-    found = seen["taken"]
+    found = seen["taken_by_somebody"]
     assert found["held"] == 0
     assert sum("left alone" in line for line in found["told"]) == 1
     assert sum("it stays so" in line for line in found["told"]) == 1

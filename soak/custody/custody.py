@@ -31,7 +31,7 @@ from soak.helper import HelperError, in_helper
 from soak.journal import Level
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 _OTHERS_WRITE: Final = 0o022
 _BUSY_SECONDS: Final = 20.0
@@ -94,6 +94,7 @@ class Custody:
 
     def restore(self) -> list[Settled]:
         """Put everything back, the newest change first. What fails stays recorded, the rest goes on."""
+        self._check_owner()
         settled = []
         kept: set[tuple[str, str]] = set()
         for entry in reversed(self._record.entries):
@@ -272,8 +273,9 @@ class Custody:
             UsageError: it was refused, failed, or took too long.
         """
         try:
-            with self._busy.shared():
-                status, value = in_helper(_guarded(work, os.getpid()), seconds)
+            with self._busy.shared() as busy:
+                inherited = _open_descriptors() - {0, 1, 2, busy}
+                status, value = in_helper(_guarded(work, os.getpid(), inherited), seconds)
         except HelperError as error:
             raise UsageError(f"{error}.") from None
         except OSError as error:
@@ -301,10 +303,29 @@ def restore_only(state: Path, machine: Machine | None = None) -> list[Settled]:
         return custody.recover()
 
 
-def _guarded(work: Callable[[], Any], parent: int) -> Callable[[], list[Any]]:
+def _open_descriptors() -> set[int]:
+    """Return the descriptors of this process, without the one that lists them."""
+    found = set()
+    for path in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            os.fstat(int(path.name))
+            found.add(int(path.name))
+    return found
+
+
+def _guarded(
+    work: Callable[[], Any], parent: int, inherited: Iterable[int]
+) -> Callable[[], list[Any]]:
     """Have a helper end with the soak, and tell what the kernel refused as a sentence."""
 
     def guarded() -> list[Any]:
+        # A copy of what the soak has open would keep it open: unbinding a function waits until the last
+        # descriptor of it is closed, a freeze until the last page of a pipe is gone. A helper that
+        # waits for what it holds itself waits for ever.
+        for descriptor in inherited:
+            # The lock of the machine was closed by the fork itself.
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
         # Ctrl-C goes to the whole process group: the soak hears it, and lets its helpers finish.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -329,9 +350,10 @@ def _settled(entry: Entry, event: str, level: Level, summary: str) -> Settled:
 def _prepare(state: Path) -> None:
     """Make the directory of the record, and refuse one in which others could write what root obeys."""
     try:
-        if not state.exists():
-            state.mkdir(parents=True, mode=0o755)
-            sync_directory(state.parent)
+        new = [path for path in (state, *state.parents) if not path.exists()]
+        for path in reversed(new):
+            path.mkdir(mode=0o755)
+            sync_directory(path.parent)
         found = state.stat()
     except OSError as error:
         raise UsageError(f"The state directory {state} cannot be made: {error.strerror}.") from None

@@ -20,7 +20,6 @@ _LOCK: Final = "custody.lock"
 _BUSY: Final = "custody.busy"
 _FLAGS: Final = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 _POLL_SECONDS: Final = 0.02
-# Whoever has just taken the lock writes its name a moment later.
 _NAME_SECONDS: Final = 1.0
 
 
@@ -39,15 +38,18 @@ class MachineLock:
         """
         path = state / _LOCK
         self._descriptor = os.open(path, _FLAGS, 0o644)
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        deadline = time.monotonic() + _NAME_SECONDS
+        while not _locked(self._descriptor):
             who = _owner(self._descriptor)
-            self.close()
-            raise UsageError(
-                f"Another soak has this machine ({who}, by {path}): only one can change it at a time. "
-                f"End that one with 'dax-soak stop', or wait for it."
-            ) from None
+            if who or time.monotonic() > deadline:
+                self.close()
+                raise UsageError(
+                    f"Another soak has this machine ({who or 'it did not say which'}, by {path}): only "
+                    f"one can change it at a time. End that one with 'dax-soak stop', or wait for it."
+                )
+            # Whoever took it has not written its name yet; or a child of one that was killed has only
+            # just been forked, and is about to close what it inherited.
+            time.sleep(_POLL_SECONDS)
         _write_name(self._descriptor, json.dumps({"pid": os.getpid(), "run_id": run_id}))
         reference = weakref.ref(self)
         os.register_at_fork(after_in_child=lambda: _close(reference))
@@ -80,13 +82,13 @@ class Busy:
         self._path = state / _BUSY
 
     @contextlib.contextmanager
-    def shared(self) -> Iterator[None]:
-        """Hold the lock; a child forked meanwhile keeps it until it ends."""
+    def shared(self) -> Iterator[int]:
+        """Hold the lock by the descriptor given; a child forked meanwhile keeps it until it ends."""
         descriptor = os.open(self._path, _FLAGS, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_SH)
             os.set_inheritable(descriptor, True)
-            yield
+            yield descriptor
         finally:
             os.close(descriptor)
 
@@ -95,28 +97,35 @@ class Busy:
         descriptor = os.open(self._path, _FLAGS, 0o600)
         deadline = time.monotonic() + seconds
         try:
-            while True:
-                with contextlib.suppress(BlockingIOError):
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    return True
+            while not _locked(descriptor):
                 if time.monotonic() > deadline:
                     return False
                 time.sleep(_POLL_SECONDS)
+            return True
         finally:
             os.close(descriptor)
 
 
+def _locked(descriptor: int) -> bool:
+    """Take the lock of an open file, unless somebody else has it."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 def _owner(descriptor: int) -> str:
-    """Say who wrote its name into a lock that is held."""
-    deadline = time.monotonic() + _NAME_SECONDS
-    while time.monotonic() < deadline:
-        with contextlib.suppress(ValueError, TypeError, KeyError):
-            name = json.loads(os.pread(descriptor, 4096, 0))
-            # What a soak that was killed left there is not the name of the one that runs.
-            if Path(f"/proc/{int(name['pid'])}").exists():
-                return f"run {name['run_id']}, process {name['pid']}"
-        time.sleep(_POLL_SECONDS)
-    return "it did not say which"
+    """Say who wrote its name into a lock that is held, if that one is there.
+
+    What a soak that was killed left is not the name of the one that has the lock now.
+    """
+    try:
+        name = json.loads(os.pread(descriptor, 4096, 0))
+        who = f"run {name['run_id']}, process {int(name['pid'])}"
+        return who if Path(f"/proc/{int(name['pid'])}").exists() else ""
+    except (ValueError, TypeError, KeyError):
+        return ""
 
 
 def _write_name(descriptor: int, text: str) -> None:

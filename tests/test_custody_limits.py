@@ -1,0 +1,92 @@
+"""Limits of the soak's own processes: each in a process of its own, where it may be lowered."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import re
+import resource
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from soak.custody import be_expendable, be_spared, raise_limits
+from soak.custody.limits import LIMITS, OOM_SCORES, private_bytes
+from soak.helper import HelperError, in_helper
+from tests.soak_support import DEADLINE
+
+MIB = 1 << 20
+_CAP_SYS_RESOURCE = 24  # include/uapi/linux/capability.h
+
+
+def may_raise() -> bool:
+    """Say whether this process is root with CAP_SYS_RESOURCE, which containers take away."""
+    line = re.search(
+        r"^CapEff:\s+([0-9a-f]+)$", Path("/proc/self/status").read_text(), re.MULTILINE
+    )
+    assert line is not None
+    return os.geteuid() == 0 and bool(int(line[1], 16) & 1 << _CAP_SYS_RESOURCE)
+
+
+def oom_score() -> int:
+    return int(Path("/proc/self/oom_score_adj").read_text())
+
+
+def test_the_soft_limit_becomes_the_hard_one_for_everybody() -> None:
+    def work() -> list[Any]:
+        for limit in LIMITS:
+            resource.setrlimit(limit.number, (64, resource.getrlimit(limit.number)[1]))
+        # Without privileges it goes to the hard limit, as root beyond it.
+        hard = {limit.name: resource.getrlimit(limit.number)[1] for limit in LIMITS}
+        if os.geteuid() == 0:
+            os.seteuid(65534)
+        raised = raise_limits()
+        return [hard, raised]
+
+    hard, raised = in_helper(work, DEADLINE)
+    assert raised == hard
+
+
+@pytest.mark.skipif(not may_raise(), reason="raising a hard limit needs CAP_SYS_RESOURCE")
+def test_root_gets_the_most_there_is() -> None:
+    raised = in_helper(raise_limits, DEADLINE)
+    assert raised["RLIMIT_MEMLOCK"] == resource.RLIM_INFINITY
+    assert raised["RLIMIT_NOFILE"] == int(Path("/proc/sys/fs/nr_open").read_text())
+
+
+def test_a_worker_goes_first_and_has_no_more_than_its_memory() -> None:
+    def work() -> list[Any]:
+        be_expendable(private_bytes() + 64 * MIB)
+        inside = mmap.mmap(-1, 16 * MIB, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        try:
+            mmap.mmap(-1, 64 * MIB, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        except OSError as error:
+            return [oom_score(), len(inside), error.errno]
+        return []
+
+    assert in_helper(work, DEADLINE) == [1000, 16 * MIB, 12]
+
+
+def test_a_limit_below_what_a_worker_has_is_refused() -> None:
+    with pytest.raises(HelperError, match=r"soak\.errors\.UsageError.*give it more"):
+        in_helper(lambda: be_expendable(1 * MIB), DEADLINE)
+
+
+def test_no_limit_is_no_limit() -> None:
+    def work() -> list[int]:
+        be_expendable()
+        return [oom_score(), resource.getrlimit(resource.RLIMIT_DATA)[0]]
+
+    assert in_helper(work, DEADLINE) == [1000, resource.getrlimit(resource.RLIMIT_DATA)[0]]
+
+
+def test_the_supervisor_outlives_its_workers() -> None:
+    def work() -> list[Any]:
+        before = oom_score()
+        return [before, be_spared(), oom_score()]
+
+    before, allowed, after = in_helper(work, DEADLINE)
+    assert after == (OOM_SCORES["supervisor"].adjustment if allowed else before)
+    assert OOM_SCORES["supervisor"].adjustment > -1000
+    assert OOM_SCORES["worker"].adjustment == 1000
