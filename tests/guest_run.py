@@ -32,7 +32,7 @@ MOUNT: Final = Path("/mnt/dax")
 DEADLINE: Final = 120.0
 START: Final = [sys.executable, "-m", "soak.cli"]
 ENVIRONMENT: Final = {**os.environ, "PYTHONPATH": "/usr/lib/dax-soak"}
-KILLS: Final = int(os.environ.get("KILLS", "200"))
+KILLS: Final = 200
 # Of so many kills one is of the supervisor: each costs a start, which is slow under emulation.
 SUPERVISOR_EVERY: Final = 20
 EXPORTER_EVERY: Final = 10
@@ -164,6 +164,25 @@ def tidy() -> dict[str, Any]:
     }
 
 
+def given_back() -> dict[str, Any]:
+    """Kill a run, and have what it took given back without another run."""
+    configure("10m")
+    run = Run()
+    run.soaks()
+    run.process.kill()
+    run.process.wait(DEADLINE)
+    before = bound()
+    done = command("restore")
+    again = command("restore")
+    return {
+        "before": before,
+        "code": done.returncode,
+        "said": done.stdout.splitlines(),
+        "again": again.stdout,
+        "bound": bound(),
+    }
+
+
 def ordinary_end() -> dict[str, Any]:
     """A run that is paused, continued and told to end by SIGTERM."""
     configure("10m")
@@ -269,9 +288,13 @@ def main() -> None:
     # An exporter listens on loopback, which nobody has brought up.
     with IPRoute() as route:
         route.link("set", index=1, state="up")
-    scenes = {"ordinary": ordinary_end, "killed": killed, "gone": device_gone}
-    wanted = os.environ.get("SCENES", "ordinary killed gone").split()
-    print(json.dumps({name: scenes[name]() for name in wanted}))
+    scenes = {
+        "restore": given_back,
+        "ordinary": ordinary_end,
+        "killed": killed,
+        "gone": device_gone,
+    }
+    print(json.dumps({name: scene() for name, scene in scenes.items()}))
 
 
 main()

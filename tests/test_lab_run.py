@@ -56,6 +56,15 @@ def test_it_serves_metrics_and_hears_what_it_is_told(seen: Mapping[str, Any]) ->
     assert ordinary["continue"] == "running\n"
 
 
+def test_what_a_killed_run_took_can_be_given_back_alone(seen: Mapping[str, Any]) -> None:
+    restore = seen["restore"]
+    assert restore["before"] == seen["ordinary"]["functions"]
+    assert restore["code"] == 0
+    assert len(restore["said"]) >= len(restore["before"])
+    assert restore["again"] == "There was nothing to put back.\n"
+    assert restore["bound"] == []
+
+
 def test_one_soak_at_a_time_has_a_machine(seen: Mapping[str, Any]) -> None:
     code, said = seen["ordinary"]["second"]
     assert code == 2
@@ -92,3 +101,32 @@ def test_a_device_that_goes_away_ends_the_run_with_a_sentence(seen: Mapping[str,
     assert gone["why"] == f"{gone['device']}, which this run works on, has gone away"
     assert gone["code"] in {1, 3}
     assert gone["left"] == NOTHING
+
+
+def test_a_run_goes_on_after_its_machine_has_crashed(tmp_path: Path) -> None:
+    """Memory is gone: the counters go on from the last copy on disk, and the crash log is found."""
+    script = (Path(__file__).parent / "guest_reboot.py").read_text()
+    nvdimm = ("--nvdimm", str(tmp_path / "nvdimm"))
+    crashed = run_script(tmp_path, script, *nvdimm)
+    assert crashed.returncode == 2
+    assert "sysrq triggered crash" in crashed.stderr
+    before = json.loads(crashed.stdout)
+    done = run_script(tmp_path, script, *nvdimm)
+    assert done.returncode == 0, done.stderr
+    after = json.loads(done.stdout)
+    resumed, end = after["resumed"], after["end"]
+    assert (resumed["starts"], resumed["boots"]) == (2, 2)
+    assert before["begun"] <= resumed["begun"] < end["begun"]
+    assert resumed["first_start"] == before["now"]["first_start"]
+    assert after["soaked"][0] > 0
+    # The violations that came after the last copy are counted from the journal.
+    assert resumed["leaked"] >= before["now"]["leaked"]
+    assert resumed["lost"] == end["lost"] == 1
+    (crash,) = after["crash"]
+    assert any("sysrq triggered crash" in line for line in crash["evidence"]["console"])
+    assert after["in_order"]
+    verdict = after["verdict"]
+    assert unexplained(verdict) == ["lost-machine"]
+    assert (verdict["verdict"], after["code"]) == ("fail", 1)
+    assert len(verdict["boot_ids"]) == 2
+    assert after["bound"] == after["left"] == []
