@@ -5,19 +5,21 @@ from __future__ import annotations
 import os
 import signal
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from soak.crew import Crew, Member
+from soak.custody import be_expendable
+from soak.custody.limits import private_bytes
 from soak.schema import SUPERVISOR
 from soak.vocabulary import Operation, WorkerState
-from soak.workload.worker import outcome_columns
+from soak.workload.worker import FREE, Terms, outcome_columns
 from tests.soak_support import make_ledger, workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
-    from pathlib import Path
 
     from soak.crew import Death
     from soak.ledger import BlockWriter
@@ -68,13 +70,14 @@ def hire(tmp_path: Path) -> Iterator[Callable[..., Crew]]:
     ledger = make_ledger(tmp_path / "ledger")
     crews: list[Crew] = []
 
-    def make(kind: Callable[[BlockWriter], Operator] = Idle) -> Crew:
+    def make(kind: Callable[[BlockWriter], Operator] = Idle, terms: Terms = FREE) -> Crew:
         members = [
             Member(plan, ledger.block(plan.name), outcome_columns(plan.cells, RELEASE), kind)
             for plan in workers()
         ]
         supervisor = ledger.block(SUPERVISOR)
-        crews.append(Crew(members, supervisor.view("pause"), supervisor.view("uncertain")))
+        words = (supervisor.view("pause"), supervisor.view("uncertain"))
+        crews.append(Crew(members, *words, terms=terms))
         crews[-1].start()
         return crews[-1]
 
@@ -202,3 +205,46 @@ def test_stop_kills_what_does_not_end(hire: Callable[..., Crew]) -> None:
         for member in crew.members
     }
     assert states == {WorkerState.DEAD}
+
+
+def test_a_rate_holds_workers_back_and_a_pause_does_not_wait_for_it(
+    hire: Callable[..., Crew],
+) -> None:
+    crew = hire(terms=Terms(rate=0.01))
+    wait_for(lambda: all(member.block.get("ended") == 1 for member in crew.members))
+    # The next operation is a hundred seconds away.
+    assert crew.pause(DEADLINE_SECONDS, nothing) == []
+    crew.resume()
+    wait_for(lambda: all(member.block.get("acknowledged") == 0 for member in crew.members))
+    assert [member.block.get("begun") for member in crew.members] == [1] * len(crew.members)
+    assert crew.stop(DEADLINE_SECONDS, nothing) == []
+
+
+def test_workers_keep_to_a_limit_of_memory_and_go_first(hire: Callable[..., Crew]) -> None:
+    limit = private_bytes() + (256 << 20)
+    crew = hire(terms=Terms(enter=lambda: be_expendable(limit)))
+    wait_for(lambda: working(crew))
+    for member in crew.members:
+        process = Path(f"/proc/{member.pid}")
+        limits = (process / "limits").read_text()
+        (line,) = [line for line in limits.splitlines() if line.startswith("Max data size")]
+        assert line.split()[3] == str(limit)
+        assert (process / "oom_score_adj").read_text() == "1000\n"
+
+
+def test_a_worker_that_was_at_work_is_replaced_however_often_it_is_killed(
+    hire: Callable[..., Crew],
+) -> None:
+    crew = hire()
+    for _ in range(8):
+        wait_for(lambda: working(crew))
+        before = [member.block.get("begun") for member in crew.members]
+        wait_for(
+            lambda: all(
+                member.block.get("begun") > count
+                for member, count in zip(crew.members, before, strict=True)  # noqa: B023 - at once
+            )
+        )
+        os.kill(crew.members[0].pid, signal.SIGKILL)
+        (death,) = deaths_of(crew)
+        assert not death.gave_up
