@@ -22,6 +22,7 @@ from soak.errors import UsageError
 from soak.exporter_process import ExporterProcess
 from soak.journal import OWN_EVENTS, FileJournal, Level, read_journal
 from soak.lab import protocol
+from soak.lab.display import Display, operations_begun
 from soak.lab.protocol import Order
 from soak.lab.qemu import Machine
 from soak.lab.request import LabRequest, namespaces
@@ -94,8 +95,6 @@ class LabRun:
         self._vm: VirtualMachine | None = None
         self._told: set[str] = set()
         self._asked: deque[Request] = deque()
-        self._began = request.began
-        self._first_operation: float | None = None
 
     @property
     def interrupted(self) -> bool:
@@ -148,7 +147,8 @@ class LabRun:
         else:
             (request.directory / rundir.CONFIG).write_text(tomli_w.dumps(request.config.to_table()))
             self._ledger = Ledger.create(path, layout)
-        self._begun_before = self._begun()
+        with LedgerReader.open(path) as reader:
+            self._display = Display(self._progress, request, operations_begun(reader))
         self._host = self._ledger.block(HOST)
         self._host.set("pid", os.getpid())
         self._host.set_text("accelerator", self._accelerator)
@@ -251,7 +251,10 @@ class LabRun:
                 self._beat_host()
                 self._journal.retry()
                 self._host.set("journal_errors", self._journal.errors)
-                self._show(reader)
+                guest = self._guest
+                first = self._display.show(reader, booted=guest.booted, ready=guest.ready)
+                if first is not None:
+                    self._journal_event("lab.soaking", seconds_to_first_operation=first)
                 self._listen(vm)
                 if self._stopping and (self._stopping > 1 or not self._guest.ready):
                     return
@@ -382,7 +385,7 @@ class LabRun:
             case protocol.BOOTED:
                 guest.booted = True
                 self._progress.say(
-                    f"Linux {message['release']} answers after {self._elapsed():.1f} s"
+                    f"Linux {message['release']} answers after {self._display.elapsed:.1f} s"
                 )
             case protocol.READY:
                 guest.ready = True
@@ -400,32 +403,6 @@ class LabRun:
                     self._asked.popleft().answer(message["answer"])
             case protocol.EXITED:
                 guest.exit_code = message["code"]
-
-    def _show(self, reader: LedgerReader) -> None:
-        supervisor = self._ledger.block(SUPERVISOR)
-        if supervisor.get("started_ns") == 0:
-            self._progress.tick(f"{self._elapsed():5.1f} s  {self._phase()}")
-            return
-        begun = self._begun() - self._begun_before
-        if self._first_operation is None and begun:
-            self._first_operation = self._elapsed()
-            self._journal_event("lab.soaking", seconds_to_first_operation=self._first_operation)
-            self._progress.say(f"First operation after {self._first_operation:.1f} s")
-        if begun:
-            duration = self._request.config.run.duration
-            elapsed = self._elapsed() - (self._first_operation or 0.0)
-            self._progress.tick(self._progress.ledger_line(reader, elapsed, duration))
-
-    def _begun(self) -> int:
-        return sum(self._ledger.block(worker.name).get("begun") for worker in self._plan.workers)
-
-    def _phase(self) -> str:
-        if self._guest.ready:
-            return self._request.doing
-        return "preparing NVDIMM, file system and vfio" if self._guest.booted else "booting"
-
-    def _elapsed(self) -> float:
-        return time.monotonic() - self._began
 
     def _journal_event(self, event: str, level: Level = Level.INFO, **fields: Any) -> None:  # noqa: ANN401
         self._journal.write(event, level, **fields)

@@ -1,0 +1,55 @@
+"""What a lab run shows of itself while it boots and soaks."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from soak.schema import SUPERVISOR, WORKER
+
+if TYPE_CHECKING:
+    from soak.lab.progress import Progress
+    from soak.lab.request import LabRequest
+    from soak.ledger import LedgerReader
+
+_NANOSECONDS = 1_000_000_000
+
+
+class Display:
+    """Shows the phases of a boot, and then what the ledger says."""
+
+    def __init__(self, progress: Progress, request: LabRequest, begun: int) -> None:
+        """Take how many operations had begun before this boot, in a run that goes on."""
+        self._progress = progress
+        self._request = request
+        self._begun_before = begun
+        self._seen_first = False
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the command was given."""
+        return time.monotonic() - self._request.began
+
+    def show(self, reader: LedgerReader, *, booted: bool, ready: bool) -> float | None:
+        """Show the state of now; return the seconds to the first operation when it is first seen."""
+        begun = operations_begun(reader) - self._begun_before
+        if not begun:
+            phase = self._request.doing if ready else _PHASES[booted]
+            self._progress.tick(f"{self.elapsed:5.1f} s  {phase}")
+            return None
+        first = None if self._seen_first else self.elapsed
+        self._seen_first = True
+        if first is not None:
+            self._progress.say(f"First operation after {first:.1f} s")
+        soaked = reader.block(SUPERVISOR).get("soaked_ns") / _NANOSECONDS
+        duration = self._request.config.run.duration
+        self._progress.tick(self._progress.ledger_line(reader, soaked, duration))
+        return first
+
+
+def operations_begun(reader: LedgerReader) -> int:
+    """Return how many operations the workers of a run have begun."""
+    return sum(block.get("begun") for block in reader.blocks(WORKER))
+
+
+_PHASES = {False: "booting", True: "preparing NVDIMM, file systems and disks"}
