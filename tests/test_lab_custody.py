@@ -41,7 +41,7 @@ def test_whatever_the_moment_of_death_everything_is_as_before(seen: Any) -> None
     # Nearly all of these were killed with something changed, and with different things.
     kinds = [{line.split()[1] for line in entry["told"]} for entry in rounds]
     assert sum(bool(found) for found in kinds) > len(rounds) // 2
-    assert {"binding:", "sysctl:", "directory:", "frozen:"} <= set().union(*kinds)
+    assert {"binding:", "sysctl:", "directory:", "freeze:"} <= set().union(*kinds)
     assert not any("custody.failed" in line for entry in rounds for line in entry["told"])
 
 
