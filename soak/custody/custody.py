@@ -98,8 +98,9 @@ class Custody:
         settled = []
         kept: set[tuple[str, str]] = set()
         for entry in reversed(self._record.entries):
-            if (entry.kind, entry.target) in kept:
-                # A change below one that could not be undone would look like somebody else's.
+            carried = any(kind in KINDS[entry.kind].carries for kind, _ in kept)
+            if carried or (entry.kind, entry.target) in kept:
+                # What lies below a change that could not be undone would look like somebody else's.
                 continue
             settled.append(self._settle(entry))
             if settled[-1].event == FAILED:
