@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 READY_TO_TEST := $(VENV)/.ready-to-test
 
-.PHONY: soak soak-long test test-fast lint check clean
+.PHONY: soak soak-long test test-fast lint check readme clean
 
 # A soak that ran succeeds whether the kernel passed or failed: the verdict is printed either way.
 soak: $(READY)
@@ -37,6 +37,10 @@ lint: $(READY_TO_TEST)
 
 check: $(READY)
 	@$(BIN)/dax-soak check
+
+# The reference of the configuration, from the code.
+readme: $(READY_TO_TEST)
+	@$(BIN)/python -m soak.report.reference README.md
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis

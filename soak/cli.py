@@ -102,6 +102,9 @@ def make_parser() -> argparse.ArgumentParser:
         saying.add_argument("run", nargs="?", default="latest", metavar="RUN")
         saying.set_defaults(work=_say, word=word)
     _add_install(commands.add_parser("install", help="write the systemd units"))
+    commands.add_parser(
+        "restore", help="put back what a soak that died has changed on this machine"
+    ).set_defaults(work=_restore)
     for name, work, meaning in (
         ("expectations", _expectations, "print what a kernel owes"),
         ("known-issues", _known_issues, "print the violations that are understood"),
@@ -420,6 +423,18 @@ def _say(options: argparse.Namespace) -> int:
 
     print(say(find_run(options.run), options.word))
     return 0
+
+
+def _restore(_options: argparse.Namespace) -> int:
+    from soak.custody import FAILED, restore_only
+    from soak.daemon import STATE
+
+    settled = restore_only(STATE)
+    for one in settled:
+        print(one.summary)
+    if not settled:
+        print("There was nothing to put back.")
+    return 1 if any(one.event == FAILED for one in settled) else 0
 
 
 def _expectations(_options: argparse.Namespace) -> int:

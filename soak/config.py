@@ -202,7 +202,7 @@ class RegionSection:
     recyclable: bool = _key(
         _truth,
         "of device-dax: true where the namespace is there for the soak alone, and may be taken from "
-        "its driver to make leaking pages new",
+        "its driver to make leaking pages new (the lab's always may)",
         default=False,
     )
 
@@ -233,10 +233,15 @@ class WorkloadSection:
         0.0,
     )
     slow_devices: tuple[str, ...] = _key(
-        _paths, "block devices that take their time, for O_DIRECT; what they hold is lost", ()
+        _paths,
+        "block devices that take their time, for O_DIRECT; what they hold is lost; without any there "
+        "is no O_DIRECT (the lab makes dm-delay and null_blk)",
+        (),
     )
     fast_devices: tuple[str, ...] = _key(
-        _paths, "block devices that are quick, for O_DIRECT; what they hold is lost", ()
+        _paths,
+        "block devices that are quick, for O_DIRECT; what they hold is lost (the lab makes a RAM disk)",
+        (),
     )
 
 
@@ -328,7 +333,7 @@ class Config:
         }
 
 
-_SECTIONS: Mapping[str, type[Any]] = {
+SECTIONS: Mapping[str, type[Any]] = {
     "run": RunSection,
     "vfio": VfioSection,
     "workload": WorkloadSection,
@@ -369,9 +374,9 @@ def parse_config(table: Mapping[str, Any], source: str) -> Config:
     Raises:
         UsageError: names the key, what was found and what was expected.
     """
-    _refuse_unknown(table, {*_SECTIONS, _KNOWN_ISSUES, _REGION}, source, "")
+    _refuse_unknown(table, {*SECTIONS, _KNOWN_ISSUES, _REGION}, source, "")
     sections = {
-        name: _section(kind, table.get(name, {}), source, name) for name, kind in _SECTIONS.items()
+        name: _section(kind, table.get(name, {}), source, name) for name, kind in SECTIONS.items()
     }
     entries = table.get(_REGION, [])
     if not isinstance(entries, list):

@@ -35,9 +35,8 @@ _POLL_SECONDS: Final = 0.01
 _CRASH_EXIT: Final = 70  # EX_SOFTWARE
 _FIRST_OWN_DESCRIPTOR: Final = 3
 _LAST_DESCRIPTOR: Final = 4096
-# A worker that dies so soon after its start, so often in a row, is not started again.
-_QUICK_DEATH_SECONDS: Final = 5.0
-_QUICK_DEATHS: Final = 5
+# A worker that dies so often in a row before it has done anything is not started again.
+_IDLE_DEATHS: Final = 5
 
 
 @dataclass(frozen=True)
@@ -63,8 +62,9 @@ class Member:
     # The number of the first file of this worker's region, as `quarantine` counts files.
     first_file: int = 0
     pid: int = 0
-    started: float = 0.0
-    quick_deaths: int = 0
+    # How many operations had begun when this process was started.
+    begun_before: int = 0
+    idle_deaths: int = 0
     # Processes of this worker that hang in the kernel for good.
     abandoned: int = 0
 
@@ -135,9 +135,9 @@ class Crew:
             if status is None:
                 continue
             code = os.waitstatus_to_exitcode(status)
-            quick = time.monotonic() - member.started < _QUICK_DEATH_SECONDS
-            member.quick_deaths = member.quick_deaths + 1 if quick else 0
-            gave_up = member.quick_deaths >= _QUICK_DEATHS
+            idle = member.block.get("begun") == member.begun_before
+            member.idle_deaths = member.idle_deaths + 1 if idle else 0
+            gave_up = member.idle_deaths >= _IDLE_DEATHS
             death = Death(
                 member.plan.name, member.block.get("incarnation"), max(code, 0), max(-code, 0),
                 in_flight(member.block), gave_up,
@@ -232,6 +232,7 @@ class Crew:
         block, plan = member.block, member.plan
         incarnation = block.get("incarnation")
         block.add("incarnation", 1)
+        member.begun_before = block.get("begun")
         block.set_word("state", WorkerState.STARTING)
         block.set("acknowledged", 0)
         sys.stdout.flush()
@@ -255,7 +256,6 @@ class Crew:
                 sys.stderr.flush()
                 os._exit(code)
         member.pid = pid
-        member.started = time.monotonic()
 
     def _ended(self, member: Member) -> int | None:
         if not member.running:

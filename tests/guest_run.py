@@ -32,9 +32,9 @@ MOUNT: Final = Path("/mnt/dax")
 DEADLINE: Final = 120.0
 START: Final = [sys.executable, "-m", "soak.cli"]
 ENVIRONMENT: Final = {**os.environ, "PYTHONPATH": "/usr/lib/dax-soak"}
-KILLS: Final = int(os.environ.get("KILLS", "200"))
+KILLS: Final = 200
 # Of so many kills one is of the supervisor: each costs a start, which is slow under emulation.
-SUPERVISOR_EVERY: Final = 16
+SUPERVISOR_EVERY: Final = 20
 EXPORTER_EVERY: Final = 10
 
 
@@ -116,6 +116,8 @@ class Run:
             time.sleep(0.05)
 
     def begun(self) -> int:
+        if not (self.directory / "ledger").exists():
+            return 0  # not yet, or not any more where a run was refused
         with LedgerReader.open(self.directory / "ledger") as reader:
             return sum(block.get("begun") for block in reader.blocks("worker"))
 
@@ -162,12 +164,32 @@ def tidy() -> dict[str, Any]:
     }
 
 
+def given_back() -> dict[str, Any]:
+    """Kill a run, and have what it took given back without another run."""
+    configure("10m")
+    run = Run()
+    run.soaks()
+    run.process.kill()
+    run.process.wait(DEADLINE)
+    before = bound()
+    done = command("restore")
+    again = command("restore")
+    return {
+        "before": before,
+        "code": done.returncode,
+        "said": done.stdout.splitlines(),
+        "again": again.stdout,
+        "bound": bound(),
+    }
+
+
 def ordinary_end() -> dict[str, Any]:
     """A run that is paused, continued and told to end by SIGTERM."""
     configure("10m")
     run = Run()
     run.soaks()
-    seen: dict[str, Any] = {"bound": bound(), "metrics": metrics()}
+    seen: dict[str, Any] = {"functions": functions(), "bound": bound()}
+    seen["served"] = "dax_soak_run_active 1.0" in metrics()
     seen["pause"] = command("pause", "latest").stdout
     rested = run.begun()
     seen["rests"] = run.begun() == rested
@@ -200,8 +222,9 @@ def killed() -> dict[str, Any]:
     for number in range(1, KILLS + 1):
         time.sleep(choose.uniform(0.0, 0.3))
         counts.append(run.begun())
-        acknowledged |= {event["seq"] for event in read_journal(run.directory / "journal.jsonl")}
         if number % SUPERVISOR_EVERY == 0:
+            written = read_journal(run.directory / "journal.jsonl")
+            acknowledged |= {line["seq"] for line in written}
             run.process.kill()
             run.process.wait(DEADLINE)
             kills["supervisor"] += 1
@@ -220,6 +243,8 @@ def killed() -> dict[str, Any]:
                 # It died a moment ago, and the ledger has not heard of the next one yet.
                 continue
         lost += [seen for seen in counts[-2:] if seen > run.begun()]
+    # Left alone for a while, it goes on as ever: each detector sees what is made for it.
+    run.until("canaries", lambda: len({line["detector"] for line in run.events("canary.seen")}) > 2)
     code = run.end(signal.SIGTERM)
     lines = list(read_journal(run.directory / "journal.jsonl"))
     numbers = [line["seq"] for line in lines]
@@ -263,9 +288,13 @@ def main() -> None:
     # An exporter listens on loopback, which nobody has brought up.
     with IPRoute() as route:
         route.link("set", index=1, state="up")
-    scenes = {"ordinary": ordinary_end, "killed": killed, "gone": device_gone}
-    wanted = os.environ.get("SCENES", "ordinary killed gone").split()
-    print(json.dumps({name: scenes[name]() for name in wanted}))
+    scenes = {
+        "restore": given_back,
+        "ordinary": ordinary_end,
+        "killed": killed,
+        "gone": device_gone,
+    }
+    print(json.dumps({name: scene() for name, scene in scenes.items()}))
 
 
 main()

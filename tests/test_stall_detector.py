@@ -230,10 +230,24 @@ def test_what_ends_while_a_pin_is_held_ended_early(scene: Scene, interface: Inte
     scene.hold(START - 10, START - 9, interface=interface)
     scene.begin(Operation.TRUNCATE_ZERO)
     scene.end(START + 5)
-    judgement = scene.one(START + 6)
+    # The holder lives to tell that it held the pages all the time.
+    assert scene.look(START + 6) == []
+    scene.release_hold(START + 20, START + 21)
+    judgement = scene.one(START + 22)
     assert judgement.violation is Violation.EARLY_TRUNCATE
     assert judgement.last is not None
     assert judgement.last.interface is interface
+    assert scene.look(START + 23) == []
+
+
+def test_a_pin_that_ended_with_its_killed_holder_makes_nothing_early(scene: Scene) -> None:
+    """The kernel gives it back as the process dies: when that was, nobody has noted."""
+    scene.hold(START - 10, START - 9)
+    scene.begin(Operation.TRUNCATE_ZERO)
+    scene.end(START + 5)
+    assert scene.look(START + 6) == []
+    scene.release_hold(0, START + 40)
+    assert scene.one(START + 41).violation is None
 
 
 @pytest.mark.parametrize(
@@ -274,10 +288,10 @@ def test_what_nobody_maps_is_waited_for_where_the_expectations_say_so(
     violation: Violation | None,
 ) -> None:
     scene = Scene(tmp_path, release)
-    scene.hold(START - 10, START - 9, mapped=False)
+    scene.hold(START - 10, START - 9, START + 20, START + 21, mapped=False)
     scene.begin(operation)
     scene.end(START + 5)
-    assert scene.one(START + 6).violation is violation
+    assert scene.one(START + 22).violation is violation
 
 
 def test_an_interrupted_wait_is_neither_early_nor_late(scene: Scene) -> None:

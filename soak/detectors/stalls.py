@@ -56,10 +56,17 @@ class Hold:
     release_after: int
 
     def pinned_at(self, moment: int) -> bool:
-        """Say whether the pages were pinned for certain at this moment, which has passed."""
-        if not self.take_after or moment < self.take_after:
-            return False
-        return moment < self.release_before or not (self.release_before or self.release_after)
+        """Say whether the pages were pinned for certain at this moment, which has passed.
+
+        Of a pin that its holder has not said to give back nothing is certain: the holder may have
+        been killed, and the kernel has given it back.
+        """
+        return 0 < self.take_after <= moment < self.release_before
+
+    def may_be_pinned_at(self, moment: int) -> bool:
+        """Say whether that is for the holder to tell: it had taken the pin, and is not done with it."""
+        lasts = not (self.release_before or self.release_after)
+        return lasts and 0 < self.take_after <= moment
 
 
 @dataclass(frozen=True)
@@ -159,6 +166,8 @@ class StallDetector:
         # Pins before this moment were written over before they were read.
         self._blind_until = 0
         self._stalled: dict[str, int] = {}
+        # What ended while a pin lasted, until its holder has said that it was still held then.
+        self._undecided: list[Wait] = []
 
     def look(self, now_ns: int) -> list[Judgement]:
         """Judge what has ended since the last look, and what has stalled."""
@@ -167,7 +176,9 @@ class StallDetector:
         # Read after the waits, so that a pin that was still held then is known to have been.
         for name in self._holders:
             self._read_holds(name)
-        judged = [self._judge_ended(wait) for wait in ended if not self._is_known(wait)]
+        ended = [*self._undecided, *(wait for wait in ended if not self._is_known(wait))]
+        self._undecided = [wait for wait in ended if self._must_be_told(wait)]
+        judged = [self._judge_ended(wait) for wait in ended if wait not in self._undecided]
         for wait in flying:
             judgement = self._judge_in_flight(wait, now_ns)
             if judgement is not None and not self._is_known(wait):
@@ -275,6 +286,13 @@ class StallDetector:
         last = max(holds, key=lambda hold: hold.release_after, default=None)
         return Judgement(wait, holds, last, _tried(wait, holds), excess, Violation.STALL)
 
+    def _must_be_told(self, wait: Wait) -> bool:
+        """Say whether it ended while a pin lasted whose holder has still to tell for how long."""
+        return any(
+            hold.may_be_pinned_at(wait.start) and self._has_to_wait(wait, hold)
+            for hold in self._overlapping(wait, wait.end)
+        )
+
     def _excuses(self, hold: Hold, now_ns: int) -> bool:
         """Say whether a pin is held now. What cannot be taken for seconds is a victim, no cause."""
         if hold.release_after:
@@ -283,9 +301,15 @@ class StallDetector:
         return bool(hold.take_after) or taking <= self._stall_ns
 
     def _ended_early(self, wait: Wait, hold: Hold) -> bool:
+        return (
+            hold.pinned_at(wait.start)
+            and hold.pinned_at(wait.end)
+            and self._has_to_wait(wait, hold)
+        )
+
+    def _has_to_wait(self, wait: Wait, hold: Hold) -> bool:
+        """Say whether an invalidation owes it to a pin not to end before that is given back."""
         if wait.result or not hold.certain:
-            return False
-        if not (hold.pinned_at(wait.start) and hold.pinned_at(wait.end)):
             return False
         cell = Cell(wait.operation, RegionKind.FS_DAX, hold.interface)
         row = expected(cell, self._release, backing=hold.backing)

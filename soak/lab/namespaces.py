@@ -30,8 +30,10 @@ _MODES: Final = {DEVICE_DAX: "devdax", "fs-dax": "fsdax"}
 _PAGES_PER_STRUCT_PAGE: Final = 64
 _INFO_BLOCK: Final = 2 * _MIB
 # Beside a region's files there are those of trials and probes, and a journal; mkfs.xfs wants 300 MiB.
-_FILE_SYSTEM: Final = 320 * _MIB
-_GRANULE: Final = 16 * _MIB
+_FILE_SYSTEM: Final = 300 * _MIB
+# A section of memory (SECTION_SIZE_BITS, arch/x86/include/asm/sparsemem.h): what shares one with another
+# namespace, or with nothing, has its struct pages in more pieces than one.
+_GRANULE: Final = 128 * _MIB
 _TOOL_SECONDS: Final = 240
 _DEVICE_SECONDS: Final = 30.0
 _REGION: Final = "region0"

@@ -75,13 +75,16 @@ async def run_script(
             raise BootError(str(error), started=False) from None
         finally:
             await vm.stop()
+    lines = [line for line in console.read_text(errors="replace").splitlines() if line.strip()]
+    shown = "\n".join(lines[-_CONSOLE_LINES:])
     if "code" not in told:
-        lines = [line for line in console.read_text(errors="replace").splitlines() if line.strip()]
-        shown = "\n".join(lines[-_CONSOLE_LINES:])
         raise BootError(
             f"{told.get('summary', 'The guest ended early')}. Its console:\n{shown}",
             crashed="ready" not in told,
         )
+    if told["code"]:
+        # What the script said before it failed is there.
+        sys.stderr.write(f"The guest's console:\n{shown}\n")
     rundir.discard(directory)
     return int(told["code"])
 
