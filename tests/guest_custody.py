@@ -146,7 +146,7 @@ def in_use() -> dict[str, Any]:
         custody.bind(RNG)
         container = Container(RNG)
         hung = told(custody.restore())
-        held = len(custody.held)
+        held = [entry.kind for entry in custody.held]
         container.close()
     return {"hung": hung, "held": held, "told": until_restored(), "restored": snapshot()}
 

@@ -100,6 +100,29 @@ def test_a_link_is_not_read_as_a_record(tmp_path: Path) -> None:
         place.open()
 
 
+def test_a_module_is_kept_while_a_function_that_is_bound_to_it_is(tmp_path: Path) -> None:
+    """The record of a soak that had both, on a machine where the function cannot be given back."""
+    place = left_behind(tmp_path)
+    function = "0000:00:05.0"
+    device = place.machine().sysfs / "bus/pci/devices" / function
+    device.mkdir(parents=True)
+    content = json.loads(record(place).read_text())
+    module, binding = content["entries"]
+    module |= {"kind": "module", "target": "vfio-pci", "facts": {"new": []}}
+    binding |= {"kind": "binding", "target": function, "facts": {"driver": "nic", "override": None}}
+    record(place).write_text(json.dumps(content))
+    (told,) = restore_only(place.state, place.machine())
+    assert told.event == "custody.failed"
+    assert "/sys/bus/pci/drivers/nic/bind" in told.summary
+    # Without the function there is nothing to give back, and nothing rests on the module.
+    device.rmdir()
+    settled = restore_only(place.state, place.machine())
+    assert [(item.event, item.kind) for item in settled] == [
+        ("custody.forgotten", "binding"),
+        ("custody.restored", "module"),
+    ]
+
+
 @given(data=st.data())
 @settings(deterministic, max_examples=60)
 def test_no_damage_makes_a_traceback_or_touches_anything_else(data: st.DataObject) -> None:

@@ -98,8 +98,9 @@ class Custody:
         settled = []
         kept: set[tuple[str, str]] = set()
         for entry in reversed(self._record.entries):
-            if (entry.kind, entry.target) in kept:
-                # A change below one that could not be undone would look like somebody else's.
+            carried = any(kind in KINDS[entry.kind].carries for kind, _ in kept)
+            if carried or (entry.kind, entry.target) in kept:
+                # What lies below a change that could not be undone would look like somebody else's.
                 continue
             settled.append(self._settle(entry))
             if settled[-1].event == FAILED:
@@ -191,7 +192,7 @@ class Custody:
             UsageError: it is frozen already or cannot be, or the kernel did not do it in time: then it
                 stays recorded, because that freeze may still come.
         """
-        return self._change("frozen", str(mount_point))
+        return self._change("freeze", str(mount_point))
 
     def close(self) -> None:
         """Give the lock back. What is still changed stays recorded."""
@@ -207,7 +208,10 @@ class Custody:
         """Look, write down, change. Where the change fails, what came of it is undone."""
         self._check_owner()
         made, machine = KINDS[kind], self._machine
-        facts: Facts = self._helped(lambda: made.look(machine, target, wanted), made.seconds)
+        prefix = f"The {kind} {target} could not be changed: "
+        facts: Facts = self._helped(
+            lambda: made.look(machine, target, wanted), made.seconds, prefix
+        )
         entry = Entry(self._record.next_number(), kind, target, facts, machine.boot, self._run_id)
         try:
             self._record.add(entry)
@@ -217,7 +221,7 @@ class Custody:
                 f"{error.strerror}."
             ) from None
         try:
-            self._helped(lambda: made.apply(machine, target, facts), made.seconds)
+            self._helped(lambda: made.apply(machine, target, facts), made.seconds, prefix)
         except UsageError as failure:
             nothing = isinstance(failure, UnchangedError)
             settled = self._drop(entry, "") if nothing else self._settle(entry)
@@ -245,7 +249,7 @@ class Custody:
                 by_hand = kind.by_hand(entry.target, entry.facts)
                 return _settled(
                     entry, FAILED, Level.ERROR,
-                    f"{entry.kind} {entry.target} could not be put back ({str(error).rstrip('.')}): "
+                    f"The {entry.kind} {entry.target} could not be put back ({str(error).rstrip('.')}): "
                     f"{by_hand}. It is tried again at the next start and by 'dax-soak restore'.",
                 )  # fmt: skip
             restored = outcome == Outcome.RESTORED
@@ -266,8 +270,10 @@ class Custody:
             )  # fmt: skip
         return _settled(entry, event, level, summary)
 
-    def _helped(self, work: Callable[[], Any], seconds: float) -> Any:  # noqa: ANN401 - any JSON value
+    def _helped(self, work: Callable[[], Any], seconds: float, prefix: str = "") -> Any:  # noqa: ANN401 - any JSON value
         """Do something in a helper, while the lock that says so is held.
+
+        `prefix` begins the sentence where the helper itself could not say anything.
 
         Raises:
             UsageError: it was refused, failed, or took too long.
@@ -277,7 +283,7 @@ class Custody:
                 inherited = _open_descriptors() - {0, 1, 2, busy}
                 status, value = in_helper(_guarded(work, os.getpid(), inherited), seconds)
         except HelperError as error:
-            raise UsageError(f"{error}.") from None
+            raise UsageError(f"{prefix}{error}.") from None
         except OSError as error:
             raise UsageError(f"The lock of helpers cannot be taken: {error.strerror}.") from None
         if status == _UNCHANGED:

@@ -72,6 +72,8 @@ class Kind:
     facts: Mapping[str, type | tuple[type, ...]]
     outlives_boot: bool
     seconds: float
+    # Kinds that rest on this one: while one of them could not be undone, neither can this.
+    carries: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 KINDS: Final[Mapping[str, Kind]] = {
     "binding": BINDING,
     "directory": TREE,
-    "frozen": FROZEN,
+    "freeze": FROZEN,
     "module": KERNEL_MODULE,
     "sysctl": SYSCTL,
 }

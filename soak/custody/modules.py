@@ -106,4 +106,5 @@ KERNEL_MODULE: Final = Kind(
     facts={"new": list},
     outlives_boot=False,
     seconds=_SECONDS,
+    carries=frozenset({"binding"}),
 )
