@@ -17,7 +17,6 @@ from soak.abi.libc import die_with_parent
 from soak.abi.netlink import uevents
 from soak.companion import Companion
 from soak.journal import Level
-from soak.log import log_crash
 from soak.regions import DeviceDaxRegion, FsDaxRegion
 
 if TYPE_CHECKING:
@@ -69,6 +68,8 @@ class UeventWatch(Companion):
                 os.close(reader)
                 _listen(writer)
             except BaseException as error:  # noqa: BLE001 - the last thing that it does is to say why
+                from soak.log import log_crash  # noqa: PLC0415 - structlog is slow in a guest
+
                 log_crash("uevents", error)
             finally:
                 os._exit(1)

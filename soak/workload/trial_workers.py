@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from soak.workload.worker import Barrier
 
 _POLL_SECONDS: Final = 0.001
-_FILL: Final = (ctypes.c_ubyte * TRIAL_FILE_SIZE)(*([0xA5] * TRIAL_FILE_SIZE))
+_FILL: Final = ctypes.create_string_buffer(b"\xa5" * TRIAL_FILE_SIZE, TRIAL_FILE_SIZE)
 
 
 class TrialHolder:
