@@ -28,8 +28,11 @@ class Mirror(Companion):
         self._near = near
         self._far = far
 
-    def copy(self) -> None:
+    def beat(self) -> None:
         self._far.copy_from(self._near, {SUPERVISOR, WORKER, CANARY})
+
+    def ended(self) -> None:
+        self.beat()
 
 
 def place_ledger(shared: Path, local: Path, *, always: bool) -> tuple[Ledger, Mirror | None]:

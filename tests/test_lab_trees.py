@@ -89,7 +89,7 @@ def test_a_tree_has_the_modules_of_the_package_made_of_it(built: Built, style: s
 def test_a_tree_boots_and_its_commit_is_good(built: Built, tmp_path: Path) -> None:
     built.list_modules("objects")
     before = shown(built.place)
-    arguments = ("--kernel", str(built.place), "--bisect", "--duration", "20s")
+    arguments = ("--kernel", str(built.place), "--bisect", "--duration", "45s")
     with lab(tmp_path / "run", *arguments) as process:
         assert process.finish() == 0, process.stdout
         assert process.verdict()["verdict"] == "pass"
