@@ -234,8 +234,13 @@ class StallWatch:
         for issue, applies in (
             # In a crowd, what lost the wake-up need not be what was given back last.
             (O_DIRECT_LOST_WAKEUP, not judgement.wait.end and Interface.O_DIRECT in _ways(holds)),
-            # One pin maps the page again that another, or the one before it, is waited for.
-            (REMAPPED_PAGE_STALL, len(holds) > 1 or any(hold.repeated for hold in holds)),
+            # A pin that is taken while the truncate waits maps the page again: one of several, one of
+            # a row, or one that is still being taken page by page.
+            (
+                REMAPPED_PAGE_STALL,
+                len(holds) > 1
+                or any(hold.may_be_taken_after(judgement.wait.start) for hold in holds),
+            ),
         ):
             if (
                 applies

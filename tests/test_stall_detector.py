@@ -203,6 +203,33 @@ def test_without_a_pin_only_a_stall_is_judged(scene: Scene) -> None:
     assert judgement.holds == ()
 
 
+def test_a_pin_that_was_never_taken_is_none_to_be_late_after(scene: Scene) -> None:
+    """The file was cut short first: what takes its time then does not take it for a pin."""
+    scene.hold(START + 1, 0, 0, START + 1)
+    scene.begin(Operation.TRUNCATE_UP)
+    scene.end(START + LATE + 100)
+    judgement = scene.one(START + LATE + 200)
+    assert judgement.violation is None
+    assert judgement.holds == ()
+
+
+@pytest.mark.parametrize(
+    ("hold", "after"),
+    [((-10, -9, 5, 6), False), ((-10, 2, 5, 6), True), ((-10, 0, 0, 6), True)],
+)
+def test_a_pin_may_be_taken_while_it_is_waited_for(
+    scene: Scene,
+    hold: tuple[int, int, int, int],
+    after: bool,  # noqa: FBT001 - a parameter of the test
+) -> None:
+    before, taken, releasing, released = (START + moment if moment else 0 for moment in hold)
+    scene.hold(before, taken, releasing, released)
+    scene.begin(Operation.TRUNCATE_ZERO)
+    scene.end(START + 8)
+    (found,) = scene.one(START + 9).holds
+    assert found.may_be_taken_after(START * MS) is after
+
+
 def test_a_pin_of_another_file_is_no_excuse(scene: Scene) -> None:
     scene.hold(START - 10, START - 9, place=PLACE + 1)
     scene.begin(Operation.TRUNCATE_ZERO)

@@ -63,6 +63,10 @@ class Hold:
         """
         return 0 < self.take_after <= moment < self.release_before
 
+    def may_be_taken_after(self, moment: int) -> bool:
+        """Say whether pages may have been pinned, and so mapped, when this moment had passed."""
+        return self.repeated or not self.take_after or self.take_after > moment
+
     def may_be_pinned_at(self, moment: int) -> bool:
         """Say whether that is for the holder to tell: it had taken the pin, and is not done with it."""
         lasts = not (self.release_before or self.release_after)
@@ -256,6 +260,7 @@ class StallDetector:
             hold
             for hold in (*self._holds[file], *now)
             if hold.take_before < end
+            and hold.release_after != hold.take_before
             and (not hold.release_after or hold.release_after > wait.start)
         )
 

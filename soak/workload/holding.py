@@ -21,7 +21,7 @@ from soak.abi.transfer import (
 )
 from soak.regions.fs_dax import TRIAL_FILE_SIZE
 from soak.schema import HOLD_COLUMNS, HOLDS_LENGTH
-from soak.vocabulary import SHORT_PINS, Backing
+from soak.vocabulary import SHORT_PINS, Backing, Interface
 from soak.workload.methods import (
     BLOCKING,
     COPY,
@@ -88,6 +88,11 @@ class HoldBook:
     def released(self) -> None:
         self._words[self._row + _RELEASE_AFTER] = time.monotonic_ns()
 
+    def refused(self) -> None:
+        """Note that nothing was pinned: a hold that ends as it begins is none to wait for."""
+        begun = self._words[self._row + _TAKE_BEFORE]
+        self._words[self._row + _RELEASE_AFTER] = begun
+
 
 class Holding:
     """Takes pins by every method. `hold` returns 0 or an errno; `taken` is called in between."""
@@ -121,7 +126,11 @@ class Holding:
         way = self._ways.get(METHODS[choice.method].name, self._by_transfer)
         self._book.begin(choice)
         result = way(choice, address, taken)
-        self._book.released()
+        if result and METHODS[choice.method].interface is Interface.VMSPLICE:
+            # The file was cut short before its pages could be put into the pipe.
+            self._book.refused()
+        else:
+            self._book.released()
         return result
 
     def close(self) -> None:
