@@ -51,6 +51,8 @@ class Scene:
     directory: Path
     release: tuple[int, int] = BEFORE_COUNTING
     blocks: dict[str, BlockWriter] = field(default_factory=dict)
+    # Whether the invalidator sleeps for pages when it is looked at.
+    asleep: bool = True
 
     def __post_init__(self) -> None:
         plans = plan_workers(REGIONS, "mixed", 0, 0, 1, trials=1, transfers=True)
@@ -71,6 +73,7 @@ class Scene:
             self.release,
             late_ns=LATE * MS,
             stall_ns=STALL * MS,
+            asleep=lambda _pid: self.asleep,
         )
 
     def begin(self, operation: Operation, start: int = START, place: int = PLACE) -> None:
@@ -165,8 +168,19 @@ def test_what_ends_by_itself_is_judged_by_its_excess(
 ) -> None:
     scene.hold(START - 10, START - 9, START + 50, START + 51)
     scene.begin(Operation.TRUNCATE_ZERO)
+    assert scene.look(START + 51 + LATE // 2 + 1) == []
     scene.end(START + 51 + excess)
     assert scene.one(START + 60).violation is violation
+
+
+def test_what_was_awake_and_had_no_processor_is_not_late(scene: Scene) -> None:
+    """On a machine that is short of processors a woken task may take long to run."""
+    scene.asleep = False
+    scene.hold(START - 10, START - 9, START + 50, START + 51)
+    scene.begin(Operation.TRUNCATE_ZERO)
+    assert scene.look(START + 51 + LATE) == []
+    scene.end(START + 51 + LATE + 100)
+    assert scene.one(START + 52 + LATE + 100).violation is None
 
 
 def test_a_pin_that_is_held_is_waited_for_as_long_as_it_lasts(scene: Scene) -> None:

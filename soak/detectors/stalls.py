@@ -11,6 +11,7 @@ from collections import defaultdict, deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from soak.detectors.tasks import sleeps_for_pages
 from soak.expectations import expected
 from soak.schema import (
     CANARY,
@@ -32,7 +33,7 @@ from soak.vocabulary import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from soak.expectations import Release
     from soak.ledger import BlockWriter
@@ -148,10 +149,12 @@ class StallDetector:
         late_ns: int,
         stall_ns: int,
         read: Mapping[str, tuple[int, int]] | None = None,
+        asleep: Callable[[int], bool] = sleeps_for_pages,
     ) -> None:
         """Take role, block and region names of each worker, and the bounds of the excess.
 
-        `read` says how many operations and holds of each were judged by another supervisor.
+        `asleep` says whether a process sleeps for pages now, `read` how many operations and holds of
+        each were judged by another supervisor.
         """
         self._clock, self._release = clock, release
         self._late_ns, self._stall_ns = late_ns, stall_ns
@@ -169,7 +172,11 @@ class StallDetector:
         self._current: dict[str, tuple[_File, Hold]] = {}
         # Pins before this moment were written over before they were read.
         self._blind_until = 0
+        self._asleep = asleep
         self._stalled: dict[str, int] = {}
+        # Which wait of a worker was seen asleep long after the last pin: what only lacked a processor
+        # did not wake up late.
+        self._slept: dict[str, int] = {}
         # What ended while a pin lasted, until its holder has said that it was still held then.
         self._undecided: list[Wait] = []
 
@@ -275,7 +282,12 @@ class StallDetector:
             violation = Violation.EARLY_TRUNCATE
         elif excess > self._stall_ns:
             violation = Violation.STALL
-        elif holds and excess > self._late_ns and wait.result == 0:
+        elif (
+            excess > self._late_ns
+            and wait.result == 0
+            and holds
+            and self._slept.get(wait.worker) == wait.number
+        ):
             violation = Violation.LATE_WAKEUP
         return Judgement(wait, holds, last, _tried(wait, holds), excess, violation)
 
@@ -286,6 +298,10 @@ class StallDetector:
             return None
         since = max(wait.start, self._blind_until, *(hold.release_after for hold in holds))
         excess = self._clock.between(since, now_ns)
+        if excess > self._late_ns // 2 and self._asleep(
+            self._invalidators[wait.worker].block.get("pid")
+        ):
+            self._slept[wait.worker] = wait.number
         if excess <= self._stall_ns:
             return None
         last = max(holds, key=lambda hold: hold.release_after, default=None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from soak.abi.procfs import task_stack, task_state, task_wchan
@@ -14,6 +15,7 @@ _ASKED: Final[tuple[tuple[str, Callable[[int], Any]], ...]] = (
     ("wchan", task_wchan),
     ("stack", task_stack),
 )
+_ASLEEP: Final = frozenset("SD")
 # Where a wait for pinned DAX pages is found on the stack: ext4_break_layouts() and
 # xfs_break_dax_layouts() up to 6.14, dax_break_layout() since.
 _WAITS_FOR_PAGES: Final = ("break_layout", "break_dax_layouts", "wait_dax_page")
@@ -33,3 +35,16 @@ def look_at(pid: int) -> dict[str, Any]:
 def waits_for_pages(stack: Iterable[str]) -> bool:
     """Say whether a stack is that of a task which waits until DAX pages are not pinned any more."""
     return any(symbol in line for line in stack for symbol in _WAITS_FOR_PAGES)
+
+
+def sleeps_for_pages(pid: int) -> bool:
+    """Say whether a task is asleep and waits for pages: one that was woken may just lack a processor.
+
+    Where the kernel shows no stacks, any sleep is taken for that.
+    """
+    try:
+        if task_state(pid) not in _ASLEEP:
+            return False
+        return waits_for_pages(task_stack(pid))
+    except (FileNotFoundError, ProcessLookupError):
+        return not Path(f"/proc/{pid}/stack").exists() and Path(f"/proc/{pid}").exists()
