@@ -426,10 +426,10 @@ def _say(options: argparse.Namespace) -> int:
 
 
 def _restore(_options: argparse.Namespace) -> int:
-    from soak.custody import FAILED, restore_only
-    from soak.daemon import STATE
+    from soak.custody import FAILED
+    from soak.daemon import restore_here
 
-    settled = restore_only(STATE)
+    settled = restore_here()
     for one in settled:
         print(one.summary)
     if not settled:

@@ -13,12 +13,12 @@ from exporter.server import parse_listen
 from soak import rundir
 from soak.abi.mounts import filesystem_of
 from soak.abi.procfs import boot_id
-from soak.custody import Custody, be_spared
+from soak.custody import Custody, be_spared, restore_only
 from soak.errors import UsageError
 from soak.exit_codes import PLAIN
 from soak.exporter_process import ExporterKeeper, ExporterProcess
 from soak.journal import FileJournal, read_journal
-from soak.ledger_store import LedgerStore
+from soak.ledger_store import LedgerStore, bring_home
 from soak.log import configure, log_event
 from soak.machine.fitness import require_fit_config
 from soak.plan import make_plan
@@ -70,8 +70,14 @@ def soak_here(
     chosen = choose_run(config, run_dir, resume=resume)
     configure(program="dax-soak", run=chosen.run_id, boot=boot_id())
     with Custody.open(STATE, chosen.run_id) as custody:
-        recovered = custody.recover()
-        require_fit_config(config)
+        recovered = [*custody.recover(), *bring_home(but=chosen.run_id)]
+        try:
+            require_fit_config(config)
+        except UsageError:
+            # There is no journal to say it in.
+            for settled in recovered:
+                log_event({"event": settled.event, "level": settled.level, **settled.fields})
+            raise
         directory = chosen.make()
         try:
             verdict = _soak_in(directory, chosen, custody, recovered, serving, strict=strict)
@@ -81,6 +87,15 @@ def soak_here(
             raise
     publish(verdict, directory)
     return PLAIN.verdicts[verdict.verdict]
+
+
+def restore_here() -> list[Settled]:
+    """Put back what an earlier soak left behind on this machine, without starting another one.
+
+    Raises:
+        UsageError: a soak is running, or the record of what it took cannot be read.
+    """
+    return restore_only(STATE, also=bring_home)
 
 
 def _soak_in(

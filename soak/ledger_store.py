@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from soak.companion import Companion
+from soak.custody import FAILED, FORGOTTEN, RESTORED, Settled
 from soak.errors import UsageError
 from soak.journal import Level, read_journal
 from soak.ledger import Ledger
@@ -29,13 +30,22 @@ if TYPE_CHECKING:
 
 MEMORY: Final = Path("/run/dax-soak")
 _COPY: Final = "ledger.saved"
+# In memory, beside the ledger: a link to the directory of its run.
+_HOME: Final = "run"
 
 
 class LedgerStore(Companion):
     """Owns the ledger of a run from its start, or from where it was cut short, to its end."""
 
     def __init__(
-        self, directory: Path, run_id: str, layout: Layout, journal: FileJournal, *, resumed: bool
+        self,
+        directory: Path,
+        run_id: str,
+        layout: Layout,
+        journal: FileJournal,
+        *,
+        resumed: bool,
+        memory: Path = MEMORY,
     ) -> None:
         """Make the ledger, or take that of a run that goes on.
 
@@ -44,7 +54,7 @@ class LedgerStore(Companion):
         """
         self._directory, self._journal = directory, journal
         self._told = False
-        self._memory = MEMORY / run_id
+        self._memory = memory / run_id
         self._path = self._memory / LEDGER
         try:
             self._make_room()
@@ -79,12 +89,7 @@ class LedgerStore(Companion):
 
     def close(self) -> None:
         """Leave the ledger in the run directory, for whoever looks at the run later."""
-        unfinished = self._directory / f".{LEDGER}"
-        unfinished.write_bytes(self.ledger.to_bytes())
-        self._open_to_readers(unfinished)
-        unfinished.rename(self._directory / LEDGER)
-        (self._directory / _COPY).unlink(missing_ok=True)
-        (self._directory / f".{_COPY}").unlink(missing_ok=True)
+        _lay_down(self._directory, self.ledger.to_bytes())
         self.discard()
 
     def discard(self) -> None:
@@ -92,23 +97,27 @@ class LedgerStore(Companion):
         shutil.rmtree(self._memory, ignore_errors=True)
 
     def _make_room(self) -> None:
-        for place in (MEMORY, self._memory):
+        for place in (self._memory.parent, self._memory):
             place.mkdir(mode=0o755, exist_ok=True)
             place.chmod(0o755)
+        home = self._memory / _HOME
+        home.unlink(missing_ok=True)
+        home.symlink_to(self._directory.absolute())
 
     def _made(self, layout: Layout) -> Ledger:
         self._path.unlink(missing_ok=True)
         ledger = Ledger.create(self._path, layout)
-        self._open_to_readers(self._path)
+        _open_to_readers(self._path, self._directory)
         return ledger
 
     def _taken_over(self, layout: Layout) -> Ledger:
         if self._path.exists():
             return Ledger.reopen(self._path, layout)
-        copy = self._directory / _COPY
-        if copy.exists():
+        copies = (self._directory / LEDGER, self._directory / _COPY)
+        copy = next((copy for copy in copies if copy.exists()), None)
+        if copy is not None:
             shutil.copyfile(copy, self._path)
-            self._open_to_readers(self._path)
+            _open_to_readers(self._path, self._directory)
             ledger = Ledger.reopen(self._path, layout)
         else:
             ledger = self._made(layout)
@@ -119,16 +128,65 @@ class LedgerStore(Companion):
                 _count_again(supervisor, event)
         return ledger
 
-    def _open_to_readers(self, path: Path) -> None:
-        """Let those read it that may read the run."""
-        path.chmod(0o640)
-        os.chown(path, -1, self._directory.stat().st_gid)
-
     def _link(self) -> None:
         unfinished = self._directory / f".{LEDGER}"
         unfinished.unlink(missing_ok=True)
         unfinished.symlink_to(self._path)
         unfinished.rename(self._directory / LEDGER)
+
+
+def bring_home(but: str = "", memory: Path = MEMORY) -> list[Settled]:
+    """Move what killed soaks left in memory to the directories of their runs, `but` of one run.
+
+    Only who has the machine's custody may: no soak that lives has its ledger there.
+    """
+    if not memory.is_dir():
+        return []
+    return [_brought_home(place) for place in sorted(memory.iterdir()) if place.name != but]
+
+
+def _brought_home(place: Path) -> Settled:
+    def settled(event: str, level: Level, summary: str) -> Settled:
+        return Settled(event, level, "ledger", place.name, place.name, summary)
+
+    directory = place / _HOME
+    try:
+        if (directory / LEDGER).resolve() != place / LEDGER:
+            shutil.rmtree(place)
+            return settled(
+                FORGOTTEN, Level.WARNING,
+                f"what was left in memory of run {place.name} was removed: its run directory is gone, "
+                f"or has its ledger",
+            )  # fmt: skip
+        _lay_down(directory, (place / LEDGER).read_bytes())
+        shutil.rmtree(place)
+    except OSError as error:
+        return settled(
+            FAILED, Level.ERROR,
+            f"the ledger of run {place.name} stays in {place}: it cannot be moved to its run "
+            f"directory ({error.strerror})",
+        )  # fmt: skip
+    return settled(
+        RESTORED, Level.INFO,
+        f"the ledger of run {place.name} was moved from memory to its run directory",
+    )  # fmt: skip
+
+
+def _lay_down(directory: Path, ledger: bytes) -> None:
+    """Leave a whole ledger in the directory of a run, and no older copy."""
+    unfinished = directory / f".{LEDGER}"
+    unfinished.unlink(missing_ok=True)
+    unfinished.write_bytes(ledger)
+    _open_to_readers(unfinished, directory)
+    unfinished.rename(directory / LEDGER)
+    (directory / _COPY).unlink(missing_ok=True)
+    (directory / f".{_COPY}").unlink(missing_ok=True)
+
+
+def _open_to_readers(path: Path, directory: Path) -> None:
+    """Let those read it that may read the run."""
+    path.chmod(0o640)
+    os.chown(path, -1, directory.stat().st_gid)
 
 
 def _count_again(block: BlockWriter, event: Mapping[str, object]) -> None:

@@ -180,6 +180,8 @@ def given_back() -> dict[str, Any]:
         "said": done.stdout.splitlines(),
         "again": again.stdout,
         "bound": bound(),
+        "ledger": (run.directory / "ledger").is_symlink(),
+        "memory": tidy()["memory"],
     }
 
 

@@ -63,6 +63,8 @@ def test_what_a_killed_run_took_can_be_given_back_alone(seen: Mapping[str, Any])
     assert len(restore["said"]) >= len(restore["before"])
     assert restore["again"] == "There was nothing to put back.\n"
     assert restore["bound"] == []
+    assert restore["ledger"] is False
+    assert restore["memory"] == []
 
 
 def test_one_soak_at_a_time_has_a_machine(seen: Mapping[str, Any]) -> None:

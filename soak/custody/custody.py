@@ -297,8 +297,12 @@ class Custody:
             raise RuntimeError("custody is closed, or belongs to the process that forked this one")
 
 
-def restore_only(state: Path, machine: Machine | None = None) -> list[Settled]:
+def restore_only(
+    state: Path, machine: Machine | None = None, also: Callable[[], list[Settled]] = list
+) -> list[Settled]:
     """Put back what an earlier soak left behind, without starting another one.
+
+    What `also` puts back is put back while no other soak can start.
 
     Raises:
         UsageError: a soak is running, or the record cannot be read.
@@ -306,7 +310,7 @@ def restore_only(state: Path, machine: Machine | None = None) -> list[Settled]:
     if not state.exists():
         return []
     with Custody.open(state, "restore", machine) as custody:
-        return custody.recover()
+        return [*custody.recover(), *also()]
 
 
 def _open_descriptors() -> set[int]:
