@@ -150,8 +150,10 @@ def _add_lab(parser: argparse.ArgumentParser) -> None:
     )
     # For tests: more hardware, and something else than a soak to run in the guest.
     add("--device", action="append", default=[], help=argparse.SUPPRESS)
-    add("--script", type=Path, help=argparse.SUPPRESS)
+    # The file that is run, and what it imports, by their paths from where they are imported.
+    add("--script", type=Path, nargs="+", help=argparse.SUPPRESS)
     add("--nvdimm", type=Path, help=argparse.SUPPRESS)
+    add("--package", action="append", default=[], help=argparse.SUPPRESS)
     _add_choices(parser)
     parser.set_defaults(work=_lab)
 

@@ -52,9 +52,12 @@ def make_run_directory(wanted: Path | None, run_id: str, space: int) -> Path:
                 f"some space or give another one with --run-dir."
             )
         path.mkdir(parents=True, exist_ok=True)
-        # Whatever the umask is. The group that the directory of all runs hands down stays.
-        kept = path.stat().st_mode & stat.S_ISGID
-        path.chmod((0o750 if wanted else 0o755) | kept)
+        # Whatever the umask is. The group that the directory of all runs hands down stays; as a service
+        # (RestrictSUIDSGID=) nobody may set the bit for that, but there the mode is right from the start.
+        mode = stat.S_IMODE(path.stat().st_mode)
+        right = (0o750 if wanted else 0o755) | (mode & stat.S_ISGID)
+        if mode != right:
+            path.chmod(right)
     except OSError as error:
         raise UsageError(f"The run directory {path} cannot be made: {error.strerror}.") from None
     if wanted is None:

@@ -1,6 +1,8 @@
-"""What pytest says before the first test."""
+"""What pytest says before the first test, and what it is told by whoever runs it."""
 
 from __future__ import annotations
+
+import signal
 
 from tests.lab_support import MODULELESS_KERNEL, QUICK_KERNEL
 
@@ -13,3 +15,8 @@ def pytest_report_header() -> str | None:
         f"left out: kernels without modules (the lab boots {QUICK_KERNEL} instead); "
         f"'dax-soak lab --kernel build:6.12 --duration 20s' builds one"
     )
+
+
+def pytest_configure() -> None:
+    """Hear Ctrl-C: a shell that runs this in the background has it ignored, and all that it starts."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)

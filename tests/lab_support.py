@@ -273,14 +273,15 @@ def run_script(
 ) -> subprocess.CompletedProcess[str]:
     """Boot the lab and run a script in the guest, as root, with this program importable.
 
-    It has a namespace of device DAX, a DAX file system at /mnt/dax and unbound edu functions. What
-    it prints is `stdout`, its exit code `returncode`; the guest's console is in `stderr` when it
-    does not come up.
+    It has a namespace of device DAX, a DAX file system at /mnt/dax and unbound edu functions, and
+    may import `tests.guest_support`. What it prints is `stdout`, its exit code `returncode`; the
+    guest's console is in `stderr` when it does not come up.
     """
     file = tmp_path / "script.py"
     file.write_text(textwrap.dedent(script))
     command = [
-        *(sys.executable, "-m", "soak.cli", "lab", "--kernel", kernel, "--script", str(file)),
+        *(sys.executable, "-m", "soak.cli", "lab", "--kernel", kernel),
+        *("--script", str(file), "tests/guest_support.py"),
         *("--run-dir", str(tmp_path / "script-run"), "--duration", f"{seconds:g}s", *arguments),
     ]
     return subprocess.run(

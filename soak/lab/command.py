@@ -18,12 +18,12 @@ from soak.lab.boot import DEFAULT_KERNEL, boot, find_parts, soak_once
 from soak.lab.cache import Cache, cache_directory
 from soak.lab.faults import parse_fault
 from soak.lab.host import BootError
-from soak.lab.image import script_layer
+from soak.lab.image import package_layer, script_layer
 from soak.lab.kernels import check_kernel
 from soak.lab.progress import Progress
 from soak.lab.request import LabRequest, lab_config
 from soak.lab.resume import past_run
-from soak.lab.script import run_script
+from soak.lab.script import run_script, script_files
 from soak.plan import make_plan, with_overrides
 from soak.report.text import publish
 
@@ -95,11 +95,14 @@ def _lab(options: argparse.Namespace) -> int:
     )
     attempts, seconds = parts.accelerators, options.boot_timeout
     if options.script is not None:
-        script, nvdimm = options.script.read_bytes(), options.nvdimm
-        layers = (*parts.layers, script_layer(Cache(cache_directory())))
+        cache, nvdimm = Cache(cache_directory()), options.nvdimm
+        files = script_files(options.script)
+        layers = (*parts.layers, script_layer(cache))
+        if options.package:
+            layers = (*layers, package_layer(cache, options.package))
         return boot(
             attempts, replace(request, layers=layers), options.run_dir, seconds,
-            lambda made, how: asyncio.run(run_script(made, how, script, nvdimm)),
+            lambda made, how: asyncio.run(run_script(made, how, files, nvdimm)),
             progress=progress,
         )  # fmt: skip
     work = partial(soak_once, progress=progress)

@@ -175,7 +175,8 @@ _RUN: Final = (
     "from soak.cli import main; sys.exit(main())"
 )
 _SCRIPT: Final = (
-    "import runpy, sys; sys.path.insert(0, '/usr/lib/dax-soak'); "
+    "import runpy, sys; "
+    f"sys.path[:0] = ['/usr/lib/dax-soak', '/{protocol.SCRIPT_MODULES}']; "
     f"runpy.run_path('/{protocol.SCRIPT_FILE}', run_name='__main__')"
 )
 

@@ -88,13 +88,7 @@ class GuestRoot:
 
     def _build(self, directory: Path) -> None:
         root = directory / "root"
-        root.mkdir()
-        with self._cache.locked(f"apt/{_SUITE}.index"):
-            suite = Suite(_SUITE, self._cache.package_index(_SUITE), machine_mirror())
-            suite.update()
-            suite.unpack_with_dependencies(_PACKAGES, root, _UNWANTED)
-        _merge_usr(root)
-        _prune(root)
+        _unpack(self._cache, _PACKAGES, root)
         _compile(root, root / _STANDARD_LIBRARY, _STANDARD_LIBRARY)
         for tool, *arguments in _SELF_TESTS:
             _run_in(root, tool, *arguments)
@@ -117,6 +111,33 @@ def program_layers(cache: Cache, root: GuestRoot) -> list[Path]:
 def script_layer(cache: Cache) -> Path:
     """Return the layer with what a script in the guest may use beyond that: the exporter."""
     return _library_layer(cache, GuestRoot(cache), "script", _SCRIPT_DEPENDENCIES, {})
+
+
+def package_layer(cache: Cache, packages: Sequence[str]) -> Path:
+    """Return the layer with Debian packages that only a script wants, and all that they need."""
+
+    def build(directory: Path) -> None:
+        root = directory / "root"
+        _unpack(cache, packages, root)
+        with (directory / "packages.cpio").open("wb") as out:
+            archive = CpioWriter(out)
+            archive.tree(root)
+            archive.close()
+
+    key = hashlib.sha256(repr((_SUITE, sorted(packages), sorted(_UNWANTED), _PRUNED)).encode())
+    return cache.directory(f"packages/{_SUITE}-{_key(key)}", build) / "packages.cpio"
+
+
+def _unpack(cache: Cache, packages: Sequence[str], root: Path) -> None:
+    """Fetch packages and what they need, and make a root of them."""
+    root.mkdir()
+    with cache.locked(f"apt/{_SUITE}.index"):
+        suite = Suite(_SUITE, cache.package_index(_SUITE), machine_mirror())
+        suite.update()
+        suite.unpack_with_dependencies(list(packages), root, _UNWANTED)
+    _merge_usr(root)
+    for name in _PRUNED:
+        shutil.rmtree(root / name, ignore_errors=True)
 
 
 def _library_layer(
@@ -159,7 +180,7 @@ main()
 
 
 def _program_files(packages: Sequence[str]) -> list[tuple[str, Path]]:
-    """List the source files of packages, by their names below the guest's library directory."""
+    """List the files of packages, by their names below the guest's library directory."""
     files = []
     for package in packages:
         spec = importlib.util.find_spec(package)
@@ -168,8 +189,8 @@ def _program_files(packages: Sequence[str]) -> list[tuple[str, Path]]:
         place = Path(spec.origin).parent
         files += [
             (f"{package}/{path.relative_to(place)}", path)
-            for path in place.rglob("*.py")
-            if "__pycache__" not in path.parts
+            for path in place.rglob("*")
+            if path.is_file() and "__pycache__" not in path.parts
         ]
     return files
 
@@ -181,11 +202,6 @@ def _merge_usr(root: Path) -> None:
             shutil.copytree(root / name, root / "usr" / name, symlinks=True, dirs_exist_ok=True)
             shutil.rmtree(root / name)
         (root / name).symlink_to(f"usr/{name}")
-
-
-def _prune(root: Path) -> None:
-    for name in _PRUNED:
-        shutil.rmtree(root / name, ignore_errors=True)
 
 
 def _run_in(root: Path, tool: str, *arguments: str) -> None:

@@ -15,6 +15,7 @@ CONTROL_PORT: Final = "dax-soak.control"
 # Where the initramfs has what the host tells the guest.
 ORDER_FILE: Final = "etc/dax-soak/order.json"
 SCRIPT_FILE: Final = "etc/dax-soak/script.py"
+SCRIPT_MODULES: Final = "etc/dax-soak/modules"
 
 # Messages of the guest over the control port, as the "message" of a JSON object.
 BOOTED: Final = "booted"

@@ -12,7 +12,7 @@ from soak.lab.cpio import CpioWriter
 from soak.lab.namespaces import nvdimm_alignment, nvdimm_size
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from soak.lab.protocol import Order
@@ -35,11 +35,11 @@ class Scratch:
         layers: Sequence[Path],
         order: Order,
         *,
-        script: bytes | None = None,
+        script: Mapping[str, bytes] | None = None,
         keep: bool = False,
         nvdimm: Path | None = None,
     ) -> None:
-        """Write the files; `script` is what the guest runs in place of a soak.
+        """Write the files; `script` are the files that it runs in place of a soak.
 
         A file for the NVDIMM that is given is kept, and its crash logs beside it.
 
@@ -90,13 +90,15 @@ class Scratch:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _write_initrd(self, layers: Sequence[Path], order: Order, script: bytes | None) -> None:
+    def _write_initrd(
+        self, layers: Sequence[Path], order: Order, script: Mapping[str, bytes] | None
+    ) -> None:
         with self.initrd.open("wb") as out:
             for layer in layers:
                 with layer.open("rb") as source:
                     shutil.copyfileobj(source, out)
             archive = CpioWriter(out)
             archive.file(protocol.ORDER_FILE, order.to_json().encode())
-            if script is not None:
-                archive.file(protocol.SCRIPT_FILE, script)
+            for name, data in (script or {}).items():
+                archive.file(name, data)
             archive.close()

@@ -20,6 +20,7 @@ from soak.lab.scratch import CRASH_STORE_SIZE, Scratch
 from soak.lab.vm import VirtualMachine, decode
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from soak.lab.request import LabRequest
@@ -29,13 +30,25 @@ _DRAIN_SECONDS: Final = 5.0
 _CONSOLE_LINES: Final = 30
 
 
-async def run_script(
-    request: LabRequest, accelerator: str, script: bytes, nvdimm: Path | None
-) -> int:
-    """Boot, run a script for as long as `request.config.run.duration` allows, and return its code.
+def script_files(paths: Sequence[Path]) -> dict[str, bytes]:
+    """Read a script and the modules that it imports, and say where the guest has them.
 
-    Nothing is left of it but the file for the NVDIMM, if one is given: the next boot finds its file
-    systems there.
+    Modules are given by their paths from the directory below which their packages lie.
+    """
+    script, *modules = paths
+    return {
+        protocol.SCRIPT_FILE: script.read_bytes(),
+        **{f"{protocol.SCRIPT_MODULES}/{path}": path.read_bytes() for path in modules},
+    }
+
+
+async def run_script(
+    request: LabRequest, accelerator: str, files: Mapping[str, bytes], nvdimm: Path | None
+) -> int:
+    """Boot, run a script of `script_files`, and return its code.
+
+    It has as long as `request.config.run.duration`. Nothing is left of it but the file for the
+    NVDIMM, if one is given: the next boot finds its file systems there.
 
     Raises:
         BootError: the guest did not come up, or ended before the script did.
@@ -47,7 +60,7 @@ async def run_script(
     with ledger.open("wb") as memory:
         memory.truncate(_LEDGER_SIZE)
     order = _order(request, nvdimm)
-    with Scratch(directory, request.layers, order, script=script, nvdimm=nvdimm) as scratch:
+    with Scratch(directory, request.layers, order, script=files, nvdimm=nvdimm) as scratch:
         machine = Machine(
             kernel=request.kernel.image,
             initrd=scratch.initrd,

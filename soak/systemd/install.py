@@ -84,7 +84,7 @@ def uninstall(*, root: Path | None = None, dry_run: bool = False) -> int:
         _refuse_others(root)
         if enabled:
             raise UsageError(
-                f"{' and '.join(enabled)} is enabled: run 'systemctl disable --now "
+                f"Enabled: {' and '.join(enabled)}. Run 'systemctl disable --now "
                 f"{' '.join(UNITS)}' first."
             )
     for path in paths:

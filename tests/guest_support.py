@@ -1,0 +1,184 @@
+"""What several scripts of a guest share: `dax-soak run` there, as on a machine of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from pyroute2 import IPRoute
+
+from soak.journal import read_journal
+from soak.ledger import LedgerReader
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+STATE: Final = Path("/var/lib/dax-soak")
+MEMORY: Final = Path("/run/dax-soak")
+MOUNT: Final = Path("/mnt/dax")
+PROGRAM: Final = Path("/usr/lib/dax-soak")
+DEADLINE: Final = 180.0
+_DEVICES: Final = Path("/sys/bus/pci/devices")
+_LISTEN: Final = "127.0.0.1:9823"
+_COMMAND: Final = [sys.executable, "-m", "soak.cli"]
+_ENVIRONMENT: Final = {**os.environ, "PYTHONPATH": str(PROGRAM)}
+_LOG: Final = Path("/run/soak.log")
+
+
+def functions() -> list[str]:
+    return sorted(
+        path.name
+        for path in _DEVICES.iterdir()
+        if (path / "device").read_text().strip() == "0x11e8"
+    )
+
+
+def bound() -> list[str]:
+    return [name for name in functions() if (_DEVICES / name / "driver").exists()]
+
+
+def configure(path: Path, duration: str, extra: str = "", **workload: int) -> None:
+    """Write a configuration of the guest's devices, with one mapper."""
+    device = next(path for path in Path("/dev").glob("dax*") if path.name != "dax")
+    keys = "\n".join(f"{key} = {value}" for key, value in workload.items())
+    path.write_text(
+        f"""
+        [run]
+        duration = "{duration}"
+        [vfio]
+        devices = {json.dumps(functions())}
+        [workload]
+        mappers = 1
+        {keys}
+        [leaks]
+        sweep = 3
+        {extra}
+        [[region]]
+        name = "dax"
+        kind = "device-dax"
+        path = "{device}"
+        size = "64M"
+        [[region]]
+        name = "files"
+        kind = "fs-dax"
+        path = "{MOUNT}"
+        [[region]]
+        name = "control"
+        kind = "anonymous"
+        """
+    )
+
+
+def listen_on_loopback() -> None:
+    """Bring up what an exporter listens on, as nobody else does here."""
+    with IPRoute() as route:
+        route.link("set", index=1, state="up")
+
+
+def metrics() -> str:
+    with urllib.request.urlopen(f"http://{_LISTEN}/metrics", timeout=30) as answer:
+        return str(answer.read().decode())
+
+
+def exporters() -> list[int]:
+    found = []
+    for place in Path("/proc").iterdir():
+        if place.name.isdigit():
+            try:
+                words = (place / "cmdline").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if b"exporter" in words:
+                found.append(int(place.name))
+    return found
+
+
+def left() -> dict[str, Any]:
+    """Say what is left of a soak on the machine."""
+    return {
+        "bound": bound(),
+        "files": [path.name for path in MOUNT.glob("dax-soak*")],
+        "memory": [path.name for path in MEMORY.iterdir()],
+        "exporters": exporters(),
+    }
+
+
+def command(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*_COMMAND, *words],
+        check=False, capture_output=True, text=True, timeout=DEADLINE * 2, env=_ENVIRONMENT,
+    )  # fmt: skip
+
+
+class Newest:
+    """The newest run, as it is seen from outside."""
+
+    @property
+    def directory(self) -> Path:
+        return (STATE / "runs/latest").resolve()
+
+    @property
+    def journal(self) -> list[dict[str, Any]]:
+        path = self.directory / "journal.jsonl"
+        return list(read_journal(path)) if path.exists() else []
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        return [event for event in self.journal if event["event"] == name]
+
+    def begun(self) -> int:
+        if not (self.directory / "ledger").exists():
+            return 0  # not yet, or not any more where a run was refused
+        with LedgerReader.open(self.directory / "ledger") as reader:
+            return sum(block.get("begun") for block in reader.blocks("worker"))
+
+    def pids(self) -> dict[str, int]:
+        with LedgerReader.open(self.directory / "ledger") as reader:
+            return {block.block.name: block.get("pid") for block in reader.blocks("worker")}
+
+    @property
+    def verdict(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((self.directory / "verdict.json").read_text())
+        return found
+
+    def until(self, what: str, condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + DEADLINE
+        while not condition():
+            trouble = self.trouble()
+            if trouble is not None or time.monotonic() > deadline:
+                sys.exit(f"not seen: {what} ({trouble or 'in time'})")
+            time.sleep(0.05)
+
+    def soaks(self, starts: int = 1) -> None:
+        """Wait until the workers of this start are at work."""
+        self.until("its start", lambda: len(self.events("workers.started")) == starts)
+        before = self.begun()
+        self.until("operations", lambda: self.begun() > before + 20)
+
+    def trouble(self) -> str | None:
+        """Say why there is no use in waiting."""
+        return None
+
+
+class Run(Newest):
+    """`dax-soak run`, started here."""
+
+    def __init__(self, config: Path, *words: str) -> None:
+        with _LOG.open("ab") as log:
+            self.process = subprocess.Popen(
+                [*_COMMAND, "run", "-c", str(config), *words],
+                stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=_ENVIRONMENT,
+            )  # fmt: skip
+
+    def trouble(self) -> str | None:
+        code = self.process.poll()
+        return None if code is None else f"exit code {code}\n{_LOG.read_text()[-3000:]}"
+
+    def end(self, number: int) -> int:
+        self.process.send_signal(number)
+        return self.process.wait(DEADLINE)

@@ -1,0 +1,94 @@
+"""The units as installed, under a real systemd on a real kernel: started, killed, starved, ended."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.lab_support import LabTimeoutError, run_script
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+pytestmark = pytest.mark.lab
+
+SCRIPT = (Path(__file__).parent / "guest_systemd.py").read_text()
+# systemd asks for seccomp, among others, which a kernel made for a lab need not have.
+KERNEL = "debian:6.1"
+NOTHING: dict[str, list[str]] = {"bound": [], "files": [], "memory": [], "exporters": []}
+RUNNING = {"ActiveState": "active", "SubState": "running"}
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Any]:
+    """Boot once, and have everything tried that this file is about."""
+    place = tmp_path_factory.mktemp("systemd")
+    done = run_script(place, SCRIPT, "--package", "systemd", kernel=KERNEL, seconds=600.0)
+    if done.returncode:
+        raise LabTimeoutError(done.stderr + done.stdout)
+    found: Mapping[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def test_what_install_says_next_starts_both(seen: Mapping[str, Any]) -> None:
+    for words in ("systemd-sysusers", "systemd-tmpfiles --create", "systemctl enable --now"):
+        assert words in seen["prepared"]["install"]
+    started = seen["started"]
+    assert started["soak"] == {**RUNNING, "Type": "notify", "StatusText": "Soaking"}
+    assert started["exporter"] == RUNNING
+    assert len(started["bound"]) > 1
+
+
+def test_a_start_is_over_when_workers_are_at_work(seen: Mapping[str, Any]) -> None:
+    assert seen["started"]["workers"] == 1
+
+
+def test_the_exporter_is_nobody_in_particular_and_reads_the_run(seen: Mapping[str, Any]) -> None:
+    started = seen["started"]
+    # systemd.exec(5), DynamicUser=
+    assert 61184 <= started["uid"] <= 65519
+    assert started["active"]
+
+
+def test_a_killed_soak_goes_on_with_its_run(seen: Mapping[str, Any]) -> None:
+    assert seen["killed"] == {"restarts": 1, "resumed": 1, "active": True}
+
+
+def test_an_exporter_that_stands_still_is_replaced_alone(seen: Mapping[str, Any]) -> None:
+    assert seen["exporter_stands_still"] == {"soak": 0, "active": True}
+
+
+def test_a_supervisor_that_stands_still_is_replaced(seen: Mapping[str, Any]) -> None:
+    assert seen["supervisor_stands_still"] == {"restarts": 2, "resumed": 2}
+
+
+def test_stop_ends_the_run_in_order(seen: Mapping[str, Any]) -> None:
+    stopped = seen["stopped"]
+    assert stopped["soak"]["Result"] == "success"
+    assert stopped["soak"]["ActiveState"] == "inactive"
+    assert "run.ended" in stopped["events"]
+    assert stopped["left"] == NOTHING
+    assert stopped["verdict"]["verdict"] == "pass", stopped["verdict"]["reasons"]
+    # Whoever scrapes still learns how it ended.
+    assert stopped["exporters"] == 1
+    assert stopped["over"]
+
+
+def test_a_mistake_in_the_configuration_is_said_and_not_tried_again(
+    seen: Mapping[str, Any],
+) -> None:
+    mistaken = seen["mistaken"]
+    assert mistaken["started"] != 0
+    assert mistaken["soak"] == {
+        "ActiveState": "failed", "Result": "exit-code", "ExecMainStatus": "2", "NRestarts": "0",
+    }  # fmt: skip
+    assert "run.duration is 'soon'" in mistaken["status"]
+
+
+def test_units_that_are_enabled_are_not_removed(seen: Mapping[str, Any]) -> None:
+    removed = seen["removed"]
+    assert "systemctl disable --now" in removed["refused"]
+    assert removed["left"] == []
