@@ -119,7 +119,7 @@ def _soak_in(
     with contextlib.ExitStack() as stack:
         journal = stack.enter_context(FileJournal(directory / rundir.JOURNAL, heard=heard))
         with (
-            taken(config, custody, journal, recovered),
+            taken(config, chosen.run_id, custody, journal, recovered),
             contextlib.closing(RegionFiles(config, chosen.run_id, journal)) as files,
         ):
             regions = files.regions

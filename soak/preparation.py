@@ -6,16 +6,17 @@ The guest of a lab does the same as a machine with devices of its own.
 from __future__ import annotations
 
 import contextlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from soak.custody import Demand, raise_limits
+from soak.disks import mark_disks
 from soak.journal import Level
 from soak.regions import open_regions, remove_files
 from soak.regions.fs_dax import file_count
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-    from pathlib import Path
 
     from soak.config import Config
     from soak.custody import Custody, Settled
@@ -26,9 +27,13 @@ _DRIVER: Final = "vfio-pci"
 
 @contextlib.contextmanager
 def taken(
-    config: Config, custody: Custody, journal: Journal, recovered: Sequence[Settled]
+    config: Config,
+    run_id: str,
+    custody: Custody,
+    journal: Journal,
+    recovered: Sequence[Settled],
 ) -> Iterator[None]:
-    """Bind the functions and set what has to be set; put everything back at the end."""
+    """Bind the functions, set what has to be set and mark disks; put back everything but the marks."""
     tell = teller(journal)
     for settled in recovered:
         tell(settled)
@@ -39,6 +44,8 @@ def taken(
         for function in config.vfio.devices:
             custody.bind(function)
         custody.tune(_demand(config))
+        disks = (*config.workload.slow_devices, *config.workload.fast_devices)
+        mark_disks([Path(disk) for disk in disks], run_id)
         yield
     finally:
         for settled in custody.restore():

@@ -21,7 +21,7 @@ from soak.vocabulary import Role
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from soak.crew import Crew
+    from soak.crew import Crew, Member
     from soak.detectors.leaks import RegionLeaks
     from soak.expectations import Release
     from soak.journal import Journal
@@ -44,10 +44,9 @@ _PARTS_PER_MILLION: Final = 1_000_000
 
 @dataclass
 class _Use:
-    """How much head-room a region had at the last sweep, and how much of it one interval takes."""
+    """How much head-room a region had at the last sweep, and will have at the next one."""
 
     headroom: float
-    taken: float = 0.0
     expected: float = 1.0
 
 
@@ -80,28 +79,49 @@ class Recycler:
         self._uses = {name: _Use(1.0) for name in self._watches}
         self._told: set[str] = set()
 
+    def make_room(self) -> str | None:
+        """Recycle what others have left short of head-room, before a worker starts.
+
+        Return why that cannot be done.
+        """
+        for name, use in self._uses.items():
+            use.headroom = use.expected = self._headroom(name)
+        whys = [self._make_new(name, again=()) for name in self._short()]
+        return next((why for why in whys if why is not None), None)
+
     def due(self) -> list[str]:
         """Return the regions that will be short of head-room by the next time, at this slope."""
-        names = []
         for name, use in self._uses.items():
             now = self._headroom(name)
-            use.taken = max(use.headroom - now, 0.0)
+            taken = max(use.headroom - now, 0.0)
             use.headroom = now
             # What the next interval takes may be twice what this one did.
-            use.expected = now - 2 * use.taken
-            recyclable = self._watches[name][1].recyclable and self._returns and self._threshold
-            if use.expected < (self._threshold if recyclable else _LAST_HEADROOM):
-                names.append(name)
-        return names
+            use.expected = now - 2 * taken
+        return self._short()
 
     def recycle(self, name: str) -> str | None:
         """Make the pages of a region new; return why that cannot be done.
 
         The workers rest; those that have the region mapped are ended and started again.
         """
+        mappers = [member for member in self._crew.members if member.plan.role is Role.MAPPER]
+        return self._make_new(name, mappers)
+
+    def _short(self) -> list[str]:
+        return [
+            name
+            for name, (_, region) in self._watches.items()
+            if self._uses[name].expected
+            < (self._threshold if self._can_recycle(region) else _LAST_HEADROOM)
+        ]
+
+    def _can_recycle(self, region: DeviceDaxRegion) -> bool:
+        return region.recyclable and self._returns and self._threshold > 0
+
+    def _make_new(self, name: str, again: Sequence[Member]) -> str | None:
         watch, region = self._watches[name]
-        if region.recyclable and self._returns and self._threshold:
-            return self._recycle(watch, region)
+        if self._can_recycle(region):
+            return self._recycle(watch, region, again)
         return self._exhausted(region)
 
     def _headroom(self, name: str) -> float:
@@ -113,7 +133,8 @@ class Recycler:
         how = (
             "this kernel hangs when a device with leaked references is recycled"
             if not self._returns
-            else "'recyclable = true' in its [[region]] lets the soak make its pages new in time"
+            else "'recyclable = true' in its [[region]] lets the soak make its pages new in time, and "
+            "'ndctl disable-namespace' and 'ndctl enable-namespace' do it by hand"
         )
         self._journal.write(
             "limit.reached", Level.ERROR, limit="headroom", region=region.name,
@@ -121,24 +142,28 @@ class Recycler:
         )  # fmt: skip
         return why
 
-    def _recycle(self, watch: RegionLeaks, region: DeviceDaxRegion) -> str | None:
+    def _recycle(
+        self, watch: RegionLeaks, region: DeviceDaxRegion, mappers: Sequence[Member]
+    ) -> str | None:
         """Close every mapping and container, make the pages new, start again; return what failed."""
         start, before = time.monotonic(), self._headroom(region.name)
-        mappers = [member for member in self._crew.members if member.plan.role is Role.MAPPER]
-        left = self._crew.retire(mappers, _END_SECONDS)
-        if left:
-            return self._failed(region, f"{', '.join(left)} did not end")
-        # What the mappers still held was given back with their containers, and may have leaked.
-        self._sweeper.sweep()
+        if mappers:
+            left = self._crew.retire(mappers, _END_SECONDS)
+            if left:
+                return self._failed(region, f"{', '.join(left)} did not end")
+            # What they still held was given back with their containers, and may have leaked.
+            self._sweeper.sweep()
         try:
             in_helper(lambda: _rebind(region.path), _RECYCLE_SECONDS)
         except HelperError as error:
             return self._failed(region, str(error))
         given_back, explained, unexplained = totals(region.name, self._block, self._crew)
         watch.renew(given_back, explained, unexplained)
-        self._sweeper.sweep()
+        self._sweeper.note_headroom()
         self._uses[region.name] = _Use(self._headroom(region.name))
-        self._crew.start(mappers)
+        if mappers:
+            self._sweeper.sweep()
+            self._crew.start(mappers)
         self._journal.write(
             "region.recycled",
             region=region.name,

@@ -108,14 +108,12 @@ class Supervisor:
         os.setpriority(os.PRIO_PROCESS, 0, _NICENESS)
         self._begin()
         try:
-            self._guarded(Detector.LEAKS, self._sweeper.probe)
-            self._guarded(Detector.STALLS, self._stalls.probe)
-            self._crew.start()
-            self._block.set_word("state", RunState.RUNNING)
-            self._journal.write("workers.started", workers=len(self._crew.members))
-            for companion in self._companions:
-                companion.started()
-            why = self._soak()
+            # A page that can be pinned no more would make every probe look like a refusal.
+            self._guarded(Detector.LEAKS, self._sweeper.note_headroom)
+            why = self._recycler.make_room()
+            if why is None:
+                self._start()
+                why = self._soak()
         finally:
             self._end_workers()
             self._canaries.stop()
@@ -167,6 +165,15 @@ class Supervisor:
                 "expectation.missing", Level.ERROR,
                 summary=f"nobody has written down what the kernel owes for {label}",
             )  # fmt: skip
+
+    def _start(self) -> None:
+        self._guarded(Detector.LEAKS, self._sweeper.probe)
+        self._guarded(Detector.STALLS, self._stalls.probe)
+        self._crew.start()
+        self._block.set_word("state", RunState.RUNNING)
+        self._journal.write("workers.started", workers=len(self._crew.members))
+        for companion in self._companions:
+            companion.started()
 
     def _soak(self) -> str:
         """Beat until the end; return why it came."""

@@ -112,6 +112,11 @@ class Sweeper:
                 errno=result.refused,
             )
 
+    def note_headroom(self) -> None:
+        """Read how much more each region can be pinned, before anything was."""
+        for watch in self._watches:
+            self._note_headroom(watch, watch.highest())
+
     def sweep(self) -> None:
         """Read all counts, compare, report."""
         for watch in self._watches:
@@ -150,12 +155,15 @@ class Sweeper:
         block.add("swept_pages", measured.pages, *position)
         block.set("sweep_duration_ns", now - start, *position)
         block.set("last_sweep_ns", now, *position)
-        used = measured.highest * FULL_HEADROOM_PPM // REFCOUNT_LIMIT
-        block.set("headroom_ppm", max(FULL_HEADROOM_PPM - used, 0), *position)
+        self._note_headroom(watch, measured.highest)
         if held.uncertain:
             self._settle(watch, held, measured)
         self._store(watch, measured)
         self._report(watch, measured)
+
+    def _note_headroom(self, watch: RegionLeaks, highest: int) -> None:
+        left = max(FULL_HEADROOM_PPM - highest * FULL_HEADROOM_PPM // REFCOUNT_LIMIT, 0)
+        self._block.set("headroom_ppm", left, *self._position(watch))
 
     def _held(self, region: int) -> Held:
         mapped = sum(member.block.get("pages_mapped", region) for member in self._members)

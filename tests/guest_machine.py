@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import json
-import os
 import subprocess
 import sys
 import time
@@ -18,11 +17,12 @@ from soak.config import RegionSection
 from soak.errors import UsageError
 from soak.machine.command import check_against
 from soak.machine.dax import device_findings, file_system_findings
-from soak.machine.pci import objections, pci_functions, require_fit
+from soak.machine.pci import pci_functions, require_fit
 from soak.machine.proposal import Proposal, write_proposal
 from soak.machine.survey import json_of, survey, text_of
 from soak.regions import DeviceDaxRegion, examine_region, open_regions, remove_files
 from soak.vocabulary import RegionKind
+from tests.guest_support import elsewhere, run_tool, tell, told
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -47,25 +47,12 @@ sys.stdin.read()
 """
 
 
-def tell(name: str, value: object) -> None:
-    sys.stdout.write(json.dumps([name, value]) + "\n")
-    sys.stdout.flush()
-
-
 def refusal(act: Callable[[], object]) -> str | None:
     try:
         act()
     except UsageError as error:
         return str(error)
     return None
-
-
-def told(address: str) -> str:
-    return "; ".join(objection.text() for objection in objections(address))
-
-
-def run(*words: str) -> None:
-    subprocess.run(words, check=True, capture_output=True, timeout=120)
 
 
 def mount(source: str, target: Path, kind: str, options: str) -> None:
@@ -94,24 +81,6 @@ def opened(path: str, how: str) -> Iterator[int]:
         yield process.pid
 
 
-@contextmanager
-def elsewhere(act: Callable[[], None]) -> Iterator[None]:
-    """Have another process do something, and live on meanwhile."""
-    (done_out, done_in), (end_out, end_in) = os.pipe(), os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        os.close(end_in)
-        act()
-        os.write(done_in, b".")
-        os.read(end_out, 1)
-        os._exit(0)
-    os.close(done_in)
-    os.read(done_out, 1)
-    yield
-    os.close(end_in)
-    os.waitpid(pid, 0)
-
-
 def edu_functions() -> list[Any]:
     return [entry for entry in pci_functions() if (entry.vendor, entry.device) == EDU]
 
@@ -138,7 +107,7 @@ def disk() -> None:
     tell("disk.idle", told(function.address))
     with opened(path, "open") as pid:
         tell("disk.open", [pid, told(function.address)])
-    run("mkfs.ext4", "-q", path)
+    run_tool("mkfs.ext4", "-q", path)
     mount(path, DISK_MOUNT, "ext4", "")
     tell("disk.mounted", told(function.address))
     tell("disk.refusal", refusal(lambda: require_fit(function.address)))
@@ -152,11 +121,11 @@ def disk() -> None:
         tell("disk.mounted-elsewhere", told(function.address))
     sectors = int(Path(f"/sys/class/block/{function.disks[0]}/size").read_text())
     table = f"0 {sectors} linear {path} 0"
-    run("dmsetup", "create", "top", "--noudevsync", "--table", table)
+    run_tool("dmsetup", "create", "top", "--noudevsync", "--table", table)
     mount("/dev/dm-0", DISK_MOUNT, "ext4", "")
     tell("disk.stacked", told(function.address))
     unmount(DISK_MOUNT)
-    run("dmsetup", "remove", "--noudevsync", "top")
+    run_tool("dmsetup", "remove", "--noudevsync", "top")
     tell("disk.free", told(function.address))
 
 

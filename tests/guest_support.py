@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,9 +16,10 @@ from pyroute2 import IPRoute
 
 from soak.journal import read_journal
 from soak.ledger import LedgerReader
+from soak.machine.pci import objections
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 STATE: Final = Path("/var/lib/dax-soak")
 MEMORY: Final = Path("/run/dax-soak")
@@ -43,7 +45,15 @@ def bound() -> list[str]:
     return [name for name in functions() if (_DEVICES / name / "driver").exists()]
 
 
-def configure(path: Path, duration: str, extra: str = "", **workload: int) -> None:
+def configure(
+    path: Path,
+    duration: str,
+    extra: str = "",
+    *,
+    size: str = "64M",
+    recyclable: bool = False,
+    **workload: int,
+) -> None:
     """Write a configuration of the guest's devices, with one mapper."""
     device = next(path for path in Path("/dev").glob("dax*") if path.name != "dax")
     keys = "\n".join(f"{key} = {value}" for key, value in workload.items())
@@ -63,7 +73,8 @@ def configure(path: Path, duration: str, extra: str = "", **workload: int) -> No
         name = "dax"
         kind = "device-dax"
         path = "{device}"
-        size = "64M"
+        size = "{size}"
+        recyclable = {json.dumps(recyclable)}
         [[region]]
         name = "files"
         kind = "fs-dax"
@@ -114,6 +125,39 @@ def command(*words: str) -> subprocess.CompletedProcess[str]:
         [*_COMMAND, *words],
         check=False, capture_output=True, text=True, timeout=DEADLINE * 2, env=_ENVIRONMENT,
     )  # fmt: skip
+
+
+def tell(name: str, value: object) -> None:
+    """Print a fact, as a line of JSON."""
+    sys.stdout.write(json.dumps([name, value]) + "\n")
+    sys.stdout.flush()
+
+
+def told(address: str) -> str:
+    """Say why a PCI function must not be given to vfio; empty where it may be."""
+    return "; ".join(objection.text() for objection in objections(address))
+
+
+def run_tool(*words: str) -> None:
+    """Run a program of the guest, which must succeed."""
+    subprocess.run(words, check=True, capture_output=True, timeout=120)
+
+
+@contextmanager
+def elsewhere(act: Callable[[], object]) -> Iterator[int]:
+    """Have another process do something, and live on meanwhile."""
+    (done_out, done_in), (end_out, end_in) = os.pipe(), os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(end_in)
+        act()
+        os.write(done_in, b".")
+        os.read(end_out, 1)
+        os._exit(0)
+    os.read(done_out, 1)
+    yield pid
+    os.close(end_in)
+    os.waitpid(pid, 0)
 
 
 class Newest:

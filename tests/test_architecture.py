@@ -31,13 +31,14 @@ NOTIFYING = {"soak.systemd.notify", "soak.systemd.probe", "soak.systemd.watchdog
 MAY_IMPORT: dict[str, set[str]] = {
     "soak.abi": {ABI},
     "soak.regions": {ABI, "soak.regions", "soak.helper", *WORDS},
-    "soak.machine": {ABI, "soak.machine", "soak.regions", "soak.helper", *WORDS},
+    "soak.disks": {ABI, "soak.errors", "soak.helper"},
+    "soak.machine": {ABI, "soak.disks", "soak.machine", "soak.regions", "soak.helper", *WORDS},
     "soak.workload": {
-        *(ABI, "soak.regions", "soak.workload", "soak.expectations", "soak.errors"),
+        *(ABI, "soak.disks", "soak.regions", "soak.workload", "soak.expectations", "soak.errors"),
         *LEDGER,
     },
     "soak.detectors": {
-        *(ABI, "soak.detectors", "soak.regions", "soak.expectations", "soak.helper"),
+        *(ABI, "soak.detectors", "soak.disks", "soak.regions", "soak.expectations", "soak.helper"),
         *("soak.known_issues", *LEDGER),
     },
     "exporter": {"soak", "exporter", "soak.errors", "soak.log", *NOTIFYING, *LEDGER},

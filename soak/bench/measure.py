@@ -62,7 +62,7 @@ def measure(
         try:
             with (
                 Custody.open(_STATE, run_id) as custody,
-                taken(config, custody, journal, custody.recover()),
+                taken(config, run_id, custody, journal, custody.recover()),
                 contextlib.closing(RegionFiles(config, run_id, journal)) as files,
             ):
                 series = list(_all_series(config, files.regions, opened, _heart(opened, mirror)))

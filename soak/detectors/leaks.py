@@ -137,6 +137,10 @@ class RegionLeaks:
         self.idle = _calibrate(self._span, self._pages)
         return self.idle.total
 
+    def highest(self) -> int:
+        """Return the highest reference count of a page."""
+        return self._sum()[1]
+
     def probe(self, function: str) -> PinProbe:
         """Pin one page over vfio and unpin it again, in a helper, and learn what that is worth.
 

@@ -16,6 +16,7 @@ from soak.abi.mmap import MAP_SHARED, PROT_READ, PROT_WRITE, Mapping
 from soak.abi.splice import PagePipe
 from soak.abi.transfer import open_direct
 from soak.detectors.tasks import look_at, waits_for_pages
+from soak.disks import DATA_OFFSET
 from soak.helper import in_helper
 from soak.regions.pages import PAGE_SIZE
 
@@ -84,7 +85,7 @@ def probe_transfer(directory: Path, device: Path) -> WakeupProbe:
     def hold(address: int, held: Callable[[], None]) -> None:
         descriptor = open_direct(device)
         with Transfers() as transfers:
-            number = transfers.submit(WRITE, descriptor, address, PAGE_SIZE, 0)
+            number = transfers.submit(WRITE, descriptor, address, PAGE_SIZE, DATA_OFFSET)
             if number:
                 raise OSError(number, os.strerror(number), "io_submit")
             held()

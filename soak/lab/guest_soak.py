@@ -53,7 +53,7 @@ def soak_in_lab(config: Config, places: LabPlaces) -> None:
         require_fit_config(config)
         ledger, mirror = place_ledger(places.ledger, _MIRRORED_LEDGER, always=places.mirror)
         with (
-            taken(config, custody, journal, recovered),
+            taken(config, places.run_id, custody, journal, recovered),
             contextlib.closing(RegionFiles(config, places.run_id, journal)) as files,
             contextlib.closing(
                 UeventWatch(journal, things_in_use(files.regions, config.vfio.devices))

@@ -16,4 +16,6 @@ BASE_MODULES: Final = (
 FILE_SYSTEM_MODULES: Final = ("ext4", "xfs")
 # Hardware that only scripts are given: a network card, a disk, and device DAX that becomes RAM.
 SCRIPT_MODULES: Final = ("virtio_net", "virtio_blk", "kmem")
-GUEST_MODULES: Final = (*BASE_MODULES, *FILE_SYSTEM_MODULES, *SCRIPT_MODULES)
+# What a script may load besides: what is built on network cards, and more disks.
+LOADABLE_MODULES: Final = ("8021q", "bonding", "bridge", "nvme")
+GUEST_MODULES: Final = (*(*BASE_MODULES, *FILE_SYSTEM_MODULES, *SCRIPT_MODULES, *LOADABLE_MODULES),)

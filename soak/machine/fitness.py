@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from soak.abi.openers import Device
+from soak.disks import contents_problem
 from soak.errors import UsageError
 from soak.machine.blocks import disk_users, opened
 from soak.machine.dax import size_text
@@ -46,7 +47,7 @@ def check_config(config: Config) -> Section:
             refused(path, "a disk for O_DIRECT", found, {})
             if found
             else Finding(
-                path, State.OK, "a disk for O_DIRECT that nobody uses; what it holds is lost"
+                path, State.OK, "a disk for O_DIRECT that nobody uses, and that holds nothing"
             )
         )
     return Section(
@@ -115,7 +116,15 @@ def disk_objections(path: Path) -> list[Objection]:
     if device is None or device.letter != "b":
         return [Objection("it is no block device", "name one such as /dev/ram0")]
     name = (Path("/sys/dev/block") / device.number).resolve().name
-    return disk_users([name]) or opened([name], ())
+    found = disk_users([name]) or opened([name], ())
+    if not found and (problem := contents_problem(path)):
+        found = [
+            Objection(
+                problem,
+                f"name another one, or erase this where nobody needs it: 'blkdiscard --zeroout {path}'",
+            )
+        ]
+    return found
 
 
 def require_free_disk(path: Path) -> None:

@@ -238,9 +238,9 @@ def _links(function: PciFunction) -> Iterator[Objection]:
         return
     for name, told in uses.items():
         through = "" if name == above[name] else f" (above {above[name]})"
-        for use in told:
+        if told:
             yield Objection(
-                f"{name}{through} {use}",
+                f"{name}{through} {', '.join(told)}",
                 f"make sure that nobody needs it, then 'ip address flush dev {name}' and "
                 f"'ip link set {name} down'",
             )

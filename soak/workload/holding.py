@@ -19,6 +19,7 @@ from soak.abi.transfer import (
     read_into,
     write_from,
 )
+from soak.disks import DATA_OFFSET
 from soak.regions.fs_dax import TRIAL_FILE_SIZE
 from soak.schema import HOLD_COLUMNS, HOLDS_LENGTH
 from soak.vocabulary import SHORT_PINS, Backing, Interface
@@ -160,7 +161,9 @@ class Holding:
         if transfers is None:
             raise RuntimeError("a transfer without a slow device: the plan has none")
         operation = READ if choice.access & INTO_MEMORY else WRITE
-        result = transfers.submit(operation, self._device(choice), address, choice.length, 0)
+        result = transfers.submit(
+            operation, self._device(choice), address, choice.length, DATA_OFFSET
+        )
         if result:
             return result
         self._book.taken(by_itself=True)
@@ -202,7 +205,7 @@ class Holding:
 
     def _transfer(self, choice: Choice, address: int) -> int:
         call = read_into if choice.access & INTO_MEMORY else write_from
-        return call(self._device(choice), address, choice.length, 0)
+        return call(self._device(choice), address, choice.length, DATA_OFFSET)
 
     def _device(self, choice: Choice) -> int:
         devices = self._devices[METHODS[choice.method].target]

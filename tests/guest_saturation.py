@@ -1,0 +1,142 @@
+"""Run in a guest: a page of device DAX is pinned until the kernel can count no more, and soaked then.
+
+It prints what it saw as JSON; tests/test_lab_saturation.py says what must have been seen.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any, Final
+
+from soak.abi.mmap import MAP_FIXED, MAP_SHARED, PROT_READ, PROT_WRITE, Mapping
+from soak.abi.vfio import DMA_MAP_FLAG_READ, DMA_MAP_FLAG_WRITE, Container
+from tests.guest_support import (
+    Newest,
+    Run,
+    bound,
+    configure,
+    functions,
+    left,
+    listen_on_loopback,
+    run_tool,
+)
+
+CONFIG: Final = Path("/run/soak.toml")
+DEVICE: Final = Path("/dev/dax0.0")
+PCI: Final = Path("/sys/bus/pci")
+DAX: Final = Path("/sys/bus/dax/drivers/device_dax")
+PAGE: Final = 4096
+IOVA: Final = 0x1_4000_0000
+# Mappings of one page in one span: below vm.max_map_count, and a pin is 1024 references of 2^31.
+ALIASES: Final = 1 << 15
+FULL: Final = (1 << 31) // 1024
+DEADLINE: Final = 240.0
+
+
+class Pinner:
+    """Pins the first page of the device again and again: type1 on a leaking kernel never unpins it."""
+
+    def __init__(self) -> None:
+        (PCI / "devices" / functions()[0] / "driver_override").write_text("vfio-pci")
+        (PCI / "drivers_probe").write_text(functions()[0])
+        self._container = Container(functions()[0])
+        self._span = Mapping.reserve(ALIASES * PAGE)
+        device = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
+        for start in range(0, ALIASES * PAGE, PAGE):
+            flags = MAP_SHARED | MAP_FIXED
+            self._span.replace(start, PAGE, PROT_READ | PROT_WRITE, flags, device)
+        os.close(device)
+        self.pins = 0
+
+    def pin(self, times: int) -> int:
+        """Return 0, or the errno with which the kernel refuses."""
+        flags = DMA_MAP_FLAG_READ | DMA_MAP_FLAG_WRITE
+        while times:
+            aliases = min(times, ALIASES)
+            result = self._container.map(self._span.address, IOVA, aliases * PAGE, flags)
+            if result:
+                return result
+            self._container.unmap(IOVA, aliases * PAGE)
+            self.pins += aliases
+            times -= aliases
+        return 0
+
+    def close(self) -> None:
+        self._container.close()
+        self._span.close()
+        (PCI / "drivers/vfio-pci/unbind").write_text(functions()[0])
+        (PCI / "devices" / functions()[0] / "driver_override").write_text("\n")
+
+
+def fill(pins: int) -> tuple[int, int]:
+    pinner = Pinner()
+    result = pinner.pin(pins)
+    pinner.close()
+    return pinner.pins, result
+
+
+def make_new() -> None:
+    (DAX / "unbind").write_text(DEVICE.name)
+    (DAX / "bind").write_text(DEVICE.name)
+    deadline = time.monotonic() + DEADLINE
+    while not DEVICE.exists():
+        if time.monotonic() > deadline:
+            sys.exit("the device does not come back")
+        time.sleep(0.05)
+
+
+def soaked(*, recyclable: bool) -> dict[str, Any]:
+    """Soak on what is there, until it ends by itself or has seen its canaries."""
+    configure(CONFIG, "10m", size="2M", recyclable=recyclable)
+    before = Newest().directory
+    run = Run(CONFIG)
+    run.until("a run directory", lambda: run.directory != before)
+    run.until(
+        "what becomes of it",
+        lambda: (
+            bool(run.events("limit.reached"))
+            or len({line["detector"] for line in run.events("canary.seen")}) > 2
+        ),
+    )
+    # A run that ends by itself has done so, or is about to.
+    code = run.process.wait(DEADLINE) if run.events("limit.reached") else run.end(signal.SIGTERM)
+    (ended,) = run.events("run.ended")
+    return {
+        "code": code,
+        "why": ended["why"],
+        "limits": [event["summary"] for event in run.events("limit.reached")],
+        "recycled": run.events("region.recycled"),
+        "started": len(run.events("workers.started")),
+        "verdict": run.verdict,
+        "left": left(),
+        "bound": bound(),
+    }
+
+
+def main() -> None:
+    listen_on_loopback()
+    if not (PCI / "drivers/vfio-pci").exists():
+        run_tool("modprobe", "vfio-pci")
+    seen: dict[str, Any] = {}
+    # A third of the head-room is gone, as after an earlier soak: that is enough for this one.
+    fill(FULL // 3)
+    seen["used"] = soaked(recyclable=True)
+    make_new()
+    taken, _ = fill(FULL - ALIASES)
+    pinner = Pinner()
+    while (refused := pinner.pin(1)) == 0:
+        taken += 1
+    pinner.close()
+    seen["full"] = {"pins": taken, "of": FULL, "errno": errno.errorcode[refused]}
+    seen["alone"] = soaked(recyclable=False)
+    seen["recycled"] = soaked(recyclable=True)
+    print(json.dumps(seen))
+
+
+main()

@@ -1,0 +1,87 @@
+"""A page that can be pinned no more, on a real kernel: what an earlier soak left is no violation."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.lab_support import LabTimeoutError, run_script
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+pytestmark = pytest.mark.lab
+
+SCRIPT = (Path(__file__).parent / "guest_saturation.py").read_text()
+# With 4 KiB alignment each page has a count of its own, and a pin is 1024 references.
+SMALL_PAGES = """
+[[region]]
+name = "dax"
+kind = "device-dax"
+path = "the lab's"
+size = "32M"
+alignment = "4K"
+[[region]]
+name = "files"
+kind = "fs-dax"
+path = "the lab's"
+"""
+NOTHING: dict[str, list[str]] = {"bound": [], "files": [], "memory": [], "exporters": []}
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Any]:
+    """Boot once, and have everything tried that this file is about."""
+    place = tmp_path_factory.mktemp("saturation")
+    config = place / "lab.toml"
+    config.write_text(SMALL_PAGES)
+    done = run_script(place, SCRIPT, "-c", str(config), seconds=600.0)
+    if done.returncode:
+        raise LabTimeoutError(done.stderr + done.stdout)
+    found: Mapping[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def unexplained(verdict: Mapping[str, Any]) -> list[str]:
+    return [entry["kind"] for entry in verdict["violations"] if entry["known_issue"] is None]
+
+
+def test_the_kernel_refuses_where_it_was_foreseen(seen: Mapping[str, Any]) -> None:
+    full = seen["full"]
+    assert full["errno"] == "ENOMEM"
+    # The idle count takes a part of the last pin.
+    assert full["of"] - 1 <= full["pins"] <= full["of"]
+
+
+def test_headroom_that_others_took_is_no_slope_of_this_run(seen: Mapping[str, Any]) -> None:
+    used = seen["used"]
+    assert used["recycled"] == used["limits"] == []
+    assert (used["verdict"]["verdict"], used["code"]) == ("pass", 0), used["verdict"]["reasons"]
+
+
+def test_a_region_that_may_not_be_recycled_is_not_soaked(seen: Mapping[str, Any]) -> None:
+    alone = seen["alone"]
+    assert alone["why"] == "the reference counts of region dax are nearly full"
+    (sentence,) = alone["limits"]
+    assert "'recyclable = true'" in sentence
+    assert alone["started"] == 0
+    assert (alone["verdict"]["verdict"], alone["code"]) == ("unknown", 3)
+    # That pins would be refused is no fault of the kernel's.
+    assert alone["verdict"]["violations"] == []
+    assert alone["left"] == NOTHING
+
+
+def test_a_region_that_may_be_is_made_new_before_anything_is_pinned(
+    seen: Mapping[str, Any],
+) -> None:
+    recycled = seen["recycled"]
+    (event,) = recycled["recycled"]
+    assert event["headroom_before"] < 0.01
+    assert event["headroom"] > 0.9
+    assert recycled["started"] == 1
+    assert unexplained(recycled["verdict"]) == []
+    assert recycled["verdict"]["verdict"] == "pass", recycled["verdict"]["reasons"]
+    assert recycled["left"] == NOTHING

@@ -1,0 +1,88 @@
+"""What is built on a function's network card or disk keeps it from vfio, on a real kernel.
+
+`guest_stacks.py` builds everything in one guest; each test looks at what was told of one rule.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.lab_support import run_script
+
+pytestmark = pytest.mark.lab
+
+SCRIPT = (Path(__file__).parent / "guest_stacks.py").read_text()
+# It has what is built here as modules.
+KERNEL = "debian:6.1"
+HARDWARE = (
+    "virtio-net-pci,addr=1c.0",
+    *("nvme-subsys,id=shared", "nvme,serial=one,subsys=shared,addr=1a.0,id=path"),
+    *("nvme,serial=one,subsys=shared,addr=1b.0", "nvme-ns,drive=disk,bus=path,nsid=1"),
+    *("pcie-root-port,id=root,addr=1d.0,chassis=1", "nvme-subsys,id=divided"),
+    (
+        "nvme,serial=two,subsys=divided,bus=root,sriov_max_vfs=1,max_ioqpairs=4,msix_qsize=5,"
+        "sriov_vq_flexible=2,sriov_vi_flexible=1"
+    ),
+)
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Boot a guest with more hardware, and return what was told there, by name."""
+    place = tmp_path_factory.mktemp("stacks")
+    disk = place / "disk.img"
+    with disk.open("wb") as file:
+        file.truncate(512 << 20)
+    devices = [f"--device=-blockdev driver=file,filename={disk},node-name=disk"]
+    devices += [f"--device={device}" for device in HARDWARE]
+    result = run_script(place, SCRIPT, *devices, kernel=KERNEL)
+    facts = dict(json.loads(line) for line in result.stdout.splitlines() if line.startswith("["))
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert facts["end"]
+    return facts
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [("vlan", "vlan5"), ("bond", "upper"), ("bridge", "upper")]
+)
+def test_a_route_above_a_nic(told: dict[str, Any], kind: str, name: str) -> None:
+    assert told[f"{kind}.idle"] == ""
+    assert f"{name} (above " in told[f"{kind}.used"]
+    assert "carries the route 198.51.100.0/24" in told[f"{kind}.used"]
+
+
+def test_a_nic_of_another_network_namespace(told: dict[str, Any]) -> None:
+    assert told["nic.free"] == ""
+    assert "another network namespace may have it" in told["namespace"]
+
+
+def test_a_disk_with_several_paths(told: dict[str, Any]) -> None:
+    one, other = told["paths.disks"]
+    assert one == other
+    assert len(one) == 1
+    assert told["paths.idle"] == ""
+    for sentence in told["paths.mounted"]:
+        assert f"{one[0]} is mounted on /mnt/disk" in sentence
+
+
+def test_swap(told: dict[str, Any]) -> None:
+    ((name,), _) = told["paths.disks"]
+    for sentence in told["paths.swap"]:
+        assert f"{name} is swap: 'swapoff /dev/{name}' first" in sentence
+
+
+@pytest.mark.parametrize("what", ["xfs", "swap", "end"])
+def test_a_disk_that_holds_what_no_soak_wrote(told: dict[str, Any], what: str) -> None:
+    assert told["contents.blank"] == told["contents.erased"] == ""
+    assert "it holds data that no soak wrote" in told[f"contents.{what}"]
+    assert "blkdiscard --zeroout /dev/nvme0n1" in told[f"contents.{what}"]
+
+
+def test_a_function_with_virtual_functions(told: dict[str, Any]) -> None:
+    assert told["sriov.idle"] == ""
+    assert "it has 1 virtual functions, which would go with it" in told["sriov.used"]
+    assert told["sriov.virtual"] == ""
