@@ -357,9 +357,10 @@ def _check(options: argparse.Namespace) -> int:
     from soak.machine.command import check_against, check_machine
     from soak.machine.finding import Finding, State
     from soak.machine.survey import Section
+    from soak.plan import make_plan
 
     if options.config is not None:
-        return check_against(options.config, as_json=options.json)
+        return check_against(options.config, make_plan, as_json=options.json)
     from soak.lab.requirements import check, look
 
     if options.install:

@@ -234,13 +234,13 @@ class WorkloadSection:
     )
     slow_devices: tuple[str, ...] = _key(
         _paths,
-        "block devices that take their time, for O_DIRECT; what they hold is lost; without any there "
+        "block devices that take their time, for O_DIRECT; they must hold nothing; without any there "
         "is no O_DIRECT (the lab makes dm-delay and null_blk)",
         (),
     )
     fast_devices: tuple[str, ...] = _key(
         _paths,
-        "block devices that are quick, for O_DIRECT; what they hold is lost (the lab makes a RAM disk)",
+        "block devices that are quick, for O_DIRECT; they must hold nothing (the lab makes a RAM disk)",
         (),
     )
 

@@ -72,7 +72,7 @@ def soak_here(
     with Custody.open(STATE, chosen.run_id) as custody:
         recovered = [*custody.recover(), *bring_home(but=chosen.run_id)]
         try:
-            require_fit_config(config)
+            require_fit_config(config, make_plan)
         except UsageError:
             # There is no journal to say it in.
             for settled in recovered:

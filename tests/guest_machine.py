@@ -20,6 +20,7 @@ from soak.machine.dax import device_findings, file_system_findings
 from soak.machine.pci import pci_functions, require_fit
 from soak.machine.proposal import Proposal, write_proposal
 from soak.machine.survey import json_of, survey, text_of
+from soak.plan import make_plan
 from soak.regions import DeviceDaxRegion, examine_region, open_regions, remove_files
 from soak.vocabulary import RegionKind
 from tests.guest_support import elsewhere, run_tool, tell, told
@@ -247,9 +248,9 @@ def proposal() -> None:
     write_proposal(Proposal.of(sections), path)
     tell("proposal", path.read_text())
     tell("proposal.again", refusal(lambda: write_proposal(Proposal.of(sections), path)))
-    tell("proposal.fits", check_against(path, as_json=False))
+    tell("proposal.fits", check_against(path, make_plan, as_json=False))
     with opened("/dev/dax0.0", "map"):
-        tell("proposal.in-use", check_against(path, as_json=False))
+        tell("proposal.in-use", check_against(path, make_plan, as_json=False))
 
 
 for part in (network, disk, groups, directory, file_systems, proposal, device_dax):

@@ -50,7 +50,7 @@ def soak_in_lab(config: Config, places: LabPlaces) -> None:
         contextlib.closing(PortJournal(port)) as journal,
     ):
         recovered = custody.recover()
-        require_fit_config(config)
+        require_fit_config(config, make_plan)
         ledger, mirror = place_ledger(places.ledger, _MIRRORED_LEDGER, always=places.mirror)
         with (
             taken(config, places.run_id, custody, journal, recovered),

@@ -15,6 +15,8 @@ from soak.machine.survey import Section, has_hardware, json_of, survey, text_of
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from soak.machine.fitness import Planner
+
 _WIDTH: Final = 79
 
 
@@ -35,13 +37,13 @@ def check_machine(lab: Section, *, as_json: bool, everything: bool, write: Path 
     return 0 if len(lab.fit) == len(lab.findings) else 2
 
 
-def check_against(path: Path, *, as_json: bool) -> int:
+def check_against(path: Path, plan: Planner, *, as_json: bool) -> int:
     """Tell whether a configuration fits the machine; return 0 where it does, else 2.
 
     Raises:
         UsageError: it is no configuration.
     """
-    section = check_config(load_config(path))
+    section = check_config(load_config(path), plan)
     _show([section], as_json=as_json, brief=False)
     fits = section.findings and all(found.state is State.OK for found in section.findings)
     return 0 if fits else 2

@@ -17,16 +17,22 @@ from soak.machine.survey import Section
 from soak.regions import check_apart, examine_region
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from soak.config import Config
     from soak.regions import Region
 
+    Planner = Callable[[Config, Sequence[Region]], object]
 
 _ENDING_SECONDS: Final = 3.0
 _POLL_SECONDS: Final = 0.2
 
 
-def check_config(config: Config) -> Section:
-    """Judge everything that a configuration names; nothing is changed or made."""
+def check_config(config: Config, plan: Planner) -> Section:
+    """Judge everything that a configuration names; nothing is changed or made.
+
+    `plan` raises UsageError where nobody could plan a run on the regions that were found.
+    """
     findings: list[Finding] = []
     regions: list[Region] = []
     for section in config.regions:
@@ -40,6 +46,11 @@ def check_config(config: Config) -> Section:
             what = f"{region.kind}, {size_text(region.size)}"
             told = f"{what} of {section.path}" if section.path else what
             findings.append(Finding(region.name, State.OK, told))
+    if len(regions) == len(config.regions):
+        try:
+            plan(config, regions)
+        except UsageError as error:
+            findings.append(Finding("workload", State.NO, str(error)))
     findings += _functions(config)
     for path in (*config.workload.slow_devices, *config.workload.fast_devices):
         found = disk_objections(Path(path))
@@ -88,7 +99,7 @@ def _functions(config: Config) -> list[Finding]:
     return findings
 
 
-def require_fit_config(config: Config) -> None:
+def require_fit_config(config: Config, plan: Planner) -> None:
     """Refuse a configuration that names what must not be used, or is not there.
 
     What workers of a soak that died still use is waited for a moment: they are ending, too.
@@ -99,7 +110,7 @@ def require_fit_config(config: Config) -> None:
     deadline = time.monotonic() + _ENDING_SECONDS
     while refusals := [
         f"{found.subject}: {found.says.rstrip('.')}{f' ({found.remedy})' if found.remedy else ''}."
-        for found in check_config(config).findings
+        for found in check_config(config, plan).findings
         if found.state is State.NO
     ]:
         if time.monotonic() > deadline:
