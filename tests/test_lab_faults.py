@@ -11,7 +11,7 @@ import pytest
 
 from soak.journal import read_journal
 from soak.ledger import LedgerReader
-from tests.lab_support import QUICK_KERNEL, LabProcess, alive, lab, total
+from tests.lab_support import QUICK_KERNEL, LabProcess, alive, lab, run_script, total
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -209,3 +209,37 @@ def test_a_guest_that_does_not_come_up_is_a_usage_error(
         assert "Its console ended:" in process.stderr
         assert "Traceback" not in process.stderr
         assert not run_dir.exists()
+
+
+STUCK = """
+import os
+import time
+from pathlib import Path
+
+from soak.abi.vfio import Container
+from tests.guest_support import functions
+
+pci = Path("/sys/bus/pci")
+function = functions()[0]
+(pci / "devices" / function / "driver_override").write_text("vfio-pci")
+(pci / "drivers_probe").write_text(function)
+container = Container(function)
+unbinder = os.fork()
+if unbinder == 0:
+    (pci / "drivers/vfio-pci/unbind").write_text(function)
+    os._exit(0)
+while "vfio_unregister_group_dev" not in Path(f"/proc/{unbinder}/stack").read_text():
+    time.sleep(0.1)
+if os.fork() == 0:
+    # What keeps the function outlives the script.
+    time.sleep(600)
+print("stuck", flush=True)
+os._exit(0)
+"""
+
+
+def test_a_guest_whose_kernel_cannot_be_turned_off_is_ended(tmp_path: Path) -> None:
+    done = run_script(tmp_path, STUCK)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("stuck\n")
+    assert not (tmp_path / "script-run").exists()

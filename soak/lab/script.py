@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 _LEDGER_SIZE: Final = 1 << 20
 _DRAIN_SECONDS: Final = 5.0
+_OFF_SECONDS: Final = 15.0
 _CONSOLE_LINES: Final = 30
 
 
@@ -117,10 +118,13 @@ def _order(request: LabRequest, nvdimm: Path | None) -> Order:
 async def _follow(vm: VirtualMachine, request: LabRequest) -> dict[str, Any]:
     """Pass on what comes from the guest until it ends; return its last word."""
     told: dict[str, Any] = {}
-    tasks = [asyncio.create_task(_pass_on(vm)), asyncio.create_task(_listen(vm, told))]
+    listening = asyncio.create_task(_listen(vm, told))
+    tasks = [asyncio.create_task(_pass_on(vm)), listening]
     limit = request.boot_seconds + 2 * request.config.run.duration
     with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(vm.wait(), limit)
+        # A kernel with a device that never comes free does not turn its machine off.
+        await asyncio.wait_for(asyncio.shield(listening), limit)
+        await asyncio.wait_for(vm.wait(), _OFF_SECONDS)
     await asyncio.wait(tasks, timeout=_DRAIN_SECONDS)
     for task in tasks:
         task.cancel()
@@ -143,6 +147,7 @@ async def _listen(vm: VirtualMachine, told: dict[str, Any]) -> None:
                 told["ready"] = True
             case protocol.EXITED:
                 told["code"] = message["code"]
+                return
             case protocol.FAILED:
                 told[protocol.FAILED] = True
                 told["summary"] = f"The guest cannot be used: {message['summary']}"
