@@ -1,4 +1,4 @@
-"""Ten minutes of each kernel on each file system: nothing that no known issue explains."""
+"""What takes too long for each change: ten minutes of each kernel, and pages of a gigabyte."""
 
 from __future__ import annotations
 
@@ -31,3 +31,34 @@ def test_no_false_alarm(tmp_path: Path, kernel: str, filesystem: str) -> None:
         }
         # What a probe has shown is found by the soak as well, and nothing else.
         assert {entry["known_issue"] for entry in process.verdict()["violations"]} == confirmed
+
+
+GIGABYTE_PAGES = """
+[[region]]
+name = "huge"
+kind = "device-dax"
+path = "the lab's"
+size = "1G"
+alignment = "1G"
+[[region]]
+name = "files"
+kind = "fs-dax"
+path = "the lab's"
+[[region]]
+name = "control"
+kind = "anonymous"
+"""
+
+
+def test_a_region_in_pages_of_a_gigabyte(tmp_path: Path) -> None:
+    """Of one folio of 262,144 pages every sub-range is mapped, and what leaks of it is foreseen."""
+    config = tmp_path / "soak.toml"
+    config.write_text(GIGABYTE_PAGES)
+    with lab(tmp_path / "run", "-c", str(config), "--duration", "10m") as process:
+        assert process.finish_when_covered() == 0, process.stdout
+        probed = [event for event in process.events("known-issue.probed") if event.get("region")]
+        assert {event["region"] for event in probed} == {"huge"}
+        leaks = [entry for entry in process.verdict()["violations"] if entry["kind"] == "leak"]
+        assert {entry["known_issue"] for entry in leaks} == {
+            event["known_issue"] for event in probed if event["confirmed"]
+        }
