@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,11 @@ def test_whatever_the_moment_of_death_everything_is_as_before(seen: Any) -> None
     assert sum(bool(found) for found in kinds) > len(rounds) // 2
     assert {"binding:", "sysctl:", "directory:", "freeze:"} <= set().union(*kinds)
     assert not any("custody.failed" in line for entry in rounds for line in entry["told"])
+
+
+def test_root_gets_the_most_there_is(seen: Any) -> None:  # noqa: ANN401
+    assert seen["limits"]["RLIMIT_MEMLOCK"] == resource.RLIM_INFINITY
+    assert seen["limits"]["RLIMIT_NOFILE"] == seen["most_files"]
 
 
 def test_a_function_that_is_in_use_is_given_back_later(seen: Any) -> None:  # noqa: ANN401
