@@ -47,6 +47,10 @@ class ExporterProcess:
             raise UsageError(said.strip().splitlines()[-1])
 
     @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
     def ended(self) -> bool:
         """Whether it has died."""
         return self._process.poll() is not None
@@ -87,10 +91,19 @@ class ExporterKeeper(Companion):
         self._next = 0.0
 
     def beat(self) -> None:
-        if self._exporter.ended and time.monotonic() >= self._next:
-            self._next = time.monotonic() + _RESTART_SECONDS
+        if not self._exporter.ended or time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + _RESTART_SECONDS
+        try:
             self._exporter.restart()
+        except OSError as error:
+            # A machine that is short of processes or memory just now is no reason to end a run.
             self._journal.write(
-                "exporter.restarted", Level.WARNING, address=self._exporter.address,
-                summary="the exporter had died: another one serves now",
+                "exporter.failed", Level.WARNING, address=self._exporter.address,
+                summary=f"the exporter has died, and no other can be started yet: {error.strerror}",
             )  # fmt: skip
+            return
+        self._journal.write(
+            "exporter.restarted", Level.WARNING, address=self._exporter.address,
+            summary="the exporter had died: another one serves now",
+        )  # fmt: skip

@@ -1,0 +1,85 @@
+"""The exporter of a run is there as long as the run is, and its death is not the run's."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import urllib.error
+import urllib.request
+from typing import TYPE_CHECKING
+
+import pytest
+
+from soak import rundir
+from soak.exporter_process import ExporterKeeper, ExporterProcess
+from soak.journal import FileJournal, read_journal
+from tests.test_exporter_support import eventually, make_ledger
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    make_ledger(tmp_path / rundir.LEDGER)
+    return tmp_path
+
+
+@pytest.fixture
+def exporter(directory: Path) -> Iterator[ExporterProcess]:
+    process = ExporterProcess(directory, "127.0.0.1:0")
+    yield process
+    process.close()
+
+
+def events(directory: Path) -> list[str]:
+    return [event["event"] for event in read_journal(directory / rundir.JOURNAL)]
+
+
+def serves(exporter: ExporterProcess) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://{exporter.address}/metrics", timeout=10) as answer:
+            return b"dax_soak_run_active" in answer.read()
+    except urllib.error.URLError:
+        return False
+
+
+def kill(exporter: ExporterProcess) -> None:
+    os.kill(exporter.pid, signal.SIGKILL)
+    assert eventually(lambda: exporter.ended)
+
+
+def test_another_one_takes_the_place_of_one_that_died(
+    directory: Path, exporter: ExporterProcess
+) -> None:
+    with FileJournal(directory / rundir.JOURNAL) as journal:
+        keeper = ExporterKeeper(exporter, journal)
+        keeper.beat()
+        assert serves(exporter)
+        kill(exporter)
+        keeper.beat()
+        assert eventually(lambda: serves(exporter))
+    assert events(directory) == ["exporter.restarted"]
+
+
+def test_that_none_can_be_started_ends_no_run(
+    directory: Path, exporter: ExporterProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with FileJournal(directory / rundir.JOURNAL) as journal:
+        keeper = ExporterKeeper(exporter, journal)
+        kill(exporter)
+        monkeypatch.setattr(sys, "executable", str(directory / "gone"))
+        keeper.beat()
+        # It is tried again, and not at each beat.
+        keeper.beat()
+        assert events(directory) == ["exporter.failed"]
+        monkeypatch.undo()
+
+        def serves_again() -> bool:
+            keeper.beat()
+            return serves(exporter)
+
+        assert eventually(serves_again)
+    assert events(directory) == ["exporter.failed", "exporter.restarted"]
