@@ -131,8 +131,8 @@ def _soak_in(
             stack.callback(store.close)
             files.given_up = lambda: given_up_files(plan, regions, store.ledger)
             block = store.ledger.block(SUPERVISOR)
-            keeper = VerdictKeeper(judge, block, directory)
-            stack.callback(keeper.conclude)
+            keeper = VerdictKeeper(judge, block)
+            stack.callback(keeper.sampled)
             companions: list[Companion] = [store, keeper]
             if serving.watched is None:
                 exporter = stack.enter_context(

@@ -17,7 +17,7 @@ from soak.custody import FAILED, FORGOTTEN, RESTORED, Settled
 from soak.errors import UsageError
 from soak.journal import Level, read_journal
 from soak.ledger import Ledger
-from soak.rundir import JOURNAL, LEDGER
+from soak.rundir import JOURNAL, LEDGER, write_whole
 from soak.schema import NO_KNOWN_ISSUE, SUPERVISOR, leaks_field
 from soak.vocabulary import Violation
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 MEMORY: Final = Path("/run/dax-soak")
 _COPY: Final = "ledger.saved"
+_MODE: Final = 0o640
 # In memory, beside the ledger: a link to the directory of its run.
 _HOME: Final = "run"
 
@@ -66,13 +67,8 @@ class LedgerStore(Companion):
     def sampled(self) -> None:
         """Keep a copy that is whole or not there, whatever happens to the machine."""
         self.ledger.block(SUPERVISOR).set("saved_seq", self._journal.seq)
-        unfinished = self._directory / f".{_COPY}"
-        descriptor = os.open(
-            unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o640
-        )
         try:
-            os.write(descriptor, self.ledger.to_bytes())
-            os.fsync(descriptor)
+            _write(self._directory / _COPY, self.ledger.to_bytes())
         except OSError as error:
             # A full disk ends no run: the copy before stays, and the journal has what came since.
             if not self._told:
@@ -82,19 +78,24 @@ class LedgerStore(Companion):
                     f"the machine its counters would go on from the last copy",
                 )  # fmt: skip
             self._told = True
-            return
-        finally:
-            os.close(descriptor)
-        unfinished.rename(self._directory / _COPY)
+        else:
+            self._told = False
 
     def close(self) -> None:
-        """Leave the ledger in the run directory, for whoever looks at the run later."""
-        _lay_down(self._directory, self.ledger.to_bytes())
-        self.discard()
+        """Leave the ledger in the run directory, for whoever looks at the run later.
 
-    def discard(self) -> None:
-        """Remove what lies in memory."""
-        shutil.rmtree(self._memory, ignore_errors=True)
+        Where the disk is full it stays in memory, from where `restore` brings it home.
+        """
+        try:
+            _lay_down(self._directory, self.ledger.to_bytes())
+        except OSError as error:
+            self._journal.write(
+                "ledger.unsaved", Level.WARNING,
+                summary=f"the ledger stays in {self._memory} ({error.strerror}): when there is space, "
+                f"'dax-soak restore' moves it to the run directory",
+            )  # fmt: skip
+        else:
+            shutil.rmtree(self._memory, ignore_errors=True)
 
     def _make_room(self) -> None:
         for place in (self._memory.parent, self._memory):
@@ -174,18 +175,18 @@ def _brought_home(place: Path) -> Settled:
 
 def _lay_down(directory: Path, ledger: bytes) -> None:
     """Leave a whole ledger in the directory of a run, and no older copy."""
-    unfinished = directory / f".{LEDGER}"
-    unfinished.unlink(missing_ok=True)
-    unfinished.write_bytes(ledger)
-    _open_to_readers(unfinished, directory)
-    unfinished.rename(directory / LEDGER)
+    _write(directory / LEDGER, ledger)
     (directory / _COPY).unlink(missing_ok=True)
-    (directory / f".{_COPY}").unlink(missing_ok=True)
+
+
+def _write(path: Path, ledger: bytes) -> None:
+    """Write a copy that those may read who may read the run."""
+    write_whole(path, ledger, _MODE, path.parent.stat().st_gid)
 
 
 def _open_to_readers(path: Path, directory: Path) -> None:
     """Let those read it that may read the run."""
-    path.chmod(0o640)
+    path.chmod(_MODE)
     os.chown(path, -1, directory.stat().st_gid)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import shutil
@@ -20,6 +21,7 @@ CONFIG: Final = "run.toml"
 CONSOLE: Final = "console.log"
 REPORT: Final = "report.txt"
 LATEST: Final = "latest"
+READABLE: Final = 0o644  # verdict and report: for everybody who may look into the directory
 
 
 def new_run_id() -> str:
@@ -112,6 +114,28 @@ def _point_latest(path: Path) -> None:
     unfinished = path.parent / f".{LATEST}.{os.getpid()}"
     unfinished.symlink_to(path.name)
     unfinished.rename(link)
+
+
+def write_whole(path: Path, data: bytes, mode: int, group: int = -1) -> None:
+    """Put a file in its place whole or not at all, durably; give it to a group if one is given.
+
+    Raises:
+        OSError: it cannot be written; what stood there before still does.
+    """
+    unfinished = path.with_name(f".{path.name}")
+    try:
+        unfinished.unlink(missing_ok=True)
+        with unfinished.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chown(unfinished, -1, group)
+        unfinished.chmod(mode)
+        unfinished.rename(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            unfinished.unlink(missing_ok=True)
+        raise
 
 
 def discard(path: Path) -> None:

@@ -15,7 +15,6 @@ from soak.vocabulary import Level, VerdictWord, Violation
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
-    from pathlib import Path
 
 FORMAT: Final = 1
 EXIT_CODES: Final = {VerdictWord.PASS: 0, VerdictWord.FAIL: 1, VerdictWord.UNKNOWN: 3}
@@ -88,13 +87,6 @@ class Verdict:
             "canaries": [dict(entry) for entry in self.canaries],
         }
         return json.dumps(table, indent=1) + "\n"
-
-    def write(self, path: Path) -> None:
-        """Write verdict.json whole or not at all."""
-        unfinished = path.with_name(f".{path.name}")
-        unfinished.write_text(self.to_json())
-        unfinished.chmod(0o644)
-        unfinished.rename(path)
 
 
 @dataclass

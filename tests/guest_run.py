@@ -5,6 +5,7 @@ It prints what it saw as JSON; tests/test_lab_run.py says what must have been se
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -13,6 +14,7 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
+from soak.abi.libc import LIBC, checked
 from tests.guest_support import (
     DEADLINE,
     Run,
@@ -28,6 +30,7 @@ from tests.guest_support import (
 
 CONFIG: Final = Path("/run/soak.toml")
 PCI: Final = Path("/sys/bus/pci")
+SMALL: Final = Path("/run/small")
 KILLS: Final = 200
 # Of so many kills one is of the supervisor: each costs a start, which is slow under emulation.
 SUPERVISOR_EVERY: Final = 20
@@ -155,12 +158,38 @@ def device_gone() -> dict[str, Any]:
     return seen
 
 
+def full_disk() -> dict[str, Any]:
+    """A run whose disk gets full and stays so beyond its end."""
+    SMALL.mkdir()
+    checked(LIBC.mount(b"none", bytes(SMALL), b"tmpfs", 0, b"size=80m"), "mount")
+    configure(CONFIG, "10m")
+    run = Run(CONFIG, directory=SMALL / "run")
+    run.soaks()
+    filler = SMALL / "filler"
+    with filler.open("ab", buffering=0) as file, contextlib.suppress(OSError):
+        while file.write(bytes(1 << 16)):
+            pass
+    samples = run.samples()
+    # Samples are what fills the last block, and the ledger is copied with each.
+    run.until("samples on a full disk", lambda: run.samples() > samples + 1)
+    begun = run.begun()
+    run.until("operations on a full disk", lambda: run.begun() > begun)
+    seen: dict[str, Any] = {"code": run.end(signal.SIGTERM), "said": run.said, "left": left()}
+    filler.unlink()
+    seen["restore"] = command("restore").stdout
+    seen["begun"] = [begun, run.begun()]
+    seen["after"] = left()
+    seen["report"] = command("report", str(run.directory)).stdout
+    return seen
+
+
 def main() -> None:
     listen_on_loopback()
     scenes = {
         "restore": given_back,
         "ordinary": ordinary_end,
         "killed": killed,
+        "full": full_disk,
         "gone": device_gone,
     }
     print(json.dumps({name: scene() for name, scene in scenes.items()}))

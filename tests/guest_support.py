@@ -198,6 +198,10 @@ class Newest:
                 sys.exit(f"not seen: {what} ({trouble or 'in time'})")
             time.sleep(0.05)
 
+    def samples(self) -> int:
+        with LedgerReader.open(self.directory / "ledger") as reader:
+            return reader.block("supervisor").named_rows("jobs")["sample"]["runs"]
+
     def soaks(self, starts: int = 1) -> None:
         """Wait until the workers of this start are at work."""
         self.until("its start", lambda: len(self.events("workers.started")) == starts)
@@ -212,16 +216,28 @@ class Newest:
 class Run(Newest):
     """`dax-soak run`, started here."""
 
-    def __init__(self, config: Path, *words: str) -> None:
+    def __init__(self, config: Path, *words: str, directory: Path | None = None) -> None:
+        self._directory = directory
+        if directory is not None:
+            words = (*words, "--run-dir", str(directory))
         with _LOG.open("ab") as log:
             self.process = subprocess.Popen(
                 [*_COMMAND, "run", "-c", str(config), *words],
                 stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=_ENVIRONMENT,
             )  # fmt: skip
 
+    @property
+    def directory(self) -> Path:
+        return super().directory if self._directory is None else self._directory
+
+    @property
+    def said(self) -> str:
+        """What all runs of this machine have printed last."""
+        return _LOG.read_text()[-6000:]
+
     def trouble(self) -> str | None:
         code = self.process.poll()
-        return None if code is None else f"exit code {code}\n{_LOG.read_text()[-3000:]}"
+        return None if code is None else f"exit code {code}\n{self.said}"
 
     def end(self, number: int) -> int:
         self.process.send_signal(number)

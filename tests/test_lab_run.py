@@ -98,6 +98,23 @@ def test_killed_processes_are_no_violations(seen: Mapping[str, Any]) -> None:
     assert {entry["known_issue"] for entry in verdict["violations"]} <= {KNOWN_LEAK}
 
 
+def test_a_full_disk_ends_no_run_and_takes_no_verdict(seen: Mapping[str, Any]) -> None:
+    full = seen["full"]
+    assert full["code"] in {0, 3}
+    assert "verdict   " in full["said"]
+    assert "verdict and report cannot be written" in full["said"]
+    assert "Traceback" not in full["said"]
+    assert "program.crashed" not in full["said"]
+    # All is given back but the ledger, which has no place to go yet.
+    assert {**full["left"], "memory": []} == NOTHING
+    assert len(full["left"]["memory"]) == 1
+    assert full["after"] == NOTHING
+    assert "was moved from memory to its run directory" in full["restore"]
+    before, after = full["begun"]
+    assert after >= before
+    assert full["report"].startswith("verdict   ")
+
+
 def test_a_device_that_goes_away_ends_the_run_with_a_sentence(seen: Mapping[str, Any]) -> None:
     gone = seen["gone"]
     assert gone["why"] == f"{gone['device']}, which this run works on, has gone away"

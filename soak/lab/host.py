@@ -470,10 +470,10 @@ class LabRun:
         verdict = self._judge.verdict()
         self._journal_event("lab.ended", verdict=verdict.verdict)
         self._beat_host()
-        try:
-            verdict.write(self._request.directory / rundir.VERDICT)
-        except OSError as error:
-            self._progress.say(f"error: {rundir.VERDICT} cannot be written: {error.strerror}")
+        # It is there while metrics stay up. On a full disk it is tried again at the end, and told.
+        with contextlib.suppress(OSError):
+            path = self._request.directory / rundir.VERDICT
+            rundir.write_whole(path, verdict.to_json().encode(), rundir.READABLE)
         self._progress.say("")
         return verdict
 

@@ -8,7 +8,7 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from soak.rundir import REPORT
+from soak.rundir import READABLE, REPORT, VERDICT, write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,9 +24,19 @@ def text_report(verdict: Verdict, directory: Path) -> str:
 
 
 def publish(verdict: Verdict, directory: Path) -> None:
-    """Write the report into the run directory, and print it."""
+    """Write verdict and report into the run directory, and print the report.
+
+    Where the disk is full it is printed all the same.
+    """
     report = text_report(verdict, directory)
-    (directory / REPORT).write_text(report)
+    try:
+        write_whole(directory / VERDICT, verdict.to_json().encode(), READABLE)
+        write_whole(directory / REPORT, report.encode(), READABLE)
+    except OSError as error:
+        sys.stderr.write(
+            f"dax-soak: verdict and report cannot be written to {directory} ({error.strerror}): "
+            f"'dax-soak report {directory}' computes them again from the journal.\n"
+        )
     try:
         sys.stdout.write(report)
         sys.stdout.flush()
