@@ -95,6 +95,13 @@ class Crew:
         self._barriers = 0
         self._by_name = {member.plan.name: member for member in members}
         self._left: set[int] = set()
+        # Workers for which the kernel had no process, and why.
+        self._unborn: dict[str, str] = {}
+
+    @property
+    def unborn(self) -> dict[str, str]:
+        """The workers for which there is no process just now, and why; `reap` tries again."""
+        return dict(self._unborn)
 
     def member(self, name: str) -> Member:
         return self._by_name[name]
@@ -116,6 +123,7 @@ class Crew:
         They are not replaced until `start` is called for them.
         """
         for member in members:
+            self._unborn.pop(member.plan.name, None)
             self.kill(member)
         deadline = time.monotonic() + seconds
         while left := [member for member in members if member.running]:
@@ -130,6 +138,8 @@ class Crew:
     def reap(self) -> Iterator[Death]:
         """Tell which workers died since the last call, and start others in their place."""
         self._left = {pid for pid in self._left if os.waitpid(pid, os.WNOHANG)[0] == 0}
+        for name in self.unborn:
+            self._start(self._by_name[name])
         for member in self.members:
             status = self._ended(member)
             if status is None:
@@ -200,6 +210,7 @@ class Crew:
         `meanwhile` is called again and again until all have ended.
         """
         self._pause[0] = STOP_WORD
+        self._unborn.clear()
         deadline = time.monotonic() + seconds
         killed: list[str] = []
         while any(member.running for member in self.members):
@@ -229,6 +240,7 @@ class Crew:
         ]
 
     def _start(self, member: Member) -> None:
+        """Start a worker's process; where a machine is short of them, that is tried again later."""
         block, plan = member.block, member.plan
         incarnation = block.get("incarnation")
         block.add("incarnation", 1)
@@ -237,7 +249,13 @@ class Crew:
         block.set("acknowledged", 0)
         sys.stdout.flush()
         sys.stderr.flush()
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError as error:
+            block.set("incarnation", incarnation)
+            block.set_word("state", WorkerState.DEAD)
+            self._unborn[plan.name] = os.strerror(error.errno or 0)
+            return
         if pid == 0:
             code = _CRASH_EXIT
             try:
@@ -256,6 +274,7 @@ class Crew:
                 sys.stderr.flush()
                 os._exit(code)
         member.pid = pid
+        self._unborn.pop(plan.name, None)
 
     def _ended(self, member: Member) -> int | None:
         if not member.running:

@@ -25,12 +25,21 @@ def in_helper(work: Callable[[], Any], seconds: float) -> Any:  # noqa: ANN401 -
     """Fork, have the child do `work`, and return its result, which must be a JSON value.
 
     Raises:
-        HelperError: the child raised, died, or took longer than `seconds`. It is killed then; where
-            the kernel does not let it die it is left behind, as nothing else can be done.
+        HelperError: there is no process for it, or the child raised, died, or took longer than
+            `seconds`. It is killed then; where the kernel does not let it die it is left behind, as
+            nothing else can be done.
     """
-    reader, writer = os.pipe()
+    try:
+        reader, writer = os.pipe()
+    except OSError as error:
+        raise HelperError(f"a helper could not be started ({error.strerror})") from None
     sys.stdout.flush()
-    pid = os.fork()
+    try:
+        pid = os.fork()
+    except OSError as error:
+        os.close(reader)
+        os.close(writer)
+        raise HelperError(f"a helper could not be started ({error.strerror})") from None
     if pid == 0:
         try:
             os.close(reader)

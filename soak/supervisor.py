@@ -99,6 +99,7 @@ class Supervisor:
         self._failures: set[str] = set()
         self._running = block.block.fields["state"].values.index(RunState.RUNNING)
         self._beaten = 0
+        self._unborn: set[str] = set()
 
     def run(self) -> None:
         """Soak until the time is over or a signal says stop."""
@@ -191,6 +192,7 @@ class Supervisor:
             self._look_for_stalls()
             for death in self._crew.reap():
                 self._report_death(death)
+            self._report_unborn()
             self._guarded(Detector.REFUSALS, self._look_for_refusals)
             self._canaries.look()
             if not self._paused:
@@ -332,7 +334,20 @@ class Supervisor:
             )  # fmt: skip
         else:
             self._block.add("restarts", 1, *index)
-            self._journal.write("worker.restarted", worker=death.worker)
+            if death.worker not in self._crew.unborn:
+                self._journal.write("worker.restarted", worker=death.worker)
+
+    def _report_unborn(self) -> None:
+        """Say for which workers there is no process, and when there is one again."""
+        unborn = self._crew.unborn
+        for name in self._unborn - unborn.keys():
+            self._journal.write("worker.restarted", worker=name)
+        for name in unborn.keys() - self._unborn:
+            self._journal.write(
+                "worker.waits", Level.WARNING, worker=name,
+                summary=f"{name} cannot be started just now ({unborn[name]}): it is tried again",
+            )  # fmt: skip
+        self._unborn = set(unborn)
 
     def _end_workers(self) -> None:
         killed = self._crew.stop(_STOP_SECONDS, self._watch)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import resource
 import signal
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from soak.crew import Crew, Member
 from soak.custody import be_expendable
 from soak.custody.limits import private_bytes
+from soak.helper import in_helper
 from soak.schema import SUPERVISOR
 from soak.vocabulary import Operation, WorkerState
 from soak.workload.worker import FREE, Terms, outcome_columns
@@ -248,3 +251,41 @@ def test_a_worker_that_was_at_work_is_replaced_however_often_it_is_killed(
         os.kill(crew.members[0].pid, signal.SIGKILL)
         (death,) = deaths_of(crew)
         assert not death.gave_up
+
+
+def test_a_worker_waits_until_the_machine_has_a_process_for_it(hire: Callable[..., Crew]) -> None:
+    """A machine that is short of processes ends no soak (fork(2), EAGAIN)."""
+
+    def work() -> list[Any]:
+        if os.geteuid() == 0:
+            os.setuid(65534)  # root has no such limit
+        crew = hire()
+        soft, hard = resource.getrlimit(resource.RLIMIT_NPROC)
+        member = crew.members[0]
+        incarnation = member.block.get("incarnation")
+        resource.setrlimit(resource.RLIMIT_NPROC, (1, hard))
+        crew.kill(member)
+        deaths: list[str] = []
+
+        def reap() -> None:
+            deaths.extend(death.worker for death in crew.reap())
+
+        def died() -> bool:
+            reap()
+            return deaths != []
+
+        wait_for(died)
+        reap()
+        waits = [crew.unborn, member.running, crew.pause(DEADLINE_SECONDS, reap)]
+        crew.resume()
+        resource.setrlimit(resource.RLIMIT_NPROC, (soft, hard))
+        reap()
+        born = [crew.unborn, member.running, member.block.get("incarnation") - incarnation]
+        crew.stop(2.0, nothing)
+        return [deaths, waits, born]
+
+    name = workers()[0].name
+    deaths, waits, born = in_helper(work, 2 * DEADLINE_SECONDS)
+    assert deaths == [name]
+    assert waits == [{name: os.strerror(errno.EAGAIN)}, False, []]
+    assert born == [{}, True, 1]

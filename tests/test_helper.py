@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import signal
 import sys
 import time
@@ -39,6 +40,31 @@ def nothing_stays() -> Any:  # noqa: ANN401 - a generator fixture
 )
 def test_a_result_comes_back(answer: object) -> None:
     assert in_helper(lambda: answer, DEADLINE) == answer
+
+
+def test_no_process_and_no_descriptor_for_one_are_told() -> None:
+    """fork(2), EAGAIN; pipe(2), EMFILE. Nothing of the attempt stays open."""
+
+    def work() -> list[Any]:
+        if os.geteuid() == 0:
+            os.setuid(65534)  # root has no such limit
+        told = []
+        for limit, most in ((resource.RLIMIT_NPROC, 1), (resource.RLIMIT_NOFILE, 3)):
+            soft, hard = resource.getrlimit(limit)
+            opened = len(descriptors())
+            resource.setrlimit(limit, (most, hard))
+            try:
+                in_helper(lambda: 0, DEADLINE)
+            except HelperError as error:
+                told.append(str(error))
+            resource.setrlimit(limit, (soft, hard))
+            assert len(descriptors()) == opened
+        return told
+
+    assert in_helper(work, DEADLINE) == [
+        f"a helper could not be started ({os.strerror(number)})"
+        for number in (errno.EAGAIN, errno.EMFILE)
+    ]
 
 
 def test_the_work_is_done_elsewhere() -> None:
