@@ -62,7 +62,13 @@ class UeventWatch(Companion):
 
     def started(self) -> None:
         reader, writer = os.pipe2(os.O_CLOEXEC)
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError as error:
+            os.close(reader)
+            os.close(writer)
+            self._note_end(f"could not be started ({error.strerror})")
+            return
         if pid == 0:
             try:
                 os.close(reader)
@@ -123,18 +129,18 @@ class UeventWatch(Companion):
             data = b""
         else:
             if not data:
-                self._note_end()
+                self._note_end("has died")
         self._received += data
         *lines, self._received = self._received.split(b"\n", _MOST_AT_ONCE)
         return [json.loads(line) for line in lines]
 
-    def _note_end(self) -> None:
+    def _note_end(self, how: str) -> None:
         """Say that nobody listens any more; the run goes on without."""
         self.close()
         self._journal.write(
             "uevents.failed", Level.WARNING,
-            summary="whoever listened for devices that come and go has died: what happens to them is "
-            "not written down any more",
+            summary=f"whoever listens for devices that come and go {how}: what happens to them is not "
+            f"written down any more",
         )  # fmt: skip
 
 

@@ -1,0 +1,64 @@
+"""Whoever listens for devices may die, or never live: the run goes on without, and says so."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+from pathlib import Path
+
+from soak.helper import in_helper
+from soak.journal import FileJournal, read_journal
+from soak.uevents import UeventWatch
+from tests.soak_support import DEADLINE
+from tests.test_exporter_support import eventually
+
+
+def children() -> set[int]:
+    found = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    return {int(pid) for pid in found}
+
+
+def told(path: Path) -> list[str]:
+    return [event["summary"] for event in read_journal(path) if event["event"] == "uevents.failed"]
+
+
+def test_one_that_died_is_told_of_once(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    before = children()
+    with FileJournal(path) as journal:
+        watch = UeventWatch(journal, {})
+        watch.started()
+        (listener,) = children() - before
+        assert watch.beat() is None
+        os.kill(listener, signal.SIGKILL)
+
+        def heard() -> bool:
+            assert watch.beat() is None
+            return told(path) != []
+
+        assert eventually(heard)
+        watch.beat()
+        watch.ended()
+    (sentence,) = told(path)
+    assert "has died" in sentence
+    assert children() == before
+
+
+def test_one_for_which_there_is_no_process_is_told_of(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+
+    def work() -> None:
+        with FileJournal(path) as journal:
+            watch = UeventWatch(journal, {})
+            if os.geteuid() == 0:
+                os.setuid(65534)  # root has no such limit
+            _, hard = resource.getrlimit(resource.RLIMIT_NPROC)
+            resource.setrlimit(resource.RLIMIT_NPROC, (1, hard))
+            watch.started()
+            assert watch.beat() is None
+            watch.ended()
+
+    in_helper(work, DEADLINE)
+    (sentence,) = told(path)
+    assert "could not be started" in sentence
