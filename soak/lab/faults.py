@@ -19,6 +19,7 @@ from soak.abi.libc import LIBC, checked
 from soak.abi.mmap import MAP_SHARED, PROT_READ, PROT_WRITE, Mapping
 from soak.abi.splice import HeldPages
 from soak.errors import UsageError
+from soak.regions.fs_dax import FILE_SIZE
 from soak.regions.pages import PAGE_SIZE
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ _SEIZE_POLL_SECONDS: Final = 0.002
 # Not every trial has to wait for a page, and on a slow machine not every wait is caught.
 _LATE_PAGES: Final = 8
 _LATE_SECONDS: Final = 1.4
+_LONG_SECONDS: Final = 3.0
 _REALTIME_PRIORITY: Final = 99
 
 
@@ -138,7 +140,13 @@ def _page_cache(scene: Scene) -> None:
     shutil.copytree(scene.fs_dax_files, copy)
     checked(LIBC.mount(bytes(copy), bytes(scene.fs_dax_files), None, _MS_BIND, None), "bind mount")
     _kill_worker(scene)
-    time.sleep(1.0)
+    # Beyond its end nothing of a file is pinned: invalidators open the new ones with O_TRUNC, and make
+    # the old ones long again.
+    deadline = time.monotonic() + _LONG_SECONDS
+    while time.monotonic() < deadline:
+        for file in copy.glob("file-*"):
+            os.truncate(file, FILE_SIZE)
+        time.sleep(0.01)
 
 
 def _stuck_page(scene: Scene) -> None:
