@@ -35,7 +35,7 @@ STATE = Path("/run/dax-soak-state")
 DAX = Path("/mnt/dax")
 PCI = Path("/sys/bus/pci/devices")
 KPTR = Path("/proc/sys/kernel/kptr_restrict")
-ROUNDS = 25
+ROUNDS = 15
 SIZE = 2 << 20
 SECONDS = 60.0
 

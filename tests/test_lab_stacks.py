@@ -78,8 +78,9 @@ def test_swap(told: dict[str, Any]) -> None:
 @pytest.mark.parametrize("what", ["xfs", "swap", "end"])
 def test_a_disk_that_holds_what_no_soak_wrote(told: dict[str, Any], what: str) -> None:
     assert told["contents.blank"] == told["contents.erased"] == ""
+    ((name,), _) = told["paths.disks"]
     assert "it holds data that no soak wrote" in told[f"contents.{what}"]
-    assert "blkdiscard --zeroout /dev/nvme0n1" in told[f"contents.{what}"]
+    assert f"blkdiscard --zeroout /dev/{name}" in told[f"contents.{what}"]
 
 
 def test_a_function_with_virtual_functions(told: dict[str, Any]) -> None:
