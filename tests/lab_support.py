@@ -27,7 +27,7 @@ from soak.ledger_layout import LedgerError
 from soak.vocabulary import Detector
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
 ROOT = Path(__file__).parent.parent
 SHARED_KERNEL = ROOT.parent / "shared/kernels/6.12-iommufd/bzImage"
@@ -287,6 +287,17 @@ def run_script(
     return subprocess.run(
         command, check=False, capture_output=True, text=True, cwd=ROOT, timeout=3 * seconds
     )
+
+
+def seen_in_guest(
+    place: Path, script: str, *arguments: str, kernel: str = QUICK_KERNEL, seconds: float = 600.0
+) -> Mapping[str, Any]:
+    """Run a script that prints what it saw as one JSON object, and return that."""
+    done = run_script(place, script, *arguments, kernel=kernel, seconds=seconds)
+    if done.returncode:
+        raise LabTimeoutError(done.stderr + done.stdout)
+    found: Mapping[str, Any] = json.loads(done.stdout)
+    return found
 
 
 def check_lost_wakeups(process: LabProcess) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.lab_support import LabTimeoutError, run_script
+from tests.lab_support import run_script, seen_in_guest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,11 +23,7 @@ KNOWN_LEAK = "type1-device-dax-leak"
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Any]:
     """Boot once, and have everything tried that this file is about."""
-    done = run_script(tmp_path_factory.mktemp("run"), SCRIPT, seconds=900.0)
-    if done.returncode:
-        raise LabTimeoutError(done.stderr + done.stdout)
-    found: Mapping[str, Any] = json.loads(done.stdout)
-    return found
+    return seen_in_guest(tmp_path_factory.mktemp("run"), SCRIPT, seconds=900.0)
 
 
 def unexplained(verdict: Mapping[str, Any]) -> list[str]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.lab_support import LabTimeoutError, run_script
+from tests.lab_support import seen_in_guest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -38,11 +37,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Any]:
     place = tmp_path_factory.mktemp("saturation")
     config = place / "lab.toml"
     config.write_text(SMALL_PAGES)
-    done = run_script(place, SCRIPT, "-c", str(config), seconds=600.0)
-    if done.returncode:
-        raise LabTimeoutError(done.stderr + done.stdout)
-    found: Mapping[str, Any] = json.loads(done.stdout)
-    return found
+    return seen_in_guest(place, SCRIPT, "-c", str(config))
 
 
 def unexplained(verdict: Mapping[str, Any]) -> list[str]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.lab_support import LabTimeoutError, run_script
+from tests.lab_support import seen_in_guest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,11 +25,7 @@ RUNNING = {"ActiveState": "active", "SubState": "running"}
 def seen(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Any]:
     """Boot once, and have everything tried that this file is about."""
     place = tmp_path_factory.mktemp("systemd")
-    done = run_script(place, SCRIPT, "--package", "systemd", kernel=KERNEL, seconds=600.0)
-    if done.returncode:
-        raise LabTimeoutError(done.stderr + done.stdout)
-    found: Mapping[str, Any] = json.loads(done.stdout)
-    return found
+    return seen_in_guest(place, SCRIPT, "--package", "systemd", kernel=KERNEL)
 
 
 def test_what_install_says_next_starts_both(seen: Mapping[str, Any]) -> None:

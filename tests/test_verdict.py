@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from soak.cli import main
 from soak.journal import FileJournal, Level, read_journal
-from soak.report.text import publish, text_report
+from soak.report.text import text_report
 from soak.verdict import (
     EXIT_CODES,
     REQUIRED_ATTEMPTS,
@@ -317,30 +317,6 @@ def test_the_verdict_of_a_file_is_that_of_its_events(events: list[Event]) -> Non
         following.see(line)
         following.verdict()
     assert following.verdict() == judge(read)
-
-
-def test_the_files_are_written_whole_and_for_everybody(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = tmp_path / "verdict.json"
-    path.write_text("an older one")
-    verdict = judge(lines(GOOD))
-    publish(verdict, tmp_path)
-    assert path.read_text() == verdict.to_json()
-    assert (tmp_path / "report.txt").read_text() == capsys.readouterr().out
-    assert {file.name for file in tmp_path.iterdir()} == {"verdict.json", "report.txt"}
-    assert {file.stat().st_mode & 0o777 for file in tmp_path.iterdir()} == {0o644}
-
-
-def test_what_cannot_be_written_is_printed_all_the_same(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    directory = tmp_path / "gone"
-    publish(judge(lines(GOOD)), directory)
-    told = capsys.readouterr()
-    assert told.out.startswith("verdict ")
-    assert "cannot be written" in told.err
-    assert f"'dax-soak report {directory}'" in told.err
 
 
 def test_each_word_has_its_exit_code() -> None:
