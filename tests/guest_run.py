@@ -175,6 +175,7 @@ def full_disk() -> dict[str, Any]:
     begun = run.begun()
     run.until("operations on a full disk", lambda: run.begun() > begun)
     seen: dict[str, Any] = {"code": run.end(signal.SIGTERM), "said": run.said, "left": left()}
+    seen["verdict"] = run.verdict
     filler.unlink()
     seen["restore"] = command("restore").stdout
     seen["begun"] = [begun, run.begun()]

@@ -97,8 +97,9 @@ def test_killed_processes_are_no_violations(seen: Mapping[str, Any]) -> None:
 def test_a_full_disk_ends_no_run_and_takes_no_verdict(seen: Mapping[str, Any]) -> None:
     full = seen["full"]
     assert full["code"] in {0, 3}
-    assert "verdict   " in full["said"]
-    assert "verdict and report cannot be written" in full["said"]
+    # The journal's reserve, which it gives back at its end, has room for what is written last.
+    assert f"verdict   {full['verdict']['verdict'].upper()}" in full["said"]
+    assert "the ledger stays in /run/dax-soak" in full["said"]
     assert "Traceback" not in full["said"]
     assert "program.crashed" not in full["said"]
     # All is given back but the ledger, which has no place to go yet.
