@@ -62,8 +62,8 @@ def _problem(path: Path) -> str:
         first = _read(descriptor, 0)
         if first.startswith(_MARK):
             return ""
-        # O_DIRECT wants whole blocks.
-        last = _read(descriptor, (size - _EXAMINED) // DATA_OFFSET * DATA_OFFSET)
+        # O_DIRECT wants whole blocks; a disk may end in the middle of one, and is read to its very end.
+        last = _read(descriptor, -((_EXAMINED - size) // DATA_OFFSET) * DATA_OFFSET)
     finally:
         os.close(descriptor)
     if any(first) or any(last):

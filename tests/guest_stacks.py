@@ -109,7 +109,7 @@ def shared_namespace() -> None:
     end = int(Path(f"/sys/class/block/{one.disks[0]}/size").read_text()) * 512
     write(path, 0, bytes(1 << 20))
     tell("contents.erased", contents(path))
-    write(path, end - PAGE, b"label".ljust(PAGE))
+    write(path, end - 512, b"label".ljust(512))
     tell("contents.end", contents(path))
 
 
