@@ -27,7 +27,7 @@ from soak.ledger_layout import LedgerError
 from soak.vocabulary import Detector
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 ROOT = Path(__file__).parent.parent
 SHARED_KERNEL = ROOT.parent / "shared/kernels/6.12-iommufd/bzImage"
@@ -298,6 +298,25 @@ def seen_in_guest(
         raise LabTimeoutError(done.stderr + done.stdout)
     found: Mapping[str, Any] = json.loads(done.stdout)
     return found
+
+
+def told_in_guest(
+    place: Path, script: str, hardware: Sequence[str], disk_bytes: int, kernel: str = QUICK_KERNEL
+) -> dict[str, Any]:
+    """Run a script that tells facts one by one, in a guest with more QEMU devices; return the facts.
+
+    The devices may use a block device named `disk`, which is empty.
+    """
+    disk = place / "disk.img"
+    with disk.open("wb") as file:
+        file.truncate(disk_bytes)
+    devices = [f"--device=-blockdev driver=file,filename={disk},node-name=disk"]
+    devices += [f"--device={device}" for device in hardware]
+    result = run_script(place, script, *devices, kernel=kernel)
+    facts = dict(json.loads(line) for line in result.stdout.splitlines() if line.startswith("["))
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert facts["end"]
+    return facts
 
 
 def check_lost_wakeups(process: LabProcess) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from soak.config import parse_config
 from soak.vocabulary import RegionKind
-from tests.lab_support import run_script
+from tests.lab_support import run_script, told_in_guest
 
 if TYPE_CHECKING:
     import subprocess
@@ -40,17 +40,7 @@ print(json.dumps([[objection.text() for objection in objections(edu[0])], text_o
 @pytest.fixture(scope="module")
 def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Boot a guest with more hardware, and return what was told there, by name."""
-    place = tmp_path_factory.mktemp("machine")
-    disk = place / "disk.img"
-    with disk.open("wb") as file:
-        file.truncate(64 << 20)
-    devices = [f"--device=-blockdev driver=file,filename={disk},node-name=disk"]
-    devices += [f"--device={device}" for device in HARDWARE]
-    result = run_script(place, SCRIPT, *devices)
-    facts = dict(lines(result))
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert facts["end"]
-    return facts
+    return told_in_guest(tmp_path_factory.mktemp("machine"), SCRIPT, HARDWARE, 64 << 20)
 
 
 def lines(result: subprocess.CompletedProcess[str]) -> list[list[Any]]:

@@ -5,13 +5,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.lab_support import run_script
+from tests.lab_support import told_in_guest
 
 pytestmark = pytest.mark.lab
 
@@ -33,18 +32,9 @@ HARDWARE = (
 @pytest.fixture(scope="module")
 def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Boot a guest with more hardware, and return what was told there, by name."""
-    place = tmp_path_factory.mktemp("stacks")
-    disk = place / "disk.img"
-    with disk.open("wb") as file:
-        # It ends in the middle of a page, and its last sector is looked at all the same.
-        file.truncate((512 << 20) + 512)
-    devices = [f"--device=-blockdev driver=file,filename={disk},node-name=disk"]
-    devices += [f"--device={device}" for device in HARDWARE]
-    result = run_script(place, SCRIPT, *devices, kernel=KERNEL)
-    facts = dict(json.loads(line) for line in result.stdout.splitlines() if line.startswith("["))
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert facts["end"]
-    return facts
+    # It ends in the middle of a page, and its last sector is looked at all the same.
+    size = (512 << 20) + 512
+    return told_in_guest(tmp_path_factory.mktemp("stacks"), SCRIPT, HARDWARE, size, KERNEL)
 
 
 @pytest.mark.parametrize(
