@@ -9,6 +9,8 @@ BIN := $(VENV)/bin
 # Whoever only soaks needs no test tools.
 READY := $(VENV)/.ready
 READY_TO_TEST := $(VENV)/.ready-to-test
+# As many tests beside each other as the machine has room for, the longest first (tests/conftest.py).
+BESIDE := --numprocesses auto --dist loadgroup --no-loadscope-reorder
 
 .PHONY: soak soak-long test test-fast lint check readme clean
 
@@ -25,10 +27,10 @@ soak-long: $(READY_TO_TEST)
 
 test: lint
 	@$(BIN)/dax-soak check --install --for-tests
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest $(BESIDE)
 
 test-fast: $(READY_TO_TEST)
-	@$(BIN)/python -m pytest -m 'not lab'
+	@$(BIN)/python -m pytest $(BESIDE) -m 'not lab'
 
 lint: $(READY_TO_TEST)
 	@$(BIN)/ruff check

@@ -101,6 +101,10 @@ def make_parser() -> argparse.ArgumentParser:
         saying = commands.add_parser(word, help=meaning)
         saying.add_argument("run", nargs="?", default="latest", metavar="RUN")
         saying.set_defaults(work=_say, word=word)
+    plant = commands.add_parser("plant", help="plant a fault in a lab's soak that is running")
+    plant.add_argument("fault", metavar="FAULT", help="as 'dax-soak faults' lists them")
+    plant.add_argument("run", nargs="?", default="latest", metavar="RUN")
+    plant.set_defaults(work=_plant)
     _add_install(commands.add_parser("install", help="write the systemd units"))
     commands.add_parser(
         "restore", help="put back what a soak that died has changed on this machine"
@@ -135,6 +139,12 @@ def _add_lab(parser: argparse.ArgumentParser) -> None:
         "255 wrong usage",
     )
     add("-c", "--config", type=Path, metavar="FILE", help="a soak.toml")
+    add(
+        "--until-covered",
+        action="store_true",
+        help="end as soon as all is done and seen that a pass needs, however long that takes within "
+        "--duration",
+    )
     add(
         "--linger",
         type=_duration,
@@ -425,6 +435,16 @@ def _say(options: argparse.Namespace) -> int:
     from soak.rundir import find_run
 
     print(say(find_run(options.run), options.word))
+    return 0
+
+
+def _plant(options: argparse.Namespace) -> int:
+    from soak.control import PLANT, say
+    from soak.lab.faults import check_fault
+    from soak.rundir import find_run
+
+    check_fault(options.fault)
+    print(say(find_run(options.run), f"{PLANT}{options.fault}"))
     return 0
 
 

@@ -24,6 +24,8 @@ PAUSE: Final = "pause"
 CONTINUE: Final = "continue"
 STOP: Final = "stop"
 WORDS: Final = (PAUSE, CONTINUE, STOP)
+# Before the name of a fault: only the host of a lab takes it.
+PLANT: Final = "plant "
 
 _MESSAGE_BYTES: Final = 4096
 _PATIENCE_SECONDS: Final = 5.0
@@ -172,15 +174,19 @@ def ask(directory: Path, word: str, seconds: float) -> str:
         ) from None
     except (FileNotFoundError, ConnectionError):
         raise UsageError(
-            f"No soak is running in {directory}, so nothing there can {word}."
+            f"No soak is running in {directory}, so nothing there can {_verb(word)}."
         ) from None
     except OSError as error:
         raise UsageError(
-            f"The soak in {directory} cannot be told to {word}: {error.strerror}."
+            f"The soak in {directory} cannot be told to {_verb(word)}: {error.strerror}."
         ) from None
     if not answer:
         raise UsageError(f"The soak in {directory} ended before it answered.")
     return answer
+
+
+def _verb(word: str) -> str:
+    return f"plant the fault {word.removeprefix(PLANT)}" if word.startswith(PLANT) else word
 
 
 @contextlib.contextmanager

@@ -159,6 +159,10 @@ class Judge:
             ),
         )
 
+    def lacking(self) -> list[str]:
+        """Return what a run that goes on still has to do before its verdict can be pass."""
+        return [*self._unseen(self._coverage())] if self._run else ["no run was started"]
+
     def _coverage(self) -> Iterable[Coverage]:
         for label, required in self._run.get("promised", {}).items():
             operation, region, interface = label.split(" ")

@@ -1,10 +1,29 @@
-"""What pytest says before the first test, and what it is told by whoever runs it."""
+"""How the tests are run: which beside which, which again, and what the run says of it all."""
 
 from __future__ import annotations
 
+import os
 import signal
+from collections import defaultdict
+from typing import TYPE_CHECKING, Final
+
+import pytest
 
 from tests.lab_support import MODULELESS_KERNEL, QUICK_KERNEL
+from tests.progress_lines import ProgressPrinter, kept, say
+from tests.shared_setups import SharedSetUps
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator
+
+    from _pytest.terminal import TerminalReporter
+
+# What a guest takes of a machine's memory: its own, its NVDIMM, and the program beside it.
+_GUEST_BYTES: Final = 4 << 30
+_MOST_PROCESSES: Final = 8
+# More tests than this that pass only when they are run again are a fault of theirs, or of the program.
+_MOST_FLAKY: Final = 2
+_TOLD_SECONDS: Final = 5.0
 
 
 def pytest_report_header() -> str | None:
@@ -17,6 +36,109 @@ def pytest_report_header() -> str | None:
     )
 
 
-def pytest_configure() -> None:
-    """Hear Ctrl-C: a shell that runs this in the background has it ignored, and all that it starts."""
+@pytest.hookimpl(trylast=True)
+def pytest_configure(config: pytest.Config) -> None:
+    # A shell that runs this in the background has Ctrl-C ignored, here and in all that is started.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    if not hasattr(config, "workerinput") and reporter is not None:
+        config.pluginmanager.register(RunReport(reporter), "run-report")
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Return how many test processes there may be: each may have a guest of two processors."""
+    memory = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    processors = len(os.sched_getaffinity(0))
+    return max(1, min(processors, memory // _GUEST_BYTES, _MOST_PROCESSES))
+
+
+# Before the nodes' own, which reads the groups.
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest guests first, and tests of one set-up into one process, in their order."""
+    costs: dict[str, float] = defaultdict(float)
+    places: dict[pytest.Item, str] = {}
+    for item in items:
+        lab = item.get_closest_marker("lab")
+        places[item] = item.nodeid
+        if lab is None or "shared" in getattr(item, "fixturenames", ()):
+            places[item] = item.path.stem
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+        if lab is not None:
+            # A loaded machine may do to a guest what it does once. Unit tests have no such excuse.
+            item.add_marker(pytest.mark.flaky(reruns=1))
+            costs[places[item]] = max(costs[places[item]], lab.kwargs.get("seconds", 30))
+    items.sort(key=lambda item: -costs[places[item]])
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedSetUps]:
+    """Set-ups that several tests of this process share."""
+    setups = SharedSetUps(tmp_path_factory)
+    yield setups
+    setups.close()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Have it said how each part of a lab test ended that took long."""
+    report = yield
+    if item.get_closest_marker("lab") is not None and call.duration >= _TOLD_SECONDS:
+        say(f"{call.when} {report.outcome} after {call.duration:.0f} s")
+    return report
+
+
+class RunReport:
+    """What only the process knows that owns the terminal: which tests were flaky, what was kept."""
+
+    def __init__(self, reporter: TerminalReporter) -> None:
+        self._reporter = reporter
+        self._printer = ProgressPrinter(reporter)
+        self._first_failures: dict[str, pytest.TestReport] = {}
+        self._flaky: dict[str, str] = {}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.outcome == "rerun":  # type: ignore[comparison-overlap] # of pytest-rerunfailures
+            self._first_failures.setdefault(report.nodeid, report)
+        elif report.when == "call" and report.passed and report.nodeid in self._first_failures:
+            self._flaky[report.nodeid] = _last_line(self._first_failures[report.nodeid])
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        self._printer.close()
+        if len(self._flaky) > _MOST_FLAKY and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def pytest_terminal_summary(self, terminalreporter: TerminalReporter) -> None:
+        """Print, last of all, where failed runs are kept, and which tests passed only at a second run."""
+        for report in (
+            *terminalreporter.getreports("failed"),
+            *terminalreporter.getreports("error"),
+            *terminalreporter.getreports("rerun"),
+        ):
+            for place in kept(report.capstdout):
+                terminalreporter.write_line(f"kept: {place} ({_name(report.nodeid)})")
+        for test, failure in self._flaky.items():
+            terminalreporter.write_line(
+                f"flaky: {_name(test)} failed first: {failure}", yellow=True
+            )
+        if len(self._flaky) > _MOST_FLAKY:
+            terminalreporter.write_line(
+                f"{len(self._flaky)} tests are flaky, and no more than {_MOST_FLAKY} may be: "
+                f"the run has failed",
+                red=True,
+            )
+
+
+def _name(nodeid: str) -> str:
+    """Return a test's name without the group in which it ran."""
+    return nodeid.partition("@")[0]
+
+
+def _last_line(report: pytest.TestReport) -> str:
+    """Return the line that says what went wrong."""
+    crash = getattr(report.longrepr, "reprcrash", None)
+    text = crash.message if crash is not None else report.longreprtext
+    lines = [line for line in text.splitlines() if line.strip()]
+    return lines[0] if lines else "without a word"

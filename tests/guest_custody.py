@@ -1,17 +1,15 @@
 """Runs in the guest of a lab: takes the soak's custody of a real kernel, and is killed at it.
 
-It prints one line of JSON with what it saw; the test that sent it judges.
+It tells what it saw, scene by scene; the test that sent it judges.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import mmap
 import os
 import random
 import signal
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +25,7 @@ from soak.custody import Custody, Demand, Settled, raise_limits, restore_only
 from soak.custody.modules import MODULES
 from soak.errors import UsageError
 from soak.helper import HelperError, in_helper
+from tests.guest_support import play, tell
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -269,14 +268,12 @@ def main() -> None:
         # What the lab has loaded: here the soak is to find a machine without it.
         with contextlib.suppress(OSError):
             delete_module(module)
-    seen: dict[str, Any] = {"before": snapshot()}
-    for work in (ordinary, killed, in_use, freeze_that_hangs, addresses, taken_by_somebody):
-        print(f"custody: {work.__name__}", file=sys.stderr)
-        seen[work.__name__] = work()
+    tell("before", snapshot())
+    scenes = (ordinary, killed, in_use, freeze_that_hangs, addresses, taken_by_somebody)
+    play({scene.__name__: scene for scene in scenes})
     # Containers take root's right to this away; here it is there.
-    seen["limits"] = in_helper(raise_limits, SECONDS)
-    seen["most_files"] = int(Path("/proc/sys/fs/nr_open").read_text())
-    print(json.dumps(seen))
+    tell("limits", in_helper(raise_limits, SECONDS))
+    tell("most_files", int(Path("/proc/sys/fs/nr_open").read_text()))
 
 
 if __name__ == "__main__":

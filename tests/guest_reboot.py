@@ -6,7 +6,6 @@ prints what it saw and panics; the second one resumes, and prints what became of
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import time
@@ -24,6 +23,7 @@ from tests.guest_support import (
     configure,
     left,
     listen_on_loopback,
+    tell,
 )
 
 KEPT: Final = Path("/mnt/dax/machine")
@@ -55,7 +55,7 @@ def first_boot() -> None:
     with LedgerReader.open(saved) as reader:
         begun = sum(block.get("begun") for block in reader.blocks("worker"))
     seen = {"begun": begun, "violations": len(run.events("violation.found")), "now": counters(run)}
-    print(json.dumps(seen), flush=True)
+    tell("first boot", seen)
     os.sync()
     time.sleep(0.5)
     Path("/proc/sysrq-trigger").write_text("c")
@@ -67,22 +67,20 @@ def second_boot() -> None:
     resumed = counters(run)
     code = run.process.wait(DEADLINE)
     lines = run.journal
-    print(
-        json.dumps(
-            {
-                "resumed": resumed,
-                "end": counters(run),
-                "code": code,
-                "in_order": [line["seq"] for line in lines] == list(range(1, len(lines) + 1)),
-                "events": [line["event"] for line in lines],
-                "crash": [line for line in lines if line.get("kind") == "lost-machine"],
-                "soaked": [line["soaked_seconds"] for line in run.events("run.resumed")],
-                "verdict": run.verdict,
-                "bound": bound(),
-                "left": left()["files"],
-            }
-        ),
-        flush=True,
+    tell(
+        "second boot",
+        {
+            "resumed": resumed,
+            "end": counters(run),
+            "code": code,
+            "in_order": [line["seq"] for line in lines] == list(range(1, len(lines) + 1)),
+            "events": [line["event"] for line in lines],
+            "crash": [line for line in lines if line.get("kind") == "lost-machine"],
+            "soaked": [line["soaked_seconds"] for line in run.events("run.resumed")],
+            "verdict": run.verdict,
+            "bound": bound(),
+            "left": left()["files"],
+        },
     )
 
 

@@ -1,12 +1,11 @@
 """Run in a guest: `dax-soak run` as on a machine of its own, ended in every way, and gone on with.
 
-It prints what it saw as JSON; tests/test_lab_run.py says what must have been seen.
+It tells what it saw, scene by scene; tests/test_lab_run.py says what must have been seen.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import random
 import signal
@@ -26,6 +25,7 @@ from tests.guest_support import (
     left,
     listen_on_loopback,
     metrics,
+    play,
 )
 
 CONFIG: Final = Path("/run/soak.toml")
@@ -186,14 +186,15 @@ def full_disk() -> dict[str, Any]:
 
 def main() -> None:
     listen_on_loopback()
-    scenes = {
-        "restore": given_back,
-        "ordinary": ordinary_end,
-        "killed": killed,
-        "full": full_disk,
-        "gone": device_gone,
-    }
-    print(json.dumps({name: scene() for name, scene in scenes.items()}))
+    play(
+        {
+            "restore": given_back,
+            "ordinary": ordinary_end,
+            "killed": killed,
+            "full": full_disk,
+            "gone": device_gone,
+        }
+    )
 
 
 main()

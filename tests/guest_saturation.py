@@ -1,12 +1,11 @@
 """Run in a guest: a page of device DAX is pinned until the kernel can count no more, and soaked then.
 
-It prints what it saw as JSON; tests/test_lab_saturation.py says what must have been seen.
+It tells what it saw, scene by scene; tests/test_lab_saturation.py says what must have been seen.
 """
 
 from __future__ import annotations
 
 import errno
-import json
 import os
 import signal
 import sys
@@ -24,6 +23,7 @@ from tests.guest_support import (
     functions,
     left,
     listen_on_loopback,
+    play,
     run_tool,
 )
 
@@ -119,24 +119,34 @@ def soaked(*, recyclable: bool) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    listen_on_loopback()
-    if not (PCI / "drivers/vfio-pci").exists():
-        run_tool("modprobe", "vfio-pci")
-    seen: dict[str, Any] = {}
-    # A third of the head-room is gone, as after an earlier soak: that is enough for this one.
+def used_by_an_earlier_soak() -> dict[str, Any]:
+    """Take a third of the head-room away: what is left is enough for a soak."""
     fill(FULL // 3)
-    seen["used"] = soaked(recyclable=True)
+    return soaked(recyclable=True)
+
+
+def pinned_until_refused() -> dict[str, Any]:
     make_new()
     taken, _ = fill(FULL - ALIASES)
     pinner = Pinner()
     while (refused := pinner.pin(1)) == 0:
         taken += 1
     pinner.close()
-    seen["full"] = {"pins": taken, "of": FULL, "errno": errno.errorcode[refused]}
-    seen["alone"] = soaked(recyclable=False)
-    seen["recycled"] = soaked(recyclable=True)
-    print(json.dumps(seen))
+    return {"pins": taken, "of": FULL, "errno": errno.errorcode[refused]}
+
+
+def main() -> None:
+    listen_on_loopback()
+    if not (PCI / "drivers/vfio-pci").exists():
+        run_tool("modprobe", "vfio-pci")
+    play(
+        {
+            "used": used_by_an_earlier_soak,
+            "full": pinned_until_refused,
+            "alone": lambda: soaked(recyclable=False),
+            "recycled": lambda: soaked(recyclable=True),
+        }
+    )
 
 
 main()

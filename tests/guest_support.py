@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,16 +15,19 @@ from pyroute2 import IPRoute
 
 from soak.journal import read_journal
 from soak.ledger import LedgerReader
+from soak.ledger_layout import LedgerError
 from soak.machine.pci import objections
+from tests.patience import LateError, Patience, Signs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
 STATE: Final = Path("/var/lib/dax-soak")
 MEMORY: Final = Path("/run/dax-soak")
 MOUNT: Final = Path("/mnt/dax")
 PROGRAM: Final = Path("/usr/lib/dax-soak")
-DEADLINE: Final = 180.0
+# For single commands, which end what hangs for ever; whatever moves is waited for.
+DEADLINE: Final = 900.0
 _DEVICES: Final = Path("/sys/bus/pci/devices")
 _LISTEN: Final = "127.0.0.1:9823"
 _COMMAND: Final = [sys.executable, "-m", "soak.cli"]
@@ -133,6 +135,18 @@ def tell(name: str, value: object) -> None:
     sys.stdout.flush()
 
 
+def step(what: str) -> None:
+    """Say what comes next: whoever waits for this script sees it, and is told where it was late."""
+    tell("step", what)
+
+
+def play(scenes: Mapping[str, Callable[[], object]]) -> None:
+    """Play one scene after the other, and tell what each has seen."""
+    for name, scene in scenes.items():
+        step(name)
+        tell(name, scene())
+
+
 def told(address: str) -> str:
     """Say why a PCI function must not be given to vfio; empty where it may be."""
     return "; ".join(objection.text() for objection in objections(address))
@@ -191,12 +205,24 @@ class Newest:
         return found
 
     def until(self, what: str, condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + DEADLINE
-        while not condition():
-            trouble = self.trouble()
-            if trouble is not None or time.monotonic() > deadline:
-                sys.exit(f"not seen: {what} ({trouble or 'in time'})")
-            time.sleep(0.05)
+        """Wait for as long as the soak moves; a script in which that was in vain ends."""
+        patience = Patience(
+            self._signs, self.trouble, lambda what, seconds: step(f"{what}, since {seconds:.0f} s")
+        )
+        try:
+            patience.wait_until(what, condition)
+        except LateError as error:
+            sys.exit(str(error))
+
+    def _signs(self) -> Signs:
+        ledger, journal = self.directory / "ledger", self.directory / "journal.jsonl"
+        size = journal.stat().st_size if journal.exists() else 0
+        try:
+            with LedgerReader.open(ledger) as reader:
+                return Signs(reader.block("supervisor").get("heartbeats"), (size, self.begun()))
+        except (OSError, LedgerError):
+            # Not there yet, or refused and gone again.
+            return Signs(0, (size,))
 
     def samples(self) -> int:
         with LedgerReader.open(self.directory / "ledger") as reader:

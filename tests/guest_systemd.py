@@ -1,17 +1,17 @@
 """Run in a guest with systemd: the units as `dax-soak install` writes them, under a real service manager.
 
 The manager is the first process of a PID namespace, as the lab's own program is that of the machine.
-It prints what it saw as JSON; tests/test_lab_systemd.py says what must have been seen.
+It tells what it saw, scene by scene; tests/test_lab_systemd.py says what must have been seen.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,6 +26,8 @@ from tests.guest_support import (
     left,
     listen_on_loopback,
     metrics,
+    play,
+    step,
 )
 
 CONFIG: Final = Path("/etc/dax-soak/soak.toml")
@@ -122,7 +124,7 @@ class Service(Newest):
         return self._manager.status() if state == "failed" else None
 
 
-def prepare(manager: Manager) -> dict[str, Any]:
+def prepared(manager: Manager, _: Service) -> dict[str, Any]:
     """Do as `install` and the README say."""
     seen: dict[str, Any] = {}
     program = (sys.executable, "-m", "soak.cli")
@@ -232,6 +234,7 @@ def main() -> None:
         path = Path(place)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
+    step("systemd comes up")
     manager = Manager()
     deadline = time.monotonic() + DEADLINE
     while manager.run("systemctl", "is-system-running").stdout.strip() not in {
@@ -242,14 +245,11 @@ def main() -> None:
             sys.exit("systemd does not come up")
         time.sleep(0.5)
     run = Service(manager)
-    seen = {"prepared": prepare(manager)}
     scenes = (
-        *(started, killed, exporter_stands_still, supervisor_stands_still),
+        *(prepared, started, killed, exporter_stands_still, supervisor_stands_still),
         *(stopped, mistaken, removed),
     )
-    for scene in scenes:
-        seen[scene.__name__] = scene(manager, run)
-    print(json.dumps(seen))
+    play({scene.__name__: partial(scene, manager, run) for scene in scenes})
 
 
 main()

@@ -9,25 +9,26 @@ import re
 import signal
 import subprocess
 import sys
-import textwrap
-import time
 import urllib.request
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from prometheus_client.parser import text_string_to_metric_families
 
 from exporter.collector import LedgerCollector
-from soak.journal import read_journal
+from soak.control import PLANT, ask
 from soak.lab.cache import Cache, cache_directory
 from soak.lab.kernel_build import built_kernel
 from soak.ledger import LedgerReader
 from soak.ledger_layout import LedgerError
-from soak.vocabulary import Detector
+from soak.schema import SUPERVISOR
+from soak.verdict import Judge
+from tests.patience import MOST_BEATS, LateError, Patience, Signs
+from tests.progress_lines import keep, say
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 ROOT = Path(__file__).parent.parent
 SHARED_KERNEL = ROOT.parent / "shared/kernels/6.12-iommufd/bzImage"
@@ -37,8 +38,8 @@ MODULELESS_KERNEL = (
 )
 # Faults are shown on the kernel that boots quickest; without it Debian's does as well.
 QUICK_KERNEL = str(MODULELESS_KERNEL or "debian:6.12")
-DEADLINE_SECONDS = 420.0
 _END_SECONDS = 60.0
+_ANSWER_SECONDS = 300.0
 
 # struct nd_pfn_sb, drivers/nvdimm/pfn.h: where a namespace keeps its own struct pages.
 _SUPERBLOCK_OFFSET = 4096
@@ -49,8 +50,26 @@ _STRUCT_PAGE_WORDS = 64 // 4
 _REFCOUNT_WORD = 52 // 4
 
 
-class LabTimeoutError(AssertionError):
-    """Something did not happen before its deadline; the text has what the lab printed."""
+class JournalTail:
+    """The journal of a run as it grows: each line is read once, by whoever asks next."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._read = 0
+        self._lines: list[dict[str, Any]] = []
+
+    @property
+    def size(self) -> int:
+        return self._path.stat().st_size if self._path.exists() else 0
+
+    def lines(self) -> list[dict[str, Any]]:
+        if self.size > self._read:
+            with self._path.open("rb") as file:
+                file.seek(self._read)
+                whole, newline, _ = file.read().rpartition(b"\n")
+            self._read += len(whole) + len(newline)
+            self._lines += [json.loads(line) for line in whole.splitlines()]
+        return self._lines
 
 
 @dataclass
@@ -68,11 +87,16 @@ class LabProcess:
     def start(self) -> Self:
         self._out = self.run_dir.with_suffix(".out")
         self._err = self.run_dir.with_suffix(".err")
+        self._journal = JournalTail(self.run_dir / "journal.jsonl")
+        self._judge, self._judged = Judge(), 0
+        self._patience = Patience(self._signs, self._trouble, self._tell)
         command = [
             *(sys.executable, "-m", "soak.cli", "lab"),
             *(("--run-dir", str(self.run_dir)) if self.named else ()),
             *("--listen", "127.0.0.1:0", *self.arguments),
         ]
+        keep(self.run_dir)
+        say(f"dax-soak lab {shown(self.arguments)}")
         with self._out.open("wb") as out, self._err.open("wb") as err:
             self.process = subprocess.Popen(command, stdout=out, stderr=err, cwd=ROOT)
         return self
@@ -86,40 +110,72 @@ class LabProcess:
         return self._err.read_text()
 
     def wait_until(
-        self, what: str, condition: Callable[[], bool], seconds: float = DEADLINE_SECONDS
+        self, what: str, condition: Callable[[], bool], *, poll_seconds: float = 0.1
     ) -> None:
-        deadline = time.monotonic() + seconds
-        while not condition():
-            if self.process.poll() is not None and not condition():
-                raise LabTimeoutError(f"the lab ended before {what}:\n{self.stderr}{self.stdout}")
-            if time.monotonic() > deadline:
-                raise LabTimeoutError(f"{what} took too long:\n{self.stderr}{self.stdout}")
-            time.sleep(0.1)
+        """Wait for as long as the lab moves.
 
-    def finish(self, seconds: float = DEADLINE_SECONDS) -> int:
+        Raises:
+            LateError: the condition does not hold; the text has what the lab printed.
+        """
         try:
-            return self.process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            raise LabTimeoutError(f"the lab did not end:\n{self.stderr}{self.stdout}") from None
+            replace(self._patience, poll_seconds=poll_seconds).wait_until(what, condition)
+        except LateError as error:
+            raise LateError(f"{error}\n{self.stderr}{self.stdout}") from None
+
+    def finish(self, most_beats: int = MOST_BEATS) -> int:
+        """Wait for the end of the lab and return its exit code."""
+        patience = Patience(self._signs, news=self._tell, most_beats=most_beats)
+        try:
+            patience.wait_until("the lab's end", lambda: self.process.poll() is not None)
+        except LateError as error:
+            raise LateError(f"{error}\n{self.stderr}{self.stdout}") from None
+        return self.process.wait()
 
     def finish_when_covered(self) -> int:
         """Let it soak until every promised cell is covered and each detector has seen its canary.
 
         Then end it: that takes as long as it takes, however slow the machine is.
         """
-
-        def covered() -> bool:
-            scrape = self.scrape()
-            required = total(scrape, "coverage_cells_required")
-            seen = [
-                total(scrape, "canaries_total", detector=detector, result="seen")
-                for detector in Detector
-            ]
-            return 0 < required <= total(scrape, "coverage_cells") and all(seen)
-
-        self.wait_until("everything was covered", covered)
+        self.wait_until("everything was covered", lambda: not self.uncovered())
         self.interrupt()
         return self.finish()
+
+    def uncovered(self) -> list[str]:
+        """Return what the verdict still needs: completed operations, sweeps and canaries."""
+        for event in self._journal.lines()[self._judged :]:
+            self._judge.see(event)
+            self._judged += 1
+        return self._judge.lacking()
+
+    def soaks(self) -> None:
+        """Wait until the workers are at work."""
+        self.wait_until("workers are at work", lambda: self.operations() > 0)
+
+    def plant(self, fault: str) -> None:
+        """Have a fault planted now, as `dax-soak plant` does, and wait until it is."""
+        before = len(self.events("fault.planted"))
+        say(f"plants {fault}")
+        answer = ask(self.run_dir, f"{PLANT}{fault}", _ANSWER_SECONDS)
+        assert answer == f"the guest plants {fault}"
+        self.wait_until(f"{fault} was planted", lambda: len(self.events("fault.planted")) > before)
+
+    def _signs(self) -> Signs:
+        reader = self.ledger()
+        beats = 0
+        if reader is not None:
+            with reader:
+                beats = reader.block(SUPERVISOR).get("heartbeats")
+        console = self.run_dir / "console.log"
+        console_size = console.stat().st_size if console.exists() else 0
+        return Signs(beats, (self._journal.size, console_size, self._err.stat().st_size))
+
+    def _trouble(self) -> str | None:
+        code = self.process.poll()
+        return None if code is None else f"the lab has ended with exit code {code}"
+
+    def _tell(self, what: str, seconds: float) -> None:
+        lines = self.stderr.splitlines() or ["nothing yet"]
+        say(f"still waiting after {seconds:.0f} s: {what}. The lab: {lines[-1].strip()}")
 
     def again(self, *arguments: str) -> LabProcess:
         """Return another process for the same run directory, to be entered."""
@@ -145,13 +201,7 @@ class LabProcess:
         self.process.send_signal(signal.SIGINT)
 
     def close(self) -> None:
-        if self.process.poll() is None:
-            self.process.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(_END_SECONDS)
-        if self.process.poll() is None:
-            self.process.kill()
-            self.process.wait()
+        end_process(self.process)
 
     @property
     def address(self) -> str | None:
@@ -189,10 +239,7 @@ class LabProcess:
             return sum(block.get("begun") for block in reader.blocks("worker"))
 
     def events(self, name: str | None = None) -> list[dict[str, Any]]:
-        journal = self.run_dir / "journal.jsonl"
-        if not journal.exists():
-            return []
-        return [line for line in read_journal(journal) if name in {None, line["event"]}]
+        return [line for line in self._journal.lines() if name in {None, line["event"]}]
 
     def found(self, kind: str) -> bool:
         """Say whether a violation of this kind that no known issue explains is in the journal."""
@@ -264,61 +311,6 @@ def lab(run_dir: Path, *arguments: str) -> Iterator[LabProcess]:
         process.close()
 
 
-def run_script(
-    tmp_path: Path,
-    script: str,
-    *arguments: str,
-    kernel: str = QUICK_KERNEL,
-    seconds: float = DEADLINE_SECONDS,
-) -> subprocess.CompletedProcess[str]:
-    """Boot the lab and run a script in the guest, as root, with this program importable.
-
-    It has a namespace of device DAX, a DAX file system at /mnt/dax and unbound edu functions, and
-    may import `tests.guest_support`. What it prints is `stdout`, its exit code `returncode`; the
-    guest's console is in `stderr` when it does not come up.
-    """
-    file = tmp_path / "script.py"
-    file.write_text(textwrap.dedent(script))
-    command = [
-        *(sys.executable, "-m", "soak.cli", "lab", "--kernel", kernel),
-        *("--script", str(file), "tests/guest_support.py"),
-        *("--run-dir", str(tmp_path / "script-run"), "--duration", f"{seconds:g}s", *arguments),
-    ]
-    return subprocess.run(
-        command, check=False, capture_output=True, text=True, cwd=ROOT, timeout=3 * seconds
-    )
-
-
-def seen_in_guest(
-    place: Path, script: str, *arguments: str, kernel: str = QUICK_KERNEL, seconds: float = 600.0
-) -> Mapping[str, Any]:
-    """Run a script that prints what it saw as one JSON object, and return that."""
-    done = run_script(place, script, *arguments, kernel=kernel, seconds=seconds)
-    if done.returncode:
-        raise LabTimeoutError(done.stderr + done.stdout)
-    found: Mapping[str, Any] = json.loads(done.stdout)
-    return found
-
-
-def told_in_guest(
-    place: Path, script: str, hardware: Sequence[str], disk_bytes: int, kernel: str = QUICK_KERNEL
-) -> dict[str, Any]:
-    """Run a script that tells facts one by one, in a guest with more QEMU devices; return the facts.
-
-    The devices may use a block device named `disk`, which is empty.
-    """
-    disk = place / "disk.img"
-    with disk.open("wb") as file:
-        file.truncate(disk_bytes)
-    devices = [f"--device=-blockdev driver=file,filename={disk},node-name=disk"]
-    devices += [f"--device={device}" for device in hardware]
-    result = run_script(place, script, *devices, kernel=kernel)
-    facts = dict(json.loads(line) for line in result.stdout.splitlines() if line.startswith("["))
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert facts["end"]
-    return facts
-
-
 def check_lost_wakeups(process: LabProcess) -> None:
     """What a run must say of a kernel that loses wake-ups after O_DIRECT, and of one that does not.
 
@@ -349,6 +341,21 @@ def check_stall_evidence(process: LabProcess) -> None:
         assert evidence["excess_ms"] > 0
     assert any(event["evidence"]["held"] for event in stalls)
     assert process.events("operation.freed")
+
+
+def end_process(process: subprocess.Popen[bytes]) -> None:
+    """End a process in order, or by force."""
+    if process.poll() is None:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_END_SECONDS)
+    if process.poll() is None:
+        process.kill()
+        process.wait()
+
+
+def shown(arguments: Sequence[str]) -> str:
+    return " ".join(argument for argument in arguments if not argument.startswith("--device="))
 
 
 def alive(pid: int) -> bool:

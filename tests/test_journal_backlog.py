@@ -22,7 +22,7 @@ from hypothesis.stateful import RuleBasedStateMachine, rule
 from soak.helper import in_helper
 from soak.journal import OWN_EVENTS, FileJournal, Level, read_journal
 from tests import full_disk
-from tests.lab_support import run_script
+from tests.script_support import run_script
 from tests.soak_support import DEADLINE
 from tests.test_exporter_support import ROOT
 
@@ -176,14 +176,14 @@ def test_a_disk_without_room_for_a_reserve_still_loses_nothing() -> None:
 
 
 @pytest.mark.lab
-@pytest.mark.parametrize("filesystem", ["ext4", "xfs"])
+@pytest.mark.parametrize("filesystem", ["ext4", pytest.param("xfs", marks=pytest.mark.long)])
 def test_the_reserve_of_a_real_file_system(tmp_path: Path, filesystem: str) -> None:
     """The file systems of /mnt/dax are those of run directories, too, DAX or not."""
     script = Path(full_disk.__file__).read_text().replace("sys.argv[1]", '"/mnt/dax/run"')
     making = 'if __name__ == "__main__":\n    Path("/mnt/dax/run").mkdir()'
     script = script.replace('if __name__ == "__main__":', making)
     done = run_script(tmp_path, script, "--filesystem", filesystem)
-    assert done.returncode == 0, done.stderr
+    assert done.code == 0, done.stderr
     check_scenario(json.loads(done.stdout.splitlines()[-1]))
 
 

@@ -2,30 +2,38 @@
 
 from __future__ import annotations
 
-import json
 import resource
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.lab_support import QUICK_KERNEL, run_script
+from tests.lab_support import QUICK_KERNEL
+from tests.script_support import seen_in_guest
 
-pytestmark = pytest.mark.lab
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from tests.shared_setups import SharedSetUps
+
+pytestmark = pytest.mark.lab(seconds=100)
 SCRIPT = Path(__file__).with_name("guest_custody.py")
 # Debian's has vfio-pci as a module; where it is built in, the rest is seen once more.
 KERNELS = ("debian:6.1", pytest.param(QUICK_KERNEL, marks=pytest.mark.long))
-SECONDS = 600.0
 
 
-@pytest.fixture(scope="module", params=KERNELS)
-def seen(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:  # noqa: ANN401 - JSON
-    done = run_script(tmp_path_factory.mktemp("custody"), SCRIPT.read_text(), kernel=request.param)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+@pytest.fixture(params=KERNELS)
+def seen(request: pytest.FixtureRequest, shared: SharedSetUps) -> Mapping[str, Any]:
+    """Boot once for each kernel, and have everything tried that this file is about."""
+    kernel, script = request.param, SCRIPT.read_text()
+    return shared.get(
+        request,
+        f"custody-{kernel.replace('/', '_')}",
+        lambda place, _: seen_in_guest(place, script, kernel=kernel),
+    )
 
 
-def test_everything_is_changed_and_put_back(seen: Any) -> None:  # noqa: ANN401
+def test_everything_is_changed_and_put_back(seen: Mapping[str, Any]) -> None:
     before, changed = seen["before"], seen["ordinary"]["changed"]
     assert sorted(map(str, before["drivers"].values())) == ["None", "virtio-pci"]
     assert set(changed["drivers"].values()) == {"vfio-pci"}
@@ -36,7 +44,7 @@ def test_everything_is_changed_and_put_back(seen: Any) -> None:  # noqa: ANN401
     assert all(line.startswith("custody.restored") for line in seen["ordinary"]["told"])
 
 
-def test_whatever_the_moment_of_death_everything_is_as_before(seen: Any) -> None:  # noqa: ANN401
+def test_whatever_the_moment_of_death_everything_is_as_before(seen: Mapping[str, Any]) -> None:
     rounds = seen["killed"]
     assert [entry for entry in rounds if entry["restored"] != seen["before"]] == []
     # Nearly all of these were killed with something changed, and with different things.
@@ -46,12 +54,12 @@ def test_whatever_the_moment_of_death_everything_is_as_before(seen: Any) -> None
     assert not any("custody.failed" in line for entry in rounds for line in entry["told"])
 
 
-def test_root_gets_the_most_there_is(seen: Any) -> None:  # noqa: ANN401
+def test_root_gets_the_most_there_is(seen: Mapping[str, Any]) -> None:
     assert seen["limits"]["RLIMIT_MEMLOCK"] == resource.RLIM_INFINITY
     assert seen["limits"]["RLIMIT_NOFILE"] == seen["most_files"]
 
 
-def test_a_function_that_is_in_use_is_given_back_later(seen: Any) -> None:  # noqa: ANN401
+def test_a_function_that_is_in_use_is_given_back_later(seen: Mapping[str, Any]) -> None:
     hung = [line for line in seen["in_use"]["hung"] if line.startswith("custody.failed")]
     assert len(hung) == 1
     assert "did not answer within" in hung[0]
@@ -62,14 +70,14 @@ def test_a_function_that_is_in_use_is_given_back_later(seen: Any) -> None:  # no
     assert seen["in_use"]["restored"] == seen["before"]
 
 
-def test_a_freeze_that_hangs_is_thawed_when_it_came(seen: Any) -> None:  # noqa: ANN401
+def test_a_freeze_that_hangs_is_thawed_when_it_came(seen: Mapping[str, Any]) -> None:
     assert "did not answer within" in seen["freeze_that_hangs"]["refused"]
     assert "fsfreeze -u /mnt/dax" in seen["freeze_that_hangs"]["refused"]
     assert seen["freeze_that_hangs"]["held"] == 1
     assert seen["freeze_that_hangs"]["restored"] == seen["before"]
 
 
-def test_addresses_are_shown_only_while_they_are_read(seen: Any) -> None:  # noqa: ANN401
+def test_addresses_are_shown_only_while_they_are_read(seen: Mapping[str, Any]) -> None:
     found = seen["addresses"]
     assert found["hidden"]
     assert found["shown"]
@@ -80,7 +88,7 @@ def test_addresses_are_shown_only_while_they_are_read(seen: Any) -> None:  # noq
     assert all(line.startswith("custody.restored sysctl") for line in found["told"])
 
 
-def test_what_somebody_else_took_is_left_alone(seen: Any) -> None:  # noqa: ANN401
+def test_what_somebody_else_took_is_left_alone(seen: Mapping[str, Any]) -> None:
     found = seen["taken_by_somebody"]
     assert found["held"] == 0
     assert sum("left alone" in line for line in found["told"]) == 1

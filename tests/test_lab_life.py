@@ -6,15 +6,15 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.lab_support import QUICK_KERNEL, ROOT, lab, total
+from tests.script_support import run_script
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from tests.lab_support import LabProcess
 
 pytestmark = pytest.mark.lab
@@ -50,7 +50,7 @@ def check_leak(process: LabProcess) -> None:
 
 
 def test_a_soak_is_paused_continued_and_stopped(tmp_path: Path) -> None:
-    with lab(tmp_path / "run", "--kernel", QUICK_KERNEL, "--duration", "10m") as process:
+    with lab(tmp_path / "run", "--kernel", QUICK_KERNEL, "--duration", "1h") as process:
         process.wait_until("it soaks", lambda: process.operations() > 500)
         assert say("pause", process.run_dir).stdout == "paused: all workers rest\n"
         rested = operations(process)
@@ -76,8 +76,11 @@ def test_a_soak_is_paused_continued_and_stopped(tmp_path: Path) -> None:
 
 
 def test_a_run_goes_on_after_a_panic_in_a_new_boot(tmp_path: Path) -> None:
-    arguments = ("--kernel", QUICK_KERNEL, "--duration", "40s", "--keep", "--linger", "1s")
-    with lab(tmp_path / "run", *arguments, "--fault", "panic:12") as first:
+    arguments = ("--kernel", QUICK_KERNEL, "--duration", "1h", "--keep", "--linger", "1s")
+    with lab(tmp_path / "run", *arguments) as first:
+        # It has a sample, from which a verdict could be computed.
+        first.wait_until("a sample", lambda: first.events("sample.taken") != [])
+        first.plant("panic")
         assert first.finish() == 1, first.stdout
         assert first.violations("lost-machine")
         before = first.scraped_at_end()
@@ -89,6 +92,7 @@ def test_a_run_goes_on_after_a_panic_in_a_new_boot(tmp_path: Path) -> None:
         assert second.metric("boots_total") == 2
         started = second.metric("run_start_timestamp_seconds")
         assert started == total(before, "run_start_timestamp_seconds")
+        second.interrupt()
         assert second.finish() == 1, second.stdout
         check_leak(second)
         verdict = second.verdict()
@@ -106,8 +110,12 @@ def test_a_run_goes_on_after_a_panic_in_a_new_boot(tmp_path: Path) -> None:
 
 
 def test_a_run_goes_on_after_its_lab_was_killed(tmp_path: Path) -> None:
-    """Nothing of the harness was left to say anything: no fault of the kernel, and no doubt, remains."""
-    with lab(tmp_path / "run", "--kernel", QUICK_KERNEL, "--duration", "10m", "--keep") as first:
+    """Nothing of the harness was left to say anything: no fault of the kernel, and no doubt, remains.
+
+    On xfs, as test_lab_stalls.py has it on ext4: nothing waits longer than it must.
+    """
+    arguments = ("--kernel", QUICK_KERNEL, "--filesystem", "xfs", "--duration", "1h", "--keep")
+    with lab(tmp_path / "run", *arguments) as first:
         first.wait_until("it soaks", lambda: first.operations() > 2000)
         done = operations(first)
         os.kill(first.process.pid, signal.SIGKILL)
@@ -117,6 +125,10 @@ def test_a_run_goes_on_after_its_lab_was_killed(tmp_path: Path) -> None:
         assert second.finish_when_covered() == 0, second.stdout
         check_leak(second)
         assert second.verdict()["verdict"] == "pass"
+        probes = second.events("known-issue.probed")
+        assert {event["lost"] for event in probes if "lost" in event} == {False}
+        kinds = {entry["kind"] for entry in second.verdict()["violations"]}
+        assert kinds.isdisjoint({"stall", "late-wakeup", "early-truncate"})
         assert second.events("crash-log.absent")
     again = first.again("--resume", str(first.run_dir))
     with again:
@@ -155,7 +167,7 @@ def test_a_leaking_region_is_recycled_in_time(tmp_path: Path) -> None:
         kind = "anonymous"
         """
     )
-    arguments = ("--kernel", QUICK_KERNEL, "-c", str(config), "--duration", "10m")
+    arguments = ("--kernel", QUICK_KERNEL, "-c", str(config), "--duration", "1h")
     with lab(tmp_path / "run", *arguments) as process:
         process.wait_until(
             "it was recycled twice", lambda: len(process.events("region.recycled")) > 1
@@ -169,3 +181,34 @@ def test_a_leaking_region_is_recycled_in_time(tmp_path: Path) -> None:
         leaked = [event["leaked"] for event in recycled]
         assert leaked == sorted(set(leaked))
         assert not process.events("worker.died")
+
+
+def test_a_run_goes_on_after_its_machine_has_crashed(tmp_path: Path) -> None:
+    """Memory is gone: the counters go on from the last copy on disk, and the crash log is found."""
+    script = (Path(__file__).parent / "guest_reboot.py").read_text()
+    nvdimm = ("--nvdimm", str(tmp_path / "nvdimm"))
+    crashed = run_script(tmp_path, script, *nvdimm)
+    assert crashed.code == 2
+    assert "sysrq triggered crash" in crashed.stderr
+    before = crashed.facts["first boot"]
+    done = run_script(tmp_path, script, *nvdimm)
+    assert done.code == 0, done.stderr
+    after = done.facts["second boot"]
+    resumed, end = after["resumed"], after["end"]
+    assert (resumed["starts"], resumed["boots"]) == (2, 2)
+    assert before["begun"] <= resumed["begun"] < end["begun"]
+    assert resumed["first_start"] == before["now"]["first_start"]
+    assert after["soaked"][0] > 0
+    # The violations that came after the last copy are counted from the journal.
+    assert resumed["leaked"] >= before["now"]["leaked"]
+    assert resumed["lost"] == end["lost"] == 1
+    (crash,) = after["crash"]
+    assert any("sysrq triggered crash" in line for line in crash["evidence"]["console"])
+    assert after["in_order"]
+    verdict = after["verdict"]
+    assert [entry["kind"] for entry in verdict["violations"] if not entry["known_issue"]] == [
+        "lost-machine"
+    ]
+    assert (verdict["verdict"], after["code"]) == ("fail", 1)
+    assert len(verdict["boot_ids"]) == 2
+    assert after["bound"] == after["left"] == []

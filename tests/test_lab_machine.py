@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,10 +13,12 @@ import pytest
 
 from soak.config import parse_config
 from soak.vocabulary import RegionKind
-from tests.lab_support import run_script, told_in_guest
+from tests.script_support import seen_in_guest, told_in_guest
 
 if TYPE_CHECKING:
-    import subprocess
+    from collections.abc import Mapping
+
+    from tests.shared_setups import SharedSetUps
 
 pytestmark = pytest.mark.lab
 
@@ -29,50 +30,49 @@ HARDWARE = (
     *("pcie-pci-bridge,id=one,addr=1e.0", "edu,bus=one,addr=1.0"),
 )
 WITHOUT_IOMMU = """
-import json
 from soak.machine.pci import objections, pci_functions
 from soak.machine.survey import survey, text_of
+from tests.guest_support import tell
 edu = [entry.address for entry in pci_functions() if entry.device == "11e8"]
-print(json.dumps([[objection.text() for objection in objections(edu[0])], text_of(survey())]))
+tell("reasons", [objection.text() for objection in objections(edu[0])])
+tell("survey", text_of(survey()))
 """
 
 
-@pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+@pytest.fixture
+def told(request: pytest.FixtureRequest, shared: SharedSetUps) -> Mapping[str, Any]:
     """Boot a guest with more hardware, and return what was told there, by name."""
-    return told_in_guest(tmp_path_factory.mktemp("machine"), SCRIPT, HARDWARE, 64 << 20)
+    return shared.get(
+        request, "machine", lambda place, _: told_in_guest(place, SCRIPT, HARDWARE, 64 << 20)
+    )
 
 
-def lines(result: subprocess.CompletedProcess[str]) -> list[list[Any]]:
-    return [json.loads(line) for line in result.stdout.splitlines() if line.startswith("[")]
-
-
-def test_a_nic_that_carries_a_route_or_is_up_with_an_address(told: dict[str, Any]) -> None:
+def test_a_nic_that_carries_a_route_or_is_up_with_an_address(told: Mapping[str, Any]) -> None:
     assert told["nic.idle"] == told["nic.down"] == ""
     assert "carries the route 198.51.100.0/24" in told["nic.used"]
     assert "is up with the address 192.0.2.1/24" in told["nic.used"]
     assert "ip link set" in told["nic.used"]
 
 
-def test_a_disk_with_a_mount(told: dict[str, Any]) -> None:
+def test_a_disk_with_a_mount(told: Mapping[str, Any]) -> None:
     assert told["disk.idle"] == told["disk.free"] == ""
     assert "is mounted on /mnt/disk: 'umount /mnt/disk' first" in told["disk.mounted"]
     assert told["disk.mounted"] in told["disk.refusal"]
     assert "cannot be given to vfio" in told["disk.refusal"]
 
 
-def test_a_disk_below_another_that_is_mounted(told: dict[str, Any]) -> None:
+def test_a_disk_below_another_that_is_mounted(told: Mapping[str, Any]) -> None:
     assert "dm-0 is built on vda" in told["disk.stacked"]
     assert "dm-0 on vda is mounted on /mnt/disk" in told["disk.stacked"]
 
 
-def test_a_disk_that_is_in_use_where_no_mount_is_seen(told: dict[str, Any]) -> None:
+def test_a_disk_that_is_in_use_where_no_mount_is_seen(told: Mapping[str, Any]) -> None:
     assert "claimed by the kernel" in told["disk.mounted-elsewhere"]
     pid, sentence = told["disk.open"]
     assert f"({pid}) has a device of it open" in sentence
 
 
-def test_a_shared_group(told: dict[str, Any]) -> None:
+def test_a_shared_group(told: Mapping[str, Any]) -> None:
     mate, sentence = told["group.shared"]
     assert f"with {mate}, which has no driver" in sentence
     assert f"bind {mate} to vfio-pci" in sentence
@@ -81,25 +81,25 @@ def test_a_shared_group(told: dict[str, Any]) -> None:
     assert "is in use" in told["group.both-used"]
 
 
-def test_a_bridge_in_the_group_is_no_endpoint(told: dict[str, Any]) -> None:
+def test_a_bridge_in_the_group_is_no_endpoint(told: Mapping[str, Any]) -> None:
     assert told["group.alone"] == ""
     assert "no endpoint" in told["group.bridge"]
     assert "no endpoint" in told["group.host-bridge"]
 
 
-def test_a_function_that_is_not_there(told: dict[str, Any]) -> None:
+def test_a_function_that_is_not_there(told: Mapping[str, Any]) -> None:
     nowhere, nonsense = told["group.nowhere"]
     assert "no such function" in nowhere
     assert "no PCI address" in nonsense
 
 
-def test_a_function_in_use_over_vfio(told: dict[str, Any]) -> None:
+def test_a_function_in_use_over_vfio(told: Mapping[str, Any]) -> None:
     assert told["vfio.free"] == told["vfio.free-again"] == ""
     assert "is in use" in told["vfio.used"]
     assert "fuser" in told["vfio.used"]
 
 
-def test_a_device_dax_in_use(told: dict[str, Any]) -> None:
+def test_a_device_dax_in_use(told: Mapping[str, Any]) -> None:
     state, says, problem = told["dax.free"]
     assert (state, problem) == ("ok", None)
     assert "a region of kind device-dax" in says
@@ -111,7 +111,7 @@ def test_a_device_dax_in_use(told: dict[str, Any]) -> None:
         assert f"it is in use by python3.11 ({pid})" in problem
 
 
-def test_a_device_dax_that_is_system_ram(told: dict[str, Any]) -> None:
+def test_a_device_dax_that_is_system_ram(told: Mapping[str, Any]) -> None:
     driver, state, says, remedy, problem = told["dax.ram"]
     assert (driver, state) == ("kmem", "no")
     assert "system RAM" in says
@@ -120,30 +120,30 @@ def test_a_device_dax_that_is_system_ram(told: dict[str, Any]) -> None:
     assert "no driver has it" in told["dax.unbound"]
 
 
-def test_what_is_no_device_dax(told: dict[str, Any]) -> None:
+def test_what_is_no_device_dax(told: Mapping[str, Any]) -> None:
     assert "/dev/null, which is no device-dax" in told["dax.no-device"]
     assert "/dev/dax9.9, which is not there, or no device-dax" in told["dax.nowhere"]
 
 
 @pytest.mark.parametrize("name", ["foreign.empty", "foreign.data", "foreign.link"])
-def test_a_directory_that_the_soak_did_not_make(told: dict[str, Any], name: str) -> None:
+def test_a_directory_that_the_soak_did_not_make(told: Mapping[str, Any], name: str) -> None:
     assert "/mnt/dax/dax-soak-files exists and was not made by dax-soak" in told[name]
     assert "move it away" in told[name]
     assert told["foreign.kept"] == "somebody's"
 
 
-def test_two_regions_on_one_file_system(told: dict[str, Any]) -> None:
+def test_two_regions_on_one_file_system(told: Mapping[str, Any]) -> None:
     assert "'files' and 'twin' lie on the same memory" in told["twins"]
     assert told["twins.left"] == ["lost+found"]
 
 
-def test_a_directory_that_another_soak_uses(told: dict[str, Any]) -> None:
+def test_a_directory_that_another_soak_uses(told: Mapping[str, Any]) -> None:
     assert "in use by another soak" in told["directory.used"]
     assert told["directory.files"] == [".dax-soak", "file-00", "file-01"]
 
 
 def test_what_the_soak_made_is_removed_but_for_files_that_were_given_up(
-    told: dict[str, Any],
+    told: Mapping[str, Any],
 ) -> None:
     assert told["directory.mark"]["run_id"] == "run-2"
     assert told["directory.spared"] == ["file-01"]
@@ -152,7 +152,7 @@ def test_what_the_soak_made_is_removed_but_for_files_that_were_given_up(
     assert told["directory.gone"] == ["lost+found"]
 
 
-def test_a_file_system_without_dax(told: dict[str, Any]) -> None:
+def test_a_file_system_without_dax(told: Mapping[str, Any]) -> None:
     state, says, problem = told["fs.dax"]
     assert (state, problem) == ("ok", None)
     assert "a region of kind fs-dax" in says
@@ -167,7 +167,7 @@ def test_a_file_system_without_dax(told: dict[str, Any]) -> None:
     assert "whose files are not DAX" in problem
 
 
-def test_the_machine_is_told_of(told: dict[str, Any]) -> None:
+def test_the_machine_is_told_of(told: Mapping[str, Any]) -> None:
     survey = told["survey"]
     assert survey["format"] == 1
     kernel = {line["subject"]: line["state"] for line in survey["kernel"]}
@@ -179,7 +179,7 @@ def test_the_machine_is_told_of(told: dict[str, Any]) -> None:
     assert all(len(line) < 80 for line in told["text"].splitlines())
 
 
-def test_a_configuration_is_written_that_fits(told: dict[str, Any]) -> None:
+def test_a_configuration_is_written_that_fits(told: Mapping[str, Any]) -> None:
     config = parse_config(tomllib.loads(told["proposal"]), "soak.toml")
     assert {region.kind: region.path for region in config.regions} == {
         RegionKind.DEVICE_DAX: "/dev/dax0.0",
@@ -194,9 +194,8 @@ def test_a_configuration_is_written_that_fits(told: dict[str, Any]) -> None:
 
 
 def test_without_an_iommu_it_says_how_to_turn_it_on(tmp_path: Path) -> None:
-    result = run_script(tmp_path, WITHOUT_IOMMU, "--append", "intel_iommu=off")
-    assert result.returncode == 0, result.stdout + result.stderr
-    ((reasons, text),) = lines(result)
+    told = seen_in_guest(tmp_path, WITHOUT_IOMMU, "--append", "intel_iommu=off")
+    reasons, text = told["reasons"], told["survey"]
     assert reasons == [reason for reason in reasons if "intel_iommu=on" in reason]
     assert len(reasons) == 1
     assert "MISS  IOMMU" in text

@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.lab_support import run_script, seen_in_guest
+from tests.script_support import seen_in_guest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-pytestmark = pytest.mark.lab
+    from tests.shared_setups import SharedSetUps
+
+pytestmark = pytest.mark.lab(seconds=200)
 
 SCRIPT = (Path(__file__).parent / "guest_run.py").read_text()
 NOTHING: dict[str, list[str]] = {"bound": [], "files": [], "memory": [], "exporters": []}
 KNOWN_LEAK = "type1-device-dax-leak"
 
 
-@pytest.fixture(scope="module")
-def seen(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Any]:
+@pytest.fixture
+def seen(request: pytest.FixtureRequest, shared: SharedSetUps) -> Mapping[str, Any]:
     """Boot once, and have everything tried that this file is about."""
-    return seen_in_guest(tmp_path_factory.mktemp("run"), SCRIPT, seconds=900.0)
+    return shared.get(request, "run", lambda place, _: seen_in_guest(place, SCRIPT))
 
 
 def unexplained(verdict: Mapping[str, Any]) -> list[str]:
@@ -117,32 +118,3 @@ def test_a_device_that_goes_away_ends_the_run_with_a_sentence(seen: Mapping[str,
     assert gone["why"] == f"{gone['device']}, which this run works on, has gone away"
     assert gone["code"] in {1, 3}
     assert gone["left"] == NOTHING
-
-
-def test_a_run_goes_on_after_its_machine_has_crashed(tmp_path: Path) -> None:
-    """Memory is gone: the counters go on from the last copy on disk, and the crash log is found."""
-    script = (Path(__file__).parent / "guest_reboot.py").read_text()
-    nvdimm = ("--nvdimm", str(tmp_path / "nvdimm"))
-    crashed = run_script(tmp_path, script, *nvdimm)
-    assert crashed.returncode == 2
-    assert "sysrq triggered crash" in crashed.stderr
-    before = json.loads(crashed.stdout)
-    done = run_script(tmp_path, script, *nvdimm)
-    assert done.returncode == 0, done.stderr
-    after = json.loads(done.stdout)
-    resumed, end = after["resumed"], after["end"]
-    assert (resumed["starts"], resumed["boots"]) == (2, 2)
-    assert before["begun"] <= resumed["begun"] < end["begun"]
-    assert resumed["first_start"] == before["now"]["first_start"]
-    assert after["soaked"][0] > 0
-    # The violations that came after the last copy are counted from the journal.
-    assert resumed["leaked"] >= before["now"]["leaked"]
-    assert resumed["lost"] == end["lost"] == 1
-    (crash,) = after["crash"]
-    assert any("sysrq triggered crash" in line for line in crash["evidence"]["console"])
-    assert after["in_order"]
-    verdict = after["verdict"]
-    assert unexplained(verdict) == ["lost-machine"]
-    assert (verdict["verdict"], after["code"]) == ("fail", 1)
-    assert len(verdict["boot_ids"]) == 2
-    assert after["bound"] == after["left"] == []

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.lab_support import seen_in_guest
+from tests.script_support import seen_in_guest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-pytestmark = pytest.mark.lab
+    from tests.shared_setups import SharedSetUps
+
+pytestmark = pytest.mark.lab(seconds=80)
 
 SCRIPT = (Path(__file__).parent / "guest_saturation.py").read_text()
 # With 4 KiB alignment each page has a count of its own, and a pin is 1024 references.
@@ -31,13 +33,16 @@ path = "the lab's"
 NOTHING: dict[str, list[str]] = {"bound": [], "files": [], "memory": [], "exporters": []}
 
 
-@pytest.fixture(scope="module")
-def seen(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Any]:
+@pytest.fixture
+def seen(request: pytest.FixtureRequest, shared: SharedSetUps) -> Mapping[str, Any]:
     """Boot once, and have everything tried that this file is about."""
-    place = tmp_path_factory.mktemp("saturation")
-    config = place / "lab.toml"
-    config.write_text(SMALL_PAGES)
-    return seen_in_guest(place, SCRIPT, "-c", str(config))
+
+    def make(place: Path, _: object) -> Mapping[str, Any]:
+        config = place / "lab.toml"
+        config.write_text(SMALL_PAGES)
+        return seen_in_guest(place, SCRIPT, "-c", str(config))
+
+    return shared.get(request, "saturation", make)
 
 
 def unexplained(verdict: Mapping[str, Any]) -> list[str]:

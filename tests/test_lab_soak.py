@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
-import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,6 @@ import pytest
 from soak.journal import read_journal
 from soak.verdict import judge
 from tests.lab_support import (
-    DEADLINE_SECONDS,
     ROOT,
     LabProcess,
     NvdimmReader,
@@ -24,9 +23,12 @@ from tests.lab_support import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from contextlib import ExitStack
+    from pathlib import Path
 
-pytestmark = pytest.mark.lab
+    from tests.shared_setups import SharedSetUps
+
+pytestmark = pytest.mark.lab(seconds=100)
 
 SEED = "77"
 KNOWN_LEAK = "type1-device-dax-leak"
@@ -50,35 +52,33 @@ class Soaked:
         return next(scrape for scrape in reversed(self.scrapes) if total(scrape, "run_active"))
 
 
-@pytest.fixture(scope="module")
-def soaked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Soaked]:
-    directory = tmp_path_factory.mktemp("soak") / "run"
+@pytest.fixture
+def soaked(request: pytest.FixtureRequest, shared: SharedSetUps) -> Soaked:
+    """Soak once, until all is covered and a worker was killed and replaced on the way."""
+    return shared.get(request, "soak", _soak)
+
+
+def _soak(place: Path, stack: ExitStack) -> Soaked:
+    directory = place / "run"
     arguments = ("--kernel", "debian:6.1", "--duration", "10m", "--seed", SEED)
-    with lab(directory, *arguments, "--fault", "kill-worker:12") as process:
-        seen = Soaked(process)
-        process.wait_until("the NVDIMM is there", (directory / ".nvdimm").exists)
-        image = NvdimmReader(directory / ".nvdimm")
-        idle = _idle_sum(process, image)
-        seen.qemu_pid = process.qemu_pid()
-        deadline = time.monotonic() + DEADLINE_SECONDS
-        while time.monotonic() < deadline and not _has_seen_enough(process, seen):
-            seen.scrapes.append(process.scrape())
-            _note_choices(process, seen)
-            time.sleep(1.0)
-        process.interrupt()
-        seen.code = process.finish()
-        seen.leaked_by_image = (image.reference_sum() or 0) - idle
-        image.close()
-        yield seen
+    process = stack.enter_context(lab(directory, *arguments, "--fault", "kill-worker:12"))
+    seen = Soaked(process)
+    process.wait_until("the NVDIMM is there", (directory / ".nvdimm").exists)
+    image = stack.enter_context(contextlib.closing(NvdimmReader(directory / ".nvdimm")))
+    idle = _idle_sum(process, image)
+    seen.qemu_pid = process.qemu_pid()
 
+    def enough() -> bool:
+        """A worker was replaced, and all that is promised was done and seen in a scrape."""
+        seen.scrapes.append(process.scrape())
+        _note_choices(process, seen)
+        return process.events("worker.restarted") != [] and not process.uncovered()
 
-def _has_seen_enough(process: LabProcess, seen: Soaked) -> bool:
-    """A worker was replaced, every kind of pin was waited for, and all that is promised was done."""
-    if not seen.scrapes or not process.events("worker.restarted"):
-        return False
-    last = seen.scrapes[-1]
-    required = total(last, "coverage_cells_required")
-    return 0 < required <= total(last, "coverage_cells")
+    process.wait_until("everything was covered, and a worker replaced", enough, poll_seconds=1.0)
+    process.interrupt()
+    seen.code = process.finish()
+    seen.leaked_by_image = (image.reference_sum() or 0) - idle
+    return seen
 
 
 def _idle_sum(process: LabProcess, image: NvdimmReader) -> int:

@@ -6,11 +6,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.lab_support import told_in_guest
+from tests.script_support import told_in_guest
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from tests.shared_setups import SharedSetUps
 
 pytestmark = pytest.mark.lab
 
@@ -29,29 +34,31 @@ HARDWARE = (
 )
 
 
-@pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+@pytest.fixture
+def told(request: pytest.FixtureRequest, shared: SharedSetUps) -> Mapping[str, Any]:
     """Boot a guest with more hardware, and return what was told there, by name."""
     # It ends in the middle of a page, and its last sector is looked at all the same.
     size = (512 << 20) + 512
-    return told_in_guest(tmp_path_factory.mktemp("stacks"), SCRIPT, HARDWARE, size, KERNEL)
+    return shared.get(
+        request, "stacks", lambda place, _: told_in_guest(place, SCRIPT, HARDWARE, size, KERNEL)
+    )
 
 
 @pytest.mark.parametrize(
     ("kind", "name"), [("vlan", "vlan5"), ("bond", "upper"), ("bridge", "upper")]
 )
-def test_a_route_above_a_nic(told: dict[str, Any], kind: str, name: str) -> None:
+def test_a_route_above_a_nic(told: Mapping[str, Any], kind: str, name: str) -> None:
     assert told[f"{kind}.idle"] == ""
     assert f"{name} (above " in told[f"{kind}.used"]
     assert "carries the route 198.51.100.0/24" in told[f"{kind}.used"]
 
 
-def test_a_nic_of_another_network_namespace(told: dict[str, Any]) -> None:
+def test_a_nic_of_another_network_namespace(told: Mapping[str, Any]) -> None:
     assert told["nic.free"] == ""
     assert "another network namespace may have it" in told["namespace"]
 
 
-def test_a_disk_with_several_paths(told: dict[str, Any]) -> None:
+def test_a_disk_with_several_paths(told: Mapping[str, Any]) -> None:
     one, other = told["paths.disks"]
     assert one == other
     assert len(one) == 1
@@ -60,21 +67,21 @@ def test_a_disk_with_several_paths(told: dict[str, Any]) -> None:
         assert f"{one[0]} is mounted on /mnt/disk" in sentence
 
 
-def test_swap(told: dict[str, Any]) -> None:
+def test_swap(told: Mapping[str, Any]) -> None:
     ((name,), _) = told["paths.disks"]
     for sentence in told["paths.swap"]:
         assert f"{name} is swap: 'swapoff /dev/{name}' first" in sentence
 
 
 @pytest.mark.parametrize("what", ["xfs", "swap", "end"])
-def test_a_disk_that_holds_what_no_soak_wrote(told: dict[str, Any], what: str) -> None:
+def test_a_disk_that_holds_what_no_soak_wrote(told: Mapping[str, Any], what: str) -> None:
     assert told["contents.blank"] == told["contents.erased"] == ""
     ((name,), _) = told["paths.disks"]
     assert "it holds data that no soak wrote" in told[f"contents.{what}"]
     assert f"blkdiscard --zeroout /dev/{name}" in told[f"contents.{what}"]
 
 
-def test_a_function_with_virtual_functions(told: dict[str, Any]) -> None:
+def test_a_function_with_virtual_functions(told: Mapping[str, Any]) -> None:
     assert told["sriov.idle"] == ""
     assert "it has 1 virtual functions, which would go with it" in told["sriov.used"]
     assert told["sriov.virtual"] == ""

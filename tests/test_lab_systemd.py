@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.lab_support import seen_in_guest
+from tests.script_support import seen_in_guest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-pytestmark = pytest.mark.lab
+    from tests.shared_setups import SharedSetUps
+
+pytestmark = pytest.mark.lab(seconds=200)
 
 SCRIPT = (Path(__file__).parent / "guest_systemd.py").read_text()
 # systemd asks for seccomp, among others, which a kernel made for a lab need not have.
@@ -21,11 +23,14 @@ NOTHING: dict[str, list[str]] = {"bound": [], "files": [], "memory": [], "export
 RUNNING = {"ActiveState": "active", "SubState": "running"}
 
 
-@pytest.fixture(scope="module")
-def seen(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Any]:
+@pytest.fixture
+def seen(request: pytest.FixtureRequest, shared: SharedSetUps) -> Mapping[str, Any]:
     """Boot once, and have everything tried that this file is about."""
-    place = tmp_path_factory.mktemp("systemd")
-    return seen_in_guest(place, SCRIPT, "--package", "systemd", kernel=KERNEL)
+    return shared.get(
+        request,
+        "systemd",
+        lambda place, _: seen_in_guest(place, SCRIPT, "--package", "systemd", kernel=KERNEL),
+    )
 
 
 def test_what_install_says_next_starts_both(seen: Mapping[str, Any]) -> None:

@@ -18,12 +18,14 @@ from soak.lab.cache import Cache, cache_directory
 from soak.lab.image import GuestRoot
 from soak.lab.kernels import Kernel, KernelStore
 from soak.lab.module_layer import layer_of_tree
-from tests.lab_support import QUICK_KERNEL, ROOT, lab
+from tests.lab_support import QUICK_KERNEL, ROOT, alive, lab
 from tests.test_build_tree import STYLES, shown
 from tests.test_cpio import parse
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from tests.shared_setups import SharedSetUps
 
 pytestmark = pytest.mark.lab
 
@@ -41,13 +43,17 @@ class Built:
         (self.place / "modules.order").write_text("".join(lines))
 
 
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
+@pytest.fixture
+def built(request: pytest.FixtureRequest, shared: SharedSetUps) -> Built:
+    """A kernel build tree, as far as the lab looks at it."""
+    return shared.get(request, "tree", lambda place, _: build(place))
+
+
+def build(place: Path) -> Built:
     """Put Debian's boot image and modules where their build had them."""
     cache = Cache(cache_directory())
     kernel = KernelStore(cache, GuestRoot(cache)).find("debian:6.1")
     assert kernel.modules is not None
-    place = tmp_path_factory.mktemp("tree")
     (place / "arch/x86/boot").mkdir(parents=True)
     (place / "arch/x86/boot/bzImage").symlink_to(kernel.image)
     (place / "include/config").mkdir(parents=True)
@@ -89,16 +95,19 @@ def test_a_tree_has_the_modules_of_the_package_made_of_it(built: Built, style: s
 def test_a_tree_boots_and_its_commit_is_good(built: Built, tmp_path: Path) -> None:
     built.list_modules("objects")
     before = shown(built.place)
-    arguments = ("--kernel", str(built.place), "--bisect", "--duration", "45s")
+    arguments = ("--kernel", str(built.place), "--bisect", "--until-covered")
     with lab(tmp_path / "run", *arguments) as process:
         assert process.finish() == 0, process.stdout
         assert process.verdict()["verdict"] == "pass"
         assert process.verdict()["kernel"] == built.kernel.release
+        # It ended when there was nothing left to see, and not when its time was over.
+        assert process.events("lab.covered")
     assert shown(built.place) == before
 
 
 def test_a_commit_that_breaks_a_promise_is_bad(tmp_path: Path) -> None:
-    arguments = ("--kernel", QUICK_KERNEL, "--duration", "20s", "--fault", "leak:2")
+    # The last sweep, after the end of the soak, sees it.
+    arguments = ("--kernel", QUICK_KERNEL, "--duration", "5s", "--fault", "leak:1")
     with lab(tmp_path / "run", *arguments, "--bisect", "--linger", "1s") as process:
         assert process.finish() == 1, process.stdout
 
@@ -114,24 +123,30 @@ def test_a_commit_that_does_not_boot_is_skipped(tmp_path: Path) -> None:
 
 
 def test_a_commit_that_cannot_be_judged_is_skipped(tmp_path: Path) -> None:
-    arguments = ("--kernel", QUICK_KERNEL, "--duration", "10m", "--linger", "1s", "--bisect")
+    arguments = ("--kernel", QUICK_KERNEL, "--duration", "1h", "--linger", "1s", "--bisect")
     with lab(tmp_path / "run", *arguments) as process:
-        process.wait_until("the soak begins", lambda: process.operations() > 0)
+        process.soaks()
         os.kill(process.qemu_pid(), signal.SIGKILL)
         assert process.finish() == 125, process.stdout
         assert process.verdict()["verdict"] == "unknown"
+        assert any("SIGKILL" in reason for reason in process.verdict()["reasons"])
 
 
 @pytest.mark.parametrize("begun", [False, True], ids=["booting", "soaking"])
 def test_ctrl_c_stops_a_bisection(tmp_path: Path, *, begun: bool) -> None:
     """What was seen up to then would be a pass, or unknown: neither was asked for."""
-    with lab(tmp_path / "run", "--kernel", QUICK_KERNEL, "--bisect") as process:
+    arguments = ("--kernel", QUICK_KERNEL, "--duration", "1h", "--bisect")
+    with lab(tmp_path / "run", *arguments) as process:
         process.wait_until("QEMU is started", lambda: bool(process.events("lab.started")))
         if begun:
-            process.wait_until("the soak begins", lambda: process.operations() > 5000)
+            process.soaks()
+        pid = process.qemu_pid()
         process.interrupt()
         assert process.finish() == 130, process.stderr
         assert process.stdout.startswith("verdict ")
+        assert not alive(pid)
+        ends = [event["why"] for event in process.events("run.ended")]
+        assert ends == (["told to by SIGTERM"] if begun else [])
 
 
 def test_a_machine_whose_qemu_does_not_start_stops_a_bisection(tmp_path: Path) -> None:

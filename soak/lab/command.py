@@ -89,6 +89,7 @@ def _lab(options: argparse.Namespace) -> int:
         began=began,
         devices=tuple(options.device),
         keep=options.keep or past is not None,
+        until_covered=options.until_covered,
         resumed=past is not None,
         directory=past.directory if past else Path(),
         run_id=past.run_id if past else "",

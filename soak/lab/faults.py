@@ -55,8 +55,7 @@ def parse_fault(text: str) -> tuple[str, float]:
         UsageError: there is no such fault, or the argument is no number of seconds.
     """
     name, separator, argument = text.partition(":")
-    if name not in FAULTS:
-        raise UsageError(f"The fault {name!r} is unknown: there is {', '.join(sorted(FAULTS))}.")
+    check_fault(name)
     if not separator:
         return name, _DEFAULT_SECONDS
     try:
@@ -68,6 +67,16 @@ def parse_fault(text: str) -> tuple[str, float]:
             f"The fault {text!r} has the argument {argument!r}: expected seconds, as in {name}:20."
         )
     return name, seconds
+
+
+def check_fault(name: str) -> None:
+    """Refuse a name that no fault has.
+
+    Raises:
+        UsageError: with the names there are.
+    """
+    if name not in FAULTS:
+        raise UsageError(f"Unknown fault {name!r} (choose from {', '.join(sorted(FAULTS))}).")
 
 
 def _panic(_scene: Scene) -> None:

@@ -220,7 +220,11 @@ def _watch(order: Order, control: Control, child: subprocess.Popen[bytes], scene
         ports: list[Control | Question] = [control, *asked]
         readable = select.select(ports, [], [], protocol.ALIVE_SECONDS)[0]
         if control in readable:
-            asked += _do(control.heard(), control, child)
+            for word in control.heard():
+                if word.startswith(protocol.PLANT):
+                    waiting.append((word.removeprefix(protocol.PLANT), 0.0))
+                else:
+                    asked += _do(word, control, child)
         for question in [question for question in asked if question in readable]:
             asked.remove(question)
             control.tell(protocol.ANSWER, answer=question.answer(protocol.ALIVE_SECONDS))
@@ -228,16 +232,16 @@ def _watch(order: Order, control: Control, child: subprocess.Popen[bytes], scene
     return child.returncode
 
 
-def _do(words: list[str], control: Control, child: subprocess.Popen[bytes]) -> Iterator[Question]:
+def _do(word: str, control: Control, child: subprocess.Popen[bytes]) -> list[Question]:
     """Do what the host says; what is asked of the soak is answered later."""
-    for word in words:
-        if word == protocol.STOP:
-            child.send_signal(signal.SIGTERM)
-            continue
-        try:
-            yield Question(_CONTROL, word)
-        except OSError as error:
-            control.tell(protocol.ANSWER, answer=f"not yet: the soak does not listen ({error})")
+    if word == protocol.STOP:
+        child.send_signal(signal.SIGTERM)
+        return []
+    try:
+        return [Question(_CONTROL, word)]
+    except OSError as error:
+        control.tell(protocol.ANSWER, answer=f"not yet: the soak does not listen ({error})")
+        return []
 
 
 def _reap_orphans(own: int) -> None:

@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any, Final
 import tomli_w
 
 from soak import rundir
-from soak.control import STOP, WORDS, ControlSocket
+from soak.control import PLANT, STOP, WORDS, ControlSocket
 from soak.errors import UsageError
 from soak.exporter_process import ExporterProcess
 from soak.journal import OWN_EVENTS, FileJournal, Level, read_journal
 from soak.lab import protocol
 from soak.lab.display import Display, operations_begun
+from soak.lab.faults import FAULTS
 from soak.lab.protocol import Order
 from soak.lab.qemu import Machine
 from soak.lab.request import LabRequest, namespaces
@@ -92,6 +93,7 @@ class LabRun:
         self._judge = Judge(request.strict)
         self._guest = _Guest()
         self._stopping = 0
+        self._covered = False
         self._interrupted = asyncio.Event()
         self._vm: VirtualMachine | None = None
         self._told: set[str] = set()
@@ -235,11 +237,35 @@ class LabRun:
             if request.word == STOP:
                 request.answer("stopping")
                 self._interrupt()
+            elif request.word.startswith(PLANT):
+                request.answer(self._plant(vm, request.word.removeprefix(PLANT)))
             elif request.word in WORDS and self._guest.ready:
                 self._asked.append(request)
                 vm.send_control(request.word)
             else:
                 request.answer("not yet: the guest is not ready" if request.word in WORDS else "")
+
+    def _plant(self, vm: VirtualMachine, fault: str) -> str:
+        """Have the guest plant a fault, once its workers are at work."""
+        if fault not in FAULTS:
+            return f"unknown fault {fault!r}: choose from {', '.join(sorted(FAULTS))}"
+        if not self._guest.ready:
+            return "not yet: the guest is not ready"
+        vm.send_control(f"{protocol.PLANT}{fault}")
+        return f"the guest plants {fault}"
+
+    def _end_when_covered(self, vm: VirtualMachine) -> None:
+        """End the soak where it was asked to end as soon as its verdict needs nothing more."""
+        if (
+            self._request.until_covered
+            and not (self._covered or self._stopping)
+            and self._guest.soaking
+            and not self._judge.lacking()
+        ):
+            self._covered = True
+            self._journal_event("lab.covered", seconds=round(self._display.elapsed, 1))
+            self._progress.say("Everything promised was covered: the soak ends.")
+            vm.send_control(protocol.STOP)
 
     async def _watch(self, vm: VirtualMachine) -> None:
         """Beat until QEMU has ended, whoever ended it."""
@@ -257,9 +283,10 @@ class LabRun:
                 if first is not None:
                     self._journal_event("lab.soaking", seconds_to_first_operation=first)
                 self._listen(vm)
+                self._end_when_covered(vm)
                 if self._stopping and (self._stopping > 1 or not self._guest.ready):
                     return
-                ending += bool(self._stopping or self._guest.exit_code is not None)
+                ending += bool(self._stopping or self._covered or self._guest.exit_code is not None)
                 if ending > (_END_BEATS if self._guest.exit_code is None else _OFF_BEATS):
                     self._give_up_waiting()
                     return

@@ -26,8 +26,9 @@ FAILED: Final = "failed"
 EXITED: Final = "exited"
 ANSWER: Final = "answer"
 
-# What the host may send, besides the words of soak.control.
+# What the host may send, besides the words of soak.control; with `PLANT` goes the name of a fault.
 STOP: Final = "stop"
+PLANT: Final = "plant:"
 
 ALIVE_SECONDS: Final = 1.0
 

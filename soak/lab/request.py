@@ -45,6 +45,8 @@ class LabRequest:
     # What the guest runs, and what to call it while it has not shown a first operation.
     program: tuple[str, ...] = ("run",)
     doing: str = "calibrating on fresh pages"
+    # Whether the run ends as soon as its verdict needs nothing more.
+    until_covered: bool = False
     # Whether the run goes on in `directory`, and whether it shall be possible to go on once more.
     resumed: bool = False
     keep: bool = False
