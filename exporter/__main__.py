@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from exporter.server import DEFAULT_LISTEN, parse_listen, serve
+from exporter.listen import DEFAULT_LISTEN, parse_listen
+from exporter.server import serve
 from exporter.source import LEDGER_NAME
 from soak.errors import UsageError
 from soak.log import configure, log_crash

@@ -10,7 +10,6 @@ import errno
 import gzip
 import io
 import os
-import re
 import signal
 import socket
 import sys
@@ -42,31 +41,12 @@ if TYPE_CHECKING:
 
     _Request = socket.socket | tuple[bytes, socket.socket]  # as socketserver passes it on
 
-DEFAULT_LISTEN: Final = "127.0.0.1:9823"
 REQUEST_SECONDS: Final = 10.0
 MAX_CONNECTIONS: Final = 16
 _BEAT_SECONDS: Final = 1.0
 _ENDING: Final = frozenset({signal.SIGTERM, signal.SIGINT})
-_LISTEN: Final = re.compile(r"(?:\[(?P<six>[^\[\]]+)\]|(?P<host>[^:\[\]]+)):(?P<port>[0-9]{1,5})")
-_MAX_PORT: Final = 65535
 _BUSY: Final = b"HTTP/1.0 503 Service Unavailable\r\nRetry-After: 10\r\nContent-Length: 0\r\n\r\n"
 _LOG: Final[structlog.typing.FilteringBoundLogger] = structlog.get_logger()
-
-
-def parse_listen(text: str, option: str = "--listen") -> tuple[str, int]:
-    """Read "HOST:PORT", an IPv6 address in brackets; port 0 leaves the choice to the kernel.
-
-    `option` is where the text was given.
-
-    Raises:
-        UsageError: the text is no such address.
-    """
-    match = _LISTEN.fullmatch(text)
-    if match is None or int(match["port"]) > _MAX_PORT:
-        raise UsageError(
-            f"{option} takes HOST:PORT, such as {DEFAULT_LISTEN} or [::1]:9823, not {text!r}."
-        )
-    return match["six"] or match["host"], int(match["port"])
 
 
 def serve(

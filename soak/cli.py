@@ -395,7 +395,7 @@ def _exporter(options: argparse.Namespace) -> int:
 
 
 def _install(options: argparse.Namespace) -> int:
-    from exporter.server import DEFAULT_LISTEN, parse_listen
+    from exporter.listen import DEFAULT_LISTEN, parse_listen
     from soak.systemd.install import install, uninstall
 
     if options.uninstall:

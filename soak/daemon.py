@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from exporter.server import parse_listen
+from exporter.listen import parse_listen
 from soak import rundir
 from soak.abi.mounts import filesystem_of
 from soak.abi.procfs import boot_id
@@ -118,6 +118,12 @@ def _soak_in(
 
     with contextlib.ExitStack() as stack:
         journal = stack.enter_context(FileJournal(directory / rundir.JOURNAL, heard=heard))
+        exporter = None
+        if serving.watched is None:
+            # It starts while the machine is prepared, and is waited for at the end of that.
+            exporter = stack.enter_context(
+                contextlib.closing(ExporterProcess(directory, serving.listen))
+            )
         with (
             taken(config, chosen.run_id, custody, journal, recovered),
             contextlib.closing(RegionFiles(config, chosen.run_id, journal)) as files,
@@ -134,10 +140,7 @@ def _soak_in(
             keeper = VerdictKeeper(judge, block)
             stack.callback(keeper.sampled)
             companions: list[Companion] = [store, keeper]
-            if serving.watched is None:
-                exporter = stack.enter_context(
-                    contextlib.closing(ExporterProcess(directory, serving.listen))
-                )
+            if exporter is not None:
                 journal.write("exporter.started", address=exporter.address)
                 companions.append(ExporterKeeper(exporter, journal))
             uevents = UeventWatch(journal, things_in_use(regions, config.vfio.devices))

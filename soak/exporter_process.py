@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
@@ -26,25 +27,29 @@ class ExporterProcess:
     """Serves a run directory. It gives up its privileges, and dies with this program."""
 
     def __init__(self, directory: Path, listen: str) -> None:
-        """Start the exporter and wait until it listens; `address` is where.
+        """Start the exporter, which takes a while; who asks for `address` waits until it listens."""
+        self._directory = directory
+        # A file, not a pipe: nobody reads it while the exporter runs.
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
+        self._ready, writer = os.pipe()
+        self._process = self._start(listen, writer)
+        os.close(writer)
+
+    @functools.cached_property
+    def address(self) -> str:
+        """Where it listens.
 
         Raises:
             UsageError: it cannot listen there.
         """
-        self._directory = directory
-        # A file, not a pipe: nobody reads it while the exporter runs.
-        self._said = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
-        reader, writer = os.pipe()
-        self._process = self._start(listen, writer)
-        os.close(writer)
-        with os.fdopen(reader) as ready:
-            self.address = ready.readline().strip()
-        if not self.address:
+        with os.fdopen(os.dup(self._ready)) as ready:
+            address = ready.readline().strip()
+        if not address:
             self._process.wait(_END_SECONDS)
             self._said.seek(0)
             said = self._said.read().decode(errors="replace")
-            self._said.close()
             raise UsageError(said.strip().splitlines()[-1])
+        return address
 
     @property
     def pid(self) -> int:
@@ -67,6 +72,7 @@ class ExporterProcess:
             self._process.kill()
             self._process.wait()
         self._said.close()
+        os.close(self._ready)
 
     def _start(self, listen: str, ready: int | None) -> subprocess.Popen[bytes]:
         words = [

@@ -17,7 +17,8 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 
 from exporter.collector import LedgerCollector
-from exporter.server import MAX_CONNECTIONS, ExporterServer, parse_listen
+from exporter.listen import parse_listen
+from exporter.server import MAX_CONNECTIONS, ExporterServer
 from soak.errors import UsageError
 from soak.ledger import LedgerReader
 from tests.test_exporter_support import (

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exporter.server import parse_listen
+from exporter.listen import parse_listen
 from soak.cli import main, make_parser
 from soak.config import Config, load_config
 from soak.errors import UsageError

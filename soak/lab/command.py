@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from exporter.server import parse_listen
+from exporter.listen import parse_listen
 from soak import rundir
 from soak.config import load_config
 from soak.exit_codes import BISECT, INTERRUPTED, PLAIN
