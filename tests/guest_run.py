@@ -26,6 +26,7 @@ from tests.guest_support import (
     listen_on_loopback,
     metrics,
     play,
+    step,
 )
 
 CONFIG: Final = Path("/run/soak.toml")
@@ -103,6 +104,7 @@ def killed() -> dict[str, Any]:
             run.process.wait(DEADLINE)
             kills["supervisor"] += 1
             starts += 1
+            step(f"start {starts}, after {number} kills")
             run = Run(CONFIG, "--resume")
             run.soaks(starts)
         elif number % EXPORTER_EVERY == 0 and exporters():

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import subprocess
 import sys
 import urllib.request
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from pyroute2 import IPRoute
 
-from soak.journal import read_journal
 from soak.ledger import LedgerReader
 from soak.ledger_layout import LedgerError
 from soak.machine.pci import objections
+from tests.journal_tail import JournalTail
 from tests.patience import LateError, Patience, Signs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+
+    from soak.ledger import BlockSnapshot
 
 STATE: Final = Path("/var/lib/dax-soak")
 MEMORY: Final = Path("/run/dax-soak")
@@ -28,6 +31,10 @@ MOUNT: Final = Path("/mnt/dax")
 PROGRAM: Final = Path("/usr/lib/dax-soak")
 # For single commands, which end what hangs for ever; whatever moves is waited for.
 DEADLINE: Final = 900.0
+# The guest's console has the traceback, and whoever waits for the script gives up later.
+_QUIET_SECONDS: Final = 240.0
+# Of the processors of a guest the soak has most.
+_POLL_SECONDS: Final = 0.3
 _DEVICES: Final = Path("/sys/bus/pci/devices")
 _LISTEN: Final = "127.0.0.1:9823"
 _COMMAND: Final = [sys.executable, "-m", "soak.cli"]
@@ -130,7 +137,10 @@ def command(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 def tell(name: str, value: object) -> None:
-    """Print a fact, as a line of JSON."""
+    """Print a fact, as a line of JSON. A script that then tells nothing for long shows where it is."""
+    # One whose children have a PID namespace of their own can start no thread.
+    with suppress(RuntimeError):
+        faulthandler.dump_traceback_later(_QUIET_SECONDS)
     sys.stdout.write(json.dumps([name, value]) + "\n")
     sys.stdout.flush()
 
@@ -177,6 +187,10 @@ def elsewhere(act: Callable[[], object]) -> Iterator[int]:
 class Newest:
     """The newest run, as it is seen from outside."""
 
+    _tail: JournalTail | None = None
+    _reader: LedgerReader | None = None
+    _reader_file: tuple[Path, int] | None = None
+
     @property
     def directory(self) -> Path:
         return (STATE / "runs/latest").resolve()
@@ -184,20 +198,43 @@ class Newest:
     @property
     def journal(self) -> list[dict[str, Any]]:
         path = self.directory / "journal.jsonl"
-        return list(read_journal(path)) if path.exists() else []
+        if self._tail is None or self._tail.path != path:
+            self._tail = JournalTail(path)
+        return self._tail.lines()
 
     def events(self, name: str) -> list[dict[str, Any]]:
         return [event for event in self.journal if event["event"] == name]
 
+    def ledger(self) -> LedgerReader | None:
+        """Return the ledger, or None: not yet, or not any more where a run was refused.
+
+        It is kept open, for under emulation it takes long to read a header.
+        """
+        path = self.directory / "ledger"
+        try:
+            file = (path, path.stat().st_ino)
+            if self._reader is None or self._reader_file != file:
+                if self._reader is not None:
+                    self._reader.close()
+                    self._reader = None
+                self._reader, self._reader_file = LedgerReader.open(path), file
+        except (OSError, LedgerError):
+            return None
+        return self._reader
+
+    def supervisor(self) -> BlockSnapshot | None:
+        reader = self.ledger()
+        return None if reader is None else reader.block("supervisor")
+
     def begun(self) -> int:
-        if not (self.directory / "ledger").exists():
-            return 0  # not yet, or not any more where a run was refused
-        with LedgerReader.open(self.directory / "ledger") as reader:
-            return sum(block.get("begun") for block in reader.blocks("worker"))
+        reader = self.ledger()
+        blocks = [] if reader is None else reader.blocks("worker")
+        return sum(block.get("begun") for block in blocks)
 
     def pids(self) -> dict[str, int]:
-        with LedgerReader.open(self.directory / "ledger") as reader:
-            return {block.block.name: block.get("pid") for block in reader.blocks("worker")}
+        reader = self.ledger()
+        blocks = [] if reader is None else reader.blocks("worker")
+        return {block.block.name: block.get("pid") for block in blocks}
 
     @property
     def verdict(self) -> dict[str, Any]:
@@ -206,37 +243,44 @@ class Newest:
 
     def until(self, what: str, condition: Callable[[], bool]) -> None:
         """Wait for as long as the soak moves; a script in which that was in vain ends."""
-        patience = Patience(
-            self._signs, self.trouble, lambda what, seconds: step(f"{what}, since {seconds:.0f} s")
-        )
+        patience = Patience(self._signs, self.trouble, self._tell, poll_seconds=_POLL_SECONDS)
         try:
             patience.wait_until(what, condition)
         except LateError as error:
             sys.exit(str(error))
 
-    def _signs(self) -> Signs:
-        ledger, journal = self.directory / "ledger", self.directory / "journal.jsonl"
-        size = journal.stat().st_size if journal.exists() else 0
-        try:
-            with LedgerReader.open(ledger) as reader:
-                return Signs(reader.block("supervisor").get("heartbeats"), (size, self.begun()))
-        except (OSError, LedgerError):
-            # Not there yet, or refused and gone again.
-            return Signs(0, (size,))
-
     def samples(self) -> int:
-        with LedgerReader.open(self.directory / "ledger") as reader:
-            return reader.block("supervisor").named_rows("jobs")["sample"]["runs"]
+        supervisor = self.supervisor()
+        return 0 if supervisor is None else supervisor.named_rows("jobs")["sample"]["runs"]
 
     def soaks(self, starts: int = 1) -> None:
         """Wait until the workers of this start are at work."""
-        self.until("its start", lambda: len(self.events("workers.started")) == starts)
+        self.until(
+            "its start",
+            lambda: self.is_there() and len(self.events("workers.started")) >= starts,
+        )
         before = self.begun()
         self.until("operations", lambda: self.begun() > before + 20)
+
+    def is_there(self) -> bool:
+        """Say whether the newest run is the one that is meant."""
+        return True
 
     def trouble(self) -> str | None:
         """Say why there is no use in waiting."""
         return None
+
+    def _signs(self) -> Signs:
+        journal = self.directory / "journal.jsonl"
+        supervisor = self.supervisor()
+        return Signs(
+            0 if supervisor is None else supervisor.get("heartbeats"),
+            (journal.stat().st_size if journal.exists() else 0, self.begun()),
+        )
+
+    def _tell(self, what: str, seconds: float) -> None:
+        events = [event["event"] for event in self.journal[-1:]]
+        step(f"still waiting after {seconds:.0f} s: {what}. Its last event: {events}")
 
 
 class Run(Newest):
@@ -255,6 +299,10 @@ class Run(Newest):
     @property
     def directory(self) -> Path:
         return super().directory if self._directory is None else self._directory
+
+    def is_there(self) -> bool:
+        supervisor = self.supervisor()
+        return supervisor is not None and supervisor.get("pid") == self.process.pid
 
     @property
     def said(self) -> str:

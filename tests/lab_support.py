@@ -24,6 +24,7 @@ from soak.ledger import LedgerReader
 from soak.ledger_layout import LedgerError
 from soak.schema import SUPERVISOR
 from soak.verdict import Judge
+from tests.journal_tail import JournalTail
 from tests.patience import MOST_BEATS, LateError, Patience, Signs
 from tests.progress_lines import keep, say
 
@@ -48,28 +49,6 @@ _DATA_OFFSET_FIELD = 56
 # struct page on x86-64: a constant of the images under test, found with pahole, not with this project.
 _STRUCT_PAGE_WORDS = 64 // 4
 _REFCOUNT_WORD = 52 // 4
-
-
-class JournalTail:
-    """The journal of a run as it grows: each line is read once, by whoever asks next."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._read = 0
-        self._lines: list[dict[str, Any]] = []
-
-    @property
-    def size(self) -> int:
-        return self._path.stat().st_size if self._path.exists() else 0
-
-    def lines(self) -> list[dict[str, Any]]:
-        if self.size > self._read:
-            with self._path.open("rb") as file:
-                file.seek(self._read)
-                whole, newline, _ = file.read().rpartition(b"\n")
-            self._read += len(whole) + len(newline)
-            self._lines += [json.loads(line) for line in whole.splitlines()]
-        return self._lines
 
 
 @dataclass

@@ -82,3 +82,4 @@ class ProgressPrinter:
             line = f"{minutes:3}:{seconds:02} {said.decode(errors='replace')}"
             self._reporter.ensure_newline()
             self._reporter.write_line(line[:_WIDTH])
+            self._reporter.flush()

@@ -54,6 +54,7 @@ class GuestScript:
         command = [
             *(sys.executable, "-m", "soak.cli", "lab", "--kernel", kernel),
             *("--script", str(file), "tests/guest_support.py", "tests/patience.py"),
+            "tests/journal_tail.py",
             *("--run-dir", str(self.place / "script-run"), "--duration", f"{_MOST_SECONDS}s"),
             *arguments,
         ]
