@@ -34,7 +34,7 @@ PCI: Final = Path("/sys/bus/pci")
 SMALL: Final = Path("/run/small")
 KILLS: Final = 200
 # Of so many kills one is of the supervisor: each costs a start, which is slow under emulation.
-SUPERVISOR_EVERY: Final = 20
+SUPERVISOR_EVERY: Final = 40
 EXPORTER_EVERY: Final = 10
 
 

@@ -35,6 +35,8 @@ DEADLINE: Final = 900.0
 _QUIET_SECONDS: Final = 240.0
 # Of the processors of a guest the soak has most.
 _POLL_SECONDS: Final = 0.3
+# Operations a second of a worker, of which a hundred of each kind soon have come together.
+_RATE: Final = 100
 _DEVICES: Final = Path("/sys/bus/pci/devices")
 _LISTEN: Final = "127.0.0.1:9823"
 _COMMAND: Final = [sys.executable, "-m", "soak.cli"]
@@ -63,7 +65,10 @@ def configure(
     recyclable: bool = False,
     **workload: int,
 ) -> None:
-    """Write a configuration of the guest's devices, with one mapper."""
+    """Write a configuration of the guest's devices, with one mapper.
+
+    Workers take breaks: where programs start and end, the processors are for them.
+    """
     device = next(path for path in Path("/dev").glob("dax*") if path.name != "dax")
     keys = "\n".join(f"{key} = {value}" for key, value in workload.items())
     path.write_text(
@@ -74,6 +79,7 @@ def configure(
         devices = {json.dumps(functions())}
         [workload]
         mappers = 1
+        rate = {_RATE}
         {keys}
         [leaks]
         sweep = 3

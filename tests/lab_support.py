@@ -39,6 +39,9 @@ MODULELESS_KERNEL = (
 )
 # Faults are shown on the kernel that boots quickest; without it Debian's does as well.
 QUICK_KERNEL = str(MODULELESS_KERNEL or "debian:6.12")
+# Of a configuration's [workload]. Processors are for what a test is about, and for the tests beside it:
+# a hundred operations of each kind soon have come together all the same.
+CALM = "rate = 100\n"
 _END_SECONDS = 60.0
 _ANSWER_SECONDS = 300.0
 
@@ -281,9 +284,17 @@ class NvdimmReader:
 
 
 @contextlib.contextmanager
-def lab(run_dir: Path, *arguments: str) -> Iterator[LabProcess]:
-    """Start the lab, and end it when the test is done with it."""
-    process = LabProcess(run_dir, list(arguments)).start()
+def lab(run_dir: Path, *arguments: str, full_load: bool = False) -> Iterator[LabProcess]:
+    """Start the lab, and end it when the test is done with it.
+
+    Without a configuration of the test's own, or `full_load`, its workers take breaks.
+    """
+    words = list(arguments)
+    if not full_load and "-c" not in words:
+        config = run_dir.with_suffix(".toml")
+        config.write_text(f"[workload]\n{CALM}")
+        words += ["-c", str(config)]
+    process = LabProcess(run_dir, words).start()
     try:
         yield process
     finally:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from soak.verdict import judge
-from tests.lab_support import QUICK_KERNEL, check_lost_wakeups, lab, total
+from tests.lab_support import CALM, QUICK_KERNEL, check_lost_wakeups, lab, total
 from tests.script_support import seen_in_guest
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ ROUNDS = 2
 def config(directory: Path) -> str:
     path = directory / "soak.toml"
     # So often that sweeps come while a truncate of a canary waits for its page.
-    path.write_text('[canaries]\nevery = "15s"\n[leaks]\nsweep = "2s"\n')
+    path.write_text(f'[canaries]\nevery = "15s"\n[leaks]\nsweep = "2s"\n[workload]\n{CALM}')
     return str(path)
 
 

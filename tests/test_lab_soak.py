@@ -60,8 +60,10 @@ def soaked(request: pytest.FixtureRequest, shared: SharedSetUps) -> Soaked:
 
 def _soak(place: Path, stack: ExitStack) -> Soaked:
     directory = place / "run"
-    arguments = ("--kernel", "debian:6.1", "--duration", "10m", "--seed", SEED)
-    process = stack.enter_context(lab(directory, *arguments, "--fault", "kill-worker:12"))
+    arguments = ("--kernel", "debian:6.1", "--duration", "1h", "--seed", SEED)
+    process = stack.enter_context(
+        lab(directory, *arguments, "--fault", "kill-worker:12", full_load=True)
+    )
     seen = Soaked(process)
     process.wait_until("the NVDIMM is there", (directory / ".nvdimm").exists)
     image = stack.enter_context(contextlib.closing(NvdimmReader(directory / ".nvdimm")))

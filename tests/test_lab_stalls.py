@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.lab_support import QUICK_KERNEL, check_stall_evidence, lab
+from tests.lab_support import CALM, QUICK_KERNEL, check_stall_evidence, lab
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,7 +34,7 @@ def waits(process: LabProcess) -> list[dict[str, object]]:
 def test_a_kernel_that_wakes_what_waits_is_left_alone(tmp_path: Path, filesystem: str) -> None:
     """One that the probes find right shows nothing in all the trials, also where it stands still."""
     arguments = ("--kernel", QUICK_KERNEL, "--filesystem", filesystem, "--duration", "1h")
-    with lab(tmp_path / "run", *arguments) as process:
+    with lab(tmp_path / "run", *arguments, full_load=True) as process:
         process.wait_until("trials go on", lambda: process.operations() > 2000)
         pid = process.qemu_pid()
         for _ in range(3):
@@ -118,7 +118,7 @@ def test_what_cannot_be_killed_is_replaced_and_ends_the_run_when_it_becomes_too_
 ) -> None:
     """Unlink of a file with a pinned page, where that waits: SIGKILL does nothing to it."""
     config = tmp_path / "soak.toml"
-    config.write_text("[limits]\nwedged-workers = 0\n[workload]\ntrials = 1\n")
+    config.write_text(f"[limits]\nwedged-workers = 0\n[workload]\ntrials = 1\n{CALM}")
     arguments = ("--kernel", "debian:sid", "-c", str(config), "--duration", "1h")
     with lab(tmp_path / "run", *arguments, "--fault", "stuck-page:1") as process:
         assert process.finish() == 1, process.stdout
