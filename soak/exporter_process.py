@@ -45,10 +45,12 @@ class ExporterProcess:
         with os.fdopen(os.dup(self._ready)) as ready:
             address = ready.readline().strip()
         if not address:
-            self._process.wait(_END_SECONDS)
+            code = self._process.wait(_END_SECONDS)
             self._said.seek(0)
-            said = self._said.read().decode(errors="replace")
-            raise UsageError(said.strip().splitlines()[-1])
+            said = self._said.read().decode(errors="replace").strip().splitlines()
+            raise UsageError(
+                said[-1] if said else f"The exporter ended before it listened (exit code {code})."
+            )
         return address
 
     @property

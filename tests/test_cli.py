@@ -221,6 +221,19 @@ def test_every_fault_can_be_asked_for(name: str) -> None:
     assert parse_fault(f"{name}:0") == (name, 0.0)
 
 
+def test_a_fault_to_plant_must_be_known_and_have_a_soak(
+    outside: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sentence = refusal(capsys, "plant", "earthquake")
+    assert "Unknown fault 'earthquake' (choose from hang, " in sentence
+    run_directory = outside / "runs/run-1"
+    run_directory.mkdir(parents=True)
+    (run_directory / "journal.jsonl").touch()
+    sentence = refusal(capsys, "plant", "panic", "run-1")
+    assert "No soak is running" in sentence
+    assert sentence.endswith("nothing there can plant the fault panic.")
+
+
 def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         main(["--version"])
@@ -249,7 +262,7 @@ def test_the_process_ends_with_the_code_and_the_sentence() -> None:
     assert result.returncode == 2
     assert result.stdout == ""
     assert result.stderr.count("\n") == 1
-    assert result.stderr.startswith("dax-soak: The fault 'earthquake' is unknown")
+    assert result.stderr.startswith("dax-soak: Unknown fault 'earthquake' (choose from ")
     assert run("--version").returncode == 0
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import signal
+import socket
 import sys
 import urllib.error
 import urllib.request
@@ -12,6 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from soak import rundir
+from soak.errors import UsageError
 from soak.exporter_process import ExporterKeeper, ExporterProcess
 from soak.journal import FileJournal, read_journal
 from tests.test_exporter_support import eventually, make_ledger
@@ -30,6 +34,7 @@ def directory(tmp_path: Path) -> Path:
 @pytest.fixture
 def exporter(directory: Path) -> Iterator[ExporterProcess]:
     process = ExporterProcess(directory, "127.0.0.1:0")
+    assert process.address
     yield process
     process.close()
 
@@ -49,6 +54,29 @@ def serves(exporter: ExporterProcess) -> bool:
 def kill(exporter: ExporterProcess) -> None:
     os.kill(exporter.pid, signal.SIGKILL)
     assert eventually(lambda: exporter.ended)
+
+
+def test_one_that_cannot_listen_says_why(directory: Path) -> None:
+    """Whoever asks for its address is told, and not whoever started it."""
+    refused(directory, "nowhere", "--listen takes HOST:PORT")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        refused(directory, address, address.partition(":")[2])
+
+
+def refused(directory: Path, listen: str, says: str) -> None:
+    with (
+        contextlib.closing(ExporterProcess(directory, listen)) as process,
+        pytest.raises(UsageError, match=re.escape(says)),
+    ):
+        _ = process.address
+
+
+def test_one_that_is_killed_before_it_listens_is_told_of(directory: Path) -> None:
+    with contextlib.closing(ExporterProcess(directory, "127.0.0.1:0")) as process:
+        os.kill(process.pid, signal.SIGKILL)
+        with pytest.raises(UsageError, match=r"ended before it listened \(exit code -9\)"):
+            _ = process.address
 
 
 def test_another_one_takes_the_place_of_one_that_died(

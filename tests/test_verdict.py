@@ -189,6 +189,22 @@ def test_what_was_not_looked_at_makes_it_unknown(changed: Event, reason: str) ->
     assert reason in verdict.reasons[0]
 
 
+def test_a_run_that_goes_on_lacks_what_a_pass_needs() -> None:
+    """Its end alone is not lacking: whoever asks is about to decide on that."""
+    judging = Judge()
+    assert judging.lacking() == ["no run was started"]
+    left = []
+    events = [
+        *(BOOTED, with_canaries()[1], canary("seen"), sample(mapped=99, dax=0)),
+        *(canary("seen", "stalls"), sample()),
+    ]
+    for line in lines(events):
+        judging.see(line)
+        left.append(len(judging.lacking()))
+    # Two cells, two sweeps and two detectors, of which one after the other is seen.
+    assert left == [1, 6, 5, 3, 2, 0]
+
+
 def test_nothing_sampled_is_nothing_covered() -> None:
     verdict = judge(lines([BOOTED, STARTED, ENDED]))
     assert verdict.verdict is VerdictWord.UNKNOWN

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from soak import rundir
 from soak.errors import UsageError
-from soak.lab.host import BootError, LabRun
+from soak.lab.boot_error import BootError
+from soak.lab.host import LabRun
 from soak.lab.image import GuestRoot, program_layers
 from soak.lab.kernels import KernelStore
 from soak.lab.qemu import accelerators, find_qemu

@@ -15,9 +15,9 @@ from soak import rundir
 from soak.config import load_config
 from soak.exit_codes import BISECT, INTERRUPTED, PLAIN
 from soak.lab.boot import DEFAULT_KERNEL, boot, find_parts, soak_once
+from soak.lab.boot_error import BootError
 from soak.lab.cache import Cache, cache_directory
 from soak.lab.faults import parse_fault
-from soak.lab.host import BootError
 from soak.lab.image import package_layer, script_layer
 from soak.lab.kernels import check_kernel
 from soak.lab.progress import Progress

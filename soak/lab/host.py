@@ -18,10 +18,11 @@ import tomli_w
 
 from soak import rundir
 from soak.control import PLANT, STOP, WORDS, ControlSocket
-from soak.errors import UsageError
 from soak.exporter_process import ExporterProcess
 from soak.journal import OWN_EVENTS, FileJournal, Level, read_journal
 from soak.lab import protocol
+from soak.lab.boot_error import BootError
+from soak.lab.console import EVIDENCE_LINES, SHOWN_LINES, console_tail
 from soak.lab.display import Display, operations_begun
 from soak.lab.faults import FAULTS
 from soak.lab.protocol import Order
@@ -49,21 +50,6 @@ _NMI_BEATS: Final = 60
 _END_BEATS: Final = 360
 _OFF_BEATS: Final = 60
 _GUEST_GRACE_SECONDS: Final = 300.0
-_CONSOLE_TAIL_LINES: Final = 60
-_CONSOLE_SHOWN_LINES: Final = 15
-
-
-class BootError(UsageError):
-    """The guest did not come up: the sentence says how far it came, with the end of its console.
-
-    `crashed` tells a kernel that died while booting from one that lacks something; `started` is
-    false where QEMU itself did not start, which says nothing about the kernel.
-    """
-
-    def __init__(self, sentence: str, *, crashed: bool = False, started: bool = True) -> None:
-        super().__init__(sentence)
-        self.crashed = crashed
-        self.started = started
 
 
 @dataclass
@@ -95,6 +81,7 @@ class LabRun:
         self._stopping = 0
         self._covered = False
         self._interrupted = asyncio.Event()
+        self._console = request.directory / rundir.CONSOLE
         self._vm: VirtualMachine | None = None
         self._told: set[str] = set()
         self._asked: deque[Request] = deque()
@@ -175,8 +162,7 @@ class LabRun:
 
     async def _boot_and_watch(self, scratch: Scratch) -> None:
         request = self._request
-        console = request.directory / rundir.CONSOLE
-        console.touch()
+        self._console.touch()
         machine = Machine(
             kernel=request.kernel.image,
             initrd=scratch.initrd,
@@ -187,7 +173,7 @@ class LabRun:
             crash_store_size=CRASH_STORE_SIZE,
             ledger=self._ledger_path,
             ledger_size=self._ledger.layout.size,
-            console=console,
+            console=self._console,
             functions=request.config.workload.mappers + 1,
             accelerator=self._accelerator,
             append=request.append,
@@ -372,15 +358,10 @@ class LabRun:
         self._harness_failed(f"the supervisor in the guest ended {how}")
 
     def _boot_failure(self, what: str) -> str:
-        shown = "\n".join(self._console_tail()[-_CONSOLE_SHOWN_LINES:])
+        shown = "\n".join(console_tail(self._console, SHOWN_LINES))
         return (
             f"The guest with kernel {self._request.kernel.name} {what}. Its console ended:\n{shown}"
         )
-
-    def _console_tail(self) -> list[str]:
-        console = self._request.directory / rundir.CONSOLE
-        lines = console.read_text(errors="replace").splitlines()
-        return [line for line in lines if line.strip()][-_CONSOLE_TAIL_LINES:]
 
     def _lose(self, summary: str) -> None:
         self._guest.lost = True
@@ -388,7 +369,7 @@ class LabRun:
         self._journal_event(
             "violation.found",
             Level.ERROR,
-            **lost_machine_event(summary, {"console": self._console_tail()}),
+            **lost_machine_event(summary, {"console": console_tail(self._console, EVIDENCE_LINES)}),
         )
         self._host.add("lost_machines", 1)
 

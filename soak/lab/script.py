@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from soak import rundir
 from soak.lab import protocol
-from soak.lab.host import BootError
+from soak.lab.boot_error import BootError
+from soak.lab.console import console_tail
 from soak.lab.protocol import Order
 from soak.lab.qemu import Machine
 from soak.lab.request import namespaces
@@ -89,8 +90,7 @@ async def run_script(
             raise BootError(str(error), started=False) from None
         finally:
             await vm.stop()
-    lines = [line for line in console.read_text(errors="replace").splitlines() if line.strip()]
-    shown = "\n".join(lines[-_CONSOLE_LINES:])
+    shown = "\n".join(console_tail(console, _CONSOLE_LINES))
     if "code" not in told:
         raise BootError(
             f"{told.get('summary', 'The guest ended early')}. Its console:\n{shown}",
