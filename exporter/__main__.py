@@ -31,6 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     configure(program="exporter")
     try:
         host, port = parse_listen(arguments.listen)
+        if arguments.wait_fd is not None and not os.read(arguments.wait_fd, 1):
+            return 0  # whoever started this process has ended
         serve(
             _open_directory(arguments.run_dir),
             host,
@@ -38,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             ledger=arguments.ledger,
             ready=_announcer(arguments.ready_fd),
             parent=parent if arguments.die_with_parent else None,
+            bind_seconds=arguments.bind_seconds,
         )
     except UsageError as error:
         print(error, file=sys.stderr)  # noqa: T201 - the sentence for the user
@@ -70,6 +73,19 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         metavar="N",
         help="write HOST:PORT to this descriptor and close it when connections are accepted",
+    )
+    parser.add_argument(
+        "--wait-fd",
+        type=int,
+        metavar="N",
+        help="open and bind nothing before a byte can be read from this descriptor",
+    )
+    parser.add_argument(
+        "--bind-seconds",
+        type=float,
+        default=0.0,
+        metavar="S",
+        help="how long to try again where the address is in use (default: %(default)s)",
     )
     parser.add_argument(
         "--die-with-parent",

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 REQUEST_SECONDS: Final = 10.0
 MAX_CONNECTIONS: Final = 16
 _BEAT_SECONDS: Final = 1.0
+_BIND_POLL_SECONDS: Final = 0.1
 _ENDING: Final = frozenset({signal.SIGTERM, signal.SIGINT})
 _BUSY: Final = b"HTTP/1.0 503 Service Unavailable\r\nRetry-After: 10\r\nContent-Length: 0\r\n\r\n"
 _LOG: Final[structlog.typing.FilteringBoundLogger] = structlog.get_logger()
@@ -57,13 +58,15 @@ def serve(
     ledger: str = LEDGER_NAME,
     ready: Callable[[str], None] = lambda _address: None,
     parent: int | None = None,
+    bind_seconds: float = 0.0,
 ) -> None:
     """Serve the ledger of a run directory, given by its descriptor, until SIGTERM or SIGINT.
 
     Belongs into the main thread of a process of its own, which gives up root's rights here, but
     stays in the group of the directory. `ready` is called with "HOST:PORT" when connections are
     accepted; a service manager is told as well, and its watchdog is fed while this server answers
-    itself. With `parent`, the process ends when that one does.
+    itself. With `parent`, the process ends when that one does. An address that is in use is tried
+    again for `bind_seconds`: whoever has it may be about to end.
 
     Raises:
         UsageError: nothing can listen there, or the rights cannot be given up.
@@ -71,7 +74,7 @@ def serve(
     source = LedgerSource(run_directory, ledger)
     collector = LedgerCollector(source.reader)
     with (
-        _listen(host, port, collector) as server,
+        _listen(host, port, collector, time.monotonic() + bind_seconds) as server,
         Notifier.from_environment() as notifier,
         contextlib.closing(ExporterProbe(*server.endpoint)) as probe,
     ):
@@ -244,12 +247,18 @@ _PATHS: Final[dict[str, Callable[[_Handler], None]]] = {
 }
 
 
-def _listen(host: str, port: int, collector: LedgerCollector) -> ExporterServer:
+def _listen(host: str, port: int, collector: LedgerCollector, deadline: float) -> ExporterServer:
     try:
         family, _, _, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-        return ExporterServer(family, (str(address[0]), port), collector)
+        while True:
+            try:
+                return ExporterServer(family, (str(address[0]), port), collector)
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE or time.monotonic() > deadline:
+                    raise
+            time.sleep(_BIND_POLL_SECONDS)
     except OSError as error:
         where = f"{host} port {port}"
         if error.errno == errno.EADDRINUSE:

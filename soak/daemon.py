@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from soak.verdict import Verdict
 
 STATE: Final = Path("/var/lib/dax-soak/custody")
+_ENDING_SECONDS: Final = 10.0
 
 
 @dataclass(frozen=True)
@@ -120,9 +121,13 @@ def _soak_in(
         journal = stack.enter_context(FileJournal(directory / rundir.JOURNAL, heard=heard))
         exporter = None
         if serving.watched is None:
-            # It starts while the machine is prepared, and is waited for at the end of that.
+            # It starts while the machine is prepared, and listens when the ledger is there. The exporter
+            # of a soak that was killed ends in its own time.
+            bind_seconds = _ENDING_SECONDS if chosen.resumed else 0.0
             exporter = stack.enter_context(
-                contextlib.closing(ExporterProcess(directory, serving.listen))
+                contextlib.closing(
+                    ExporterProcess(directory, serving.listen, bind_seconds=bind_seconds)
+                )
             )
         with (
             taken(config, chosen.run_id, custody, journal, recovered),

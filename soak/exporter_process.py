@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import subprocess
@@ -26,22 +27,32 @@ _RESTART_SECONDS: Final = 5.0
 class ExporterProcess:
     """Serves a run directory. It gives up its privileges, and dies with this program."""
 
-    def __init__(self, directory: Path, listen: str) -> None:
-        """Start the exporter, which takes a while; who asks for `address` waits until it listens."""
+    def __init__(self, directory: Path, listen: str, *, bind_seconds: float = 0.0) -> None:
+        """Start the exporter, whose imports take a while; `address` has it listen.
+
+        An address that is in use is tried again for `bind_seconds`.
+        """
         self._directory = directory
+        self._bind_seconds = bind_seconds
         # A file, not a pipe: nobody reads it while the exporter runs.
         self._said = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
-        self._ready, writer = os.pipe()
-        self._process = self._start(listen, writer)
-        os.close(writer)
+        self._ready, ready = os.pipe()
+        go, self._go = os.pipe()
+        try:
+            self._process = self._start(listen, ready, go)
+        finally:
+            os.close(ready)
+            os.close(go)
 
     @functools.cached_property
     def address(self) -> str:
-        """Where it listens.
+        """Where it listens. The ledger must be there: the exporter opens it while it is still root.
 
         Raises:
             UsageError: it cannot listen there.
         """
+        with contextlib.suppress(BrokenPipeError):
+            os.write(self._go, b"!")
         with os.fdopen(os.dup(self._ready)) as ready:
             address = ready.readline().strip()
         if not address:
@@ -64,7 +75,7 @@ class ExporterProcess:
 
     def restart(self) -> None:
         """Start another in the place of one that died; nobody waits until it listens."""
-        self._process = self._start(self.address, None)
+        self._process = self._start(self.address)
 
     def close(self) -> None:
         self._process.terminate()
@@ -75,15 +86,21 @@ class ExporterProcess:
             self._process.wait()
         self._said.close()
         os.close(self._ready)
+        os.close(self._go)
 
-    def _start(self, listen: str, ready: int | None) -> subprocess.Popen[bytes]:
-        words = [
-            *(sys.executable, "-m", "exporter", "--run-dir", str(self._directory)),
-            *("--listen", listen, "--die-with-parent"),
-        ]
+    def _start(
+        self, listen: str, ready: int | None = None, go: int | None = None
+    ) -> subprocess.Popen[bytes]:
+        ports = {"--ready-fd": ready, "--wait-fd": go}
+        given = {name: port for name, port in ports.items() if port is not None}
         return subprocess.Popen(
-            words if ready is None else [*words, "--ready-fd", str(ready)],
-            pass_fds=[] if ready is None else [ready],
+            [
+                *(sys.executable, "-m", "exporter", "--run-dir", str(self._directory)),
+                *("--listen", listen, "--die-with-parent"),
+                *("--bind-seconds", str(self._bind_seconds)),
+                *(word for name, port in given.items() for word in (name, str(port))),
+            ],
+            pass_fds=list(given.values()),
             stdin=subprocess.DEVNULL,
             stderr=self._said,
             # Ctrl-C in the terminal is for the soak, which ends the exporter when it is done.

@@ -8,6 +8,8 @@ import re
 import signal
 import socket
 import sys
+import threading
+import time
 import urllib.error
 import urllib.request
 from typing import TYPE_CHECKING
@@ -18,6 +20,7 @@ from soak import rundir
 from soak.errors import UsageError
 from soak.exporter_process import ExporterKeeper, ExporterProcess
 from soak.journal import FileJournal, read_journal
+from tests.soak_support import DEADLINE
 from tests.test_exporter_support import eventually, make_ledger
 
 if TYPE_CHECKING:
@@ -70,6 +73,27 @@ def refused(directory: Path, listen: str, says: str) -> None:
         pytest.raises(UsageError, match=re.escape(says)),
     ):
         _ = process.address
+
+
+def test_an_address_of_one_that_is_about_to_end_is_waited_for(directory: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        ending = threading.Timer(1.0, taken.close)
+        with contextlib.closing(ExporterProcess(directory, address, bind_seconds=DEADLINE)) as late:
+            ending.start()
+            assert late.address == address
+            assert serves(late)
+
+
+def test_it_opens_nothing_before_its_address_is_asked_for(tmp_path: Path) -> None:
+    """It is started before there is a ledger, and reads as root what there is when it listens."""
+    with contextlib.closing(ExporterProcess(tmp_path, "127.0.0.1:0")) as early:
+        time.sleep(1.0)
+        make_ledger(tmp_path / rundir.LEDGER)
+        (tmp_path / rundir.LEDGER).chmod(0o600)
+        assert early.address
+        with urllib.request.urlopen(f"http://{early.address}/metrics", timeout=10) as answer:
+            assert b"dax_soak_up 1.0" in answer.read()
 
 
 def test_one_that_is_killed_before_it_listens_is_told_of(directory: Path) -> None:
