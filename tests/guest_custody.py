@@ -6,6 +6,7 @@ It tells what it saw, scene by scene; the test that sent it judges.
 from __future__ import annotations
 
 import contextlib
+import json
 import mmap
 import os
 import random
@@ -25,16 +26,21 @@ from soak.custody import Custody, Demand, Settled, raise_limits, restore_only
 from soak.custody.modules import MODULES
 from soak.errors import UsageError
 from soak.helper import HelperError, in_helper
-from tests.guest_support import play, tell
+from tests.guest_support import play, step, tell
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 STATE = Path("/run/dax-soak-state")
+RECORD = STATE / "custody.json"
+VFIO_PCI = Path("/sys/bus/pci/drivers/vfio-pci")
 DAX = Path("/mnt/dax")
 PCI = Path("/sys/bus/pci/devices")
 KPTR = Path("/proc/sys/kernel/kptr_restrict")
-ROUNDS = 15
+# What is changed one after the other, each of which is in the record before it is made.
+CHANGES = ("module", "binding", "sysctl", "directory", "freeze")
+# At any moment, after each of those has been a moment of death.
+ROUNDS = 6
 SIZE = 2 << 20
 SECONDS = 60.0
 
@@ -114,22 +120,48 @@ def ordinary() -> dict[str, Any]:
 
 def killed() -> list[dict[str, Any]]:
     """Kill a process that changes everything and puts it back, at any moment, many times."""
-    chance, rounds = random.Random(1), []  # noqa: S311 - not for secrets
+    chance = random.Random(1)  # noqa: S311 - not for secrets
+    rounds: list[dict[str, Any]] = []
     began = time.monotonic()
     change_and_restore()
     longest = time.monotonic() - began
-    for _ in range(ROUNDS):
-        pid = os.fork()
-        if pid == 0:
-            with contextlib.suppress(BaseException):
-                change_and_restore()
-            os._exit(0)
-        time.sleep(chance.uniform(0, longest))
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
+    kinds = [kind for kind in CHANGES if kind != "module" or not VFIO_PCI.exists()]
+    for kind in (*kinds, *[None] * ROUNDS):
+        step(f"death {len(rounds) + 1}, {kind or 'at any moment'}")
+        moment = chance.uniform(0, longest)
+        while not killed_at(kind, moment):
+            pass
         settled = restore_only(STATE)
         rounds.append({"told": told(settled), "restored": snapshot()})
     return rounds
+
+
+def killed_at(kind: str | None, seconds: float) -> bool:
+    """Kill a process that changes everything: when a change is in the record, or after a while.
+
+    False where it had come to its end before it was seen to make that change.
+    """
+    pid = os.fork()
+    if pid == 0:
+        with contextlib.suppress(BaseException):
+            change_and_restore()
+        os._exit(0)
+    if kind is None:
+        time.sleep(seconds)
+    while kind is not None and kind not in recorded():
+        if os.waitpid(pid, os.WNOHANG)[0]:
+            return False
+        time.sleep(0.002)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    return True
+
+
+def recorded() -> set[str]:
+    """Return the kinds of change that are in the soak's record."""
+    with contextlib.suppress(FileNotFoundError):
+        return {entry["kind"] for entry in json.loads(RECORD.read_text())["entries"]}
+    return set()
 
 
 def change_and_restore() -> None:

@@ -92,17 +92,14 @@ def make_new() -> None:
 
 
 def soaked(*, recyclable: bool) -> dict[str, Any]:
-    """Soak on what is there, until it ends by itself or has seen its canaries."""
+    """Soak on what is there, until it ends by itself or has seen all that a pass needs."""
     configure(CONFIG, "10m", size="2M", recyclable=recyclable)
     before = Newest().directory
     run = Run(CONFIG)
     run.until("a run directory", lambda: run.directory != before)
     run.until(
         "what becomes of it",
-        lambda: (
-            bool(run.events("limit.reached"))
-            or len({line["detector"] for line in run.events("canary.seen")}) > 2
-        ),
+        lambda: bool(run.events("limit.reached")) or not run.lacking(),
     )
     # A run that ends by itself has done so, or is about to.
     code = run.process.wait(DEADLINE) if run.events("limit.reached") else run.end(signal.SIGTERM)

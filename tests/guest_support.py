@@ -17,6 +17,7 @@ from pyroute2 import IPRoute
 from soak.ledger import LedgerReader
 from soak.ledger_layout import LedgerError
 from soak.machine.pci import objections
+from soak.verdict import Judge
 from tests.journal_tail import JournalTail
 from tests.patience import LateError, Patience, Signs
 
@@ -241,6 +242,13 @@ class Newest:
         reader = self.ledger()
         blocks = [] if reader is None else reader.blocks("worker")
         return {block.block.name: block.get("pid") for block in blocks}
+
+    def lacking(self) -> list[str]:
+        """Return what a pass still needs: completed operations, sweeps, canaries."""
+        judging = Judge()
+        for line in self.journal:
+            judging.see(line)
+        return judging.lacking()
 
     @property
     def verdict(self) -> dict[str, Any]:

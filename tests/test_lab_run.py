@@ -21,10 +21,12 @@ NOTHING: dict[str, list[str]] = {"bound": [], "files": [], "memory": [], "export
 KNOWN_LEAK = "type1-device-dax-leak"
 
 
-@pytest.fixture
+@pytest.fixture(params=[100, pytest.param(500, marks=pytest.mark.long)], ids=["", "many kills"])
 def seen(request: pytest.FixtureRequest, shared: SharedSetUps) -> Mapping[str, Any]:
     """Boot once, and have everything tried that this file is about."""
-    return shared.get(request, "run", lambda place, _: seen_in_guest(place, SCRIPT))
+    kills = request.param
+    script = SCRIPT.replace("KILLS: Final = 100\n", f"KILLS: Final = {kills}\n")
+    return shared.get(request, f"run-{kills}", lambda place, _: seen_in_guest(place, script))
 
 
 def unexplained(verdict: Mapping[str, Any]) -> list[str]:
@@ -77,7 +79,8 @@ def test_workers_go_first_when_memory_is_short(seen: Mapping[str, Any]) -> None:
 
 def test_nothing_acknowledged_is_lost_when_processes_are_killed(seen: Mapping[str, Any]) -> None:
     killed = seen["killed"]
-    assert sum(killed["kills"].values()) > 180
+    # Now and then one has died already that was to be killed.
+    assert sum(killed["kills"].values()) > 0.9 * killed["tried"]
     assert min(killed["kills"].values()) > 0
     assert killed["starts"] == killed["kills"]["supervisor"] + 1
     assert killed["resumed"] == killed["kills"]["supervisor"]
