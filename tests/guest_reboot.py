@@ -54,7 +54,12 @@ def first_boot() -> None:
     run.until("a copy of the ledger", saved.exists)
     with LedgerReader.open(saved) as reader:
         begun = sum(block.get("begun") for block in reader.blocks("worker"))
-    seen = {"begun": begun, "violations": len(run.events("violation.found")), "now": counters(run)}
+    leaks = [event for event in run.events("violation.found") if event["kind"] == "leak"]
+    seen = {
+        "begun": begun,
+        "leaked": sum(event["count"] for event in leaks),
+        "now": counters(run),
+    }
     tell("first boot", seen)
     os.sync()
     time.sleep(0.5)

@@ -141,7 +141,7 @@ def test_a_leaking_region_is_recycled_in_time(tmp_path: Path) -> None:
         """
         [leaks]
         sweep = 3
-        recycle = 0.999
+        recycle = 0.9995
         [[region]]
         name = "small"
         kind = "device-dax"
@@ -199,7 +199,7 @@ def test_a_run_goes_on_after_its_machine_has_crashed(tmp_path: Path) -> None:
     assert resumed["first_start"] == before["now"]["first_start"]
     assert after["soaked"][0] > 0
     # The violations that came after the last copy are counted from the journal.
-    assert resumed["leaked"] >= before["now"]["leaked"]
+    assert resumed["leaked"] >= before["leaked"] > 0
     assert resumed["lost"] == end["lost"] == 1
     (crash,) = after["crash"]
     assert any("sysrq triggered crash" in line for line in crash["evidence"]["console"])
