@@ -26,7 +26,6 @@ _USAGE_EXIT = 2
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve until SIGTERM or SIGINT and return the exit code."""
-    parent = os.getppid()
     arguments = _parser().parse_args(argv)
     configure(program="exporter")
     try:
@@ -39,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             port,
             ledger=arguments.ledger,
             ready=_announcer(arguments.ready_fd),
-            parent=parent if arguments.die_with_parent else None,
+            parent=arguments.die_with_parent,
             bind_seconds=arguments.bind_seconds,
         )
     except UsageError as error:
@@ -89,8 +88,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--die-with-parent",
-        action="store_true",
-        help="end when the process (on Linux: the thread) that started this one has ended",
+        type=int,
+        metavar="PID",
+        help="end when that process, which started this one, has ended (on Linux: its thread)",
     )
     return parser
 

@@ -96,7 +96,8 @@ class ExporterProcess:
         return subprocess.Popen(
             [
                 *(sys.executable, "-m", "exporter", "--run-dir", str(self._directory)),
-                *("--listen", listen, "--die-with-parent"),
+                # By its number: it may be killed before the exporter asks who its parent is.
+                *("--listen", listen, "--die-with-parent", str(os.getpid())),
                 *("--bind-seconds", str(self._bind_seconds)),
                 *(word for name, port in given.items() for word in (name, str(port))),
             ],

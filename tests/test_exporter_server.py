@@ -291,12 +291,19 @@ def test_root_becomes_nobody(run_directory: Path) -> None:
         assert value(exporter.scrape(), "up") == 1
 
 
-# Starts what its arguments say and lives until it is killed.
-_PARENT = "import subprocess, sys; subprocess.Popen(sys.argv[1:]); sys.stdin.read()"
+# Starts what its arguments say, to die with it, and lives until it is killed.
+_PARENT = """
+import os, subprocess, sys
+subprocess.Popen([*sys.argv[1:], "--die-with-parent", str(os.getpid())])
+sys.stderr.write("started\\n")
+sys.stdin.read()
+"""
 
 
-def test_it_dies_with_its_parent_when_asked(run_directory: Path) -> None:
-    command = command_line(run_directory, "--listen", "127.0.0.1:0", "--die-with-parent")
+@pytest.mark.parametrize("moment", [b"started", b"listening"])
+def test_it_dies_with_its_parent_when_asked(run_directory: Path, moment: bytes) -> None:
+    """Also with one that is killed before the exporter has come to ask for that."""
+    command = command_line(run_directory, "--listen", "127.0.0.1:0")
     parent = subprocess.Popen(
         [sys.executable, "-c", _PARENT, *command],
         cwd=ROOT,
@@ -304,11 +311,14 @@ def test_it_dies_with_its_parent_when_asked(run_directory: Path) -> None:
         stderr=subprocess.PIPE,
         start_new_session=True,
     )
+    # An exporter that does not start would leave its parent, and this test, waiting for ever.
+    late = threading.Timer(DEADLINE, kill_group, [parent.pid])
+    late.start()
     with parent:
         try:
             assert parent.stderr is not None
             lines = iter(parent.stderr.readline, b"")
-            assert any(b"listening" in line for line in lines)
+            assert any(moment in line for line in lines)
             parent.kill()
             # The exporter holds the other end of this pipe for as long as it lives.
             rest = threading.Thread(target=parent.stderr.read)
@@ -316,6 +326,7 @@ def test_it_dies_with_its_parent_when_asked(run_directory: Path) -> None:
             rest.join(DEADLINE)
             ended = not rest.is_alive()
         finally:
+            late.cancel()
             kill_group(parent.pid)
         rest.join()
         assert ended
