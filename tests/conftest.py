@@ -40,9 +40,8 @@ def pytest_report_header() -> str | None:
 def pytest_configure(config: pytest.Config) -> None:
     # A shell that runs this in the background has Ctrl-C ignored, here and in all that is started.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    reporter = config.pluginmanager.get_plugin("terminalreporter")
-    if not hasattr(config, "workerinput") and reporter is not None:
-        config.pluginmanager.register(RunReport(reporter), "run-report")
+    if not hasattr(config, "workerinput"):
+        config.pluginmanager.register(RunReport(), "run-report")
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -94,9 +93,8 @@ def pytest_runtest_makereport(
 class RunReport:
     """What only the process knows that owns the terminal: which tests were flaky, what was kept."""
 
-    def __init__(self, reporter: TerminalReporter) -> None:
-        self._reporter = reporter
-        self._printer = ProgressPrinter(reporter)
+    def __init__(self) -> None:
+        self._printer = ProgressPrinter()
         self._first_failures: dict[str, pytest.TestReport] = {}
         self._flaky: dict[str, str] = {}
 

@@ -15,10 +15,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
-
-if TYPE_CHECKING:
-    from _pytest.terminal import TerminalReporter
+from typing import Final
 
 _PLACE: Final = "DAX_SOAK_TEST_PROGRESS"
 _LARGEST: Final = 4096
@@ -56,8 +53,9 @@ def kept(printed: str) -> list[str]:
 class ProgressPrinter:
     """Prints what tests say, each line with the time since the start. `close` ends it."""
 
-    def __init__(self, reporter: TerminalReporter) -> None:
-        self._reporter = reporter
+    def __init__(self) -> None:
+        # Its own, for while a test runs pytest has the standard output lead elsewhere.
+        self._out = os.fdopen(os.dup(1), "w", buffering=1)
         self._began = time.monotonic()
         self._directory = Path(tempfile.mkdtemp(prefix="dax-soak-test-"))
         place = self._directory / "progress"
@@ -74,12 +72,11 @@ class ProgressPrinter:
             out.sendto(_END, place)
         self._thread.join()
         self._socket.close()
+        self._out.close()
         shutil.rmtree(self._directory)
 
     def _print_all(self) -> None:
         while (said := self._socket.recv(_LARGEST)) != _END:
             minutes, seconds = divmod(int(time.monotonic() - self._began), 60)
             line = f"{minutes:3}:{seconds:02} {said.decode(errors='replace')}"
-            self._reporter.ensure_newline()
-            self._reporter.write_line(line[:_WIDTH])
-            self._reporter.flush()
+            self._out.write(f"{line[:_WIDTH]}\n")

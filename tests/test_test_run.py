@@ -32,6 +32,13 @@ FLAKY = """
 def test_flaky_{name}():
     assert times("{name}") > 1, "the guest was late"
 """
+TELLING = """
+from tests.progress_lines import say
+
+@pytest.mark.lab
+def test_telling():
+    say("boots")
+"""
 UNIT = """
 def test_unit():
     assert times("unit") > 1
@@ -93,6 +100,14 @@ def test_a_unit_test_is_never_run_again(tmp_path: Path) -> None:
     assert code == 1, said
     assert (tmp_path / "unit").read_text() == "."
     assert "flaky" not in said
+
+
+@pytest.mark.parametrize("beside", [(), BESIDE], ids=["alone", "beside"])
+def test_what_a_guest_does_is_printed_meanwhile(tmp_path: Path, beside: tuple[str, ...]) -> None:
+    """While the test runs, and though it passes."""
+    _, said = run(tmp_path, TELLING, *beside)
+    assert re.search(r"^.*0:\d\d test_some::test_telling: boots$", said, re.MULTILINE), said
+    assert "1 passed" in said
 
 
 @pytest.mark.parametrize("beside", [(), BESIDE], ids=["alone", "beside"])
