@@ -118,8 +118,13 @@ def test_what_cannot_be_killed_is_replaced_and_ends_the_run_when_it_becomes_too_
 ) -> None:
     """Unlink of a file with a pinned page, where that waits: SIGKILL does nothing to it."""
     config = tmp_path / "soak.toml"
-    config.write_text(f"[limits]\nwedged-workers = 0\n[workload]\ntrials = 1\n{CALM}")
-    arguments = ("--kernel", "debian:sid", "-c", str(config), "--duration", "1h")
+    # Until its turn comes, each operation on the file stalls and is freed: sooner than usual here.
+    config.write_text(
+        "[limits]\nwedged-workers = 0\n[stall]\nlate = '300ms'\nthreshold = '600ms'\n"
+        f"[workload]\ntrials = 1\n{CALM}"
+    )
+    # Of the first sixty trials of this seed, no more than ten lie between two that unlink.
+    arguments = ("--kernel", "debian:sid", "-c", str(config), "--duration", "1h", "--seed", "26")
     with lab(tmp_path / "run", *arguments, "--fault", "stuck-page:1") as process:
         assert process.finish() == 1, process.stdout
         (wedged,) = process.events("worker.wedged")
