@@ -29,7 +29,7 @@ def say(sentence: str) -> None:
     place = os.environ.get(_PLACE)
     if place is None:
         return
-    test = os.environ.get("PYTEST_CURRENT_TEST", "").partition(" ")[0]
+    test = os.environ.get("PYTEST_CURRENT_TEST", "").rpartition(" ")[0]
     name = re.sub(r"^tests/|\.py|@[^]]*$", "", test)
     line = f"{name}: {sentence}" if name else sentence
     with (
