@@ -14,6 +14,7 @@ import math
 import struct
 import zlib
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
@@ -51,11 +52,11 @@ class Field:
     text: bool = False
     offset: int = 0
 
-    @property
+    @cached_property
     def shape(self) -> tuple[int, ...]:
         return tuple(axis if isinstance(axis, int) else len(axis) for axis in self.axes)
 
-    @property
+    @cached_property
     def words(self) -> int:
         return math.prod(self.shape) + (1 if self.text else 0)
 

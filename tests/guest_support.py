@@ -66,12 +66,13 @@ def configure(
     recyclable: bool = False,
     **workload: int,
 ) -> None:
-    """Write a configuration of the guest's devices, with one mapper.
+    """Write a configuration of the guest's devices, with one mapper and one pair for trials.
 
     Workers take breaks: where programs start and end, the processors are for them.
     """
     device = next(path for path in Path("/dev").glob("dax*") if path.name != "dax")
-    keys = "\n".join(f"{key} = {value}" for key, value in workload.items())
+    wanted = {"mappers": 1, "trials": 1, "rate": _RATE, **workload}
+    keys = "\n".join(f"{key} = {value}" for key, value in wanted.items())
     path.write_text(
         f"""
         [run]
@@ -79,8 +80,6 @@ def configure(
         [vfio]
         devices = {json.dumps(functions())}
         [workload]
-        mappers = 1
-        rate = {_RATE}
         {keys}
         [leaks]
         sweep = 3

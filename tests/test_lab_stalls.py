@@ -121,7 +121,7 @@ def test_what_cannot_be_killed_is_replaced_and_ends_the_run_when_it_becomes_too_
     # Until its turn comes, each operation on the file stalls and is freed: sooner than usual here.
     config.write_text(
         "[limits]\nwedged-workers = 0\n[stall]\nlate = '300ms'\nthreshold = '600ms'\n"
-        f"[workload]\ntrials = 1\n{CALM}"
+        f"[workload]\n{CALM}"
     )
     # Of the first sixty trials of this seed, no more than ten lie between two that unlink.
     arguments = ("--kernel", "debian:sid", "-c", str(config), "--duration", "1h", "--seed", "26")

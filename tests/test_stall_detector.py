@@ -53,9 +53,10 @@ class Scene:
     blocks: dict[str, BlockWriter] = field(default_factory=dict)
     # Whether the invalidator sleeps for pages when it is looked at.
     asleep: bool = True
+    pairs: int = 1
 
     def __post_init__(self) -> None:
-        plans = plan_workers(REGIONS, "mixed", 0, 0, 1, trials=1, transfers=True)
+        plans = plan_workers(REGIONS, "mixed", 0, 0, 1, trials=self.pairs, transfers=True)
         run = {
             "regions": [
                 {"name": region.name, "kind": region.kind, "size": region.size, "files": 0}
@@ -104,8 +105,9 @@ class Scene:
         mapped: bool = True,
         certain: bool = True,
         place: int = PLACE,
+        holder: str = HOLDER,
     ) -> None:
-        block = self.blocks[HOLDER]
+        block = self.blocks[holder]
         line = dict.fromkeys(HOLD_COLUMNS, 0)
         line |= {
             "interface": SHORT_PINS.index(interface),
@@ -355,24 +357,27 @@ def test_every_combination_of_a_run_is_covered(scene: Scene) -> None:
     assert scene.detector.uncovered() == []
 
 
-@given(
-    st.lists(st.tuples(st.integers(-300, 300), st.integers(1, 300)), min_size=1, max_size=6).map(
-        sorted
-    ),
-    st.integers(0, 4000),
-)
+# What each of three holders does, one behind the other: it waits, then holds, in milliseconds.
+PINS = st.lists(st.tuples(st.integers(0, 200), st.integers(1, 200)), max_size=6)
+
+
+@given(st.lists(PINS, min_size=3, max_size=3), st.integers(0, 4000))
 @deterministic
 def test_the_excess_counts_from_the_last_pin_that_overlapped(
-    tmp_path_factory: pytest.TempPathFactory, spans: list[tuple[int, int]], length: int
+    tmp_path_factory: pytest.TempPathFactory, pins: list[list[tuple[int, int]]], length: int
 ) -> None:
-    scene = Scene(tmp_path_factory.mktemp("scene"))
-    for start, duration in spans:
-        scene.hold(START + start, 0, 0, START + start + duration, certain=False)
+    scene = Scene(tmp_path_factory.mktemp("scene"), pairs=len(pins))
+    released = []
+    for number, spans in enumerate(pins):
+        moment = START - 300
+        for pause, duration in spans:
+            start, end = moment + pause, moment + pause + duration
+            scene.hold(start, 0, 0, end, certain=False, holder=f"trial-holder-{number}")
+            if start < START + length and end > START:
+                released.append(end)
+            moment = end
     scene.begin(Operation.ZERO_RANGE)
     scene.end(START + length)
     judgement = scene.one(START + 10_000)
-    released = [
-        start + duration for start, duration in spans if start < length and start + duration > 0
-    ]
-    assert len(judgement.holds) == len(released)
-    assert judgement.excess == max(length - max([0, *released]), 0) * MS
+    assert [hold.release_after for hold in judgement.holds] == [end * MS for end in sorted(released)]
+    assert judgement.excess == max(START + length - max([START, *released]), 0) * MS

@@ -69,13 +69,9 @@ class RefusalDetector:
             ):
                 start = index * len(COUNT_COLUMNS)
                 stop = start + len(COUNT_COLUMNS)
-                new = [
-                    now - before
-                    for now, before in zip(
-                        counts[start:stop], self._seen[number][start:stop], strict=True
-                    )
-                ]
-                if row is not None:
+                now, before = counts[start:stop], self._seen[number][start:stop]
+                if row is not None and now != before:
+                    new = [after - earlier for after, earlier in zip(now, before, strict=True)]
                     canary = block.block.kind == CANARY
                     found += (
                         replace(finding, canary=canary)

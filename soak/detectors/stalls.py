@@ -167,7 +167,11 @@ class StallDetector:
                 self._invalidators[name] = seen
             elif role is Role.HOLDER:
                 self._holders[name] = seen
-        self._holds: dict[_File, deque[Hold]] = defaultdict(lambda: deque(maxlen=_REMEMBERED_HOLDS))
+        # Of each holder the pins of a file that were given back, one behind the other: it has one at
+        # a time.
+        self._holds: dict[_File, dict[str, deque[Hold]]] = defaultdict(
+            lambda: defaultdict(lambda: deque(maxlen=_REMEMBERED_HOLDS))
+        )
         # The newest pin of each holder, which may not have been given back yet.
         self._current: dict[str, tuple[_File, Hold]] = {}
         # Pins before this moment were written over before they were read.
@@ -187,9 +191,14 @@ class StallDetector:
         # Read after the waits, so that a pin that was still held then is known to have been.
         for name in self._holders:
             self._read_holds(name)
-        ended = [*self._undecided, *(wait for wait in ended if not self._is_known(wait))]
-        self._undecided = [wait for wait in ended if self._must_be_told(wait)]
-        judged = [self._judge_ended(wait) for wait in ended if wait not in self._undecided]
+        undecided, judged = [], []
+        for wait in (*self._undecided, *(wait for wait in ended if not self._is_known(wait))):
+            holds = self._overlapping(wait, wait.end)
+            if self._must_be_told(wait, holds):
+                undecided.append(wait)
+            else:
+                judged.append(self._judge_ended(wait, holds))
+        self._undecided = undecided
         for wait in flying:
             judgement = self._judge_in_flight(wait, now_ns)
             if judgement is not None and not self._is_known(wait):
@@ -255,24 +264,30 @@ class StallDetector:
         self._current.pop(name, None)
         for file, hold in rows:
             if hold.release_after:
-                self._holds[file].append(hold)
+                self._holds[file][name].append(hold)
             else:
                 self._current[name] = (file, hold)
         seen.holds = begun - 1 if name in self._current else begun
 
     def _overlapping(self, wait: Wait, end: int) -> tuple[Hold, ...]:
-        file = (wait.region, wait.place)
-        now = [hold for held, hold in self._current.values() if held == file]
-        return tuple(
-            hold
-            for hold in (*self._holds[file], *now)
-            if hold.take_before < end
-            and hold.release_after != hold.take_before
-            and (not hold.release_after or hold.release_after > wait.start)
-        )
+        """Return the pins of the file that may have lasted between its start and `end`.
 
-    def _judge_ended(self, wait: Wait) -> Judgement:
-        holds = self._overlapping(wait, wait.end)
+        Those that were given back come first, the last of them last.
+        """
+        file = (wait.region, wait.place)
+        before = []
+        for holds in self._holds[file].values():
+            for hold in reversed(holds):
+                # What this holder gave back before that was over even earlier.
+                if hold.release_after <= wait.start:
+                    break
+                if hold.take_before < end and hold.release_after != hold.take_before:
+                    before.append(hold)
+        before.sort(key=lambda hold: hold.release_after)
+        now = (hold for held, hold in self._current.values() if held == file)
+        return (*before, *(hold for hold in now if hold.take_before < end))
+
+    def _judge_ended(self, wait: Wait, holds: tuple[Hold, ...]) -> Judgement:
         held_on = any(not hold.release_after or hold.release_after > wait.end for hold in holds)
         last = max(holds, key=lambda hold: hold.release_after, default=None)
         since = max(wait.start, self._blind_until, *(hold.release_after for hold in holds))
@@ -307,11 +322,10 @@ class StallDetector:
         last = max(holds, key=lambda hold: hold.release_after, default=None)
         return Judgement(wait, holds, last, _tried(wait, holds), excess, Violation.STALL)
 
-    def _must_be_told(self, wait: Wait) -> bool:
+    def _must_be_told(self, wait: Wait, holds: tuple[Hold, ...]) -> bool:
         """Say whether it ended while a pin lasted whose holder has still to tell for how long."""
         return any(
-            hold.may_be_pinned_at(wait.start) and self._has_to_wait(wait, hold)
-            for hold in self._overlapping(wait, wait.end)
+            hold.may_be_pinned_at(wait.start) and self._has_to_wait(wait, hold) for hold in holds
         )
 
     def _excuses(self, hold: Hold, now_ns: int) -> bool:

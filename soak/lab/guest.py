@@ -246,13 +246,10 @@ def _do(word: str, control: Control, child: subprocess.Popen[bytes]) -> list[Que
 
 def _reap_orphans(own: int) -> None:
     """Reap processes whose parent died: that is the first process's duty. `own` is left to its owner."""
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit() or int(entry.name) == own:
-            continue
-        with contextlib.suppress(OSError, IndexError):
-            state, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
-            if state == "Z" and parent == "1":
-                os.waitpid(int(entry.name), os.WNOHANG)
+    look = os.WEXITED | os.WNOHANG | os.WNOWAIT
+    with contextlib.suppress(ChildProcessError):
+        while (ended := os.waitid(os.P_ALL, 0, look)) is not None and ended.si_pid != own:
+            os.waitpid(ended.si_pid, 0)
 
 
 def _mount_all() -> None:
