@@ -379,5 +379,7 @@ def test_the_excess_counts_from_the_last_pin_that_overlapped(
     scene.begin(Operation.ZERO_RANGE)
     scene.end(START + length)
     judgement = scene.one(START + 10_000)
-    assert [hold.release_after for hold in judgement.holds] == [end * MS for end in sorted(released)]
+    assert [hold.release_after for hold in judgement.holds] == [
+        end * MS for end in sorted(released)
+    ]
     assert judgement.excess == max(START + length - max([START, *released]), 0) * MS

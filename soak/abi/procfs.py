@@ -34,14 +34,17 @@ def symbol_address(name: str) -> int:
     Raises:
         LookupError: there is no such symbol, or kptr_restrict hides addresses from this process.
     """
-    pattern = re.compile(rb"^([0-9a-f]+) \w %s$" % re.escape(name.encode()), re.MULTILINE)
+    # There are a hundred thousand lines and more: "ADDRESS TYPE NAME", and " [MODULE]" behind a tab.
+    end = f" {name}\n".encode()
     with (_PROC / "kallsyms").open("rb", buffering=0) as symbols:
         rest = b""
         while chunk := symbols.read(_CHUNK):
             text = rest + chunk
-            found = pattern.search(text)
-            if found and int(found[1], 16):
-                return int(found[1], 16)
+            found = text.find(end)
+            if found >= 0:
+                address = int(text[text.rfind(b"\n", 0, found) + 1 : found].split()[0], 16)
+                if address:
+                    return address
             rest = text[text.rfind(b"\n") + 1 :]
     raise LookupError(f"/proc/kallsyms shows no address of {name}")
 

@@ -18,8 +18,6 @@ from soak.helper import in_helper
 from soak.regions.pages import PAGE_SIZE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from soak.detectors.struct_pages import StructPages
     from soak.regions import Region
     from soak.regions.pages import PageSpan
@@ -213,18 +211,21 @@ def _calibrate(span: PageSpan, pages: StructPages) -> Idle:
     counts = [count for chunk in pages.counts(span) for count in chunk]
     step = span.folio_pages
     first_head = -span.first % step
-    heads = counts[first_head::step]
+    heads = Counter(counts[first_head::step])
     head = _commonest(heads)
     tails = Counter(counts)
-    tails.subtract(Counter(heads))
-    tail = tails.most_common(1)[0][0] if step > 1 else head
-    odd = tuple(
-        (span.first + index, count)
-        for index, count in enumerate(counts)
-        if count != (head if (index - first_head) % step == 0 else tail)
-    )
+    tails.subtract(heads)
+    tail = _commonest(tails) if step > 1 else head
+    odd: tuple[tuple[int, int], ...] = ()
+    # Hardly ever is there any, and to look at each of some hundred thousand pages takes its time.
+    if heads[head] + (tails[tail] if step > 1 else 0) < len(counts):
+        odd = tuple(
+            (span.first + index, count)
+            for index, count in enumerate(counts)
+            if count != (head if (index - first_head) % step == 0 else tail)
+        )
     return Idle(head, tail, sum(counts), odd[:_MOST_PREEXISTING])
 
 
-def _commonest(counts: Iterable[int]) -> int:
-    return Counter(counts).most_common(1)[0][0]
+def _commonest(counts: Counter[int]) -> int:
+    return counts.most_common(1)[0][0]
