@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from soak.ledger import BlockWriter
     from soak.reporter import Reporter
 
-# Soon after the start, so that a run of two minutes has seen its detectors at work.
-FIRST_SECONDS: Final = 15.0
+# Soon after the start: a run is not worth much before it has seen its detectors at work.
+FIRST_SECONDS: Final = 3.0
 
 
 @dataclass
@@ -91,6 +91,10 @@ class Canaries:
                 self._under_way.remove(under_way)
             if error is not None:
                 self._note_failure(under_way.canary, error)
+
+    def asks_for_rest(self) -> bool:
+        """Say whether a canary has become ready for what is done while no worker is at work."""
+        return any(under_way.canary.asks_for_rest() for under_way in self._under_way)
 
     def at_rest(self, differences: Differences) -> None:
         """Do what can only be done while no worker takes or gives back a pin.

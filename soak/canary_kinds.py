@@ -42,6 +42,8 @@ SEEING_SECONDS: Final = 10.0
 _STEP_SECONDS: Final = 5.0
 # A truncate that has not ended by then waits; the trials see one that does not.
 _WAITING_SECONDS: Final = 0.3
+# How often the pages are counted for one canary, where a worker dies meanwhile.
+_MOST_COUNTS: Final = 3
 
 
 class WedgedHelperError(HelperError):
@@ -121,8 +123,12 @@ class RefusalCanary:
         seen = yield from self._patience.wait(SEEING_SECONDS, lambda: _first(attempt, self._KINDS))
         attempt.results.append(Result(f"{self._made} ended with {errno}", seen is not None))
 
-    def at_rest(self, differences: Differences) -> None:
+    def asks_for_rest(self) -> bool:
         """Workers need not rest for this."""
+        return False
+
+    def at_rest(self, differences: Differences) -> None:
+        """Nor does it matter that they do."""
 
 
 class StallCanary:
@@ -184,6 +190,10 @@ class StallCanary:
                 raise HelperError("the truncate slept on when the page was really given back")
             yield from patience.answer(holder)
 
+    def asks_for_rest(self) -> bool:
+        """Workers need not rest for this."""
+        return False
+
     def at_rest(self, differences: Differences) -> None:
         """Its pin is in the accounts of sweeps."""
 
@@ -206,20 +216,28 @@ class LeakCanary:
         self._patience = _Patience(clock)
         self._regions = regions
         self._ready: Stepper | None = None
+        self._asked = False
+        # Of each region the differences without the pin and with it; none where they were spoilt.
         self._measured: dict[str, tuple[int, int]] | None = None
         self._error: HelperError | None = None
 
     def go(self, attempt: Attempt) -> Steps:
-        """Get ready, and wait for the next sweep.
+        """Get ready, and have the pages counted; where a worker died meanwhile, do it again.
 
         Raises:
             HelperError: it could not be made, or not be undone.
         """
+        for turn in range(_MOST_COUNTS):
+            yield from self._count(attempt, f"leak-{attempt.number}-{turn}")
+            if self._measured:
+                return
+        raise HelperError(f"a worker died each of {_MOST_COUNTS} times that the pages were counted")
+
+    def _count(self, attempt: Attempt, name: str) -> Steps:
         self._measured = self._error = None
-        name = f"leak-{attempt.number}"
         with _helper(lambda: extra_pins(self._regions, name)) as helper:
             yield from self._patience.answer(helper)
-            self._ready = helper
+            self._ready, self._asked = helper, False
             try:
                 while self._measured is None and self._error is None:
                     yield
@@ -237,6 +255,12 @@ class LeakCanary:
                 )
             yield from self._patience.answer(helper)
 
+    def asks_for_rest(self) -> bool:
+        """Say, once, that it is ready: where workers do not come to rest, the next sweep will do."""
+        asks = self._ready is not None and not self._asked
+        self._asked = self._asked or asks
+        return asks
+
     def at_rest(self, differences: Differences) -> None:
         """Measure without the pin and with it, while no worker takes or gives one."""
         helper = self._ready
@@ -250,11 +274,10 @@ class LeakCanary:
         except HelperError as error:
             self._error = error
             return
-        if before is None or with_pin is None:
-            self._error = HelperError("a worker died while the pages were counted")
-            return
-        names = [region.name for region in self._regions]
-        self._measured = {name: (before.get(name, 0), with_pin.get(name, 0)) for name in names}
+        self._measured = {}
+        if before is not None and with_pin is not None:
+            names = [region.name for region in self._regions]
+            self._measured = {name: (before.get(name, 0), with_pin.get(name, 0)) for name in names}
 
 
 Canary = RefusalCanary | StallCanary | LeakCanary

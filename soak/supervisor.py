@@ -45,6 +45,7 @@ _SAMPLE_SECONDS: Final = 10.0
 _COUNTERS_SECONDS: Final = 5.0
 _BARRIER_SECONDS: Final = 30.0
 _COMMIT_SECONDS: Final = 1.0
+_COVERAGE_SECONDS: Final = 1.0
 _NICENESS: Final = -10
 _STOP_SECONDS: Final = 30.0
 _ENDING: Final = (signal.SIGTERM, signal.SIGINT)
@@ -91,6 +92,8 @@ class Supervisor:
         self._most_wedged = most_wedged
         self._looked = 0.0
         self._committed = 0.0
+        self._counted = 0.0
+        self._covered = False
         self._run = run
         self._companions = companions
         self._control = control
@@ -196,6 +199,9 @@ class Supervisor:
             self._guarded(Detector.REFUSALS, self._look_for_refusals)
             self._canaries.look()
             if not self._paused:
+                if self._canaries.asks_for_rest():
+                    self._sweep_between()
+                self._note_coverage()
                 self._jobs.run_pending()
             if self._must_end is not None:
                 return self._must_end
@@ -389,15 +395,7 @@ class Supervisor:
         """Write down what the verdict needs, so that it can be computed from the journal alone."""
         self._reporter.flush()
         self._commit()
-        completed = {
-            **completed_operations(
-                (member.block.names("counts"), member.block.view("counts"))
-                for member in self._crew.members
-            ),
-            **self._stalls.trials(),
-        }
-        met = sum(completed.get(label, 0) >= need for label, need in self._run["promised"].items())
-        self._block.set("coverage_cells", met)
+        completed = self._count_completed()
         self._journal.write(
             "sample.taken",
             completed=completed,
@@ -409,6 +407,29 @@ class Supervisor:
         )
         for companion in self._companions:
             companion.sampled()
+
+    def _note_coverage(self) -> None:
+        """Sample as soon as all that was promised is done: there may be somebody who waits for that."""
+        if not self._covered and time.monotonic() - self._counted >= _COVERAGE_SECONDS:
+            self._count_completed()
+            if self._covered:
+                self._sample()
+
+    def _count_completed(self) -> dict[str, int]:
+        """Count what was completed, by label, and how many of the promised cells that covers."""
+        self._counted = time.monotonic()
+        completed = {
+            **completed_operations(
+                (member.block.names("counts"), member.block.view("counts"))
+                for member in self._crew.members
+            ),
+            **self._stalls.trials(),
+        }
+        promised: dict[str, int] = self._run["promised"]
+        met = sum(completed.get(label, 0) >= need for label, need in promised.items())
+        self._block.set("coverage_cells", met)
+        self._covered = met == len(promised)
+        return completed
 
     def _read_counters(self) -> None:
         acquired, released = foll_pins()

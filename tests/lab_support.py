@@ -54,6 +54,10 @@ _STRUCT_PAGE_WORDS = 64 // 4
 _REFCOUNT_WORD = 52 // 4
 
 
+# Values of metrics, by name and labels.
+Scrape = dict[tuple[str, tuple[tuple[str, str], ...]], float]
+
+
 @dataclass
 class LabProcess:
     """`dax-soak lab` in a process of its own; `close` ends it whatever happened."""
@@ -62,9 +66,7 @@ class LabProcess:
     arguments: list[str]
     # Whether the command line names the run directory: a run that is resumed has it already.
     named: bool = True
-    scrapes: list[dict[tuple[str, tuple[tuple[str, str], ...]], float]] = field(
-        default_factory=list
-    )
+    scrapes: list[Scrape] = field(default_factory=list)
 
     def start(self) -> Self:
         self._out = self.run_dir.with_suffix(".out")
@@ -169,7 +171,7 @@ class LabProcess:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def scraped_at_end(self) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    def scraped_at_end(self) -> Scrape:
         """Read what the ledger of a run that has ended says, as an exporter shows it."""
         collector = LedgerCollector(lambda: LedgerReader.open(self.run_dir / "ledger"))
         return {
@@ -190,7 +192,7 @@ class LabProcess:
         match = re.search(r"Metrics at (http://\S+)", self.stderr)
         return match[1] if match else None
 
-    def scrape(self) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    def scrape(self) -> Scrape:
         """Fetch the metrics over HTTP, by name and labels."""
         self.wait_until("metrics are served", lambda: self.address is not None)
         with urllib.request.urlopen(self.address or "", timeout=30) as answer:  # noqa: S310 - loopback
@@ -247,9 +249,7 @@ class LabProcess:
         return int(self.events("lab.started")[0]["qemu_pid"])
 
 
-def total(
-    scrape: dict[tuple[str, tuple[tuple[str, str], ...]], float], name: str, **labels: str
-) -> float:
+def total(scrape: Scrape, name: str, **labels: str) -> float:
     """Sum the series of a scrape that have this name and these labels."""
     return sum(
         value
@@ -299,6 +299,14 @@ def lab(run_dir: Path, *arguments: str, full_load: bool = False) -> Iterator[Lab
         yield process
     finally:
         process.close()
+
+
+def is_lost(process: LabProcess) -> bool:
+    """Say whether the machine was found to be lost, and the run judged."""
+    return (
+        any(event.get("kind") == "lost-machine" for event in process.events("violation.found"))
+        and (process.run_dir / "verdict.json").exists()
+    )
 
 
 def check_lost_wakeups(process: LabProcess) -> None:

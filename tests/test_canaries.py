@@ -113,6 +113,9 @@ class Acting:
     def go(self, attempt: Attempt) -> Steps:
         yield from self._steps(attempt)
 
+    def asks_for_rest(self) -> bool:
+        return False
+
     def at_rest(self, differences: Differences) -> None:
         self.rests += 1
         differences()
@@ -305,19 +308,52 @@ def test_a_pin_must_show_as_exactly_itself(
     assert event["evidence"] == {"region": "dax", "difference": [before, with_pin]}
 
 
-def test_a_count_that_a_death_disturbed_is_no_judgement(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def leak_canary(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> Canaries:
+    """Have a canary of leaks under way, without pages to pin."""
     monkeypatch.setattr(canary_kinds, "extra_pins", _no_pins)
     leak = LeakCanary(scene.clock, [AnonymousRegion("dax", 4096)])  # type: ignore[list-item]  # a name
     canaries = scene.canaries(leak)
     canaries.begin_round()
+    return canaries
+
+
+@pytest.mark.parametrize("deaths", [1, 2, 3])
+def test_a_count_that_a_death_disturbed_is_no_judgement_and_is_done_again(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, deaths: int
+) -> None:
+    canaries = leak_canary(scene, monkeypatch)
+    whole = ({"dax": 0}, {"dax": 1})
+    # Of the two that belong together the one is as good as the other to be spoilt.
+    spoilt = [None if number % 2 else {"dax": 0} for number in range(2 * deaths)]
+    counts = iter([*spoilt, *whole])
     while canaries.busy:
         scene.beat(canaries)
-        canaries.at_rest(lambda: None)
+        canaries.at_rest(lambda: next(counts))
     (event,) = scene.events()
-    assert event["event"] == "canary.failed"
-    assert scene.count(Detector.LEAKS, "missed") == scene.count(Detector.LEAKS, "seen") == 0
+    given_up = deaths == 3
+    assert event["event"] == ("canary.failed" if given_up else "canary.seen")
+    assert scene.count(Detector.LEAKS, "missed") == 0
+    assert scene.count(Detector.LEAKS, "seen") == (not given_up)
+
+
+def test_a_canary_that_is_ready_asks_once_for_a_rest(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the workers did not come to rest at once, it takes the next rest that there is."""
+    canaries = leak_canary(scene, monkeypatch)
+    asked = 0
+    end = time.monotonic() + DEADLINE
+    while not asked:
+        assert time.monotonic() < end
+        scene.beat(canaries)
+        asked += canaries.asks_for_rest()
+    for _ in range(5):
+        scene.beat(canaries)
+        assert not canaries.asks_for_rest()
+    counts = iter(({"dax": 0}, {"dax": 1}))
+    canaries.at_rest(lambda: next(counts))
+    scene.beat_until_over(canaries)
+    assert [event["event"] for event in scene.events()] == ["canary.seen"]
 
 
 def _no_pins(*_: object) -> Iterator[str]:

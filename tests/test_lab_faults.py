@@ -9,7 +9,14 @@ import pytest
 
 from soak.journal import read_journal
 from soak.ledger import LedgerReader
-from tests.lab_support import QUICK_KERNEL, LabProcess, alive, lab, total
+from tests.lab_support import (
+    QUICK_KERNEL,
+    LabProcess,
+    alive,
+    check_stall_evidence,
+    is_lost,
+    lab,
+)
 from tests.script_support import run_script
 
 if TYPE_CHECKING:
@@ -20,19 +27,21 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.lab
 
+WAITS = ("stall", "late-wakeup", "early-truncate")
 # Until whoever waits for it interrupts.
 LINGER = ("--linger", "30m")
 
 
 @pytest.fixture
-def refused(request: pytest.FixtureRequest, shared: SharedSetUps) -> LabProcess:
-    """Hold one page of each kind of DAX memory, then lower the limit of vfio."""
-    return shared.get(request, "refused", _refuse)
+def faulty(request: pytest.FixtureRequest, shared: SharedSetUps) -> LabProcess:
+    """Plant one fault after the other in one guest, each when the one before was found."""
+    return shared.get(request, "faulty", _plant_all)
 
 
-def _refuse(place: Path, stack: ExitStack) -> LabProcess:
+def _plant_all(place: Path, stack: ExitStack) -> LabProcess:
     process = stack.enter_context(lab(place / "run", "--kernel", QUICK_KERNEL, "--duration", "1h"))
     process.soaks()
+    # One page of each kind of DAX memory is held.
     process.plant("leak")
     process.plant("leak-file")
 
@@ -43,7 +52,18 @@ def _refuse(place: Path, stack: ExitStack) -> LabProcess:
             if event["kind"] == kind and event["known_issue"] is None
         }
 
-    process.wait_until("both leaks were found", lambda: len(found("leak")) > 1)
+    process.wait_until("both leaks were found", lambda: len(leaks(process)) > 1)
+    process.plant("late-page")
+    process.wait_until("a late wait was found", lambda: process.found("late-wakeup"))
+    # This page is not let go at all, and so leaks as well.
+    process.plant("stuck-page")
+
+    def went_on() -> bool:
+        after = process.samples_after("operation.freed")
+        return process.found("stall") and len(leaks(process)) > 2 and len(after) > 1
+
+    process.wait_until("it was found, and the soak went on", went_on)
+    # The limit of vfio becomes lower.
     process.plant("refuse-map")
     process.wait_until(
         "the refusals were found",
@@ -54,80 +74,74 @@ def _refuse(place: Path, stack: ExitStack) -> LabProcess:
     return process
 
 
-def test_a_single_held_page_is_found_beside_the_known_leak(refused: LabProcess) -> None:
-    leaks = {
-        entry["region"]: entry["count"]
-        for entry in refused.violations("leak")
-        if entry["known_issue"] is None
+def leaks(process: LabProcess) -> list[tuple[str, int]]:
+    """Return region and pages of each leak that no known issue explains."""
+    return [
+        (event["region"], event["count"])
+        for event in process.events("violation.found")
+        if event["kind"] == "leak" and event["known_issue"] is None
+    ]
+
+
+def test_single_held_pages_are_found_beside_the_known_leak(faulty: LabProcess) -> None:
+    # A page of a file that nobody lets go is seen from both sides: what waits for it stalls.
+    assert sorted(leaks(faulty)) == [("device-dax", 1), ("fs-dax", 1), ("fs-dax", 1)]
+
+
+def test_a_late_wait_and_one_without_end_are_found(faulty: LabProcess) -> None:
+    """Pages that are let go late, and one that never is."""
+    waits = [entry for kind in WAITS for entry in faulty.violations(kind)]
+    assert {(entry["kind"], entry["known_issue"]) for entry in waits} == {
+        ("late-wakeup", None),
+        ("stall", None),
     }
-    assert leaks == {"device-dax": 1, "fs-dax": 1}
+    found = faulty.events("violation.found")
+    late, stalled = 500, 2000
+    assert all(
+        late < event["evidence"]["excess_ms"] <= stalled
+        for event in found
+        if event["kind"] == "late-wakeup"
+    )
+    (stuck,) = [
+        event["seq"] for event in faulty.events("fault.planted") if event["fault"] == "stuck-page"
+    ]
+    assert all(event["seq"] > stuck for event in found if event["kind"] == "stall")
+    check_stall_evidence(faulty)
+    samples = faulty.samples_after("operation.freed")
+    attempts = [sum(sample["completed"].values()) for sample in samples]
+    assert attempts[-1] > attempts[0]
 
 
-def test_refusals_that_must_not_be_are_found(refused: LabProcess) -> None:
+def test_refusals_that_must_not_be_are_found(faulty: LabProcess) -> None:
     found = {
         (entry["kind"], entry["region"])
         for kind in ("unexpected-refusal", "wrong-errno", "unexpected-pin")
-        for entry in refused.violations(kind)
+        for entry in faulty.violations(kind)
     }
     assert found == {
         ("unexpected-refusal", "device-dax"),
         ("unexpected-refusal", "anonymous"),
         ("wrong-errno", "fs-dax"),
     }
-    assert all("ENOSPC" in entry["summary"] for entry in refused.violations("unexpected-refusal"))
+    assert all("ENOSPC" in entry["summary"] for entry in faulty.violations("unexpected-refusal"))
 
 
-def test_violations_carry_evidence_and_fail_the_run(refused: LabProcess) -> None:
-    events = [
-        event for event in refused.events("violation.found") if event["kind"] == "wrong-errno"
-    ]
+def test_violations_carry_evidence_and_fail_the_run(faulty: LabProcess) -> None:
+    events = [event for event in faulty.events("violation.found") if event["kind"] == "wrong-errno"]
     assert events[0]["evidence"]["operations"]
     assert all(line["result"] for line in events[0]["evidence"]["operations"])
-    assert refused.verdict()["verdict"] == "fail"
-    assert refused.process.returncode == 1
+    assert faulty.verdict()["verdict"] == "fail"
+    assert faulty.process.returncode == 1
 
 
-def test_counts_of_violations_are_those_of_the_ledger(refused: LabProcess) -> None:
-    with LedgerReader.open(refused.run_dir / "ledger") as reader:
+def test_counts_of_violations_are_those_of_the_ledger(faulty: LabProcess) -> None:
+    with LedgerReader.open(faulty.run_dir / "ledger") as reader:
         counted = reader.block("supervisor").named_rows("violations")
     for kind, issues in counted.items():
-        told = refused.violations(kind)
+        told = faulty.violations(kind)
         for issue, count in issues.items():
             name = None if issue == "none" else issue
             assert count == sum(entry["count"] for entry in told if entry["known_issue"] == name)
-
-
-def test_pinned_files_are_found_and_a_panic_is_survived(tmp_path: Path) -> None:
-    arguments = ("--kernel", QUICK_KERNEL, "--duration", "1h", *LINGER)
-    with lab(tmp_path / "run", *arguments) as process:
-        process.soaks()
-        process.plant("page-cache")
-
-        def truncated_early() -> bool:
-            found = process.events("violation.found")
-            kinds = {event["kind"] for event in found}
-            pins = {event["interface"] for event in found if event["kind"] == "early-truncate"}
-            return "unexpected-pin" in kinds and pins >= {"vmsplice", "o-direct"}
-
-        process.wait_until("pins and early truncates were found", truncated_early)
-        process.plant("panic")
-        process.wait_until("the panic is noticed", lambda: _is_lost(process))
-        scrape = process.scrape()
-        assert total(scrape, "up") == 1
-        assert total(scrape, "run_active") == 0
-        assert total(scrape, "verdict", verdict="fail") == 1
-        assert total(scrape, "violations_total", kind="lost-machine") == 1
-        process.interrupt()
-        assert process.finish() == 1
-        _check_lost(process)
-        early = process.violations("early-truncate")
-        assert {entry["known_issue"] for entry in early} == {None}
-        assert {entry["interface"] for entry in early} >= {"vmsplice", "o-direct"}
-        pins = process.violations("unexpected-pin")
-        assert [(pin["region"], pin["operation"]) for pin in pins] == [("fs-dax", "map")]
-        assert total(scrape, "unexpected_pins_total", region="fs-dax") == pins[0]["count"]
-        console = process.events("violation.found")[-1]["evidence"]["console"]
-        assert any("panic" in line for line in console)
 
 
 def test_a_hang_is_found(tmp_path: Path) -> None:
@@ -135,19 +149,12 @@ def test_a_hang_is_found(tmp_path: Path) -> None:
     with lab(tmp_path / "run", *arguments) as process:
         process.soaks()
         process.plant("hang")
-        process.wait_until("the hang is noticed", lambda: _is_lost(process))
+        process.wait_until("the hang is noticed", lambda: is_lost(process))
         assert process.metric("run_active") == 0
         process.interrupt()
         assert process.finish() == 1
         _check_lost(process)
         assert process.events("guest.silent")
-
-
-def _is_lost(process: LabProcess) -> bool:
-    return (
-        any(event.get("kind") == "lost-machine" for event in process.events("violation.found"))
-        and (process.run_dir / "verdict.json").exists()
-    )
 
 
 def _check_lost(process: LabProcess) -> None:

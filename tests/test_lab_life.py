@@ -6,16 +6,20 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.lab_support import QUICK_KERNEL, ROOT, lab, total
+from tests.lab_support import QUICK_KERNEL, ROOT, LabProcess, is_lost, lab, total
 from tests.script_support import run_script
 
 if TYPE_CHECKING:
-    from tests.lab_support import LabProcess
+    from contextlib import ExitStack
+
+    from tests.lab_support import Scrape
+    from tests.shared_setups import SharedSetUps
 
 pytestmark = pytest.mark.lab
 
@@ -49,63 +53,134 @@ def check_leak(process: LabProcess) -> None:
     assert {entry["known_issue"] for entry in leaks} == ({LEAK} if confirmed else set())
 
 
-def test_a_soak_is_paused_continued_and_stopped(tmp_path: Path) -> None:
-    with lab(tmp_path / "run", "--kernel", QUICK_KERNEL, "--duration", "1h") as process:
-        process.wait_until("it soaks", lambda: process.operations() > 500)
-        assert say("pause", process.run_dir).stdout == "paused: all workers rest\n"
-        rested = operations(process)
-        assert say("pause", process.run_dir).stdout == "paused already\n"
-        assert operations(process) == rested
-        assert process.metric("run_active") == 1
-        assert process.metric("workers", state="paused") == process.metric("workers")
-        assert say("continue", process.run_dir).stdout == "running\n"
-        process.wait_until("it goes on", lambda: operations(process) > rested)
-        assert say("stop", process.run_dir).stdout == "stopped\n"
-        assert process.finish() in {0, 3}, process.stderr
-        (ended,) = process.events("run.ended")
-        assert [process.events(f"run.{what}") != [] for what in ("paused", "continued")] == [
-            True
-        ] * 2
-        assert ended["why"].startswith("told to")
-        again = say("pause", process.run_dir)
-        assert (again.returncode, again.stdout) == (2, "")
-        assert "No soak is running" in again.stderr
-        refused = say("stop", tmp_path / "nowhere")
-        assert refused.returncode == 2
-        assert "There is no run" in refused.stderr
+@dataclass
+class Life:
+    """A run on a kernel that pins files and panics; it goes on in a new boot, rests, and is stopped."""
+
+    process: LabProcess
+    # As it was scraped when the machine was lost, and read from the ledger when its lab had ended.
+    lost: Scrape = field(default_factory=dict)
+    before: Scrape = field(default_factory=dict)
+    resumed: Scrape = field(default_factory=dict)
+    rested: Scrape = field(default_factory=dict)
+    first_verdict: dict[str, Any] = field(default_factory=dict)
+    said: list[str] = field(default_factory=list)
+    codes: list[int] = field(default_factory=list)
 
 
-def test_a_run_goes_on_after_a_panic_in_a_new_boot(tmp_path: Path) -> None:
-    arguments = ("--kernel", QUICK_KERNEL, "--duration", "1h", "--keep", "--linger", "1s")
-    with lab(tmp_path / "run", *arguments) as first:
-        first.wait_until("it soaks", lambda: first.operations() > 500)
-        first.plant("panic")
-        assert first.finish() == 1, first.stdout
-        assert first.violations("lost-machine")
-        before = first.scraped_at_end()
-    with resume(first) as second:
-        second.wait_until("it soaks again", lambda: second.events("run.resumed") != [])
-        second.wait_until(
-            "counters went on", lambda: operations(second) > total(before, "operations_total")
-        )
-        assert second.metric("boots_total") == 2
-        started = second.metric("run_start_timestamp_seconds")
-        assert started == total(before, "run_start_timestamp_seconds")
-        second.interrupt()
-        assert second.finish() == 1, second.stdout
-        check_leak(second)
-        verdict = second.verdict()
-        assert [entry["kind"] for entry in verdict["violations"] if not entry["known_issue"]] == [
-            "lost-machine"
-        ]
-        assert len(verdict["boot_ids"]) == 2
-        (resumed,) = second.events("run.resumed")
-        assert resumed["rebooted"]
-        # The kernel's last words outlived it, and say how it died.
-        (found,) = second.events("crash-log.found")
-        assert any("sysrq triggered crash" in line for line in found["evidence"]["console"])
-        numbers = [event["seq"] for event in second.events()]
-        assert numbers == list(range(1, len(numbers) + 1))
+@pytest.fixture
+def life(request: pytest.FixtureRequest, shared: SharedSetUps) -> Life:
+    return shared.get(request, "life", _live)
+
+
+def _live(place: Path, stack: ExitStack) -> Life:
+    arguments = ("--kernel", QUICK_KERNEL, "--duration", "1h", "--keep", "--linger", "30m")
+    first = stack.enter_context(lab(place / "run", *arguments))
+    seen = Life(first)
+    first.soaks()
+    first.plant("page-cache")
+
+    def truncated_early() -> bool:
+        found = first.events("violation.found")
+        pins = {event["interface"] for event in found if event["kind"] == "early-truncate"}
+        return first.found("unexpected-pin") and pins >= {"vmsplice", "o-direct"}
+
+    first.wait_until("pins and early truncates were found", truncated_early)
+    first.plant("panic")
+    first.wait_until("the panic is noticed", lambda: is_lost(first))
+    seen.lost = first.scrape()
+    # It lingers until it is interrupted.
+    first.interrupt()
+    seen.codes.append(first.finish())
+    seen.before, seen.first_verdict = first.scraped_at_end(), first.verdict()
+
+    second = stack.enter_context(resume(first))
+    seen.process = second
+    second.wait_until("it soaks again", lambda: second.events("run.resumed") != [])
+    done = total(seen.before, "operations_total")
+    second.wait_until("counters went on", lambda: operations(second) > done)
+    seen.resumed = second.scrape()
+    seen.said.append(say("pause", second.run_dir).stdout)
+    rested = operations(second)
+    seen.said.append(say("pause", second.run_dir).stdout)
+    seen.rested = second.scrape()
+    assert total(seen.rested, "operations_total") == rested
+    seen.said.append(say("continue", second.run_dir).stdout)
+    second.wait_until("it goes on", lambda: operations(second) > rested)
+    seen.said.append(say("stop", second.run_dir).stdout)
+    seen.codes.append(second.finish())
+    return seen
+
+
+def test_pinned_files_are_found(life: Life) -> None:
+    verdict = life.first_verdict
+    early, pins = (
+        [entry for entry in verdict["violations"] if entry["kind"] == kind]
+        for kind in ("early-truncate", "unexpected-pin")
+    )
+    assert {entry["known_issue"] for entry in early} == {None}
+    assert {entry["interface"] for entry in early} >= {"vmsplice", "o-direct"}
+    assert [(pin["region"], pin["operation"]) for pin in pins] == [("fs-dax", "map")]
+    assert total(life.lost, "unexpected_pins_total", region="fs-dax") == pins[0]["count"]
+
+
+def test_a_panic_is_survived(life: Life) -> None:
+    assert total(life.lost, "up") == 1
+    assert total(life.lost, "run_active") == 0
+    assert total(life.lost, "verdict", verdict="fail") == 1
+    assert total(life.lost, "violations_total", kind="lost-machine") == 1
+    assert life.codes[0] == 1
+    lost = [entry for entry in life.first_verdict["violations"] if entry["kind"] == "lost-machine"]
+    assert [entry["count"] for entry in lost] == [1]
+    (found,) = [event for event in life.process.events() if event.get("kind") == "lost-machine"]
+    assert any("panic" in line for line in found["evidence"]["console"])
+
+
+def test_a_run_goes_on_after_a_panic_in_a_new_boot(life: Life) -> None:
+    process, verdict = life.process, life.process.verdict()
+    assert total(life.resumed, "boots_total") == 2
+    started = "run_start_timestamp_seconds"
+    assert total(life.resumed, started) == total(life.before, started)
+    assert life.codes[1] == 1, process.stdout
+    check_leak(process)
+    # Nothing but what there was before the panic.
+    assert {entry["kind"] for entry in verdict["violations"] if not entry["known_issue"]} == {
+        "unexpected-pin",
+        "early-truncate",
+        "lost-machine",
+    }
+    assert len(verdict["boot_ids"]) == 2
+    (resumed,) = process.events("run.resumed")
+    assert resumed["rebooted"]
+    found_late = [
+        event
+        for event in process.events("violation.found")
+        if event["known_issue"] is None and event["seq"] > resumed["seq"]
+    ]
+    assert found_late == []
+    # The kernel's last words outlived it, and say how it died.
+    (found,) = process.events("crash-log.found")
+    assert any("sysrq triggered crash" in line for line in found["evidence"]["console"])
+    numbers = [event["seq"] for event in process.events()]
+    assert numbers == list(range(1, len(numbers) + 1))
+
+
+def test_a_soak_is_paused_continued_and_stopped(life: Life, tmp_path: Path) -> None:
+    assert life.said == ["paused: all workers rest\n", "paused already\n", "running\n", "stopped\n"]
+    assert total(life.rested, "run_active") == 1
+    workers = total(life.rested, "workers")
+    assert total(life.rested, "workers", state="paused") == workers > 0
+    ended = life.process.events("run.ended")[-1]
+    assert [life.process.events(f"run.{what}") != [] for what in ("paused", "continued")] == [
+        True
+    ] * 2
+    assert ended["why"].startswith("told to")
+    again = say("pause", life.process.run_dir)
+    assert (again.returncode, again.stdout) == (2, "")
+    assert "No soak is running" in again.stderr
+    refused = say("stop", tmp_path / "nowhere")
+    assert refused.returncode == 2
+    assert "There is no run" in refused.stderr
 
 
 def test_a_run_goes_on_after_its_lab_was_killed(tmp_path: Path) -> None:

@@ -68,55 +68,13 @@ def test_pages_that_are_mapped_again_while_they_are_waited_for(tmp_path: Path) -
             assert "vmsplice" not in {entry["interface"] for entry in found}
 
 
-def test_a_late_wait_and_one_without_end_are_found(tmp_path: Path) -> None:
-    """Two faults, one after the other: pages that are let go late, and one that never is."""
-    with lab(tmp_path / "run", "--kernel", QUICK_KERNEL, "--duration", "1h") as process:
-        process.soaks()
-        process.plant("late-page")
-        process.wait_until("a late wait was found", lambda: process.found("late-wakeup"))
-        process.plant("stuck-page")
-
-        def went_on() -> bool:
-            after = process.samples_after("operation.freed")
-            return process.found("stall") and process.found("leak") and len(after) > 1
-
-        process.wait_until("it was found, and the soak went on", went_on)
-        process.interrupt()
-        assert process.finish() == 1, process.stdout
-        assert {(entry["kind"], entry["known_issue"]) for entry in waits(process)} == {
-            ("late-wakeup", None),
-            ("stall", None),
-        }
-        found = process.events("violation.found")
-        late, stalled = 500, 2000
-        assert all(
-            late < event["evidence"]["excess_ms"] <= stalled
-            for event in found
-            if event["kind"] == "late-wakeup"
-        )
-        (stuck,) = [
-            event["seq"]
-            for event in process.events("fault.planted")
-            if event["fault"] == "stuck-page"
-        ]
-        assert all(event["seq"] > stuck for event in found if event["kind"] == "stall")
-        check_stall_evidence(process)
-        # The page is seen from the other side, too.
-        leaks = {
-            (entry["region"], entry["count"])
-            for entry in process.violations("leak")
-            if entry["known_issue"] is None
-        }
-        assert leaks == {("fs-dax", 1)}
-        samples = process.samples_after("operation.freed")
-        attempts = [sum(sample["completed"].values()) for sample in samples]
-        assert attempts[-1] > attempts[0]
-
-
 def test_what_cannot_be_killed_is_replaced_and_ends_the_run_when_it_becomes_too_many(
     tmp_path: Path,
 ) -> None:
-    """Unlink of a file with a pinned page, where that waits: SIGKILL does nothing to it."""
+    """Unlink of a file with a pinned page, where that waits: SIGKILL does nothing to it.
+
+    To a bisection the commit is bad.
+    """
     config = tmp_path / "soak.toml"
     # Until its turn comes, each operation on the file stalls and is freed: sooner than usual here.
     config.write_text(
@@ -124,8 +82,11 @@ def test_what_cannot_be_killed_is_replaced_and_ends_the_run_when_it_becomes_too_
         f"[workload]\n{CALM}"
     )
     # Of the first sixty trials of this seed, no more than ten lie between two that unlink.
-    arguments = ("--kernel", "debian:sid", "-c", str(config), "--duration", "1h", "--seed", "26")
-    with lab(tmp_path / "run", *arguments, "--fault", "stuck-page:1") as process:
+    arguments = (
+        *("--kernel", "debian:sid", "-c", str(config), "--duration", "1h", "--seed", "26"),
+        *("--bisect", "--fault", "stuck-page:1"),
+    )
+    with lab(tmp_path / "run", *arguments) as process:
         assert process.finish() == 1, process.stdout
         (wedged,) = process.events("worker.wedged")
         assert wedged["worker"] == "trial-invalidator-0"
