@@ -37,7 +37,7 @@ _QUIET_SECONDS: Final = 240.0
 # Of the processors of a guest the soak has most.
 _POLL_SECONDS: Final = 0.3
 # Operations a second of a worker, of which a hundred of each kind soon have come together.
-_RATE: Final = 25
+_RATE: Final = 100
 _DEVICES: Final = Path("/sys/bus/pci/devices")
 _LISTEN: Final = "127.0.0.1:9823"
 _COMMAND: Final = [sys.executable, "-m", "soak.cli"]

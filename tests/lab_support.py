@@ -42,6 +42,9 @@ QUICK_KERNEL = str(MODULELESS_KERNEL or "debian:6.12")
 # Of a configuration's [workload]. Processors are for what a test is about, and for the tests beside it:
 # a hundred operations of each kind soon have come together all the same.
 CALM = "rate = 100\ntrials = 1\n"
+# Where each operation against a transfer sleeps until it is freed, more workers are no more work.
+STALLING = "rate = 100\ninvalidators = 3\nholders = 2\ntrials = 4\n"
+FULL_LOAD = ""
 _END_SECONDS = 60.0
 _ANSWER_SECONDS = 300.0
 
@@ -284,15 +287,15 @@ class NvdimmReader:
 
 
 @contextlib.contextmanager
-def lab(run_dir: Path, *arguments: str, full_load: bool = False) -> Iterator[LabProcess]:
+def lab(run_dir: Path, *arguments: str, workload: str = CALM) -> Iterator[LabProcess]:
     """Start the lab, and end it when the test is done with it.
 
-    Without a configuration of the test's own, or `full_load`, its workers take breaks.
+    `workload` is what its configuration has there, where the test brings none of its own.
     """
     words = list(arguments)
-    if not full_load and "-c" not in words:
+    if "-c" not in words:
         config = run_dir.with_suffix(".toml")
-        config.write_text(f"[workload]\n{CALM}")
+        config.write_text(f"[workload]\n{workload}")
         words += ["-c", str(config)]
     process = LabProcess(run_dir, words).start()
     try:

@@ -49,6 +49,8 @@ def test_every_canary_is_seen_and_is_nothing_else(
             return all(seen(process, detector) >= ROUNDS for detector in DETECTORS)
 
         process.wait_until("canaries were seen", seen_often)
+        if any(event.get("lost") for event in process.events("known-issue.probed")):
+            process.wait_until("a stall was found", lambda: process.events("operation.freed") != [])
         scrape = process.scrape()
         assert total(scrape, "canaries_total", result="missed") == 0
         for detector in DETECTORS:
@@ -56,7 +58,9 @@ def test_every_canary_is_seen_and_is_nothing_else(
             assert total(scrape, "last_canary_timestamp_seconds", detector=detector) > 0
         leaked = total(scrape, "leaked_page_references")
         assert leaked == total(scrape, "predicted_leaked_page_references")
-        assert process.finish_when_covered() == 0, process.stdout
+        process.interrupt()
+        # It need not have covered all that it promised.
+        assert process.finish() in {0, 3}, process.stdout
         verdict = process.verdict()
         assert all(entry["made"] == entry["seen"] >= ROUNDS for entry in verdict["canaries"])
         assert {entry["detector"] for entry in verdict["canaries"]} == set(DETECTORS)
@@ -74,7 +78,7 @@ def test_every_canary_is_seen_and_is_nothing_else(
         assert process.events("canary.failed") == []
         (summary,) = process.events("summary.written")
         assert summary["total"]["canaries"].keys() == set(DETECTORS)
-        assert sum(summary["total"]["operations"].values()) > 1000
+        assert sum(summary["total"]["operations"].values()) > 100
 
 
 def seen(process: LabProcess, detector: str) -> int:

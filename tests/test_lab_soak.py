@@ -14,6 +14,7 @@ from soak.journal import read_journal
 from soak.verdict import judge
 from tests.lab_support import (
     ROOT,
+    STALLING,
     LabProcess,
     NvdimmReader,
     alive,
@@ -62,7 +63,7 @@ def soaked(request: pytest.FixtureRequest, shared: SharedSetUps) -> Soaked:
 def _soak(place: Path, stack: ExitStack) -> Soaked:
     directory = place / "run"
     arguments = ("--kernel", "debian:6.1", "--duration", "1h", "--seed", SEED)
-    process = stack.enter_context(lab(directory, *arguments, full_load=True))
+    process = stack.enter_context(lab(directory, *arguments, workload=STALLING))
     seen = Soaked(process)
     process.wait_until("the NVDIMM is there", (directory / ".nvdimm").exists)
     image = stack.enter_context(contextlib.closing(NvdimmReader(directory / ".nvdimm")))
@@ -79,11 +80,12 @@ def _soak(place: Path, stack: ExitStack) -> Soaked:
 
         return look
 
+    process.soaks()
+    # While canaries are made: one that this disturbs is made again.
+    process.plant("kill-worker")
     process.wait_until(
         "everything was covered", watched(lambda: not process.uncovered()), poll_seconds=1.0
     )
-    # Not before: a worker that dies while a canary's pages are counted spoils that canary.
-    process.plant("kill-worker")
 
     def counted() -> bool:
         return total(seen.scrapes[-1], "worker_restarts_total") > 0
@@ -231,7 +233,11 @@ def test_workers_did_what_the_seed_says(soaked: Soaked) -> None:
     assert soaked.first_choices.keys() >= {"mapper-0", "mapper-1", "invalidator-0"}
     count = 1 + max(row[0] for rows in soaked.first_choices.values() for row in rows)
     printed = subprocess.run(
-        [sys.executable, "-m", "soak.cli", "lab", "--seed", SEED, "--print-choices", str(count)],
+        [
+            *(sys.executable, "-m", "soak.cli", "lab", "--seed", SEED),
+            *("-c", str(soaked.process.run_dir.with_suffix(".toml"))),
+            *("--print-choices", str(count)),
+        ],
         check=True, capture_output=True, text=True, cwd=ROOT, timeout=120,
     ).stdout  # fmt: skip
     told = {

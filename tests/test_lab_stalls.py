@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.lab_support import CALM, QUICK_KERNEL, check_stall_evidence, lab
+from tests.lab_support import CALM, FULL_LOAD, QUICK_KERNEL, check_stall_evidence, lab
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,7 +34,7 @@ def waits(process: LabProcess) -> list[dict[str, object]]:
 def test_a_kernel_that_wakes_what_waits_is_left_alone(tmp_path: Path, filesystem: str) -> None:
     """One that the probes find right shows nothing in all the trials, also where it stands still."""
     arguments = ("--kernel", QUICK_KERNEL, "--filesystem", filesystem, "--duration", "1h")
-    with lab(tmp_path / "run", *arguments, full_load=True) as process:
+    with lab(tmp_path / "run", *arguments, workload=FULL_LOAD) as process:
         process.wait_until("trials go on", lambda: process.operations() > 2000)
         pid = process.qemu_pid()
         for _ in range(3):

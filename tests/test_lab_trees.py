@@ -18,7 +18,7 @@ from soak.lab.cache import Cache, cache_directory
 from soak.lab.image import GuestRoot
 from soak.lab.kernels import Kernel, KernelStore
 from soak.lab.module_layer import layer_of_tree
-from tests.lab_support import QUICK_KERNEL, ROOT, alive, lab
+from tests.lab_support import QUICK_KERNEL, ROOT, STALLING, alive, lab
 from tests.test_build_tree import STYLES, shown
 from tests.test_cpio import parse
 
@@ -96,7 +96,7 @@ def test_a_tree_boots_and_its_commit_is_good(built: Built, tmp_path: Path) -> No
     built.list_modules("objects")
     before = shown(built.place)
     arguments = ("--kernel", str(built.place), "--bisect", "--until-covered")
-    with lab(tmp_path / "run", *arguments) as process:
+    with lab(tmp_path / "run", *arguments, workload=STALLING) as process:
         assert process.finish() == 0, process.stdout
         assert process.verdict()["verdict"] == "pass"
         assert process.verdict()["kernel"] == built.kernel.release

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from soak.config import parse_duration
-from tests.lab_support import lab
+from tests.lab_support import FULL_LOAD, lab
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,7 +24,7 @@ MOST_BEATS = int(20 * parse_duration(DURATION))
 @pytest.mark.parametrize("kernel", ["debian:6.1", "debian:6.12", "debian:sid"])
 def test_no_false_alarm(tmp_path: Path, kernel: str, filesystem: str) -> None:
     arguments = ("--kernel", kernel, "--filesystem", filesystem, "--duration", DURATION)
-    with lab(tmp_path / "run", *arguments, full_load=True) as process:
+    with lab(tmp_path / "run", *arguments, workload=FULL_LOAD) as process:
         assert process.finish(MOST_BEATS) == 0, process.stdout
         confirmed = {
             event["known_issue"]
