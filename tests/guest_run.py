@@ -35,33 +35,12 @@ SMALL: Final = Path("/run/small")
 # More of them in 'make soak-long', which changes this line.
 KILLS: Final = 100
 # Of so many kills one is of the supervisor: each costs a start, which is slow under emulation.
-SUPERVISOR_EVERY: Final = 25
+SUPERVISOR_EVERY: Final = 33
 EXPORTER_EVERY: Final = 10
 
 
-def given_back() -> dict[str, Any]:
-    """Kill a run, and have what it took given back without another run."""
-    configure(CONFIG, "10m")
-    run = Run(CONFIG)
-    run.soaks()
-    run.process.kill()
-    run.process.wait(DEADLINE)
-    before = bound()
-    done = command("restore")
-    again = command("restore")
-    return {
-        "before": before,
-        "code": done.returncode,
-        "said": done.stdout.splitlines(),
-        "again": again.stdout,
-        "bound": bound(),
-        "ledger": (run.directory / "ledger").is_symlink(),
-        "memory": left()["memory"],
-    }
-
-
-def ordinary_end() -> dict[str, Any]:
-    """A run that is paused, continued and told to end by SIGTERM."""
+def ordinary() -> dict[str, Any]:
+    """A run that is paused and continued, killed, and given back without another run."""
     configure(CONFIG, "10m")
     run = Run(CONFIG)
     run.soaks()
@@ -79,11 +58,18 @@ def ordinary_end() -> dict[str, Any]:
         for name, pid in run.pids().items()
     }
     seen["oom"] = sorted(set(scores.values()))
-    seen["code"] = run.end(signal.SIGTERM)
-    seen["left"] = left()
-    seen["verdict"] = run.verdict
-    seen["ledger"] = (run.directory / "ledger").is_symlink()
-    seen["events"] = [event["event"] for event in run.journal]
+    run.process.kill()
+    run.process.wait(DEADLINE)
+    done = command("restore")
+    again = command("restore")
+    seen["restore"] = {
+        "code": done.returncode,
+        "said": done.stdout.splitlines(),
+        "again": again.stdout,
+        "bound": bound(),
+        "ledger": (run.directory / "ledger").is_symlink(),
+        "memory": left()["memory"],
+    }
     return seen
 
 
@@ -136,6 +122,8 @@ def killed() -> dict[str, Any]:
         "in_order": numbers == list(range(1, len(numbers) + 1)),
         "left": left(),
         "verdict": run.verdict,
+        "ledger": (run.directory / "ledger").is_symlink(),
+        "events": [line["event"] for line in lines],
     }
 
 
@@ -192,8 +180,7 @@ def main() -> None:
     listen_on_loopback()
     play(
         {
-            "restore": given_back,
-            "ordinary": ordinary_end,
+            "ordinary": ordinary,
             "killed": killed,
             "full": full_disk,
             "gone": device_gone,

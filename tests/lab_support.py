@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 import urllib.request
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -145,6 +146,18 @@ class LabProcess:
         answer = ask(self.run_dir, f"{PLANT}{fault}", _ANSWER_SECONDS)
         assert answer == f"the guest plants {fault}"
         self.wait_until(f"{fault} was planted", lambda: len(self.events("fault.planted")) > before)
+
+    def stand_still(self) -> None:
+        """Stop the guest three times, each time in the middle of some trial.
+
+        That lasts longer than what counts as a stall, and is none.
+        """
+        pid = self.qemu_pid()
+        for _ in range(3):
+            os.kill(pid, signal.SIGSTOP)
+            time.sleep(3.0)
+            os.kill(pid, signal.SIGCONT)
+            time.sleep(1.0)
 
     def _signs(self) -> Signs:
         reader = self.ledger()

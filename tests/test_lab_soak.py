@@ -1,4 +1,7 @@
-"""A clean soak of Debian's kernel: one boot, in which a worker is killed on the way."""
+"""A clean soak of Debian's kernel: one boot, in which a worker is killed on the way.
+
+The kernel comes out of a build tree, as that of a commit which a bisection finds good.
+"""
 
 from __future__ import annotations
 
@@ -22,9 +25,10 @@ from tests.lab_support import (
     lab,
     total,
 )
+from tests.test_build_tree import shown
+from tests.tree_support import build
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from contextlib import ExitStack
     from pathlib import Path
 
@@ -47,6 +51,9 @@ class Soaked:
     scrapes: list[Any] = field(default_factory=list)
     first_choices: dict[str, list[tuple[int, int, int]]] = field(default_factory=dict)
     qemu_pid: int = 0
+    release: str = ""
+    # What was in the kernel's build tree before and after.
+    tree: list[Any] = field(default_factory=list)
 
     @property
     def last(self) -> Any:  # noqa: ANN401 - metrics by name and labels
@@ -61,39 +68,35 @@ def soaked(request: pytest.FixtureRequest, shared: SharedSetUps) -> Soaked:
 
 
 def _soak(place: Path, stack: ExitStack) -> Soaked:
-    directory = place / "run"
-    arguments = ("--kernel", "debian:6.1", "--duration", "1h", "--seed", SEED)
+    directory, built = place / "run", build(place / "tree")
+    built.list_modules("objects")
+    tree = [shown(built.place)]
+    arguments = (
+        *("--kernel", str(built.place), "--duration", "1h", "--seed", SEED),
+        *("--bisect", "--until-covered", "--linger", "5s"),
+    )
     process = stack.enter_context(lab(directory, *arguments, workload=STALLING))
-    seen = Soaked(process)
+    seen = Soaked(process, release=built.kernel.release, tree=tree)
     process.wait_until("the NVDIMM is there", (directory / ".nvdimm").exists)
     image = stack.enter_context(contextlib.closing(NvdimmReader(directory / ".nvdimm")))
     idle = _idle_sum(process, image)
     seen.qemu_pid = process.qemu_pid()
-
-    def watched(enough: Callable[[], bool]) -> Callable[[], bool]:
-        """Look at the run from outside each time that it is asked whether that is enough."""
-
-        def look() -> bool:
-            seen.scrapes.append(process.scrape())
-            _note_choices(process, seen)
-            return enough()
-
-        return look
-
     process.soaks()
     # While canaries are made: one that this disturbs is made again.
     process.plant("kill-worker")
-    process.wait_until(
-        "everything was covered", watched(lambda: not process.uncovered()), poll_seconds=1.0
-    )
 
-    def counted() -> bool:
-        return total(seen.scrapes[-1], "worker_restarts_total") > 0
+    def covered() -> bool:
+        """Look at the run from outside each time that it is asked whether it is over."""
+        if process.events("lab.covered"):
+            return True
+        seen.scrapes.append(process.scrape())
+        _note_choices(process, seen)
+        return False
 
-    process.wait_until("a worker was replaced", watched(counted), poll_seconds=1.0)
-    process.interrupt()
+    process.wait_until("everything was covered", covered, poll_seconds=1.0)
     seen.code = process.finish()
     seen.leaked_by_image = (image.reference_sum() or 0) - idle
+    tree.append(shown(built.place))
     return seen
 
 
@@ -166,6 +169,15 @@ def test_wakeups_are_measured_for_every_kind_of_pin(soaked: Soaked) -> None:
     stalls = sum(entry["count"] for entry in soaked.process.violations("stall"))
     assert 0 <= total(soaked.last, "stalls_total") <= stalls
     assert (total(soaked.last, "stall_seconds_total") > 0) == (stalls > 0)
+
+
+def test_a_commit_is_good_when_there_is_nothing_left_to_see(soaked: Soaked) -> None:
+    """It ended then, and not when its time was over; the tree is as it was."""
+    (ended,) = soaked.process.events("run.ended")
+    assert ended["why"].startswith("told to")
+    assert soaked.process.verdict()["kernel"] == soaked.release
+    before, after = soaked.tree
+    assert before == after
 
 
 def test_strict_fails_on_the_known_issue(soaked: Soaked) -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -28,21 +25,15 @@ def waits(process: LabProcess) -> list[dict[str, object]]:
 
 @pytest.mark.parametrize(
     "filesystem",
-    # On xfs a resumed run shows the same, in test_lab_life.py.
-    ["ext4", pytest.param("xfs", marks=pytest.mark.long)],
+    # A resumed run shows the same on xfs, in test_lab_life.py.
+    [pytest.param(name, marks=pytest.mark.long) for name in ("ext4", "xfs")],
 )
 def test_a_kernel_that_wakes_what_waits_is_left_alone(tmp_path: Path, filesystem: str) -> None:
     """One that the probes find right shows nothing in all the trials, also where it stands still."""
     arguments = ("--kernel", QUICK_KERNEL, "--filesystem", filesystem, "--duration", "1h")
     with lab(tmp_path / "run", *arguments, workload=FULL_LOAD) as process:
         process.wait_until("trials go on", lambda: process.operations() > 2000)
-        pid = process.qemu_pid()
-        for _ in range(3):
-            # Longer than what counts as a stall, and each time in the middle of some trial.
-            os.kill(pid, signal.SIGSTOP)
-            time.sleep(3.0)
-            os.kill(pid, signal.SIGCONT)
-            time.sleep(1.0)
+        process.stand_still()
         assert process.finish_when_covered() == 0, process.stdout
         lost = [event["lost"] for event in process.events("known-issue.probed") if "lost" in event]
         assert lost == [False, False]

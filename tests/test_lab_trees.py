@@ -1,14 +1,15 @@
-"""Kernel build trees in the lab, and a lab that `git bisect run` asks."""
+"""Kernel build trees in the lab, and a lab that `git bisect run` asks.
+
+A good commit, in a tree, is in test_lab_soak.py; a bad one in test_lab_stalls.py.
+"""
 
 from __future__ import annotations
 
 import os
 import re
 import signal
-import stat
 import subprocess
 import sys
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,62 +17,25 @@ import pytest
 from soak.lab.build_tree import open_build_tree
 from soak.lab.cache import Cache, cache_directory
 from soak.lab.image import GuestRoot
-from soak.lab.kernels import Kernel, KernelStore
 from soak.lab.module_layer import layer_of_tree
-from tests.lab_support import QUICK_KERNEL, ROOT, STALLING, alive, lab
+from tests.lab_support import QUICK_KERNEL, ROOT, alive, lab
 from tests.test_build_tree import STYLES, shown
 from tests.test_cpio import parse
+from tests.tree_support import build
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.shared_setups import SharedSetUps
+    from tests.tree_support import Built
 
 pytestmark = pytest.mark.lab
-
-
-@dataclass
-class Built:
-    """What `make` would have left of a kernel that is there already."""
-
-    place: Path
-    kernel: Kernel
-    modules: dict[str, bytes]
-
-    def list_modules(self, style: str) -> None:
-        lines = [STYLES[style].format(name.removesuffix(".ko")) + "\n" for name in self.modules]
-        (self.place / "modules.order").write_text("".join(lines))
 
 
 @pytest.fixture
 def built(request: pytest.FixtureRequest, shared: SharedSetUps) -> Built:
     """A kernel build tree, as far as the lab looks at it."""
     return shared.get(request, "tree", lambda place, _: build(place))
-
-
-def build(place: Path) -> Built:
-    """Put Debian's boot image and modules where their build had them."""
-    cache = Cache(cache_directory())
-    kernel = KernelStore(cache, GuestRoot(cache)).find("debian:6.1")
-    assert kernel.modules is not None
-    (place / "arch/x86/boot").mkdir(parents=True)
-    (place / "arch/x86/boot/bzImage").symlink_to(kernel.image)
-    (place / "include/config").mkdir(parents=True)
-    (place / "include/config/kernel.release").write_text(f"{kernel.release}\n")
-    (place / ".config").write_text("CONFIG_XFS_FS=m\n")
-    installed = f"usr/lib/modules/{kernel.release}/"
-    modules = {}
-    for entry_name, entry in parse(kernel.modules.read_bytes()).items():
-        name = entry_name.decode().removeprefix(installed)
-        if name.endswith(".ko") and stat.S_ISREG(entry.mode):
-            modules[name.removeprefix("kernel/")] = entry.data
-        elif name.startswith("modules.builtin") and not name.endswith(".bin"):
-            (place / name).write_bytes(entry.data)
-    assert modules
-    for name, data in modules.items():
-        (place / name).parent.mkdir(parents=True, exist_ok=True)
-        (place / name).write_bytes(data)
-    return Built(place, kernel, modules)
 
 
 @pytest.mark.parametrize("style", STYLES)
@@ -89,19 +53,6 @@ def test_a_tree_has_the_modules_of_the_package_made_of_it(built: Built, style: s
     index = found[f"usr/lib/modules/{built.kernel.release}/modules.dep".encode()].data.decode()
     needed = next(line for line in index.splitlines() if "/ext4.ko:" in line)
     assert "/jbd2.ko" in needed
-    assert shown(built.place) == before
-
-
-def test_a_tree_boots_and_its_commit_is_good(built: Built, tmp_path: Path) -> None:
-    built.list_modules("objects")
-    before = shown(built.place)
-    arguments = ("--kernel", str(built.place), "--bisect", "--until-covered")
-    with lab(tmp_path / "run", *arguments, workload=STALLING) as process:
-        assert process.finish() == 0, process.stdout
-        assert process.verdict()["verdict"] == "pass"
-        assert process.verdict()["kernel"] == built.kernel.release
-        # It ended when there was nothing left to see, and not when its time was over.
-        assert process.events("lab.covered")
     assert shown(built.place) == before
 
 
@@ -128,8 +79,7 @@ def test_a_commit_that_cannot_be_judged_is_skipped(tmp_path: Path) -> None:
 def test_ctrl_c_stops_a_bisection_that_boots(tmp_path: Path) -> None:
     """What was seen up to then would be unknown, which was not asked for.
 
-    One that soaks is stopped in test_lab_kernels.py; one that finds a commit bad is in
-    test_lab_stalls.py.
+    One that soaks is stopped in test_lab_kernels.py.
     """
     arguments = ("--kernel", QUICK_KERNEL, "--duration", "1h", "--bisect")
     with lab(tmp_path / "run", *arguments) as process:
