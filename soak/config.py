@@ -229,7 +229,7 @@ class WorkloadSection:
     )
     rate: float = _key(
         _rate,
-        "operations a second for each worker outside of trials; 0 for as many as there can be",
+        "operations a second for each worker, of a trial for its holder; 0 for as many as there can be",
         0.0,
     )
     slow_devices: tuple[str, ...] = _key(

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from soak.abi.libc import LIBC, checked
 from tests.guest_support import (
+    COVERING,
     DEADLINE,
     Run,
     bound,
@@ -75,7 +76,7 @@ def ordinary() -> dict[str, Any]:
 
 def killed() -> dict[str, Any]:
     """Kill the processes of one run again and again; what was acknowledged must be there at the end."""
-    configure(CONFIG, "60m")
+    configure(CONFIG, "60m", rate=COVERING)
     choose = random.Random(7)  # noqa: S311 - repeatable on purpose
     run = Run(CONFIG)
     run.soaks()

@@ -16,6 +16,7 @@ from typing import Any, Final
 from soak.abi.mmap import MAP_FIXED, MAP_SHARED, PROT_READ, PROT_WRITE, Mapping
 from soak.abi.vfio import DMA_MAP_FLAG_READ, DMA_MAP_FLAG_WRITE, Container
 from tests.guest_support import (
+    COVERING,
     Newest,
     Run,
     bound,
@@ -93,7 +94,7 @@ def make_new() -> None:
 
 def soaked(*, recyclable: bool) -> dict[str, Any]:
     """Soak on what is there, until it ends by itself or has seen all that a pass needs."""
-    configure(CONFIG, "10m", size="2M", recyclable=recyclable)
+    configure(CONFIG, "10m", size="2M", recyclable=recyclable, rate=COVERING)
     before = Newest().directory
     run = Run(CONFIG)
     run.until("a run directory", lambda: run.directory != before)

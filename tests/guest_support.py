@@ -36,8 +36,10 @@ DEADLINE: Final = 900.0
 _QUIET_SECONDS: Final = 240.0
 # Of the processors of a guest the soak has most.
 _POLL_SECONDS: Final = 0.3
-# Operations a second of a worker, of which a hundred of each kind soon have come together.
-_RATE: Final = 100
+# Operations a second of a worker: where programs start and end, the processors are for them.
+_RATE: Final = 20
+# With this rate a hundred operations of each kind, which a pass needs, soon have come together.
+COVERING: Final = 200
 _DEVICES: Final = Path("/sys/bus/pci/devices")
 _LISTEN: Final = "127.0.0.1:9823"
 _COMMAND: Final = [sys.executable, "-m", "soak.cli"]
@@ -66,10 +68,7 @@ def configure(
     recyclable: bool = False,
     **workload: int,
 ) -> None:
-    """Write a configuration of the guest's devices, with one mapper and one pair for trials.
-
-    Workers take breaks: where programs start and end, the processors are for them.
-    """
+    """Write a configuration of the guest's devices, with one mapper and one pair for trials."""
     device = next(path for path in Path("/dev").glob("dax*") if path.name != "dax")
     wanted = {"mappers": 1, "trials": 1, "rate": _RATE, **workload}
     keys = "\n".join(f"{key} = {value}" for key, value in wanted.items())

@@ -201,6 +201,7 @@ def supervisor_stands_still(manager: Manager, run: Service) -> dict[str, Any]:
 
 
 def stopped(manager: Manager, run: Service) -> dict[str, Any]:
+    run.until("all that a pass needs", lambda: not run.lacking())
     fed = manager.show(SOAK, "WatchdogTimestampMonotonic")
     run.until("food", lambda: manager.show(SOAK, "WatchdogTimestampMonotonic") != fed)
     manager.must("systemctl", "stop", SOAK)

@@ -40,9 +40,11 @@ MODULELESS_KERNEL = (
 )
 # Faults are shown on the kernel that boots quickest; without it Debian's does as well.
 QUICK_KERNEL = str(MODULELESS_KERNEL or "debian:6.12")
-# Of a configuration's [workload]. Processors are for what a test is about, and for the tests beside it:
-# a hundred operations of each kind soon have come together all the same.
-CALM = "rate = 100\ntrials = 1\n"
+# What a configuration has under [workload]. Processors are for what a test is about, and for the tests
+# beside it.
+CALM = "rate = 20\ntrials = 1\n"
+# With this a hundred operations of each kind, which a pass needs, soon have come together.
+COVERING = "rate = 200\n"
 # Where each operation against a transfer sleeps until it is freed, more workers are no more work.
 STALLING = "rate = 100\ninvalidators = 3\nholders = 2\ntrials = 4\n"
 FULL_LOAD = ""

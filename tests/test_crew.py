@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from soak.crew import Death
     from soak.ledger import BlockWriter
     from soak.workload.choices import Choice
-    from soak.workload.worker import Operator
+    from soak.workload.worker import Barrier, Operator
 
 RELEASE = (6, 1)
 DEADLINE_SECONDS = 30.0
@@ -66,6 +66,22 @@ class Broken(Idle):
 
     def __init__(self, _block: BlockWriter) -> None:
         raise RuntimeError("this worker cannot start")
+
+
+class Leading(Idle):
+    """An operator that another one takes its time from."""
+
+    leads = True
+
+    def paced(self, _barrier: Barrier) -> Iterator[Choice]:
+        (plan,) = (plan for plan in workers() if plan.name == self._block.block.name)
+        return plan.choices(0)
+
+
+class Following(Leading):
+    """An operator that takes its time from another one."""
+
+    leads = False
 
 
 @pytest.fixture
@@ -221,6 +237,22 @@ def test_a_rate_holds_workers_back_and_a_pause_does_not_wait_for_it(
     wait_for(lambda: all(member.block.get("acknowledged") == 0 for member in crew.members))
     assert [member.block.get("begun") for member in crew.members] == [1] * len(crew.members)
     assert crew.stop(DEADLINE_SECONDS, nothing) == []
+
+
+def test_of_workers_that_wait_for_each_other_one_keeps_the_rate(
+    hire: Callable[..., Crew],
+) -> None:
+    crew = hire(Leading, terms=Terms(rate=0.01))
+    wait_for(lambda: all(member.block.get("ended") == 1 for member in crew.members))
+    assert crew.stop(DEADLINE_SECONDS, nothing) == []
+    assert [member.block.get("begun") for member in crew.members] == [1] * len(crew.members)
+
+
+def test_of_workers_that_wait_for_each_other_one_takes_its_time_from_the_other(
+    hire: Callable[..., Crew],
+) -> None:
+    crew = hire(Following, terms=Terms(rate=0.01))
+    wait_for(lambda: all(member.block.get("ended") > 5 for member in crew.members))
 
 
 def test_workers_keep_to_a_limit_of_memory_and_go_first(hire: Callable[..., Crew]) -> None:

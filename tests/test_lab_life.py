@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.lab_support import QUICK_KERNEL, ROOT, LabProcess, is_lost, lab, total
+from tests.lab_support import COVERING, QUICK_KERNEL, ROOT, LabProcess, is_lost, lab, total
 from tests.script_support import run_script
 
 if TYPE_CHECKING:
@@ -182,8 +182,8 @@ def test_a_run_goes_on_after_its_lab_was_killed(tmp_path: Path) -> None:
     machine stands still.
     """
     arguments = ("--kernel", QUICK_KERNEL, "--filesystem", "xfs", "--duration", "1h", "--keep")
-    with lab(tmp_path / "run", *arguments) as first:
-        first.wait_until("it soaks", lambda: first.operations() > 2000)
+    with lab(tmp_path / "run", *arguments, workload=COVERING) as first:
+        first.wait_until("it soaks", lambda: first.operations() > 1000)
         done = operations(first)
         os.kill(first.process.pid, signal.SIGKILL)
         first.process.wait()

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.lab_support import CALM, FULL_LOAD, QUICK_KERNEL, check_stall_evidence, lab
+from tests.lab_support import CALM, COVERING, FULL_LOAD, QUICK_KERNEL, check_stall_evidence, lab
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -42,7 +42,9 @@ def test_a_kernel_that_wakes_what_waits_is_left_alone(tmp_path: Path, filesystem
 
 def test_pages_that_are_mapped_again_while_they_are_waited_for(tmp_path: Path) -> None:
     """The newest kernel: whatever it does, the probe and the trials have to agree on it."""
-    with lab(tmp_path / "run", "--kernel", "debian:sid", "--duration", "1h") as process:
+    with lab(
+        tmp_path / "run", "--kernel", "debian:sid", "--duration", "1h", workload=COVERING
+    ) as process:
         assert process.finish_when_covered() == 0, process.stdout
         probe = next(
             event

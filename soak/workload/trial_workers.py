@@ -39,6 +39,8 @@ _FILL: Final = ctypes.create_string_buffer(b"\xa5" * TRIAL_FILE_SIZE, TRIAL_FILE
 class TrialHolder:
     """Makes the file of each trial and pins a part of it."""
 
+    leads = True
+
     def __init__(
         self,
         block: BlockWriter,
@@ -128,6 +130,8 @@ class TrialHolder:
 
 class TrialInvalidator:
     """Takes blocks of the file away while they are pinned, and empties it afterwards."""
+
+    leads = False
 
     def __init__(
         self, block: BlockWriter, partner: BlockWriter, plan: WorkerPlan, region: FsDaxRegion

@@ -62,8 +62,8 @@ _fill_line: Final = struct.Struct(f"<{_END + 1}Q").pack_into
 class Terms:
     """What a worker keeps to.
 
-    `rate` is in operations a second, 0 for as many as there can be; it is not for workers that wait for
-    each other. `enter` is called first in the worker's process: it sets limits on it.
+    `rate` is in operations a second, 0 for as many as there can be; of workers that wait for each other
+    it is for the one that leads. `enter` is called first in the worker's process: it sets limits on it.
     """
 
     rate: float = 0.0
@@ -106,7 +106,12 @@ class Barrier:
 
 @runtime_checkable
 class PacedOperator(Protocol):
-    """An operator that waits for another one: its choices come when their time has come."""
+    """An operator that waits for another one: its choices come when their time has come.
+
+    `leads` says whether the other one takes its time from this one.
+    """
+
+    leads: bool
 
     def paced(self, barrier: Barrier) -> Iterator[Choice]:
         """Yield choices until the end. While it waits for the other it looks at the barrier."""
@@ -205,9 +210,10 @@ def run_worker(
         block.set("acknowledged", 0)
         block.set_word("state", WorkerState.RUNNING)
         barrier = Barrier(block, pause, operator.rest)
+        follows = False
         if isinstance(operator, PacedOperator):
-            choices = operator.paced(barrier)
-        elif terms.rate:
+            choices, follows = operator.paced(barrier), not operator.leads
+        if terms.rate and not follows:
             choices = _at_rate(choices, terms.rate, barrier)
         work(block, pause, choices, operator.calls(), columns, rest=operator.rest)
     block.set_word("state", WorkerState.ENDED)
