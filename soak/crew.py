@@ -249,6 +249,7 @@ class Crew:
         block.set("acknowledged", 0)
         sys.stdout.flush()
         sys.stderr.flush()
+        supervisor = os.getpid()
         try:
             pid = os.fork()
         except OSError as error:
@@ -265,7 +266,7 @@ class Crew:
                 os.setpriority(os.PRIO_PROCESS, 0, 0)
                 run_worker(
                     block, self._pause, plan.choices(incarnation), member.make_operator,
-                    member.columns, terms=self._terms,
+                    member.columns, supervisor=supervisor, terms=self._terms,
                 )  # fmt: skip
                 code = 0
             except BaseException:  # noqa: BLE001 - the last thing that this process does is to say why

@@ -41,10 +41,11 @@ class Stepper:
         self._answers, answers = os.pipe2(os.O_CLOEXEC)
         sys.stdout.flush()
         sys.stderr.flush()
+        parent = os.getpid()
         self.pid = os.fork()
         if self.pid == 0:
             try:
-                _be_helper(body, commands, answers)
+                _be_helper(body, commands, answers, parent)
             finally:
                 # Whatever was raised, the child must not go on as a second parent.
                 os._exit(0)
@@ -111,8 +112,8 @@ class Stepper:
         return False
 
 
-def _be_helper(body: Callable[[], Iterator[Any]], commands: int, answers: int) -> None:
-    die_with_parent(signal.SIGKILL)
+def _be_helper(body: Callable[[], Iterator[Any]], commands: int, answers: int, parent: int) -> None:
+    die_with_parent(signal.SIGKILL, parent)
     signal.pthread_sigmask(signal.SIG_SETMASK, set())
     # An interrupt from the terminal is for the parent, which then ends its helpers itself.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -62,6 +62,7 @@ class UeventWatch(Companion):
 
     def started(self) -> None:
         reader, writer = os.pipe2(os.O_CLOEXEC)
+        parent = os.getpid()
         try:
             pid = os.fork()
         except OSError as error:
@@ -72,7 +73,7 @@ class UeventWatch(Companion):
         if pid == 0:
             try:
                 os.close(reader)
-                _listen(writer)
+                _listen(writer, parent)
             except BaseException as error:  # noqa: BLE001 - the last thing that it does is to say why
                 from soak.log import log_crash  # noqa: PLC0415 - structlog is slow in a guest
 
@@ -144,9 +145,9 @@ class UeventWatch(Companion):
         )  # fmt: skip
 
 
-def _listen(writer: int) -> None:
+def _listen(writer: int, parent: int) -> None:
     """Be the process that listens: at the lowest priority, for the workers are what counts."""
-    die_with_parent(signal.SIGKILL)
+    die_with_parent(signal.SIGKILL, parent)
     signal.pthread_sigmask(signal.SIG_SETMASK, set())
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -80,12 +80,22 @@ def killed() -> dict[str, Any]:
     choose = random.Random(7)  # noqa: S311 - repeatable on purpose
     run = Run(CONFIG)
     run.soaks()
-    starts, counts, lost = 1, [], []
+    starts, begun = 1, 0
     kills = {"supervisor": 0, "worker": 0, "exporter": 0}
     acknowledged: set[int] = set()
+    gone_back: list[str] = []
+
+    def look(when: str) -> None:
+        """Note where fewer operations have begun than had before."""
+        nonlocal begun
+        before, begun = begun, run.begun()
+        if begun < before:
+            there = "" if run.ledger() else ", and there is no ledger"
+            gone_back.append(f"{before} before, {begun} {when}{there}")
+
     for number in range(1, KILLS + 1):
         time.sleep(choose.uniform(0.0, 0.3))
-        counts.append(run.begun())
+        look(f"before kill {number}")
         if number % SUPERVISOR_EVERY == 0:
             acknowledged |= {line["seq"] for line in run.journal}
             run.process.kill()
@@ -99,14 +109,15 @@ def killed() -> dict[str, Any]:
             os.kill(choose.choice(exporters()), signal.SIGKILL)
             kills["exporter"] += 1
         else:
-            pid = choose.choice(list(run.pids().values()))
+            name, pid = choose.choice(list(run.pids().items()))
             try:
                 os.kill(pid, signal.SIGKILL)
                 kills["worker"] += 1
             except ProcessLookupError:
                 # It died a moment ago, and the ledger has not heard of the next one yet.
                 continue
-        lost += [seen for seen in counts[-2:] if seen > run.begun()]
+            look(f"when {name} was killed, {number}")
+        look(f"after kill {number}")
     # Left alone for a while, it goes on as ever: all is covered, and each detector sees its canary.
     run.until("all that a pass needs", lambda: not run.lacking())
     code = run.end(signal.SIGTERM)
@@ -118,7 +129,7 @@ def killed() -> dict[str, Any]:
         "starts": starts,
         "resumed": sum(line["event"] == "run.resumed" for line in lines),
         "code": code,
-        "gone_back": counts != sorted(counts) or bool(lost),
+        "gone_back": gone_back,
         "missing": sorted(acknowledged - set(numbers)),
         "in_order": numbers == list(range(1, len(numbers) + 1)),
         "left": left(),

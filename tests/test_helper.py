@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from soak.abi.libc import die_with_parent
 from soak.helper import HelperError, in_helper
 from tests.soak_support import DEADLINE
 
@@ -173,3 +174,45 @@ def test_what_is_printed_is_printed_once(capfd: pytest.CaptureFixture[str]) -> N
     sys.stdout.write("after")
     sys.stdout.flush()
     assert capfd.readouterr().out == "before after"
+
+
+def test_who_was_started_by_a_process_that_was_killed_at_once_ends_as_well() -> None:
+    """The kernel tells only of a death that is still to come."""
+    reader, writer = os.pipe()
+    parent = os.fork()
+    if parent == 0:
+        own = os.getpid()
+        if os.fork() == 0:
+            while os.getppid() == own:
+                time.sleep(0.001)
+            die_with_parent(signal.SIGKILL, own)
+            os.write(writer, b"it lives on")
+        os._exit(0)
+    os.close(writer)
+    os.waitpid(parent, 0)
+    try:
+        assert os.read(reader, 100) == b""
+    finally:
+        os.close(reader)
+
+
+def test_who_was_started_by_a_process_that_lives_ends_with_it() -> None:
+    reader, writer = os.pipe()
+    parent = os.fork()
+    if parent == 0:
+        own = os.getpid()
+        if os.fork() == 0:
+            die_with_parent(signal.SIGKILL, own)
+            os.write(writer, b"ready")
+            time.sleep(DEADLINE)
+            os.write(writer, b"it lives on")
+        time.sleep(DEADLINE)
+        os._exit(0)
+    os.close(writer)
+    try:
+        assert os.read(reader, 100) == b"ready"
+        os.kill(parent, signal.SIGKILL)
+        os.waitpid(parent, 0)
+        assert os.read(reader, 100) == b""
+    finally:
+        os.close(reader)

@@ -68,6 +68,12 @@ def ioctl(descriptor: int, request: int, argument: Any, what: str) -> int:  # no
     return checked(LIBC.ioctl(descriptor, request, argument), what)
 
 
-def die_with_parent(signal_number: int) -> None:
-    """Have the kernel send this process a signal when the one that started it ends."""
+def die_with_parent(signal_number: int, parent: int) -> None:
+    """Have the kernel send this process a signal when the one that started it, `parent`, ends.
+
+    The kernel only tells of an end that is still to come (prctl(2), PR_SET_PDEATHSIG): where the parent
+    was killed right after the fork, this process sends itself the signal.
+    """
     checked(LIBC.prctl(_PR_SET_PDEATHSIG, signal_number, 0, 0, 0), "prctl")
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal_number)

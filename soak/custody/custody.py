@@ -339,9 +339,7 @@ def _guarded(
         # Ctrl-C goes to the whole process group: the soak hears it, and lets its helpers finish.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        die_with_parent(signal.SIGKILL)
-        if os.getppid() != parent:
-            return [_REFUSED, "the soak has ended"]
+        die_with_parent(signal.SIGKILL, parent)
         try:
             return [_DONE, work()]
         except UsageError as error:

@@ -113,10 +113,11 @@ def _try(path: Path, hold: Callable[[int, Callable[[], None]], None]) -> WakeupP
     mapping = Mapping(PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, descriptor)
     # Started before there is a pin: a copy of the pipe would keep it.
     start, go = os.pipe()
+    parent = os.getpid()
     pid = os.fork()
     if pid == 0:
         os.close(go)
-        _truncate_when_told(start, descriptor)
+        _truncate_when_told(start, descriptor, parent)
     waited = False
 
     def held() -> None:
@@ -150,10 +151,10 @@ def _try(path: Path, hold: Callable[[int, Callable[[], None]], None]) -> WakeupP
     return WakeupProbe(waited, woken, unmapped, freed, task)
 
 
-def _truncate_when_told(start: int, descriptor: int) -> None:
+def _truncate_when_told(start: int, descriptor: int, parent: int) -> None:
     """Be the process that truncates, and nothing else."""
     try:
-        die_with_parent(signal.SIGKILL)
+        die_with_parent(signal.SIGKILL, parent)
         signal.signal(signal.SIGUSR1, lambda *_: None)
         os.read(start, 1)
         truncate(descriptor, 0)

@@ -195,10 +195,11 @@ def run_worker(
     make_operator: Callable[[BlockWriter], Operator],
     columns: Sequence[Mapping[int, int]],
     *,
+    supervisor: int,
     terms: Terms = FREE,
 ) -> None:
-    """Be a worker: the body of its process, from preparation to the end."""
-    die_with_parent(signal.SIGKILL)
+    """Be a worker of the process `supervisor`: the body of its process, from preparation to the end."""
+    die_with_parent(signal.SIGKILL, supervisor)
     terms.enter()
     signal.signal(NUDGE_SIGNAL, _nothing)
     # An interrupt from the terminal is for the supervisor, which then stops its workers in order.
