@@ -264,7 +264,7 @@ class LabProcess:
         return [entry for entry in self.verdict()["violations"] if entry["kind"] == kind]
 
     def qemu_pid(self) -> int:
-        return int(self.events("lab.started")[0]["qemu_pid"])
+        return int(self.events("lab.started")[-1]["qemu_pid"])
 
 
 def total(scrape: Scrape, name: str, **labels: str) -> float:
