@@ -450,7 +450,7 @@ def _plant(options: argparse.Namespace) -> int:
 
 def _restore(_options: argparse.Namespace) -> int:
     from soak.custody import FAILED
-    from soak.daemon import restore_here
+    from soak.restoring import restore_here
 
     settled = restore_here()
     for one in settled:

@@ -6,14 +6,13 @@ import contextlib
 import os
 import signal
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from exporter.listen import parse_listen
 from soak import rundir
 from soak.abi.mounts import filesystem_of
 from soak.abi.procfs import boot_id
-from soak.custody import Custody, be_spared, restore_only
+from soak.custody import Custody, be_spared
 from soak.errors import UsageError
 from soak.exit_codes import PLAIN
 from soak.exporter_process import ExporterKeeper, ExporterProcess
@@ -25,6 +24,7 @@ from soak.plan import make_plan
 from soak.preparation import RegionFiles, taken, teller
 from soak.regions import FsDaxRegion
 from soak.report.text import publish
+from soak.restoring import STATE
 from soak.run import Setting, given_up_files, run_soak
 from soak.schema import SUPERVISOR
 from soak.service import Service
@@ -36,6 +36,7 @@ from soak.verdict_keeper import VerdictKeeper
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from soak.companion import Companion
     from soak.config import Config
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
     from soak.regions import Region
     from soak.verdict import Verdict
 
-STATE: Final = Path("/var/lib/dax-soak/custody")
 _ENDING_SECONDS: Final = 10.0
 
 
@@ -88,15 +88,6 @@ def soak_here(
             raise
     publish(verdict, directory)
     return PLAIN.verdicts[verdict.verdict]
-
-
-def restore_here() -> list[Settled]:
-    """Put back what an earlier soak left behind on this machine, without starting another one.
-
-    Raises:
-        UsageError: a soak is running, or the record of what it took cannot be read.
-    """
-    return restore_only(STATE, also=bring_home)
 
 
 def _soak_in(

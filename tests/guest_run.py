@@ -35,9 +35,9 @@ PCI: Final = Path("/sys/bus/pci")
 SMALL: Final = Path("/run/small")
 # More of them in 'make soak-long', which changes this line.
 KILLS: Final = 100
-# Of so many kills one is of the supervisor: each costs a start, which is slow under emulation.
+# Of so many kills one is of that process: each costs a start, which is slow under emulation.
 SUPERVISOR_EVERY: Final = 33
-EXPORTER_EVERY: Final = 10
+EXPORTER_EVERY: Final = 20
 
 
 def ordinary() -> dict[str, Any]:

@@ -210,7 +210,7 @@ def test_a_leaking_region_is_recycled_in_time(tmp_path: Path) -> None:
         """
         [leaks]
         sweep = 3
-        recycle = 0.9995
+        recycle = 0.9998
         [[region]]
         name = "small"
         kind = "device-dax"

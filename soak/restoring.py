@@ -1,0 +1,27 @@
+"""What an earlier soak left behind on this machine, put back without another soak.
+
+It stands apart from the start of a run, for it has to be there at once and imports little.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from soak.custody import restore_only
+from soak.ledger_store import bring_home
+
+if TYPE_CHECKING:
+    from soak.custody import Settled
+
+# Where this machine keeps the record of what soaks have taken.
+STATE: Final = Path("/var/lib/dax-soak/custody")
+
+
+def restore_here() -> list[Settled]:
+    """Put back what an earlier soak left behind on this machine, without starting another one.
+
+    Raises:
+        UsageError: a soak is running, or the record of what it took cannot be read.
+    """
+    return restore_only(STATE, also=bring_home)
