@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pyroute2 import IPRoute
 
+from soak.abi.procfs import task_state
 from soak.ledger import LedgerReader
 from soak.ledger_layout import LedgerError
 from soak.machine.pci import objections
@@ -116,6 +117,10 @@ def exporters() -> list[int]:
     for place in Path("/proc").iterdir():
         if place.name.isdigit():
             try:
+                # The command line of a process that died in the kernel with its memory locked is waited
+                # for for ever.
+                if task_state(int(place.name)) == "D":
+                    continue
                 words = (place / "cmdline").read_bytes().split(b"\0")
             except OSError:
                 continue

@@ -145,7 +145,8 @@ def test_counts_of_violations_are_those_of_the_ledger(faulty: LabProcess) -> Non
 
 
 def test_a_hang_is_found(tmp_path: Path) -> None:
-    arguments = ("--kernel", QUICK_KERNEL, "--duration", "1h", *LINGER)
+    # What hangs turns round for half a minute: on one processor, to leave the other to other tests.
+    arguments = ("--kernel", QUICK_KERNEL, "--duration", "1h", "--append", "nr_cpus=1", *LINGER)
     with lab(tmp_path / "run", *arguments) as process:
         process.soaks()
         process.plant("hang")
