@@ -188,7 +188,10 @@ def test_a_run_goes_on_after_its_lab_was_killed(tmp_path: Path) -> None:
         os.kill(first.process.pid, signal.SIGKILL)
         first.process.wait()
     with resume(first) as second:
-        second.wait_until("counters went on", lambda: operations(second) > done)
+        second.wait_until("it soaks again", lambda: second.events("run.resumed") != [])
+        resumed = operations(second)
+        assert resumed >= done
+        second.wait_until("counters went on", lambda: operations(second) > resumed)
         second.stand_still()
         assert second.finish_when_covered() == 0, second.stdout
         check_leak(second)
