@@ -200,7 +200,7 @@ class Supervisor:
             self._canaries.look()
             if not self._paused:
                 if self._canaries.asks_for_rest():
-                    self._sweep_between()
+                    self._guarded(Detector.LEAKS, self._sweep_between)
                 self._note_coverage()
                 self._jobs.run_pending()
             if self._must_end is not None:
