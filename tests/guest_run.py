@@ -137,6 +137,11 @@ def killed() -> dict[str, Any]:
         "verdict": run.verdict,
         "ledger": (run.directory / "ledger").is_symlink(),
         "events": [line["event"] for line in lines],
+        "unexplained": [
+            line
+            for line in lines
+            if line["event"] == "violation.found" and line["known_issue"] is None
+        ],
     }
 
 
