@@ -242,7 +242,7 @@ class Supervisor:
         """Bring every worker to rest for as long as somebody works on the machine."""
         if self._paused:
             return "paused already"
-        late = self._crew.pause(_BARRIER_SECONDS, self._watch)
+        late = self._crew.pause(_BARRIER_SECONDS, self._watch_and_replace)
         self._paused = True
         self._block.set_word("state", RunState.PAUSED)
         self._journal.write("run.paused", Level.WARNING, late=late, summary="the run is paused")
@@ -302,6 +302,12 @@ class Supervisor:
         self._beat()
         if time.monotonic() - self._looked >= BEAT_SECONDS:
             self._look_for_stalls()
+
+    def _watch_and_replace(self) -> None:
+        """Replace, besides, who dies meanwhile: others wait for what it was doing."""
+        self._watch()
+        for death in self._crew.reap():
+            self._report_death(death)
 
     def _look_for_refusals(self) -> None:
         for finding in self._refusals.look():
@@ -384,7 +390,7 @@ class Supervisor:
     def _at_rest(self) -> Iterator[list[str]]:
         """Have the workers rest meanwhile; give those that do not come to it, which are freed."""
         try:
-            late = self._crew.pause(_BARRIER_SECONDS, self._watch)
+            late = self._crew.pause(_BARRIER_SECONDS, self._watch_and_replace)
             for worker in late:
                 self._stalls.free(self._crew.member(worker))
             yield late
