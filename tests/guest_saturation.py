@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from soak.abi.mmap import MAP_FIXED, MAP_SHARED, PROT_READ, PROT_WRITE, Mapping
 from soak.abi.vfio import DMA_MAP_FLAG_READ, DMA_MAP_FLAG_WRITE, Container
@@ -28,9 +28,6 @@ from tests.guest_support import (
     run_tool,
 )
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
 CONFIG: Final = Path("/run/soak.toml")
 DEVICE: Final = Path("/dev/dax0.0")
 PCI: Final = Path("/sys/bus/pci")
@@ -41,7 +38,6 @@ IOVA: Final = 0x1_4000_0000
 ALIASES: Final = 1 << 15
 FULL: Final = (1 << 31) // 1024
 DEADLINE: Final = 240.0
-SWEEPS: Final = 3
 
 
 class Pinner:
@@ -96,17 +92,15 @@ def make_new() -> None:
         time.sleep(0.05)
 
 
-def soaked(
-    *, recyclable: bool, enough: Callable[[Run], bool] = lambda run: not run.lacking()
-) -> dict[str, Any]:
-    """Soak on what is there, until it ends by itself or has seen enough: all that a pass needs."""
+def soaked(*, recyclable: bool) -> dict[str, Any]:
+    """Soak on what is there, until it ends by itself or has seen all that a pass needs."""
     configure(CONFIG, "10m", size="2M", recyclable=recyclable, rate=COVERING)
     before = Newest().directory
     run = Run(CONFIG)
     run.until("a run directory", lambda: run.directory != before)
     run.until(
         "what becomes of it",
-        lambda: bool(run.events("limit.reached")) or enough(run),
+        lambda: bool(run.events("limit.reached")) or not run.lacking(),
     )
     # A run that ends by itself has done so, or is about to.
     code = run.process.wait(DEADLINE) if run.events("limit.reached") else run.end(signal.SIGTERM)
@@ -124,17 +118,9 @@ def soaked(
 
 
 def used_by_an_earlier_soak() -> dict[str, Any]:
-    """Take a third of the head-room away: what is left is enough for a soak.
-
-    After so many sweeps it would have taken that for a slope of its own.
-    """
+    """Take a third of the head-room away: what is left is enough for a soak."""
     fill(FULL // 3)
-    return soaked(recyclable=True, enough=lambda run: swept(run) > SWEEPS)
-
-
-def swept(run: Run) -> int:
-    supervisor = run.supervisor()
-    return 0 if supervisor is None else supervisor.named_rows("jobs")["recycle"]["runs"]
+    return soaked(recyclable=True)
 
 
 def pinned_until_refused() -> dict[str, Any]:
