@@ -9,6 +9,9 @@ BIN := $(VENV)/bin
 # Whoever only soaks needs no test tools.
 READY := $(VENV)/.ready
 READY_TO_TEST := $(VENV)/.ready-to-test
+# Each program that a test starts would be compiled again where an environment forbids to keep byte code.
+unexport PYTHONDONTWRITEBYTECODE
+export PYTHONPYCACHEPREFIX := $(CURDIR)/$(VENV)/bytecode
 # As many tests beside each other as the machine has room for, the longest first (tests/conftest.py).
 BESIDE := --numprocesses auto --dist loadgroup --no-loadscope-reorder
 
