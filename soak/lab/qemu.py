@@ -21,6 +21,14 @@ if TYPE_CHECKING:
 BINARY: Final = "qemu-system-x86_64"
 PACKAGE: Final = "qemu-system-x86"
 MEMORY_MIB: Final = 2560
+# With "enhanced rep movsb" a kernel copies and clears memory with that, which TCG does byte by byte.
+_PROCESSORS: Final = {
+    "kvm": ("-accel", "kvm", "-cpu", "max", "-smp", "2"),
+    "tcg": (
+        *("-accel", "tcg,thread=multi,tb-size=512"),
+        *("-cpu", "max,erms=off,fsrm=off", "-smp", "2"),
+    ),
+}
 _KVM: Final = Path("/dev/kvm")
 _FIRST_EDU_SLOT: Final = 0x10
 _VIRTUALISATION_FLAGS: Final = re.compile(r"^flags\s*:.*\b(vmx|svm)\b", re.MULTILINE)
@@ -56,10 +64,9 @@ class Machine:
 
     def arguments(self) -> list[str]:
         """Return QEMU's command line. It dies with the process that starts it."""
-        acceleration = "kvm" if self.accelerator == "kvm" else "tcg,thread=multi,tb-size=512"
         return [
             *("setpriv", "--pdeathsig", "KILL", "--", BINARY),
-            *("-accel", acceleration, "-cpu", "max", "-smp", "2"),
+            *_PROCESSORS[self.accelerator],
             *("-machine", "q35,nvdimm=on", "-m", f"{MEMORY_MIB}M,slots=4,maxmem=16G"),
             *("-nodefaults", "-no-reboot", "-display", "none"),
             *self._memory("nvdimm", self.nvdimm, self.nvdimm_size),
