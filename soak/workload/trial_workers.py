@@ -32,7 +32,12 @@ if TYPE_CHECKING:
     from soak.workload.choices import Choice, WorkerPlan
     from soak.workload.worker import Barrier
 
-_POLL_SECONDS: Final = 0.001
+# How long to sleep between two looks at the other one's word: longer and longer, for each sleep costs a
+# timer, which is dear under emulation; and never so long that the shortest pin would be over before it is
+# seen.
+_FIRST_SLEEP_SECONDS: Final = 0.001
+_SLEEP_GROWTH: Final = 1.3
+_LONGEST_SLEEP_SECONDS: Final = 0.008
 _FILL: Final = ctypes.create_string_buffer(b"\xa5" * TRIAL_FILE_SIZE, TRIAL_FILE_SIZE)
 
 
@@ -70,12 +75,13 @@ class TrialHolder:
         number = self._held[0]
         while True:
             # Trials that an invalidator did not live to see end are over when another is there.
+            sleeps = _sleeps()
             while self._over[0] < number:
                 # Coming to rest unmaps the file, which nobody may touch while it is waited for.
                 waits = self._partner_begun[0] != self._partner_ended[0]
                 if barrier.stopping if waits else not barrier.passed():
                     return
-                time.sleep(_POLL_SECONDS)
+                time.sleep(next(sleeps))
             self._drop()
             yield from self._plan.trial_choices(number)
             self._held[0] = self._released[0] = number = number + 1
@@ -147,10 +153,11 @@ class TrialInvalidator:
         # What was under way before this worker started is not its own to judge.
         self._over[0] = self._held[0]
         while True:
+            sleeps = _sleeps()
             while self._held[0] == self._over[0]:
                 if not barrier.passed():
                     return
-                time.sleep(_POLL_SECONDS)
+                time.sleep(next(sleeps))
             number = self._held[0] - 1
             invalidate, empty = self._plan.trial_choices(number)
             self._path = bytes(self._region.trial_path(invalidate.place, self._generation[0]))
@@ -195,3 +202,10 @@ class TrialInvalidator:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
+
+
+def _sleeps() -> Iterator[float]:
+    seconds = _FIRST_SLEEP_SECONDS
+    while True:
+        yield seconds
+        seconds = min(seconds * _SLEEP_GROWTH, _LONGEST_SLEEP_SECONDS)

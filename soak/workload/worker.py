@@ -50,6 +50,8 @@ SKIPPED: Final = -1
 _EINTR: Final = 4
 _BUCKETS: Final = len(BUCKET_BOUNDS_NS) + 1
 _PAUSE_POLL_SECONDS: Final = 0.005
+# How long a rest may have to wait for a worker that has nothing to do.
+_LONGEST_SLEEP_SECONDS: Final = 0.05
 _COLUMNS: Final = len(COUNT_COLUMNS)
 _ROW_WORDS: Final = len(RECORDER_COLUMNS)
 _END: Final = RECORDER_COLUMNS.index("end_ns")
@@ -229,7 +231,7 @@ def _at_rate(choices: Iterator[Choice], rate: float, barrier: Barrier) -> Iterat
             # Whoever is asked to rest meanwhile must not keep the others waiting.
             if not barrier.passed():
                 return
-            time.sleep(min(left, _PAUSE_POLL_SECONDS * 2))
+            time.sleep(min(left, _LONGEST_SLEEP_SECONDS))
         due = max(due + interval, time.monotonic())
         yield choice
 
