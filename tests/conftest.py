@@ -46,10 +46,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """Return how many test processes there may be: each may have a guest of two processors."""
+    """Return how many test processes there may be: each may have a guest of two processors.
+
+    One more than the machine has processors, for now and then each of them waits.
+    """
     memory = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     processors = len(os.sched_getaffinity(0))
-    return max(1, min(processors, memory // _GUEST_BYTES, _MOST_PROCESSES))
+    return max(1, min(processors + 1, memory // _GUEST_BYTES, _MOST_PROCESSES))
 
 
 # Before the nodes' own, which reads the groups.
