@@ -198,6 +198,7 @@ class Newest:
     """The newest run, as it is seen from outside."""
 
     _tail: JournalTail | None = None
+    _judge, _judged = Judge(), 0
     _reader: LedgerReader | None = None
     _reader_file: tuple[Path, int] | None = None
 
@@ -210,6 +211,7 @@ class Newest:
         path = self.directory / "journal.jsonl"
         if self._tail is None or self._tail.path != path:
             self._tail = JournalTail(path)
+            self._judge, self._judged = Judge(), 0
         return self._tail.lines()
 
     def events(self, name: str) -> list[dict[str, Any]]:
@@ -248,19 +250,21 @@ class Newest:
 
     def lacking(self) -> list[str]:
         """Return what a pass still needs: completed operations, sweeps, canaries."""
-        judging = Judge()
-        for line in self.journal:
-            judging.see(line)
-        return judging.lacking()
+        for line in self.journal[self._judged :]:
+            self._judge.see(line)
+            self._judged += 1
+        return self._judge.lacking()
 
     @property
     def verdict(self) -> dict[str, Any]:
         found: dict[str, Any] = json.loads((self.directory / "verdict.json").read_text())
         return found
 
-    def until(self, what: str, condition: Callable[[], bool]) -> None:
+    def until(
+        self, what: str, condition: Callable[[], bool], *, poll_seconds: float = _POLL_SECONDS
+    ) -> None:
         """Wait for as long as the soak moves; a script in which that was in vain ends."""
-        patience = Patience(self._signs, self.trouble, self._tell, poll_seconds=_POLL_SECONDS)
+        patience = Patience(self._signs, self.trouble, self._tell, poll_seconds=poll_seconds)
         try:
             patience.wait_until(what, condition)
         except LateError as error:

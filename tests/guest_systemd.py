@@ -13,7 +13,7 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from soak.abi.libc import LIBC, checked
 from tests.guest_support import (
@@ -29,6 +29,9 @@ from tests.guest_support import (
     play,
     step,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 CONFIG: Final = Path("/etc/dax-soak/soak.toml")
 UNITS: Final = Path("/etc/systemd/system")
@@ -51,6 +54,8 @@ QUICKER: Final = {
     SOAK: "[Service]\nRestartSec=1s\nTimeoutAbortSec=5s\n",
     EXPORTER: "[Service]\nRestartSec=1s\nWatchdogSec=10s\n",
 }
+# To ask the manager takes a process.
+ASK_SECONDS: Final = 2.0
 QUICKER_WATCHDOG: Final = "[Service]\nWatchdogSec=30s\n"
 
 
@@ -119,12 +124,15 @@ class Service(Newest):
         self._checked = 0.0
 
     def trouble(self) -> str | None:
-        # To ask the manager takes a process.
-        if time.monotonic() < self._checked + 5.0:
+        if time.monotonic() < self._checked + ASK_SECONDS * 2:
             return None
         self._checked = time.monotonic()
         state = self._manager.show(SOAK, "ActiveState")["ActiveState"]
         return self._manager.status() if state == "failed" else None
+
+    def told(self, what: str, condition: Callable[[], bool]) -> None:
+        """Wait until the manager says what is waited for."""
+        self.until(what, condition, poll_seconds=ASK_SECONDS)
 
 
 def change(unit: str, name: str, text: str) -> None:
@@ -179,8 +187,8 @@ def killed(manager: Manager, run: Service) -> dict[str, Any]:
 def exporter_stands_still(manager: Manager, run: Service) -> dict[str, Any]:
     before = manager.restarts(SOAK)
     manager.kill(EXPORTER, signal.SIGSTOP)
-    run.until("another exporter", lambda: manager.restarts(EXPORTER) == 1)
-    run.until("its service", lambda: manager.show(EXPORTER, "SubState")["SubState"] == "running")
+    run.told("another exporter", lambda: manager.restarts(EXPORTER) == 1)
+    run.told("its service", lambda: manager.show(EXPORTER, "SubState")["SubState"] == "running")
     return {
         "soak": manager.restarts(SOAK) - before,
         "active": "dax_soak_run_active 1.0" in metrics(),
@@ -190,9 +198,9 @@ def exporter_stands_still(manager: Manager, run: Service) -> dict[str, Any]:
 def supervisor_stands_still(manager: Manager, run: Service) -> dict[str, Any]:
     before, resumed = manager.restarts(SOAK), len(run.events("run.resumed"))
     # A start that is under way has no watchdog yet.
-    run.until("it runs", lambda: manager.show(SOAK, "SubState")["SubState"] == "running")
+    run.told("it runs", lambda: manager.show(SOAK, "SubState")["SubState"] == "running")
     manager.kill(SOAK, signal.SIGSTOP)
-    run.until("another start", lambda: manager.restarts(SOAK) > before)
+    run.told("another start", lambda: manager.restarts(SOAK) > before)
     run.soaks(len(run.events("workers.started")) + 1)
     return {
         "restarts": manager.restarts(SOAK) - before,
@@ -203,7 +211,7 @@ def supervisor_stands_still(manager: Manager, run: Service) -> dict[str, Any]:
 def stopped(manager: Manager, run: Service) -> dict[str, Any]:
     run.until("all that a pass needs", lambda: not run.lacking())
     fed = manager.show(SOAK, "WatchdogTimestampMonotonic")
-    run.until("food", lambda: manager.show(SOAK, "WatchdogTimestampMonotonic") != fed)
+    run.told("food", lambda: manager.show(SOAK, "WatchdogTimestampMonotonic") != fed)
     manager.must("systemctl", "stop", SOAK)
     said = metrics()
     serving = exporters()
