@@ -21,7 +21,7 @@ from soak.control import PLANT, STOP, WORDS, ControlSocket
 from soak.exporter_process import ExporterProcess
 from soak.journal import OWN_EVENTS, FileJournal, Level, read_journal
 from soak.lab import protocol
-from soak.lab.boot_error import BootError
+from soak.lab.boot_error import STOOD_STILL, BootError
 from soak.lab.console import EVIDENCE_LINES, SHOWN_LINES, console_tail
 from soak.lab.display import Display, operations_begun
 from soak.lab.faults import FAULTS
@@ -296,6 +296,8 @@ class LabRun:
         if not guest.booted:
             if beats * _BEAT_SECONDS > self._request.boot_seconds:
                 raise BootError(self._boot_failure("never answered"))
+            if vm.stands_still():
+                raise BootError(self._boot_failure(STOOD_STILL), crashed=True)
             return
         heartbeats = self._ledger.block(SUPERVISOR).get("heartbeats")
         signs = (guest.alive, heartbeats)

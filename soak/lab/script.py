@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from soak import rundir
 from soak.lab import protocol
-from soak.lab.boot_error import BootError
+from soak.lab.boot_error import STOOD_STILL, BootError
 from soak.lab.console import console_tail
 from soak.lab.protocol import Order
 from soak.lab.qemu import Machine
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 _LEDGER_SIZE: Final = 1 << 20
 _DRAIN_SECONDS: Final = 5.0
 _OFF_SECONDS: Final = 15.0
+_LOOK_SECONDS: Final = 0.5
 _CONSOLE_LINES: Final = 30
 
 
@@ -121,14 +122,30 @@ async def _follow(vm: VirtualMachine, request: LabRequest) -> dict[str, Any]:
     listening = asyncio.create_task(_listen(vm, told))
     tasks = [asyncio.create_task(_pass_on(vm)), listening]
     limit = request.boot_seconds + 2 * request.config.run.duration
-    with contextlib.suppress(TimeoutError):
-        # A kernel with a device that never comes free does not turn its machine off.
-        await asyncio.wait_for(asyncio.shield(listening), limit)
-        await asyncio.wait_for(vm.wait(), _OFF_SECONDS)
-    await asyncio.wait(tasks, timeout=_DRAIN_SECONDS)
+    if await _answers(vm, told, request.boot_seconds):
+        with contextlib.suppress(TimeoutError):
+            # A kernel with a device that never comes free does not turn its machine off.
+            await asyncio.wait_for(asyncio.shield(listening), limit)
+            await asyncio.wait_for(vm.wait(), _OFF_SECONDS)
+        await asyncio.wait(tasks, timeout=_DRAIN_SECONDS)
     for task in tasks:
         task.cancel()
     return told
+
+
+async def _answers(vm: VirtualMachine, told: dict[str, Any], seconds: float) -> bool:
+    """Wait until the guest's first process answers; False where there is no use in waiting longer."""
+    looks = 0
+    while "booted" not in told and not vm.ended:
+        await asyncio.sleep(_LOOK_SECONDS)
+        looks += 1
+        if vm.stands_still():
+            told["summary"] = f"The guest {STOOD_STILL}"
+            return False
+        if looks * _LOOK_SECONDS > seconds:
+            told["summary"] = "The guest never answered"
+            return False
+    return True
 
 
 async def _pass_on(vm: VirtualMachine) -> None:
@@ -143,6 +160,8 @@ async def _listen(vm: VirtualMachine, told: dict[str, Any]) -> None:
     while text := await reader.readline():
         message = decode(text) or {}
         match message.get("message"):
+            case protocol.BOOTED:
+                told["booted"] = True
             case protocol.READY:
                 told["ready"] = True
             case protocol.EXITED:

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from qemu.qmp import ConnectError, ExecInterruptedError, ExecuteError, QMPClient, StateError
 
+from soak.lab.standstill import Standstill
+
 if TYPE_CHECKING:
     from soak.lab.qemu import Machine
 
@@ -76,6 +78,11 @@ class VirtualMachine:
             said = await self.stop()
             raise OSError(f"QEMU did not start: {said or error}") from None
         self._watching = asyncio.create_task(self._watch_events())
+        self._standstill = Standstill(self.pid, machine.console)
+
+    def stands_still(self) -> bool:
+        """Look at the guest's processors, twice a second while it boots; see `Standstill`."""
+        return self._standstill.look()
 
     @property
     def pid(self) -> int:

@@ -1,0 +1,53 @@
+"""Noticing a guest that fell asleep for good while it booted.
+
+Under QEMU 7.2's emulation a timer interrupt of a booting guest is lost now and then (once in about a
+hundred boots on a loaded machine): its processors halt, and nothing wakes them any more.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+# How QEMU names the thread of a guest's processor, where it names threads.
+PROCESSOR_THREAD: Final = "CPU "
+# Looks in a row without a word on the console, and in how many of them a processor may be awake.
+_LOOKS: Final = 60
+_MOST_AWAKE: Final = 3
+
+
+class Standstill:
+    """Looks at the processors of a guest from outside, for as long as it boots.
+
+    A guest whose processors wait for one of the host's does not stand still: its threads are runnable.
+    """
+
+    def __init__(self, pid: int, console: Path) -> None:
+        """Take QEMU's process and the file with the guest's console."""
+        self._tasks = Path(f"/proc/{pid}/task")
+        self._console = console
+        self._size = -1
+        self._awake: deque[bool] = deque(maxlen=_LOOKS)
+
+    def look(self) -> bool:
+        """Look once more, and say whether the guest has stood still for the last 60 looks."""
+        size = self._console.stat().st_size
+        if size != self._size:
+            self._size = size
+            self._awake.clear()
+        self._awake.append(self._is_awake())
+        return len(self._awake) == _LOOKS and sum(self._awake) <= _MOST_AWAKE
+
+    def _is_awake(self) -> bool:
+        """Say whether a processor runs or wants to; a QEMU that has none is not one that sleeps."""
+        states: list[str] = []
+        # A thread may end meanwhile.
+        with suppress(OSError):
+            states.extend(
+                (task / "stat").read_text().rpartition(")")[2].split()[0]
+                for task in self._tasks.iterdir()
+                if (task / "comm").read_text().startswith(PROCESSOR_THREAD)
+            )
+        return not states or any(state not in {"S", "D"} for state in states)

@@ -1,0 +1,78 @@
+"""A guest that fell asleep while it booted is told from one that is slow, or talks."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from soak.lab.standstill import PROCESSOR_THREAD, Standstill
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+PR_SET_NAME = 15  # include/uapi/linux/prctl.h
+LOOKS = 60
+# A process that is called as QEMU calls the thread of a processor.
+PROCESSOR = f"""
+import ctypes, sys, time
+ctypes.CDLL(None).prctl({PR_SET_NAME}, b"{PROCESSOR_THREAD}0/TCG")
+print(flush=True)
+"""
+
+
+@contextmanager
+def processor(does: str) -> Iterator[int]:
+    with subprocess.Popen(
+        [sys.executable, "-c", PROCESSOR + does], stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        try:
+            yield process.pid
+        finally:
+            process.kill()
+
+
+def looks(standstill: Standstill, number: int = LOOKS) -> list[bool]:
+    found = []
+    for _ in range(number):
+        found.append(standstill.look())
+        time.sleep(0.005)
+    return found
+
+
+def test_one_that_sleeps_and_says_nothing_stands_still(tmp_path: Path) -> None:
+    console = tmp_path / "console.log"
+    console.write_text("[    0.3] APIC calibration\n")
+    with processor("time.sleep(600)") as pid:
+        time.sleep(0.2)
+        # Not before it has been looked at for long.
+        assert looks(Standstill(pid, console)) == [False] * (LOOKS - 1) + [True]
+
+
+def test_one_that_works_does_not(tmp_path: Path) -> None:
+    console = tmp_path / "console.log"
+    console.touch()
+    with processor("while True: pass") as pid:
+        assert not any(looks(Standstill(pid, console), 2 * LOOKS))
+
+
+def test_one_that_talks_does_not(tmp_path: Path) -> None:
+    console = tmp_path / "console.log"
+    console.touch()
+    with processor("time.sleep(600)") as pid:
+        standstill = Standstill(pid, console)
+        for _ in range(4):
+            assert not any(looks(standstill, LOOKS // 2))
+            with console.open("a") as file:
+                file.write("a line\n")
+
+
+def test_a_qemu_without_processors_yet_does_not(tmp_path: Path) -> None:
+    console = tmp_path / "console.log"
+    console.touch()
+    assert not any(looks(Standstill(1, console)))
