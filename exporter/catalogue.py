@@ -304,6 +304,18 @@ METRICS: Final = (
         unit=_SECONDS,
     ),
     Metric(
+        "known_issue_confirmed",
+        MetricType.GAUGE,
+        "1 if the probe confirmed the known issue, 0 if it refuted it; absent until it did either.",
+        ("known_issue",),
+    ),
+    Metric(
+        "known_issue_probe_inconclusive",
+        MetricType.GAUGE,
+        "1 while the probe for the known issue was inconclusive: it is tried again; 0 otherwise.",
+        ("known_issue",),
+    ),
+    Metric(
         "canaries_total",
         MetricType.COUNTER,
         "Faults that the soak made itself, by whether the detector saw them.",

@@ -15,6 +15,7 @@ from soak.vocabulary import (
     Interface,
     Operation,
     Outcome,
+    ProbeResult,
     RegionKind,
     Role,
     VerdictWord,
@@ -246,6 +247,19 @@ def _harness(snapshot: Snapshot) -> Iterator[Metric]:
     yield plain(
         "detector_duration_seconds",
         {(name,): row["duration_ns"] / NANOSECONDS for name, row in detectors.items()},
+    )
+    probes = snapshot.supervisor.named_rows("probes")
+    yield plain(
+        "known_issue_confirmed",
+        {
+            (name,): row[ProbeResult.CONFIRMED]
+            for name, row in probes.items()
+            if row[ProbeResult.CONFIRMED] or row[ProbeResult.REFUTED]
+        },
+    )
+    yield plain(
+        "known_issue_probe_inconclusive",
+        {(name,): row[ProbeResult.INCONCLUSIVE] for name, row in probes.items()},
     )
     canaries = snapshot.supervisor.named_rows("canaries")
     yield plain(

@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from soak.journal import Level
 from soak.schema import NO_KNOWN_ISSUE
-from soak.vocabulary import Violation
+from soak.vocabulary import ProbeResult, Violation
 
 if TYPE_CHECKING:
     from soak.detectors.finding import Finding
@@ -38,6 +38,8 @@ class Reporter:
         self._gathered: dict[_Key, Finding] = {}
         self._written: dict[_Key, float] = {}
         self._canaries: list[Finding] = []
+        # What is in the journal, and counted when it is known which issue explains it, if any.
+        self._undecided: list[Finding] = []
 
     def report(self, finding: Finding) -> None:
         """Take a violation in: it is written now, or by a `flush` that comes soon.
@@ -58,6 +60,40 @@ class Reporter:
         """Return the canaries that detectors have found since the last call."""
         found, self._canaries = self._canaries, []
         return found
+
+    def probed(
+        self,
+        issue: str,
+        result: ProbeResult,
+        *,
+        applies: bool,
+        **facts: Any,  # noqa: ANN401 - for JSON
+    ) -> None:
+        """Write down what a probe has shown, and count what waited for that.
+
+        `applies` says whether the configuration and the kernel's release let the issue explain anything.
+        """
+        self._journal.write(
+            "known-issue.probed",
+            Level.WARNING if applies and result is ProbeResult.INCONCLUSIVE else Level.INFO,
+            known_issue=issue, result=result, applies=applies, **facts,
+        )  # fmt: skip
+        for column in ProbeResult:
+            self._block.set_at("probes", int(column is result), issue, column)
+        if result is not ProbeResult.INCONCLUSIVE:
+            explains = applies and result is ProbeResult.CONFIRMED
+            self._decide(issue, issue if explains else None)
+
+    def give_up_deciding(self) -> None:
+        """Count what no probe has decided as what nothing explains: the run ends."""
+        for issue in {finding.undecided for finding in self._undecided}:
+            self._decide(issue, None)
+
+    def _decide(self, issue: str | None, explanation: str | None) -> None:
+        decided = [finding for finding in self._undecided if finding.undecided == issue]
+        self._undecided = [finding for finding in self._undecided if finding.undecided != issue]
+        for finding in decided:
+            self._count(finding, explanation)
 
     @property
     def idle(self) -> bool:
@@ -84,11 +120,17 @@ class Reporter:
             operation=finding.operation,
             count=finding.count,
             known_issue=finding.known_issue,
+            undecided=finding.undecided,
             summary=finding.summary,
             evidence=dict(finding.evidence),
         )
-        issue = finding.known_issue or NO_KNOWN_ISSUE
-        self._block.add_at("violations", finding.count, finding.kind, issue)
+        if finding.undecided is None:
+            self._count(finding, finding.known_issue)
+        else:
+            self._undecided.append(replace(finding, evidence={}))
+
+    def _count(self, finding: Finding, issue: str | None) -> None:
+        self._block.add_at("violations", finding.count, finding.kind, issue or NO_KNOWN_ISSUE)
         if finding.kind is Violation.UNEXPECTED_PIN:
             self._block.add_at("unexpected_pins", finding.count, finding.region, finding.interface)
 
@@ -97,4 +139,5 @@ def _key(finding: Finding) -> _Key:
     """What makes two findings the same but for their number; a sentence names the errno."""
     place = (finding.region_name or finding.region, finding.interface, finding.operation)
     wording = "" if finding.kind is Violation.LEAK else finding.summary
-    return (finding.kind, *place, finding.known_issue or NO_KNOWN_ISSUE, wording)
+    issue = finding.known_issue or finding.undecided or NO_KNOWN_ISSUE
+    return (finding.kind, *place, issue, str(finding.undecided), wording)

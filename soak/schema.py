@@ -13,6 +13,7 @@ from soak.vocabulary import (
     Detector,
     Interface,
     Operation,
+    ProbeResult,
     RegionKind,
     Role,
     RunState,
@@ -77,7 +78,7 @@ STALL_COLUMNS: Final = ("stalls", "stalled", "stalled_ns")
 RUN_WORD: Final = 0
 STOP_WORD: Final = (1 << 64) - 1
 
-JOBS: Final = ("sweep", "sample", "counters", "canary", "summary", "recycle")
+JOBS: Final = ("sweep", "sample", "counters", "canary", "summary", "recycle", "probe")
 # What became of the faults that the soak made itself; `seen_ns` is when one was last seen.
 CANARY_COLUMNS: Final = ("seen", "missed", "seen_ns")
 # Their blocks: whose operation fails, who waits, and for whose pin.
@@ -237,6 +238,8 @@ def supervisor_block(
         Field("pause"),
         Field("verdict", values=tuple(VerdictWord)),
         Field("violations", (tuple(Violation), issues)),
+        # What the last probe of each has shown: one of these is 1, or none where it was not probed.
+        Field("probes", (tuple(known_issues), tuple(ProbeResult))),
         Field("unexpected_pins", (tuple(RegionKind), tuple(Interface))),
         # Invalidations against which a pin was held, by operation and interface: what was judged.
         Field("trials", (tuple(INVALIDATIONS), SHORT_PINS)),

@@ -13,12 +13,19 @@ from typing import TYPE_CHECKING, Any, Final
 
 from soak.detectors.finding import Finding
 from soak.detectors.tasks import look_at, waits_for_pages
-from soak.detectors.wakeups import probe_pipe, probe_transfer
+from soak.detectors.wakeups import judge_probe, probe_pipe, probe_transfer
 from soak.journal import Level
 from soak.known_issues import O_DIRECT_LOST_WAKEUP, REMAPPED_PAGE_STALL
 from soak.schema import BUCKET_BOUNDS_NS, RECORDER_COLUMNS, RECORDER_LENGTH, STALL_COLUMNS
 from soak.tally import judged_trials
-from soak.vocabulary import INVALIDATIONS, SHORT_PINS, Interface, RegionKind, Violation
+from soak.vocabulary import (
+    INVALIDATIONS,
+    SHORT_PINS,
+    Interface,
+    ProbeResult,
+    RegionKind,
+    Violation,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,6 +40,9 @@ if TYPE_CHECKING:
     from soak.ledger import BlockWriter
     from soak.reporter import Reporter
 
+# How often a probe is tried at the start, and later while the workers rest.
+_ATTEMPTS: Final = 10
+_AGAIN_ATTEMPTS: Final = 3
 _KILL_NS: Final = 5_000_000_000
 _WEDGED_NS: Final = 10_000_000_000
 _EVIDENCE_HOLDS: Final = 8
@@ -78,7 +88,8 @@ class StallWatch:
         self._probe_directory = probe_directory
         self._slow_device = slow_device
         self._known_issues = known_issues
-        self._confirmed: set[str] = set()
+        # What probes have shown: an issue that is not there was not probed yet.
+        self._probed: dict[str, ProbeResult] = {}
         self._stuck: dict[str, _Stuck] = {}
         self._waits = block.view("waits")
         self._trials = block.view("trials")
@@ -93,26 +104,34 @@ class StallWatch:
         """
         if self._probe_directory is None:
             return
-        control = probe_pipe(self._probe_directory)
-        if self._slow_device is not None:
-            transfer = probe_transfer(self._probe_directory, self._slow_device)
+        directory = self._probe_directory
+        attempts = _AGAIN_ATTEMPTS if self._probed else _ATTEMPTS
+        control = probe_pipe(directory, attempts)
+        if self._slow_device is not None and self._is_open(O_DIRECT_LOST_WAKEUP):
+            transfer = probe_transfer(directory, attempts, self._slow_device)
             self._note_probe(O_DIRECT_LOST_WAKEUP, transfer, control)
-        touched = probe_pipe(self._probe_directory, touch=True)
-        self._note_probe(REMAPPED_PAGE_STALL, touched, control)
+        if self._is_open(REMAPPED_PAGE_STALL):
+            touched = probe_pipe(directory, attempts, touch=True)
+            self._note_probe(REMAPPED_PAGE_STALL, touched, control)
+
+    @property
+    def undecided(self) -> bool:
+        """Whether a probe of an issue that applies was inconclusive so far: `probe` tries again."""
+        return any(
+            result is ProbeResult.INCONCLUSIVE and name in self._known_issues
+            for name, result in self._probed.items()
+        )
+
+    def _is_open(self, issue: KnownIssue) -> bool:
+        return self._probed.get(issue.name) in {None, ProbeResult.INCONCLUSIVE}
 
     def _note_probe(self, issue: KnownIssue, probe: WakeupProbe, control: WakeupProbe) -> None:
-        """Take an issue for confirmed where its probe slept on, and a plain pin woke what waited."""
-        confirmed = probe.lost and control.woken and issue.name in self._known_issues
-        if confirmed:
-            self._confirmed.add(issue.name)
-        self._journal.write(
-            "known-issue.probed",
-            known_issue=issue.name,
-            confirmed=confirmed,
-            lost=probe.lost,
-            **asdict(probe),
-            control=asdict(control),
-        )
+        result = judge_probe(probe, control)
+        self._probed[issue.name] = result
+        self._reporter.probed(
+            issue.name, result, applies=issue.name in self._known_issues, lost=probe.lost,
+            **asdict(probe), control=asdict(control),
+        )  # fmt: skip
 
     def look(self) -> None:
         """Judge, report, and go on freeing what is stuck."""
@@ -178,7 +197,7 @@ class StallWatch:
             return
         member = self._crew.member(wait.worker)
         task = look_at(member.pid) if member.running and not wait.end else {}
-        interface, issue = self._explain(judgement, task)
+        interface, issue, undecided = self._explain(judgement, task)
         where = f"{wait.operation} of {RegionKind.FS_DAX}"
         if kind is Violation.EARLY_TRUNCATE:
             what = f"ended while a page was pinned over {interface} that it had to wait for"
@@ -201,6 +220,7 @@ class StallWatch:
                 wait.region,
                 issue,
                 self._evidence(judgement, member, task),
+                undecided=undecided,
             )
         )
 
@@ -226,11 +246,17 @@ class StallWatch:
                 )
             )
 
-    def _explain(self, judgement: Judgement, task: dict[str, Any]) -> tuple[Interface, str | None]:
-        """Return the interface of the pin that matters, and the known issue that predicts this."""
+    def _explain(
+        self, judgement: Judgement, task: dict[str, Any]
+    ) -> tuple[Interface, str | None, str | None]:
+        """Return the interface of the pin that matters, and the known issue that predicts this.
+
+        Then the one that would, had its probe been conclusive.
+        """
         holds, last = judgement.holds, judgement.last
+        undecided = None
         if not judgement.wait.end and not waits_for_pages(task.get("stack", ())):
-            return (last.interface if last else Interface.NONE), None
+            return (last.interface if last else Interface.NONE), None, None
         for issue, applies in (
             # In a crowd, what lost the wake-up need not be what was given back last.
             (O_DIRECT_LOST_WAKEUP, not judgement.wait.end and Interface.O_DIRECT in _ways(holds)),
@@ -242,14 +268,19 @@ class StallWatch:
                 or any(hold.may_be_taken_after(judgement.wait.start) for hold in holds),
             ),
         ):
-            if (
+            if not (
                 applies
-                and issue.name in self._confirmed
+                and issue.name in self._known_issues
                 and judgement.violation in issue.violations
             ):
+                continue
+            result = self._probed.get(issue.name)
+            if result is ProbeResult.CONFIRMED:
                 own = [hold.interface for hold in holds if hold.interface in issue.interfaces]
-                return own[-1], issue.name
-        return (last.interface if last else Interface.NONE), None
+                return own[-1], issue.name, None
+            if result is ProbeResult.INCONCLUSIVE:
+                undecided = undecided or issue.name
+        return (last.interface if last else Interface.NONE), None, undecided
 
     def _evidence(
         self, judgement: Judgement, member: Member, task: dict[str, Any]

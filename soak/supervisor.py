@@ -46,6 +46,7 @@ _COUNTERS_SECONDS: Final = 5.0
 _BARRIER_SECONDS: Final = 30.0
 _COMMIT_SECONDS: Final = 1.0
 _COVERAGE_SECONDS: Final = 1.0
+_PROBE_SECONDS: Final = 10.0
 _NICENESS: Final = -10
 _STOP_SECONDS: Final = 30.0
 _ENDING: Final = (signal.SIGTERM, signal.SIGINT)
@@ -124,7 +125,10 @@ class Supervisor:
         self._guarded(Detector.REFUSALS, self._look_for_refusals)
         self._guarded(Detector.STALLS, self._stalls.look)
         self._guarded(Detector.LEAKS, self._sweeper.sweep)
+        if self._stalls.undecided:
+            self._guarded(Detector.STALLS, self._stalls.probe)
         self._sample()
+        self._reporter.give_up_deciding()
         self._summary.write()
         self._journal.write("run.ended", why=why)
         self._block.set_word("state", RunState.ENDED)
@@ -185,6 +189,7 @@ class Supervisor:
         self._jobs.every("recycle", self._sweep_interval, self._recycle)
         self._jobs.every("sample", _SAMPLE_SECONDS, self._sample)
         self._jobs.every("counters", _COUNTERS_SECONDS, self._read_counters)
+        self._jobs.every("probe", _PROBE_SECONDS, self._probe_again)
         soaked = self._block.get("soaked_ns") / 1e9
         self._jobs.daily("summary", self._summary.write, passed=soaked)
         if self._canaries.every:
@@ -385,6 +390,13 @@ class Supervisor:
         with self._at_rest() as late:
             for name in due if not late else ():
                 self._must_end = self._must_end or self._recycler.recycle(name)
+
+    def _probe_again(self) -> None:
+        """Try again, while the workers rest, what no probe could tell so far."""
+        if self._stalls.undecided:
+            with self._at_rest() as late:
+                if not late:
+                    self._guarded(Detector.STALLS, self._stalls.probe)
 
     @contextlib.contextmanager
     def _at_rest(self) -> Iterator[list[str]]:

@@ -6,20 +6,18 @@ import time
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Final
 
-from soak.abi.procfs import kernel_release
 from soak.detectors.finding import Finding
 from soak.detectors.leaks import REFCOUNT_LIMIT, Held
-from soak.expectations import parse_release
 from soak.journal import Level
 from soak.known_issues import TYPE1_DEVICE_DAX_LEAK
 from soak.schema import ACCOUNT_COLUMNS, NO_KNOWN_ISSUE, account_field, leaks_field
-from soak.vocabulary import Interface, Operation, Violation
+from soak.vocabulary import Interface, Operation, ProbeResult, Violation
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from soak.crew import Crew
-    from soak.detectors.leaks import Measurement, RegionLeaks
+    from soak.detectors.leaks import Measurement, PinProbe, RegionLeaks
     from soak.journal import Journal
     from soak.ledger import BlockWriter
     from soak.reporter import Reporter
@@ -80,8 +78,6 @@ class Sweeper:
             HelperError: a probe did not come to an end.
         """
         issue = TYPE1_DEVICE_DAX_LEAK
-        first, last = issue.kernels
-        in_scope = first <= parse_release(kernel_release()) < last
         for watch in self._watches:
             if watch.idle is not None and watch.idle.preexisting:
                 self._journal.write(
@@ -96,21 +92,17 @@ class Sweeper:
             # A supervisor that dies now leaves a page of which nobody knows whether it was pinned.
             position = self._position(watch)[0]
             self._uncertain[position] += 1
-            result = watch.probe(self._probe_function)
-            shown = result.pinned > 0 and result.left == result.pinned
-            if shown and in_scope and issue.name in self._known_issues:
-                watch.predict(result)
+            pin = watch.probe(self._probe_function)
+            result = _judged(pin)
+            applies = issue.name in self._known_issues
+            if result is ProbeResult.CONFIRMED and applies:
+                watch.predict(pin)
             self._store_account(watch)
             self._uncertain[position] -= 1
-            self._journal.write(
-                "known-issue.probed",
-                known_issue=issue.name,
-                region=watch.region.name,
-                confirmed=watch.predicted,
-                pinned=result.pinned,
-                left=result.left,
-                errno=result.refused,
-            )
+            self._reporter.probed(
+                issue.name, result, applies=applies, region=watch.region.name,
+                pinned=pin.pinned, left=pin.left, errno=pin.refused,
+            )  # fmt: skip
 
     def note_headroom(self) -> None:
         """Read how much more each region can be pinned, before anything was."""
@@ -258,3 +250,10 @@ class Sweeper:
 
     def _position(self, watch: RegionLeaks) -> tuple[int, ...]:
         return self._block.index("sweeps", watch.region.name)
+
+
+def _judged(pin: PinProbe) -> ProbeResult:
+    """Say whether the page of a probe stayed pinned: one that was refused shows nothing."""
+    if pin.refused or pin.pinned <= 0:
+        return ProbeResult.INCONCLUSIVE
+    return ProbeResult.CONFIRMED if pin.left == pin.pinned else ProbeResult.REFUTED

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from soak.vocabulary import Level, VerdictWord, Violation
+from soak.vocabulary import Level, ProbeResult, VerdictWord, Violation
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -27,6 +27,8 @@ REQUIRED_TRIALS: Final = 3
 
 _NONE: Final = "none"
 _MOST_SPANS: Final = 10
+# Kind, region, interface, operation and known issue of a violation.
+_Key = tuple[str, str, str, str, str | None]
 
 
 @dataclass(frozen=True)
@@ -99,9 +101,10 @@ class Judge:
     _boots: dict[str, None] = field(default_factory=dict)
     _last_time: str = ""
     _ended: bool = False
-    _violations: dict[tuple[str, str, str, str, str | None], ViolationSummary] = field(
-        default_factory=dict
-    )
+    # By all that makes two of them the same, and the known issue that a probe has yet to decide on.
+    _violations: dict[tuple[_Key, str | None], ViolationSummary] = field(default_factory=dict)
+    # The last result of each probe, by known issue and region, of those that apply.
+    _probes: dict[tuple[str, str | None], str] = field(default_factory=dict)
     _troubles: dict[str, int] = field(default_factory=dict)
     # Why the harness itself ended early: forgotten when the run is resumed, for nothing was lost.
     _deaths: dict[str, int] = field(default_factory=dict)
@@ -130,18 +133,21 @@ class Judge:
     def verdict(self) -> Verdict:
         """Judge what was seen so far."""
         coverage = tuple(self._coverage())
+        violations, open_ones = self._decided()
         failures = [
             entry.summary
-            for entry in self._violations.values()
+            for entry in (*violations, *(open_ones.values() if self.strict else ()))
             if self.strict or entry.known_issue is None
         ]
-        doubts = [*self._troubles, *self._deaths, *self._gaps(coverage)]
+        doubts = [
+            *self._troubles, *self._deaths, *self._inconclusive(open_ones), *self._gaps(coverage),
+        ]  # fmt: skip
         if failures:
             word, reasons = VerdictWord.FAIL, [*failures, *doubts]
         elif doubts:
             word, reasons = VerdictWord.UNKNOWN, doubts
         else:
-            word, reasons = VerdictWord.PASS, [self._passed()]
+            word, reasons = VerdictWord.PASS, [_passed(violations)]
         return Verdict(
             run_id=self._run.get("run_id", ""),
             verdict=word,
@@ -151,7 +157,7 @@ class Judge:
             started=self._run.get("time", ""),
             ended=self._last_time,
             seed=self._run.get("seed", 0),
-            violations=tuple(self._violations.values()),
+            violations=(*violations, *open_ones.values()),
             coverage=coverage,
             canaries=tuple(
                 {"detector": detector, "made": self._made[detector], "seen": self._seen[detector]}
@@ -162,6 +168,40 @@ class Judge:
     def lacking(self) -> list[str]:
         """Return what a run that goes on still has to do before its verdict can be pass."""
         return [*self._unseen(self._coverage())] if self._run else ["no run was started"]
+
+    def _decided(self) -> tuple[list[ViolationSummary], dict[tuple[_Key, str], ViolationSummary]]:
+        """Return the violations that a known issue explains or none does, and the undecided ones."""
+        decided: dict[_Key, ViolationSummary] = {}
+        open_ones: dict[tuple[_Key, str], ViolationSummary] = {}
+        for (key, undecided), entry in self._violations.items():
+            result = self._result(undecided) if undecided else None
+            if undecided and result not in {ProbeResult.CONFIRMED, ProbeResult.REFUTED}:
+                open_ones[key, undecided] = entry
+                continue
+            issue = undecided if result == ProbeResult.CONFIRMED else entry.known_issue
+            new = replace(entry, known_issue=issue)
+            before = decided.setdefault((*key[:4], issue), new)
+            if before is not new:
+                first = min(before, new, key=lambda summary: summary.first_event)
+                decided[(*key[:4], issue)] = replace(
+                    new, count=new.count + before.count, first_event=first.first_event
+                )
+        return list(decided.values()), open_ones
+
+    def _result(self, issue: str) -> str | None:
+        """Return what the probes of an issue have shown: all of them, if there is one a region."""
+        results = {result for (name, _), result in self._probes.items() if name == issue}
+        return results.pop() if len(results) == 1 else None
+
+    def _inconclusive(
+        self, open_ones: Mapping[tuple[_Key, str], ViolationSummary]
+    ) -> Iterable[str]:
+        for (issue, region), result in self._probes.items():
+            if result == ProbeResult.INCONCLUSIVE:
+                where = f" on region {region}" if region else ""
+                yield f"the probe for {issue}{where} was inconclusive"
+        for (_, issue), entry in open_ones.items():
+            yield f"{entry.summary}: {issue} may explain that, and its probe was inconclusive"
 
     def _coverage(self) -> Iterable[Coverage]:
         for label, required in self._run.get("promised", {}).items():
@@ -197,12 +237,6 @@ class Judge:
             if not self._made[detector]:
                 yield f"no fault was made to see whether the detector {detector} finds it"
 
-    def _passed(self) -> str:
-        known = {entry.known_issue for entry in self._violations.values() if entry.known_issue}
-        if known:
-            return f"every violation is explained by a known issue ({', '.join(sorted(known))})"
-        return "every expectation was met"
-
     def _run_started(self, event: Mapping[str, Any]) -> None:
         if not self._run:
             self._run = dict(event)
@@ -219,7 +253,7 @@ class Judge:
         region = str(event.get("region") or _NONE)
         interface = str(event.get("interface") or _NONE)
         operation = str(event.get("operation") or _NONE)
-        key = (kind, region, interface, operation, issue)
+        key = ((kind, region, interface, operation, issue), event.get("undecided"))
         before = self._violations.get(key)
         self._violations[key] = ViolationSummary(
             kind,
@@ -231,6 +265,10 @@ class Judge:
             known_issue=issue,
             summary=event["summary"],
         )
+
+    def _probed(self, event: Mapping[str, Any]) -> None:
+        if event["applies"]:
+            self._probes[event["known_issue"], event.get("region")] = event["result"]
 
     def _run_resumed(self, _event: Mapping[str, Any]) -> None:
         self._ended = False
@@ -283,6 +321,7 @@ _HANDLERS: Final = {
     "run.resumed": Judge._run_resumed,  # noqa: SLF001
     "machine.booted": Judge._machine_booted,  # noqa: SLF001
     "violation.found": Judge._violation,  # noqa: SLF001
+    "known-issue.probed": Judge._probed,  # noqa: SLF001
     "sample.taken": Judge._sample,  # noqa: SLF001
     "canary.seen": Judge._canary_seen,  # noqa: SLF001
     "canary.missed": Judge._canary_missed,  # noqa: SLF001
@@ -295,6 +334,13 @@ _HANDLERS: Final = {
     "expectation.missing": Judge._trouble,  # noqa: SLF001
     "harness.failed": Judge._harness_failed,  # noqa: SLF001
 }
+
+
+def _passed(violations: Iterable[ViolationSummary]) -> str:
+    known = {entry.known_issue for entry in violations if entry.known_issue}
+    if known:
+        return f"every violation is explained by a known issue ({', '.join(sorted(known))})"
+    return "every expectation was met"
 
 
 def _spans(spans: Sequence[tuple[int, int]]) -> str:

@@ -93,6 +93,14 @@ class Detector(StrEnum):
     LEAKS = "leaks"
 
 
+class ProbeResult(StrEnum):
+    """What a probe has shown of a known issue; inconclusive where it could not tell."""
+
+    CONFIRMED = "confirmed"
+    REFUTED = "refuted"
+    INCONCLUSIVE = "inconclusive"
+
+
 class VerdictWord(StrEnum):
     """In the order in which one prevails over the next."""
 

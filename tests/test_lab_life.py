@@ -45,7 +45,7 @@ def operations(process: LabProcess) -> float:
 def check_leak(process: LabProcess) -> None:
     """Whatever was leaked is what was predicted, over all boots, and nothing is unexplained."""
     confirmed = any(
-        event["confirmed"]
+        event["result"] == "confirmed"
         for event in process.events("known-issue.probed")
         if event["known_issue"] == LEAK
     )

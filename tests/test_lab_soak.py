@@ -156,7 +156,7 @@ def test_finds_the_leak_of_this_kernel_and_nothing_else(soaked: Soaked) -> None:
 
 def test_probe_at_the_start_agrees_with_the_image(soaked: Soaked) -> None:
     probes = {event["known_issue"]: event for event in soaked.process.events("known-issue.probed")}
-    assert probes[KNOWN_LEAK]["confirmed"] == (soaked.leaked_by_image > 0)
+    assert (probes[KNOWN_LEAK]["result"] == "confirmed") == (soaked.leaked_by_image > 0)
 
 
 def test_lost_wakeups_are_found_after_transfers_and_after_nothing_else(soaked: Soaked) -> None:

@@ -29,7 +29,7 @@ def test_no_false_alarm(tmp_path: Path, kernel: str, filesystem: str) -> None:
         confirmed = {
             event["known_issue"]
             for event in process.events("known-issue.probed")
-            if event["confirmed"]
+            if event["result"] == "confirmed"
         }
         # What a probe has shown is found by the soak as well, and nothing else.
         assert {entry["known_issue"] for entry in process.verdict()["violations"]} == confirmed
@@ -62,5 +62,5 @@ def test_a_region_in_pages_of_a_gigabyte(tmp_path: Path) -> None:
         assert {event["region"] for event in probed} == {"huge"}
         leaks = [entry for entry in process.verdict()["violations"] if entry["kind"] == "leak"]
         assert {entry["known_issue"] for entry in leaks} == {
-            event["known_issue"] for event in probed if event["confirmed"]
+            event["known_issue"] for event in probed if event["result"] == "confirmed"
         }

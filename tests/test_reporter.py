@@ -164,6 +164,7 @@ def test_a_line_has_all_that_is_known(desk: Desk) -> None:
             "operation": "map",
             "count": 4,
             "known_issue": None,
+            "undecided": None,
             "summary": "map ended with EFAULT",
             "evidence": {"n": 4},
         }

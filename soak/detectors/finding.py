@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 class Finding:
     """A broken expectation: `count` operations, or page references for a leak.
 
-    `canary` says that the soak broke it itself, to see whether it would be found.
+    `undecided` names the known issue that explains it if a probe confirms that, which was inconclusive
+    so far. `canary` says that the soak broke it itself, to see whether it would be found.
     """
 
     kind: Violation
@@ -28,3 +29,4 @@ class Finding:
     known_issue: str | None = None
     evidence: Mapping[str, Any] = field(default_factory=dict)
     canary: bool = False
+    undecided: str | None = None

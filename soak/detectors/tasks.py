@@ -15,7 +15,7 @@ _ASKED: Final[tuple[tuple[str, Callable[[int], Any]], ...]] = (
     ("wchan", task_wchan),
     ("stack", task_stack),
 )
-_ASLEEP: Final = frozenset("SD")
+ASLEEP: Final = frozenset("SD")
 # Where a wait for pinned DAX pages is found on the stack: ext4_break_layouts() and
 # xfs_break_dax_layouts() up to 6.14, dax_break_layout() since.
 _WAITS_FOR_PAGES: Final = ("break_layout", "break_dax_layouts", "wait_dax_page")
@@ -43,7 +43,7 @@ def sleeps_for_pages(pid: int) -> bool:
     Where the kernel shows no stacks, any sleep is taken for that.
     """
     try:
-        if task_state(pid) not in _ASLEEP:
+        if task_state(pid) not in ASLEEP:
             return False
         return waits_for_pages(task_stack(pid))
     except (FileNotFoundError, ProcessLookupError):

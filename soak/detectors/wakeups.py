@@ -15,17 +15,17 @@ from soak.abi.libc import die_with_parent
 from soak.abi.mmap import MAP_SHARED, PROT_READ, PROT_WRITE, Mapping
 from soak.abi.splice import PagePipe
 from soak.abi.transfer import open_direct
-from soak.detectors.tasks import look_at, waits_for_pages
+from soak.detectors.tasks import ASLEEP, look_at, waits_for_pages
 from soak.disks import DATA_OFFSET
 from soak.helper import in_helper
 from soak.regions.pages import PAGE_SIZE
+from soak.vocabulary import ProbeResult
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
 _PROBE_SECONDS: Final = 60.0
-_ATTEMPTS: Final = 10
 _HOLD_SECONDS: Final = 0.1
 # Polls are counted, not time, so that a machine that stood still loses no wake-up.
 _POLL_SECONDS: Final = 0.01
@@ -48,13 +48,30 @@ class WakeupProbe:
     task: dict[str, Any]
 
     @property
+    def asleep(self) -> bool:
+        """Whether it was seen to sleep on: one that was woken may lack a processor."""
+        asleep = self.task.get("state") in ASLEEP
+        return not self.woken and asleep and waits_for_pages(self.task.get("stack", ()))
+
+    @property
     def lost(self) -> bool:
         """Whether this is a wake-up that was lost, and nothing else."""
-        asleep = waits_for_pages(self.task.get("stack", ()))
-        return self.waited and not self.woken and (self.unmapped or self.freed) and asleep
+        return self.waited and self.asleep and (self.unmapped or self.freed)
 
 
-def probe_pipe(directory: Path, *, touch: bool = False) -> WakeupProbe:
+def judge_probe(probe: WakeupProbe, control: WakeupProbe) -> ProbeResult:
+    """Say what a probe shows; its control is the same truncate, waiting for a plain pin in a pipe.
+
+    Both have to be seen waiting, and neither may lack a processor: else nothing was shown.
+    """
+    if not all(one.waited and (one.woken or one.asleep) for one in (probe, control)):
+        return ProbeResult.INCONCLUSIVE
+    if probe.lost and control.woken:
+        return ProbeResult.CONFIRMED
+    return ProbeResult.REFUTED
+
+
+def probe_pipe(directory: Path, attempts: int, *, touch: bool = False) -> WakeupProbe:
     """Truncate a file of which a page lies in a pipe; `touch` it again while the truncate waits.
 
     Raises:
@@ -73,10 +90,10 @@ def probe_pipe(directory: Path, *, touch: bool = False) -> WakeupProbe:
         time.sleep(_HOLD_SECONDS)
         pipe.close()
 
-    return _probe(directory, hold)
+    return _probe(directory, attempts, hold)
 
 
-def probe_transfer(directory: Path, device: Path) -> WakeupProbe:
+def probe_transfer(directory: Path, attempts: int, device: Path) -> WakeupProbe:
     """Truncate a file of which a page is on its way to a slow device.
 
     Raises:
@@ -94,12 +111,14 @@ def probe_transfer(directory: Path, device: Path) -> WakeupProbe:
                 pass
         os.close(descriptor)
 
-    return _probe(directory, hold)
+    return _probe(directory, attempts, hold)
 
 
-def _probe(directory: Path, hold: Callable[[int, Callable[[], None]], None]) -> WakeupProbe:
+def _probe(
+    directory: Path, attempts: int, hold: Callable[[int, Callable[[], None]], None]
+) -> WakeupProbe:
     """Try until the truncate is seen to wait: on a loaded machine it may come when the pin is gone."""
-    for _ in range(_ATTEMPTS):
+    for _ in range(attempts):
         made = in_helper(lambda: asdict(_try(directory / "probe", hold)), _PROBE_SECONDS)
         probe = WakeupProbe(**made)
         if probe.waited:
