@@ -78,7 +78,7 @@ class LabProcess:
         self._out = self.run_dir.with_suffix(".out")
         self._err = self.run_dir.with_suffix(".err")
         self._journal = JournalTail(self.run_dir / "journal.jsonl")
-        self._judge, self._judged = Judge(), 0
+        self._judge, self._judged, self._beginnings = Judge(), 0, 0
         self._patience = Patience(self._signs, self._trouble, self._tell)
         command = [
             *(sys.executable, "-m", "soak.cli", "lab"),
@@ -132,7 +132,10 @@ class LabProcess:
 
     def uncovered(self) -> list[str]:
         """Return what the verdict still needs: completed operations, sweeps and canaries."""
-        for event in self._journal.lines()[self._judged :]:
+        lines = self._journal.lines()
+        if self._beginnings != self._journal.beginnings:
+            self._beginnings, self._judge, self._judged = self._journal.beginnings, Judge(), 0
+        for event in lines[self._judged :]:
             self._judge.see(event)
             self._judged += 1
         return self._judge.lacking()
@@ -207,8 +210,9 @@ class LabProcess:
 
     @property
     def address(self) -> str | None:
-        match = re.search(r"Metrics at (http://\S+)", self.stderr)
-        return match[1] if match else None
+        # A boot that was tried again has another exporter.
+        found = re.findall(r"Metrics at (http://\S+)", self.stderr)
+        return found[-1] if found else None
 
     def scrape(self) -> Scrape:
         """Fetch the metrics over HTTP, by name and labels."""
