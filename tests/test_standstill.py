@@ -8,26 +8,19 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from soak.lab.standstill import PROCESSOR_THREAD, Standstill
+from soak.lab.standstill import Standstill
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-PR_SET_NAME = 15  # include/uapi/linux/prctl.h
 LOOKS = 60
-# A process that is called as QEMU calls the thread of a processor.
-PROCESSOR = f"""
-import ctypes, sys, time
-ctypes.CDLL(None).prctl({PR_SET_NAME}, b"{PROCESSOR_THREAD}0/TCG")
-print(flush=True)
-"""
 
 
 @contextmanager
 def processor(does: str) -> Iterator[int]:
     with subprocess.Popen(
-        [sys.executable, "-c", PROCESSOR + does], stdout=subprocess.PIPE
+        [sys.executable, "-c", f"import time; print(flush=True)\n{does}"], stdout=subprocess.PIPE
     ) as process:
         assert process.stdout is not None
         process.stdout.readline()
@@ -72,7 +65,9 @@ def test_one_that_talks_does_not(tmp_path: Path) -> None:
                 file.write("a line\n")
 
 
-def test_a_qemu_without_processors_yet_does_not(tmp_path: Path) -> None:
+def test_one_that_has_ended_does_not(tmp_path: Path) -> None:
     console = tmp_path / "console.log"
     console.touch()
-    assert not any(looks(Standstill(1, console)))
+    with processor("") as pid:
+        pass
+    assert not any(looks(Standstill(pid, console)))
