@@ -254,7 +254,7 @@ class StallWatch:
         Then the one that would, had its probe been conclusive.
         """
         holds, last = judgement.holds, judgement.last
-        undecided = None
+        undecided: tuple[Interface, str] | None = None
         if not judgement.wait.end and not waits_for_pages(task.get("stack", ())):
             return (last.interface if last else Interface.NONE), None, None
         for issue, applies in (
@@ -275,12 +275,14 @@ class StallWatch:
             ):
                 continue
             result = self._probed.get(issue.name)
+            own = [hold.interface for hold in holds if hold.interface in issue.interfaces]
             if result is ProbeResult.CONFIRMED:
-                own = [hold.interface for hold in holds if hold.interface in issue.interfaces]
                 return own[-1], issue.name, None
-            if result is ProbeResult.INCONCLUSIVE:
-                undecided = undecided or issue.name
-        return (last.interface if last else Interface.NONE), None, undecided
+            if result is ProbeResult.INCONCLUSIVE and undecided is None:
+                undecided = own[-1], issue.name
+        if undecided is not None:
+            return undecided[0], None, undecided[1]
+        return (last.interface if last else Interface.NONE), None, None
 
     def _evidence(
         self, judgement: Judgement, member: Member, task: dict[str, Any]

@@ -6,7 +6,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.lab_support import CALM, COVERING, FULL_LOAD, QUICK_KERNEL, check_stall_evidence, lab
+from tests.lab_support import (
+    CALM,
+    COVERING,
+    FULL_LOAD,
+    QUICK_KERNEL,
+    ROOT,
+    check_stall_evidence,
+    lab,
+)
+from tests.script_support import seen_in_guest
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -17,6 +26,7 @@ pytestmark = pytest.mark.lab
 
 WAITS = ("stall", "late-wakeup", "early-truncate")
 REMAPPED = "remapped-page-stall"
+LOST_WAKEUP = "o-direct-lost-wakeup"
 
 
 def trials(process: LabProcess) -> int:
@@ -53,6 +63,25 @@ def test_a_kernel_that_wakes_what_waits_is_left_alone(tmp_path: Path, filesystem
         lost = [event["lost"] for event in process.events("known-issue.probed") if "lost" in event]
         assert lost == [False, False]
         assert waits(process) == []
+
+
+@pytest.mark.long
+def test_a_probe_that_cannot_tell_is_settled_later(tmp_path: Path) -> None:
+    """A transfer that ends at once leaves nothing to wait for: no stall of that run fails it."""
+    script = (ROOT / "tests/guest_probes.py").read_text()
+    seen = seen_in_guest(tmp_path, script, kernel="debian:6.1")
+    tried, shown = seen["inconclusive"]
+    assert set(tried) == {"inconclusive"}
+    assert shown == {"probe_inconclusive": 1}
+    assert seen["settled"] == ["confirmed", {"probe_inconclusive": 0, "confirmed": 1}]
+    stalls = [entry for entry in seen["found"] if entry["kind"] == "stall"]
+    assert any(entry["undecided"] == LOST_WAKEUP for entry in stalls)
+    assert {entry["interface"] for entry in stalls} == {"o-direct"}
+    verdict = seen["verdict"]
+    assert verdict["verdict"] != "fail", verdict["reasons"]
+    assert {entry["known_issue"] for entry in verdict["violations"]} == {
+        LOST_WAKEUP, "type1-device-dax-leak",
+    }  # fmt: skip
 
 
 def test_pages_that_are_mapped_again_while_they_are_waited_for(tmp_path: Path) -> None:
