@@ -78,6 +78,13 @@ def _live(place: Path, stack: ExitStack) -> Life:
     first = stack.enter_context(lab(place / "run", *arguments))
     seen = Life(first)
     first.soaks()
+
+    def canaries_are_over() -> bool:
+        seen = [event["evidence"].get("region") for event in first.events("canary.seen")]
+        return {"device-dax", "fs-dax"} <= set(seen)
+
+    # A canary that pins a page of a file without DAX is in the books and not among the region's pages.
+    first.wait_until("the first canaries were seen", canaries_are_over)
     first.plant("page-cache")
 
     def truncated_early() -> bool:
