@@ -26,7 +26,6 @@ from soak.vocabulary import (
     INVALIDATIONS,
     SHORT_PINS,
     Interface,
-    ProbeResult,
     RunState,
     VerdictWord,
     WorkerState,
@@ -317,31 +316,6 @@ def test_a_torn_leak_group_is_not_guessed(tmp_path: Path, supervisor: BlockWrite
     assert not with_prefix(samples, "dax_soak_leaked_page_references")
     assert value(samples, "run_active") == 1
     assert value(samples, "workers", role="mapper", state="absent") == 2
-
-
-@pytest.mark.parametrize(
-    ("result", "confirmed", "inconclusive"),
-    [
-        (ProbeResult.CONFIRMED, [1], 0),
-        (ProbeResult.REFUTED, [0], 0),
-        (ProbeResult.INCONCLUSIVE, [], 1),
-        (None, [], 0),
-    ],
-)
-def test_a_known_issue_is_confirmed_refuted_or_open(
-    tmp_path: Path,
-    supervisor: BlockWriter,
-    result: ProbeResult | None,
-    confirmed: list[int],
-    inconclusive: int,
-) -> None:
-    if result is not None:
-        supervisor.set_at("probes", 1, KNOWN_ISSUE, result)
-    samples = read(tmp_path / "ledger")
-    shown = with_prefix(samples, "dax_soak_known_issue_confirmed")
-    assert list(shown.values()) == confirmed
-    shown = with_prefix(samples, "dax_soak_known_issue_probe_inconclusive")
-    assert list(shown.values()) == [inconclusive]
 
 
 def test_plain_numbers_of_the_supervisor(tmp_path: Path, ledger: Ledger) -> None:

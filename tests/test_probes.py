@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from exporter.collector import LedgerCollector
 from soak.detectors.finding import Finding
 from soak.detectors.wakeups import WakeupProbe, judge_probe
 from soak.journal import Level
+from soak.ledger import LedgerReader
 from soak.reporter import Reporter
 from soak.schema import NO_KNOWN_ISSUE
 from soak.verdict import judge
@@ -179,3 +181,26 @@ def test_a_violation_is_on_disk_at_once_and_counted_when_it_is_decided(
     assert block.get("violations", *block.index("violations", Violation.STALL, column)) == 2
     settle(reporter)
     assert sum(block.view("violations")) == 2
+
+
+@pytest.mark.parametrize(
+    ("result", "confirmed", "inconclusive"),
+    [(CONFIRMED, [1], [0]), (REFUTED, [0], [0]), (INCONCLUSIVE, [], [1]), (None, [], [0])],
+)
+def test_metrics_say_what_a_probe_has_shown(
+    tmp_path: Path,
+    result: ProbeResult | None,
+    confirmed: list[int],
+    inconclusive: list[int],
+) -> None:
+    block = make_ledger(tmp_path / "ledger").block("supervisor")
+    if result is not None:
+        block.set_at("probes", 1, KNOWN_ISSUE, result)
+    collector = LedgerCollector(lambda: LedgerReader.open(tmp_path / "ledger"))
+    shown = {
+        family.name: [sample.value for sample in family.samples]
+        for family in collector.collect()
+        if family.name.startswith("dax_soak_known_issue_")
+    }
+    assert shown.get("dax_soak_known_issue_confirmed", []) == confirmed
+    assert shown["dax_soak_known_issue_probe_inconclusive"] == inconclusive

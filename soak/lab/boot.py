@@ -123,8 +123,8 @@ def boot(
                 raise
             if not attempts and error.crashed and not retried:
                 # QEMU 7.2's emulation with a thread to a processor now and then runs code that the
-                # kernel is just patching, and the guest dies; and now and then a timer interrupt is
-                # lost, and the guest sleeps on. A kernel at fault does it again.
+                # kernel is just patching, and the guest dies; and once a guest
+                # was seen to fall asleep for good. A kernel at fault does it again.
                 retried = True
                 attempts.append(accelerator)
             if not attempts:

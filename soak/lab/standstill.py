@@ -1,7 +1,7 @@
 """Noticing a guest that fell asleep for good while it booted.
 
-Under QEMU 7.2's emulation a timer interrupt of a booting guest is lost now and then (once in about a
-hundred boots on a loaded machine): its processors halt, and nothing wakes them any more.
+Seen once, under QEMU 7.2's emulation on a loaded machine: both processors of a guest halted after the
+first lines of its console, and nothing woke them any more.
 """
 
 from __future__ import annotations

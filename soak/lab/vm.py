@@ -81,7 +81,7 @@ class VirtualMachine:
         self._standstill = Standstill(self.pid, machine.console)
 
     def stands_still(self) -> bool:
-        """Look at the guest's processors, twice a second while it boots; see `Standstill`."""
+        """Look at the threads of QEMU, twice a second while the guest boots; see `Standstill`."""
         return self._standstill.look()
 
     @property
