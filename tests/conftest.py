@@ -24,6 +24,8 @@ _MOST_PROCESSES: Final = 8
 # More tests than this that pass only when they are run again are a fault of theirs, or of the program.
 _MOST_FLAKY: Final = 2
 _TOLD_SECONDS: Final = 5.0
+# Of the first failure of a flaky test, whose run is often out of reach when it is read.
+_SHOWN_LINES: Final = 80
 
 
 def pytest_report_header() -> str | None:
@@ -121,6 +123,9 @@ class RunReport:
         ):
             for place in kept(report.capstdout):
                 terminalreporter.write_line(f"kept: {place} ({_name(report.nodeid)})")
+        for test in self._flaky:
+            terminalreporter.write_sep("_", f"the first failure of {_name(test)}")
+            terminalreporter.write_line(_end(self._first_failures[test]))
         for test, failure in self._flaky.items():
             terminalreporter.write_line(
                 f"flaky: {_name(test)} failed first: {failure}", yellow=True
@@ -136,6 +141,11 @@ class RunReport:
 def _name(nodeid: str) -> str:
     """Return a test's name without the group in which it ran."""
     return nodeid.partition("@")[0]
+
+
+def _end(report: pytest.TestReport) -> str:
+    """Return the end of a failure's text, which has what the lab and its console said."""
+    return "\n".join(report.longreprtext.splitlines()[-_SHOWN_LINES:])
 
 
 def _last_line(report: pytest.TestReport) -> str:

@@ -9,6 +9,7 @@ import textwrap
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
+from soak.lab.console import EVIDENCE_LINES, console_tail
 from tests.lab_support import QUICK_KERNEL, ROOT, end_process, shown
 from tests.patience import LateError, Patience, Signs
 from tests.progress_lines import keep, say
@@ -67,7 +68,9 @@ class GuestScript:
         try:
             Patience(self._signs).wait_until("the script's end", lambda: process.poll() is not None)
         except LateError as error:
-            raise LateError(f"{error}; its last step was {self._step()!r}\n{self.stderr}") from None
+            raise LateError(
+                f"{error}; its last step was {self._step()!r}\n{self.stderr}{self._console()}"
+            ) from None
         finally:
             end_process(process)
         self.code = process.returncode
@@ -86,9 +89,20 @@ class GuestScript:
         self._shown = len(steps)
         return str(steps[-1]) if steps else "its boot"
 
+    def _console(self) -> str:
+        """Return the end of the console of a guest that still runs."""
+        if not self._console_file.exists():
+            return ""
+        shown = "\n".join(console_tail(self._console_file, EVIDENCE_LINES))
+        return f"The guest's console ends:\n{shown}\n"
+
+    @property
+    def _console_file(self) -> Path:
+        return self.place / "script-run/console.log"
+
     def _signs(self) -> Signs:
         self._step()
-        console = self.place / "script-run/console.log"
+        console = self._console_file
         return Signs(0, (len(self.stdout), console.stat().st_size if console.exists() else 0))
 
 

@@ -85,6 +85,9 @@ def test_a_flaky_lab_test_is_named_last(tmp_path: Path, beside: tuple[str, ...])
         said,
         re.MULTILINE,
     )
+    # With the whole of that failure, for its run may be out of reach.
+    assert "the first failure of test_some.py::test_flaky_a" in said
+    assert said.count('assert times("a") > 1, "the guest was late"') == 1
     assert "1 passed, 1 rerun" in said
 
 
