@@ -38,7 +38,7 @@ NO_CANARIES: Final = "[canaries]\nevery = 0"
 KILLS: Final = 100
 # Of so many kills one is of that process: each costs a start, which is slow under emulation.
 SUPERVISOR_EVERY: Final = 33
-EXPORTER_EVERY: Final = 20
+EXPORTER_EVERY: Final = 40
 
 
 def ordinary() -> dict[str, Any]:

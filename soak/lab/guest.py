@@ -22,11 +22,14 @@ from soak.control import Question
 from soak.errors import UsageError
 from soak.lab import protocol
 from soak.lab.disks import make_disks
+from soak.lab.guest_program import GuestProgram, run_program, run_script
 from soak.lab.namespaces import FIRST_MOUNT, NamespaceError, prepare
 from soak.lab.protocol import Order
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from soak.lab.guest_program import Load
 
 _MOUNTS: Final = (
     ("proc", "/proc", "proc"),
@@ -46,7 +49,6 @@ _PCI: Final = Path("/sys/bus/pci")
 _POWER_OFF: Final = 0x4321FEDC  # LINUX_REBOOT_CMD_POWER_OFF, include/uapi/linux/reboot.h
 _TOOL_SECONDS: Final = 240
 _CHUNK: Final = 4096
-_PYTHON: Final = "/usr/bin/python3.11"
 
 
 class GuestError(Exception):
@@ -109,17 +111,31 @@ class Control:
             return []
 
 
-def main() -> None:
-    """Be the first process: whatever happens, the machine is turned off at the end."""
+def main(load: Load) -> int:
+    """Be the first process: whatever happens, the machine is turned off at the end.
+
+    Another process returns: the guest's program, with its exit code. `load` imports that.
+    """
+    order = Order.from_json(Path("/", protocol.ORDER_FILE).read_text())
+    os.environ["PATH"] = "/usr/sbin:/usr/bin"
+    heard, told = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(told)
+        return run_script(heard) if order.script else run_program(load, heard)
+    os.close(heard)
+    _be_first(order, GuestProgram(pid, told))
+    return 0
+
+
+def _be_first(order: Order, program: GuestProgram) -> None:
     control = None
     try:
         _mount_all()
-        os.environ["PATH"] = "/usr/sbin:/usr/bin"
-        order = Order.from_json(Path("/", protocol.ORDER_FILE).read_text())
         _load_modules(order)
         control = Control(_port(protocol.CONTROL_PORT))
         control.tell(protocol.BOOTED, release=os.uname().release, uptime=time.monotonic())
-        _serve(order, control)
+        _serve(order, control, program)
     except (GuestError, NamespaceError, UsageError) as error:
         _tell_failure(control, str(error))
     except BaseException as error:  # noqa: BLE001 - nobody is behind this to report it
@@ -138,12 +154,12 @@ def _tell_failure(control: Control | None, summary: str) -> None:
         control.tell(protocol.FAILED, summary=summary)
 
 
-def _serve(order: Order, control: Control) -> None:
+def _serve(order: Order, control: Control, program: GuestProgram) -> None:
     """Prepare, run the soak, and watch it until it ends or the deadline passes."""
     if order.script:
         prepare(order.spaces, order.filesystem, resumed=order.resumed)
         control.tell(protocol.READY, uptime=time.monotonic())
-        _run_script(order, control)
+        _run_script(order, control, program)
         return
     ledger = _ledger_memory()
     functions = [device.name for device in _functions_of(_EDU)]
@@ -154,62 +170,47 @@ def _serve(order: Order, control: Control) -> None:
 
     _CONFIG.write_text(tomli_w.dumps(config))
     control.tell(protocol.READY, uptime=time.monotonic())
-    child = subprocess.Popen(
+    program.start(
         [
-            *(_PYTHON, "-I", "-c", _RUN, *order.program, "-c", str(_CONFIG)),
-            *("--run-id", order.run_id),
+            *(*order.program, "-c", str(_CONFIG), "--run-id", order.run_id),
             *("--ledger", str(ledger), "--journal-port", str(_port(protocol.JOURNAL_PORT))),
             *("--control", str(_CONTROL)),
             *(["--mirror-ledger"] if order.mirror else []),
         ]
     )
-    scene = Scene(found, ledger, child.pid)
-    code = _watch(order, control, child, scene)
+    scene = Scene(found, ledger, program.pid)
+    code = _watch(order, control, program, scene)
     control.tell(protocol.EXITED, code=code)
     # The port's queue is the host's to empty: give it the time to do so.
     time.sleep(0.2)
 
 
-_RUN: Final = (
-    "import sys; sys.path.insert(0, '/usr/lib/dax-soak'); "
-    "from soak.cli import main; sys.exit(main())"
-)
-_SCRIPT: Final = (
-    "import runpy, sys; "
-    f"sys.path[:0] = ['/usr/lib/dax-soak', '/{protocol.SCRIPT_MODULES}']; "
-    f"runpy.run_path('/{protocol.SCRIPT_FILE}', run_name='__main__')"
-)
-
-
-def _run_script(order: Order, control: Control) -> None:
+def _run_script(order: Order, control: Control, script: GuestProgram) -> None:
     """Run what the host sent, in place of a soak; what it prints goes out where a journal would."""
-    with _port(protocol.JOURNAL_PORT).open("wb", buffering=0) as out:
-        child = subprocess.Popen(
-            [_PYTHON, "-I", "-u", "-c", _SCRIPT], stdin=subprocess.DEVNULL, stdout=out
-        )
-        deadline = time.monotonic() + order.deadline_seconds
-        while child.poll() is None:
-            control.tell(protocol.ALIVE)
-            if time.monotonic() > deadline:
-                child.kill()
-            if select.select([control], [], [], protocol.ALIVE_SECONDS)[0]:
-                control.heard()
-            _reap_orphans(child.pid)
-    control.tell(protocol.EXITED, code=child.returncode)
+    script.start([str(_port(protocol.JOURNAL_PORT))])
+    deadline = time.monotonic() + order.deadline_seconds
+    while (code := script.poll()) is None:
+        control.tell(protocol.ALIVE)
+        if time.monotonic() > deadline:
+            script.send_signal(signal.SIGKILL)
+        if select.select([control], [], [], protocol.ALIVE_SECONDS)[0]:
+            control.heard()
+        _reap_orphans(script.pid)
+    control.tell(protocol.EXITED, code=code)
     time.sleep(0.2)
 
 
-def _watch(order: Order, control: Control, child: subprocess.Popen[bytes], scene: Scene) -> int:
+def _watch(order: Order, control: Control, program: GuestProgram, scene: Scene) -> int:
     from soak.lab.faults import FAULTS  # noqa: PLC0415 - not needed before
 
     deadline = time.monotonic() + order.deadline_seconds
     waiting = [(str(name), float(seconds)) for name, seconds in order.faults]
     started: float | None = None
     asked: list[Question] = []
-    while child.poll() is None:
+    while (code := program.poll()) is None:
         control.tell(protocol.ALIVE)
         if time.monotonic() > deadline:
-            child.kill()
+            program.send_signal(signal.SIGKILL)
         if started is None and waiting and scene.workers_started():
             started = time.monotonic()
         for name, seconds in list(waiting):
@@ -224,18 +225,18 @@ def _watch(order: Order, control: Control, child: subprocess.Popen[bytes], scene
                 if word.startswith(protocol.PLANT):
                     waiting.append((word.removeprefix(protocol.PLANT), 0.0))
                 else:
-                    asked += _do(word, control, child)
+                    asked += _do(word, control, program)
         for question in [question for question in asked if question in readable]:
             asked.remove(question)
             control.tell(protocol.ANSWER, answer=question.answer(protocol.ALIVE_SECONDS))
-        _reap_orphans(child.pid)
-    return child.returncode
+        _reap_orphans(program.pid)
+    return code
 
 
-def _do(word: str, control: Control, child: subprocess.Popen[bytes]) -> list[Question]:
+def _do(word: str, control: Control, program: GuestProgram) -> list[Question]:
     """Do what the host says; what is asked of the soak is answered later."""
     if word == protocol.STOP:
-        child.send_signal(signal.SIGTERM)
+        program.send_signal(signal.SIGTERM)
         return []
     try:
         return [Question(_CONTROL, word)]

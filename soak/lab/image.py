@@ -175,7 +175,16 @@ _INIT = f"""#!{_PYTHON} -I
 import sys
 sys.path.insert(0, "/{_GUEST_LIBRARY}")
 from soak.lab.guest import main
-main()
+
+
+def load():
+    import soak.lab.guest_soak
+    from soak.cli import main
+
+    return main
+
+
+sys.exit(main(load))
 """
 
 

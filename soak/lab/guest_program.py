@@ -1,0 +1,79 @@
+"""The program of a guest: the soak, or a script in its place, forked from the first process at its start.
+
+What it imports it imports while the machine is prepared, and what the first process has imported it has.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import runpy
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from soak.lab import protocol
+
+if TYPE_CHECKING:
+    import signal
+    from collections.abc import Callable, Sequence
+
+    # Imports the command, which takes long, and returns its `main`.
+    Load = Callable[[], Callable[[Sequence[str]], int]]
+
+
+_STDIN: Final = 0
+_STDOUT: Final = 1
+
+
+class GuestProgram:
+    """The child of the first process that becomes the guest's program when it is told the words."""
+
+    def __init__(self, pid: int, words: int) -> None:
+        """Take the child, and the end of a pipe at whose other end it waits."""
+        self.pid = pid
+        self._words = words
+        self.returncode: int | None = None
+
+    def start(self, words: Sequence[str]) -> None:
+        # One that could not import the program has ended, and its exit code is seen soon.
+        with contextlib.suppress(BrokenPipeError), os.fdopen(self._words, "w") as out:
+            json.dump(list(words), out)
+
+    def poll(self) -> int | None:
+        """Return the exit code, negative for a signal, or None while it runs."""
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self.returncode = os.waitstatus_to_exitcode(status)
+        return self.returncode
+
+    def send_signal(self, number: signal.Signals) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+
+def run_program(load: Load, words: int) -> int:
+    """Be the program: import it, wait for the words of its command, and return its exit code."""
+    program = load()
+    with os.fdopen(words) as told:
+        text = told.read()
+    # Nobody tells anything where the machine cannot be prepared: it is turned off.
+    return program(json.loads(text)) if text else 0
+
+
+def run_script(words: int) -> int:
+    """Be the script that the host sent; what it prints goes to the port that it is told."""
+    with os.fdopen(words) as told:
+        text = told.read()
+    if not text:
+        return 0
+    (port,) = json.loads(text)
+    with Path(port).open("wb", buffering=0) as out, Path(os.devnull).open("rb") as nothing:
+        os.dup2(out.fileno(), _STDOUT)
+        os.dup2(nothing.fileno(), _STDIN)
+    sys.stdout.reconfigure(write_through=True)  # type: ignore[union-attr] # a TextIOWrapper here
+    sys.path.insert(0, f"/{protocol.SCRIPT_MODULES}")
+    runpy.run_path(f"/{protocol.SCRIPT_FILE}", run_name="__main__")
+    return 0
