@@ -14,6 +14,7 @@ from soak import __version__
 from soak.control import CONTINUE, PAUSE, STOP
 from soak.errors import UsageError
 from soak.exit_codes import BISECT, PLAIN, is_bisecting
+from soak.printable import printable
 from soak.verdict import EXIT_CODES
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         work: Callable[[argparse.Namespace], int] = options.work
         return work(options)
     except UsageError as error:
-        print(f"dax-soak: {error}", file=sys.stderr)
+        print(f"dax-soak: {printable(str(error))}", file=sys.stderr)
         return BISECT.usage if bisecting else PLAIN.usage
     except BrokenPipeError:
         # Whoever read the output has seen enough.
@@ -434,7 +435,7 @@ def _say(options: argparse.Namespace) -> int:
     from soak.control import say
     from soak.rundir import find_run
 
-    print(say(find_run(options.run), options.word))
+    print(printable(say(find_run(options.run), options.word)))
     return 0
 
 
@@ -444,7 +445,7 @@ def _plant(options: argparse.Namespace) -> int:
     from soak.rundir import find_run
 
     check_fault(options.fault)
-    print(say(find_run(options.run), f"{PLANT}{options.fault}"))
+    print(printable(say(find_run(options.run), f"{PLANT}{options.fault}")))
     return 0
 
 

@@ -1,7 +1,8 @@
 """The journal: everything that happened in a run, one JSON object a line, append-only.
 
-Each line has `seq`, `time` (UTC), `monotonic` (seconds), `boot_id`, `event` (noun.verb), `level` and the
-event's own fields. What a verdict says can be computed again from the journal alone.
+Each line has `format`, `seq`, `time` (UTC), `monotonic` (seconds), `boot_id`, `event` (noun.verb),
+`level`, the event's own fields (soak.journal_events) and a checksum. What a verdict says can be
+computed again from the journal alone, and damage to it never improves a verdict.
 
 In a lab the guest writes no file: it sends its lines over a virtio-serial port, where the host numbers
 them, writes them and answers, so that a guest that dies takes nothing with it.
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 from soak.abi.procfs import boot_id
 from soak.journal_backlog import Backlog, Line
 from soak.journal_file import ROTATE_BYTES, JournalFile, Reserve
+from soak.journal_line import encode_line
 from soak.journal_reading import last_number, read_journal
 from soak.vocabulary import Level
 
@@ -170,8 +172,8 @@ class FileJournal:
     def _push(self, line: dict[str, Any], *, kept: bool = False) -> int:
         self._seq += 1
         numbered = {"seq": self._seq, **line}
-        text = json.dumps(numbered, separators=(",", ":"), default=str) + "\n"
-        self._backlog.push(Line(self._seq, Level(line["level"]), text.encode(), kept))
+        text = encode_line(numbered)
+        self._backlog.push(Line(self._seq, Level(line["level"]), text, kept))
         seq = self._seq
         if self._heard is not None:
             self._heard(numbered)

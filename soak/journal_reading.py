@@ -8,11 +8,13 @@ in the order of the numbers that the lines bear, and never by what a file is cal
 from __future__ import annotations
 
 import gzip
-import json
 import os
 import zlib
 from contextlib import ExitStack
-from typing import IO, TYPE_CHECKING, Any, Final
+from functools import partial
+from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple
+
+from soak.journal_line import CutLineError, LineError, decode_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,8 +22,12 @@ if TYPE_CHECKING:
 
     _File = IO[bytes] | gzip.GzipFile
 
+# The event that stands for damage; it is in no file.
+DAMAGED: Final = "journal.damaged"
+
 _GZIP: Final = ".gz"
 _CHUNK: Final = 65536
+_LONGEST: Final = 16 << 20
 # What reading a compressed file raises that is cut short or damaged.
 _DAMAGE: Final = (EOFError, gzip.BadGzipFile, zlib.error)
 
@@ -29,8 +35,9 @@ _DAMAGE: Final = (EOFError, gzip.BadGzipFile, zlib.error)
 def read_journal(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the lines of a journal by number, those of its rotated files first, none of them twice.
 
-    A line that a crash cut short is left out. What is missing altogether, with a file or within a
-    damaged one, shows as a gap in the numbers, which the verdict tells.
+    In the place of damage that is no line any more stands a line of the event `DAMAGED`, which is in no
+    file. One that a crash cut short, and whose number the next line bears, is no damage. What is missing
+    altogether, with a file or within a damaged one, shows as a gap in the numbers.
 
     Raises:
         FileNotFoundError: there is neither a current nor a rotated file.
@@ -42,11 +49,45 @@ def read_journal(path: Path) -> Iterator[dict[str, Any]]:
         rotated = rotated_files(path)
         if current is None and not rotated:
             raise FileNotFoundError(f"There is no journal {path}.")
-        for file in _by_number(rotated, current):
-            for line in _lines(file):
-                if line["seq"] > last:
-                    last = line["seq"]
-                    yield line
+        for name, file in _by_number(rotated, current, path.name):
+            cut: Damage | None = None
+            for place, text in enumerate(_texts(file), 1):
+                line = _parse(text)
+                if isinstance(line, LineError):
+                    damage = Damage(name, place, line)
+                    if damage.may_be_cut:
+                        cut = damage if text.endswith(b"\n") else None
+                    else:
+                        yield damage.as_line(last)
+                    continue
+                if line["seq"] <= last:
+                    continue
+                if cut is not None and line["seq"] > last + 1:
+                    yield cut.as_line(last)
+                cut, last = None, line["seq"]
+                yield line
+            if cut is not None:
+                yield cut.as_line(last)
+
+
+class Damage(NamedTuple):
+    """Something in a journal's file that is no line."""
+
+    file: str
+    place: int
+    error: LineError
+
+    @property
+    def may_be_cut(self) -> bool:
+        return isinstance(self.error, CutLineError)
+
+    def as_line(self, last: int) -> dict[str, Any]:
+        """Return it as an event that follows line `last`."""
+        return {
+            "seq": last,
+            "event": DAMAGED,
+            "summary": f"line {self.place} of {self.file}: {self.error}",
+        }
 
 
 def journal_exists(path: Path) -> bool:
@@ -75,37 +116,44 @@ def last_number(path: Path) -> int:
     return max((_last_number(other) for other in newest), default=0)
 
 
-def _by_number(rotated: list[Path], current: IO[bytes] | None) -> Iterator[_File]:
+def _by_number(
+    rotated: list[Path], current: IO[bytes] | None, name: str
+) -> Iterator[tuple[str, _File]]:
     """Open one file after the other; each line was written by one writer, so they do not mix."""
     firsts = sorted((first, other) for other in rotated if (first := _first_number(other)))
     for _, other in firsts:
         with _open(other) as file:
-            yield file
+            yield other.name, file
     if current is not None:
-        yield current
+        yield name, current
 
 
 def _open(path: Path) -> _File:
     return gzip.open(path, "rb") if path.name.endswith(_GZIP) else path.open("rb")
 
 
-def _lines(file: _File) -> Iterator[dict[str, Any]]:
-    """Yield the whole lines of a file, up to where it is damaged."""
+def _texts(file: _File) -> Iterator[bytes]:
+    """Yield the lines of a file as they are, up to where it cannot be read any more."""
     try:
-        for text in file:
-            line = _parse(text)
-            if line is not None:
-                yield line
+        # One without an end comes in parts, and none of them is a line.
+        yield from iter(partial(file.readline, _LONGEST), b"")
     except _DAMAGE:
         return  # the numbers that are missing now tell it
 
 
-def _parse(text: bytes) -> dict[str, Any] | None:
+def _lines(file: _File) -> Iterator[dict[str, Any]]:
+    """Yield the whole lines of a file."""
+    for text in _texts(file):
+        line = _parse(text)
+        if not isinstance(line, LineError):
+            yield line
+
+
+def _parse(text: bytes) -> dict[str, Any] | LineError:
     try:
-        line = json.loads(text)
-    except ValueError:
-        return None
-    return line if isinstance(line, dict) and isinstance(line.get("seq"), int) else None
+        return decode_line(text)
+    except LineError as error:
+        return error
 
 
 def _first_number(path: Path) -> int:
@@ -119,7 +167,7 @@ def _last_number(path: Path) -> int:
             return max((int(line["seq"]) for line in _lines(file)), default=0)
         for text in _backwards(file):
             line = _parse(text)
-            if line is not None:
+            if not isinstance(line, LineError):
                 return int(line["seq"])
     return 0
 

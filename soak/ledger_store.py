@@ -16,6 +16,7 @@ from soak.companion import Companion
 from soak.custody import FAILED, FORGOTTEN, RESTORED, Settled
 from soak.errors import UsageError
 from soak.journal import Level, read_journal
+from soak.journal_events import understood
 from soak.ledger import Ledger
 from soak.rundir import JOURNAL, LEDGER, write_whole
 from soak.schema import NO_KNOWN_ISSUE, SUPERVISOR, leaks_field
@@ -124,7 +125,7 @@ class LedgerStore(Companion):
             ledger = self._made(layout)
         supervisor = ledger.block(SUPERVISOR)
         saved = supervisor.get("saved_seq")
-        for event in read_journal(self._directory / JOURNAL):
+        for event in understood(read_journal(self._directory / JOURNAL)):
             if event["seq"] > saved and event["event"] == "violation.found":
                 _count_again(supervisor, event)
         return ledger

@@ -11,6 +11,7 @@ from soak import rundir
 from soak.config import load_config
 from soak.errors import UsageError
 from soak.journal import read_journal
+from soak.journal_events import understood
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,7 +33,7 @@ class Story:
     def of(cls, directory: Path) -> Story:
         started = lab = None
         ended = False
-        for event in read_journal(directory / rundir.JOURNAL):
+        for event in understood(read_journal(directory / rundir.JOURNAL)):
             match event["event"]:
                 case "run.started":
                     started = started or event

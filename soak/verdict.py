@@ -11,6 +11,8 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
+from soak.journal_events import complaint
+from soak.journal_reading import DAMAGED
 from soak.vocabulary import Level, ProbeResult, VerdictWord, Violation
 
 if TYPE_CHECKING:
@@ -114,16 +116,30 @@ class Judge:
     # The first and last number of each row of lines that are missing and nothing explains yet.
     _missing: list[tuple[int, int]] = field(default_factory=list)
     _held: bool = False
+    # How many lines could not be read or understood, and what was wrong with the first.
+    _damaged: int = 0
+    _damage: str = ""
+    _odd: int = 0
+    _oddity: str = ""
     _sweeps: Counter[str] = field(default_factory=Counter)
     # How many canaries of each detector were made, and seen.
     _made: Counter[str] = field(default_factory=Counter)
     _seen: Counter[str] = field(default_factory=Counter)
 
     def see(self, event: Mapping[str, Any]) -> None:
-        """Take in one line of the journal."""
+        """Take in one line of the journal, or of the damage that is in the place of one."""
+        if event["event"] == DAMAGED:
+            self._damage = self._damage or event["summary"]
+            self._damaged += 1
+            return
         if event["seq"] > self._last_seq + 1:
             self._missing.append((self._last_seq + 1, event["seq"] - 1))
         self._last_seq = max(self._last_seq, event["seq"])
+        wrong = complaint(event)
+        if wrong is not None:
+            self._oddity = self._oddity or f"line {event['seq']}: {wrong}"
+            self._odd += 1
+            return
         if event["event"] != "lab.ended":  # which holds this verdict
             self._last_time = event["time"]
         handler = _HANDLERS.get(event["event"])
@@ -213,6 +229,10 @@ class Judge:
             yield "lines of the journal wait in memory for space on the disk"
         if self._missing:
             yield f"lines of the journal are missing: {_spans(self._missing)}"
+        if self._damaged:
+            yield f"{_lines(self._damaged)} damaged; the first is {self._damage}"
+        if self._odd:
+            yield f"{_lines(self._odd)} not understood; the first is {self._oddity}"
         if self._journal_errors:
             yield f"{self._journal_errors} lines of the journal could not be written"
         if not self._run:
@@ -332,6 +352,8 @@ _HANDLERS: Final = {
     "job.failed": Judge._trouble,  # noqa: SLF001
     "limit.reached": Judge._trouble,  # noqa: SLF001
     "expectation.missing": Judge._trouble,  # noqa: SLF001
+    "guest.garbled": Judge._trouble,  # noqa: SLF001
+    "guest.lines-lost": Judge._trouble,  # noqa: SLF001
     "harness.failed": Judge._harness_failed,  # noqa: SLF001
 }
 
@@ -341,6 +363,10 @@ def _passed(violations: Iterable[ViolationSummary]) -> str:
     if known:
         return f"every violation is explained by a known issue ({', '.join(sorted(known))})"
     return "every expectation was met"
+
+
+def _lines(count: int) -> str:
+    return f"{count} line{'' if count == 1 else 's'} of the journal {'is' if count == 1 else 'are'}"
 
 
 def _spans(spans: Sequence[tuple[int, int]]) -> str:

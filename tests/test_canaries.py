@@ -37,6 +37,7 @@ from soak.schema import (
 from soak.stepper import Stepper
 from soak.verdict import judge
 from soak.vocabulary import Detector, VerdictWord
+from tests.journal_support import valid_line
 from tests.soak_support import DEADLINE, make_ledger
 from tests.test_helper import children
 
@@ -171,9 +172,12 @@ def test_a_detector_that_does_not_look_at_the_block_is_known_to_be_blind(scene: 
     assert event["detector"] == "refusals"
     assert scene.count(Detector.REFUSALS, "missed") == 1
     assert scene.count(Detector.REFUSALS, "seen_ns") == 0
-    started = {"event": "run.started", "time": "", "canaries": ["refusals"], "run_id": "1"}
-    lines = [started, event, {"event": "run.ended", "time": ""}]
-    verdict = judge({**line, "seq": seq} for seq, line in enumerate(lines, start=1))
+    lines = [
+        valid_line(1, "run.started", canaries=["refusals"]),
+        {**valid_line(2, event["event"]), **event, "seq": 2},
+        valid_line(3, "run.ended"),
+    ]
+    verdict = judge(lines)
     assert verdict.verdict is VerdictWord.UNKNOWN
     assert verdict.reasons == (event["summary"],)
     assert verdict.canaries == ({"detector": "refusals", "made": 1, "seen": 0},)

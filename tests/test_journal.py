@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-STAMPS = {"seq", "time", "monotonic", "boot_id", "event", "level"}
+STAMPS = {"format", "seq", "time", "monotonic", "boot_id", "event", "level", "crc32"}
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=9),
     lambda children: (
@@ -197,7 +197,7 @@ def test_an_error_waits_until_the_host_has_it(monkeypatch: pytest.MonkeyPatch) -
         assert journal.errors == 0
         assert journal.flush(DEADLINE)
         assert [line["event"] for line in peer.lines] == ["some.news", "violation.found"] * 50
-        assert set(peer.lines[1]) == {*STAMPS - {"seq"}, "number", "count"}
+        assert set(peer.lines[1]) == {*STAMPS - {"format", "seq", "crc32"}, "number", "count"}
 
 
 @pytest.mark.usefixtures("deadlines")

@@ -15,6 +15,7 @@ import pytest
 
 from soak import journal_file, rundir
 from soak.journal import FileJournal, Level, read_journal
+from soak.journal_line import encode_line
 from soak.journal_reading import journal_exists, last_number, rotated_files
 from soak.verdict import judge
 from tests.soak_support import DEADLINE
@@ -87,8 +88,9 @@ def test_a_resumed_journal_goes_on_over_its_files(path: Path) -> None:
 def test_the_last_number_is_found_without_reading_all(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    line = b'{"seq":%d,"text":"' + b"x" * 1000 + b'"}\n'
-    path.write_bytes(b"".join(line % number for number in range(1, 3001)) + b'{"seq":3001,"te')
+    text = "x" * 1000
+    lines = [encode_line({"seq": seq, "event": "a.b", "text": text}) for seq in range(1, 3001)]
+    path.write_bytes(b"".join(lines) + b'{"seq":3001,"te')
     parsed: list[bytes] = []
     loads = json.loads
 
@@ -103,7 +105,8 @@ def test_the_last_number_is_found_without_reading_all(
 
 @pytest.mark.parametrize("length", [0, 1, 65535, 65536, 65537, 400_000])
 def test_the_last_number_stands_before_rubbish_of_any_length(path: Path, length: int) -> None:
-    path.write_bytes(b'{"seq":1}\n{"seq":41}\n' + b"\0" * length)
+    lines = [encode_line({"seq": seq, "event": "a.b"}) for seq in (1, 41)]
+    path.write_bytes(b"".join(lines) + b"\0" * length)
     assert last_number(path) == 41
 
 
@@ -287,7 +290,7 @@ def test_nothing_acknowledged_is_lost_when_the_writer_is_killed(path: Path) -> N
         text
         for file in [*rotated_files(path), path]
         for text in file.read_bytes().split(b"\n")
-        if text.startswith(b'{"seq":') and text.endswith(b"}")
+        if text.startswith(b'{"format":1,"seq":') and text.endswith(b'"}')
     ]
     assert len(whole) == len(found)
     assert len(rotated_files(path)) > 3

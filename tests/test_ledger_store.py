@@ -14,6 +14,7 @@ from soak.ledger import LedgerReader
 from soak.ledger_store import LedgerStore, bring_home
 from soak.schema import NO_KNOWN_ISSUE, SUPERVISOR
 from soak.vocabulary import Violation
+from tests.journal_support import valid_fields
 from tests.soak_support import make_ledger
 
 if TYPE_CHECKING:
@@ -94,9 +95,8 @@ def test_a_run_goes_on_from_memory_from_its_directory_and_from_a_copy(place: Pla
     assert place.counted == 5
     again.sampled()
     place.count(again, 6)
-    place.journal.write(
-        "violation.found", Level.ERROR, kind=Violation.WRONG_ERRNO, known_issue=None, count=2
-    )
+    found = valid_fields("violation.found", kind="wrong-errno", known_issue=None, count=2)
+    place.journal.write("violation.found", **{**found, "level": Level.ERROR})
     # The machine has crashed: of what came after the copy, what is in the journal is counted again.
     shutil.rmtree(place.memory)
     after = place.store(resumed=True)

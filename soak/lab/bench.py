@@ -20,6 +20,7 @@ from soak.bench.series import MEASURED, Series
 from soak.errors import UsageError
 from soak.exit_codes import INTERRUPTED
 from soak.journal import read_journal
+from soak.journal_events import understood
 from soak.lab.boot import DEFAULT_KERNEL, boot, find_parts, soak_once
 from soak.lab.cache import Cache, cache_directory
 from soak.lab.cpio import CpioWriter
@@ -128,7 +129,7 @@ def _result(booted: Booted) -> Bench:
         UsageError: it came to no end, or the contenders did not do the same; the sentence says why.
     """
     directory = booted.request.directory
-    for event in read_journal(directory / rundir.JOURNAL):
+    for event in understood(read_journal(directory / rundir.JOURNAL)):
         if event["event"] == MEASURED:
             series = [Series.from_fields(fields) for fields in event["series"]]
             short = next(filter(None, (entry.shortfall() for entry in series)), None)

@@ -25,6 +25,7 @@ from soak.lab.request import LabRequest, lab_config
 from soak.lab.resume import past_run
 from soak.lab.script import run_script, script_files
 from soak.plan import make_plan, with_overrides
+from soak.printable import printable
 from soak.report.text import publish
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def lab(options: argparse.Namespace) -> int:
     except BootError as error:
         if not (options.bisect and error.started):
             raise
-        sys.stderr.write(f"dax-soak: {error}\n")
+        sys.stderr.write(f"dax-soak: {printable(str(error))}\n")
         return BISECT.no_boot
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from soak.printable import printable
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -13,6 +15,6 @@ SHOWN_LINES: Final = 15
 
 
 def console_tail(path: Path, count: int) -> list[str]:
-    """Return the last lines that are not empty."""
+    """Return the last lines that are not empty, with their control characters as escapes."""
     lines = path.read_text(errors="replace").splitlines()
-    return [line for line in lines if line.strip()][-count:]
+    return [printable(line) for line in lines if line.strip()][-count:]

@@ -12,6 +12,7 @@ import signal
 import time
 from collections import deque
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import tomli_w
@@ -25,11 +26,12 @@ from soak.lab.boot_error import STOOD_STILL, BootError
 from soak.lab.console import EVIDENCE_LINES, SHOWN_LINES, console_tail
 from soak.lab.display import Display, operations_begun
 from soak.lab.faults import FAULTS
+from soak.lab.guest_messages import GuestListener
 from soak.lab.protocol import Order
 from soak.lab.qemu import Machine
 from soak.lab.request import LabRequest, namespaces
 from soak.lab.scratch import CRASH_STORE_SIZE, Scratch
-from soak.lab.vm import VirtualMachine, decode, signal_name
+from soak.lab.vm import VirtualMachine, signal_name
 from soak.ledger import Ledger, LedgerReader
 from soak.plan import make_plan
 from soak.schema import HOST, SUPERVISOR, WORKER
@@ -66,6 +68,8 @@ class _Guest:
     signs: tuple[int, int] = (0, 0)
     alive: int = 0
     soaking: bool = False
+    # Whether its run has ended: what is judged was seen.
+    over: bool = False
 
 
 class LabRun:
@@ -196,9 +200,10 @@ class LabRun:
                 qemu_pid=vm.pid,
                 resumed=request.resumed,
             )
+            listener = GuestListener(self._journal_event, self._append, partial(self._hear, vm))
             tasks = [
-                asyncio.create_task(self._pump_journal(vm)),
-                asyncio.create_task(self._pump_control(vm)),
+                asyncio.create_task(listener.read_journal(vm.journal)),
+                asyncio.create_task(listener.read_control(vm.control)),
             ]
             await self._watch(vm)
             await self._drain(tasks)
@@ -215,7 +220,7 @@ class LabRun:
         self._interrupted.set()
         if self._stopping == 1 and self._guest.ready and self._vm is not None:
             self._progress.say("Stopping: the soak ends in order; once more ends it at once.")
-            self._vm.send_control(protocol.STOP)
+            self._vm.control.send(protocol.STOP)
 
     def _listen(self, vm: VirtualMachine) -> None:
         """Pass on what somebody says to this run: its supervisor is in the guest."""
@@ -227,7 +232,7 @@ class LabRun:
                 request.answer(self._plant(vm, request.word.removeprefix(PLANT)))
             elif request.word in WORDS and self._guest.ready:
                 self._asked.append(request)
-                vm.send_control(request.word)
+                vm.control.send(request.word)
             else:
                 request.answer("not yet: the guest is not ready" if request.word in WORDS else "")
 
@@ -237,7 +242,7 @@ class LabRun:
             return f"unknown fault {fault!r}: choose from {', '.join(sorted(FAULTS))}"
         if not self._guest.ready:
             return "not yet: the guest is not ready"
-        vm.send_control(f"{protocol.PLANT}{fault}")
+        vm.control.send(f"{protocol.PLANT}{fault}")
         return f"the guest plants {fault}"
 
     def _end_when_covered(self, vm: VirtualMachine) -> None:
@@ -251,7 +256,7 @@ class LabRun:
             self._covered = True
             self._journal_event("lab.covered", seconds=round(self._display.elapsed, 1))
             self._progress.say("Everything promised was covered: the soak ends.")
-            vm.send_control(protocol.STOP)
+            vm.control.send(protocol.STOP)
 
     async def _watch(self, vm: VirtualMachine) -> None:
         """Beat until QEMU has ended, whoever ended it."""
@@ -366,6 +371,11 @@ class LabRun:
         )
 
     def _lose(self, summary: str) -> None:
+        if self._guest.over:
+            # What it dies of now is no finding of the run, and no pass either.
+            self._harness_failed(f"{summary}, after its run had ended")
+            self._stopping = 2
+            return
         self._guest.lost = True
         self._host.set_word("state", RunState.LOST)
         self._journal_event(
@@ -377,28 +387,6 @@ class LabRun:
 
     def _harness_failed(self, summary: str) -> None:
         self._journal_event("harness.failed", Level.ERROR, ended=True, summary=summary)
-
-    async def _pump_journal(self, vm: VirtualMachine) -> None:
-        """Write what the guest reports, and acknowledge it.
-
-        On a full disk a line that waits is acknowledged, too: the host has it, and a guest that waited
-        for each would do nothing else.
-        """
-        reader, writer = vm.journal
-        while text := await reader.readline():
-            line = decode(text)
-            if line is None:
-                continue
-            number = line.pop("number")
-            self._append(line)
-            writer.write(f"{number}\n".encode())
-
-    async def _pump_control(self, vm: VirtualMachine) -> None:
-        reader, _ = vm.control
-        while text := await reader.readline():
-            message = decode(text)
-            if message is not None:
-                self._hear(vm, message)
 
     def _hear(self, vm: VirtualMachine, message: dict[str, Any]) -> None:
         guest = self._guest
@@ -412,7 +400,7 @@ class LabRun:
                 guest.ready = True
                 self._host.set_word("state", RunState.RUNNING)
                 if self._stopping:
-                    vm.send_control(protocol.STOP)
+                    vm.control.send(protocol.STOP)
             case protocol.ALIVE:
                 guest.alive += 1
             case protocol.FAULT:
@@ -431,6 +419,7 @@ class LabRun:
     def _append(self, line: dict[str, Any]) -> None:
         seq = self._journal.append(line)
         self._guest.soaking |= line["event"] == "run.started"
+        self._guest.over |= line["event"] == "run.ended"
         self._tell(line)
         self._host.set("journal_lines", seq)
 

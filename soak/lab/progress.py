@@ -7,6 +7,7 @@ import textwrap
 import time
 from typing import TYPE_CHECKING, Final, TextIO
 
+from soak.printable import printable
 from soak.schema import (
     COUNT_COLUMNS,
     FAILED_COLUMN,
@@ -38,7 +39,7 @@ class Progress:
     def say(self, sentence: str) -> None:
         """Print a sentence that stays, in lines of less than 80 columns."""
         self._erase()
-        for line in sentence.splitlines() or [""]:
+        for line in printable(sentence).split("\n"):
             print(
                 textwrap.fill(
                     line,

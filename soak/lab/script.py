@@ -14,11 +14,13 @@ from soak import rundir
 from soak.lab import protocol
 from soak.lab.boot_error import STOOD_STILL, BootError
 from soak.lab.console import console_tail
+from soak.lab.guest_messages import GarbledError, parse_message
 from soak.lab.protocol import Order
 from soak.lab.qemu import Machine
 from soak.lab.request import namespaces
 from soak.lab.scratch import CRASH_STORE_SIZE, Scratch
-from soak.lab.vm import VirtualMachine, decode
+from soak.lab.vm import VirtualMachine
+from soak.printable import printable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -149,17 +151,19 @@ async def _answers(vm: VirtualMachine, told: dict[str, Any], seconds: float) -> 
 
 
 async def _pass_on(vm: VirtualMachine) -> None:
-    reader, _ = vm.journal
-    while text := await reader.readline():
-        sys.stdout.write(text.decode(errors="replace"))
+    async for text in vm.journal.lines():
+        sys.stdout.write(text.decode(errors="replace") + "\n")
         sys.stdout.flush()
 
 
 async def _listen(vm: VirtualMachine, told: dict[str, Any]) -> None:
-    reader, _ = vm.control
-    while text := await reader.readline():
-        message = decode(text) or {}
-        match message.get("message"):
+    async for text in vm.control.lines():
+        try:
+            message = parse_message(text)
+        except GarbledError as error:
+            sys.stderr.write(f"The guest sent something odd: {printable(str(error))}\n")
+            continue
+        match message["message"]:
             case protocol.BOOTED:
                 told["booted"] = True
             case protocol.READY:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import signal
 import socket
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from qemu.qmp import ConnectError, ExecInterruptedError, ExecuteError, QMPClient, StateError
 
+from soak.lab.port import Port
 from soak.lab.standstill import Standstill
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ _COMMAND_SECONDS: Final = 10.0
 # QEMU tells its reason before it ends; the message may be read a moment after.
 _REASON_POLLS: Final = 20
 _REASON_POLL_SECONDS: Final = 0.05
-_STREAM_LIMIT: Final = 4 << 20
 _MONITOR_ERRORS = (
     ConnectError, ExecuteError, ExecInterruptedError, StateError, TimeoutError, EOFError, OSError,
 )  # fmt: skip
@@ -40,8 +39,8 @@ class VirtualMachine:
         # QEMU's end is expected; the library would log it as a failure of the connection.
         logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
         self.shutdown_reason: str | None = None
-        self.journal: tuple[asyncio.StreamReader, asyncio.StreamWriter]
-        self.control: tuple[asyncio.StreamReader, asyncio.StreamWriter]
+        self.journal, self._journal_end = Port.pair()
+        self.control, self._control_end = Port.pair()
         self._watching: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -50,12 +49,13 @@ class VirtualMachine:
         Raises:
             OSError: QEMU cannot be started, or ends at once; the text is what it said.
         """
-        ours, theirs = zip(*(socket.socketpair() for _ in range(3)), strict=True)
+        monitor, monitor_end = socket.socketpair()
+        theirs = (monitor_end, self._journal_end, self._control_end)
         machine = replace(
             self._machine,
-            monitor_port=theirs[0].fileno(),
-            journal_port=theirs[1].fileno(),
-            control_port=theirs[2].fileno(),
+            monitor_port=monitor_end.fileno(),
+            journal_port=self._journal_end.fileno(),
+            control_port=self._control_end.fileno(),
         )
         try:
             self._process = await asyncio.create_subprocess_exec(
@@ -70,10 +70,8 @@ class VirtualMachine:
         finally:
             for end in theirs:
                 end.close()
-        self.journal = await asyncio.open_connection(sock=ours[1], limit=_STREAM_LIMIT)
-        self.control = await asyncio.open_connection(sock=ours[2], limit=_STREAM_LIMIT)
         try:
-            await asyncio.wait_for(self._monitor.connect(ours[0]), _CONNECT_SECONDS)
+            await asyncio.wait_for(self._monitor.connect(monitor), _CONNECT_SECONDS)
         except _MONITOR_ERRORS as error:
             said = await self.stop()
             raise OSError(f"QEMU did not start: {said or error}") from None
@@ -133,15 +131,9 @@ class VirtualMachine:
             self._watching = None
         with contextlib.suppress(*_MONITOR_ERRORS):
             await self._monitor.disconnect()
-        for stream in (getattr(self, "journal", None), getattr(self, "control", None)):
-            if stream is not None:
-                stream[1].close()
+        self.journal.close()
+        self.control.close()
         return said.decode(errors="replace").strip()
-
-    def send_control(self, word: str) -> None:
-        """Tell the guest something; one that is gone does not hear it."""
-        if not self.control[1].is_closing():
-            self.control[1].write(f"{word}\n".encode())
 
     async def _execute(self, command: str) -> object:
         with contextlib.suppress(*_MONITOR_ERRORS):
@@ -161,12 +153,3 @@ def _field(event: Any, name: str) -> object:  # noqa: ANN401 - a message of QEMU
 
 def signal_name(status: int) -> str:
     return signal.Signals(-status).name
-
-
-def decode(line: bytes) -> dict[str, Any] | None:
-    """Read one line of a port; a line that a dying guest left unfinished is none."""
-    try:
-        value = json.loads(line)
-    except ValueError:
-        return None
-    return value if isinstance(value, dict) else None

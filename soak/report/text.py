@@ -8,6 +8,7 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from soak.printable import printable
 from soak.rundir import READABLE, REPORT, VERDICT, write_whole
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ WIDTH: Final = 79
 
 def text_report(verdict: Verdict, directory: Path) -> str:
     """Return the report in lines of less than 80 columns (paths may be longer)."""
-    return "\n".join(_lines(verdict, directory)) + "\n"
+    return printable("\n".join(_lines(verdict, directory))) + "\n"
 
 
 def publish(verdict: Verdict, directory: Path) -> None:
