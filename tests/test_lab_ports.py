@@ -1,0 +1,144 @@
+"""What the lab's host makes of what a guest says: in order, odd, and while the host stood still."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING, Any, Self
+
+import pytest
+
+from soak.control import CONTINUE, PAUSE, STOP, Question
+from soak.journal import read_journal
+from soak.lab import protocol
+from tests.journal_support import valid_line
+from tests.lab_support import QUICK_KERNEL, ROOT, end_process
+from tests.soak_support import DEADLINE
+from tests.stand_in_qemu import END, PRINT, SAY, STEPS, WAIT_FOR, install
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+pytestmark = pytest.mark.lab(seconds=10)
+
+Step = tuple[str, str]
+LABEL = "map device-dax vfio-type1"
+EVENTS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("machine.booted", {"kernel": "6.1.0"}),
+    ("run.started", {"run_id": "1", "promised": {LABEL: 1}, "swept": [], "canaries": []}),
+    ("sample.taken", {"completed": {LABEL: 5}, "sweeps": {}, "journal_errors": 0}),
+    ("run.ended", {"why": "its time was over"}),
+)
+
+
+def message(word: str, **fields: object) -> Step:
+    return SAY, json.dumps({"message": word, **fields})
+
+
+BOOTED = [message(protocol.BOOTED, release="6.1.0", uptime=1), message(protocol.READY, uptime=2)]
+ENDED = [message(protocol.EXITED, code=0), (END, "")]
+
+
+def journal() -> list[Step]:
+    """Return what a guest journals of a run that passes."""
+    steps = []
+    for number, (event, fields) in enumerate(EVENTS, start=1):
+        line = valid_line(number, event, **fields)
+        line["number"] = line.pop("seq")
+        steps.append((PRINT, json.dumps(line)))
+    return steps
+
+
+class Played:
+    """A lab whose guest plays steps."""
+
+    def __init__(self, place: Path, steps: list[Step]) -> None:
+        install(place / "bin")
+        (place / "steps.json").write_text(json.dumps(steps))
+        self.directory = place / "run"
+        self._process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "soak.cli", "lab", "--accel", "tcg", "--kernel", QUICK_KERNEL),
+                *("--duration", "1m", "--linger", "1s", "--listen", "127.0.0.1:0"),
+                *("--run-dir", str(self.directory)),
+            ],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=ROOT,
+            env={
+                **os.environ,
+                "PATH": f"{place / 'bin'}:{os.environ['PATH']}",
+                STEPS: str(place / "steps.json"),
+            },
+        )  # fmt: skip
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        end_process(self._process)
+
+    def finish(self) -> tuple[int, str]:
+        """Return the exit code, and all that was printed, in one line."""
+        said, _ = self._process.communicate(timeout=DEADLINE)
+        return self._process.returncode, " ".join(said.decode().split())
+
+    def signal(self, number: signal.Signals) -> None:
+        self._process.send_signal(number)
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        path = self.directory / "journal.jsonl"
+        lines = read_journal(path) if path.exists() else ()
+        return [line for line in lines if line["event"] == name]
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + DEADLINE
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_guest_in_order_passes(tmp_path: Path) -> None:
+    with Played(tmp_path, [*BOOTED, *journal(), *ENDED]) as played:
+        code, said = played.finish()
+    assert (code, "verdict PASS" in said) == (0, True), said
+
+
+def test_odd_messages_make_it_unknown_and_cost_nothing_else(tmp_path: Path) -> None:
+    odd = [
+        (SAY, '{"message":"exited"}'),
+        (SAY, "[" * 9999),
+        (PRINT, '{"event":"x","level":"warning","summary":"\\u001b[2Jowned"}'),
+        (PRINT, "\x1b[2Jowned"),
+    ]
+    with Played(tmp_path, [*BOOTED, *odd, *journal(), *ENDED]) as played:
+        code, said = played.finish()
+        assert len(played.events("guest.garbled")) == len(odd)
+        assert len(played.events("run.ended")) == 1
+    assert (code, "verdict UNKNOWN" in said) == (3, True), said
+    assert "on port dax-soak.control: it has no field 'code'" in said
+    assert "\x1b" not in said
+
+
+@pytest.mark.parametrize("word", [STOP, PAUSE, CONTINUE])
+def test_a_host_that_stood_still_reads_what_is_left(tmp_path: Path, word: str) -> None:
+    """The guest ends in order meanwhile, and somebody says something to the host."""
+    go_on = tmp_path / "go-on"
+    steps = [*BOOTED, *journal(), (WAIT_FOR, str(go_on)), *ENDED]
+    with Played(tmp_path, steps) as played:
+        wait_until(lambda: played.events("run.ended") != [])
+        (started,) = played.events("lab.started")
+        played.signal(signal.SIGSTOP)
+        go_on.touch()
+        status = f"/proc/{started['qemu_pid']}/stat"
+        with open(status) as file:  # noqa: PTH123 - of a process, and no file of the test's
+            wait_until(lambda: file.seek(0) == 0 and ") Z " in file.read())
+        question = Question(played.directory, word)
+        played.signal(signal.SIGCONT)
+        code, said = played.finish()
+        question.answer(DEADLINE)
+    assert (code, "verdict PASS" in said) == (0, True), said
