@@ -165,13 +165,22 @@ class Layout:
             layout = _layout(json.loads(text))
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise LedgerError(f"its header does not describe a ledger ({error!r})") from None
-        for block in sorted(layout.blocks.values(), key=lambda block: block.offset):
-            if block.offset < end or block.offset % WORD:
-                raise LedgerError(f"its header places block {block.name!r} where it cannot be")
-            end = block.offset + block.words * WORD
-        if end > layout.size:
-            raise LedgerError(f"its header describes {end} bytes in a file of {layout.size}")
+        _check_places(layout, end)
         return layout
+
+
+def _check_places(layout: Layout, end: int) -> None:
+    """Refuse blocks that overlap, or lie in the header, which has `end` bytes, or behind the file."""
+    for block in sorted(layout.blocks.values(), key=lambda block: block.offset):
+        if block.offset < end or block.offset % WORD:
+            raise LedgerError(f"its header places block {block.name!r} where it cannot be")
+        end = block.offset + block.words * WORD
+        # Beside an axis without entries another may have any length, and takes no space.
+        for field in block.fields.values():
+            if max(field.shape, default=0) * WORD > layout.size:
+                raise LedgerError(f"its header gives field {field.name!r} too many entries")
+    if end > layout.size:
+        raise LedgerError(f"its header describes {end} bytes in a file of {layout.size}")
 
 
 def _describe(blocks: Iterable[Block], run: Mapping[str, Any], size: int) -> bytes:

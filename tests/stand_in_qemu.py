@@ -20,7 +20,7 @@ from soak.ledger import Ledger
 from soak.schema import SUPERVISOR
 
 STEPS: Final = "DAX_SOAK_TEST_STEPS"
-SAY, PRINT, WAIT_FOR, END = "control", "journal", "wait for", "end"
+SAY, PRINT, WAIT_FOR, SCRIBBLE, END = "control", "journal", "wait for", "scribble", "end"
 _BEAT_SECONDS: Final = 0.2
 _LONGEST_SECONDS: Final = 120.0
 
@@ -53,6 +53,9 @@ def main() -> None:
         if step == WAIT_FOR:
             while not Path(value).exists():
                 time.sleep(0.02)
+        elif step == SCRIBBLE:
+            with _ledger(options).open("r+b") as file:
+                file.write(bytes.fromhex(value) * _ledger(options).stat().st_size)
         elif step == END:
             os._exit(0)
         else:
@@ -64,6 +67,10 @@ def _found(pattern: str, options: str) -> str:
     if match is None:
         sys.exit(f"no {pattern} in {options}")
     return match[1]
+
+
+def _ledger(options: str) -> Path:
+    return Path(_found(r"id=ledger,share=on,mem-path=([^,]+)", options))
 
 
 def _monitor(port: socket.socket) -> None:
@@ -88,9 +95,7 @@ def _monitor(port: socket.socket) -> None:
 
 def _beat(options: str) -> None:
     """Be the supervisor as far as the host looks for its heartbeats."""
-    block = Ledger.open(Path(_found(r"id=ledger,share=on,mem-path=([^,]+)", options))).block(
-        SUPERVISOR
-    )
+    block = Ledger.open(_ledger(options)).block(SUPERVISOR)
     while True:
         block.add("heartbeats", 1)
         time.sleep(_BEAT_SECONDS)

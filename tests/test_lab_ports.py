@@ -18,7 +18,7 @@ from soak.lab import protocol
 from tests.journal_support import valid_line
 from tests.lab_support import QUICK_KERNEL, ROOT, end_process
 from tests.soak_support import DEADLINE
-from tests.stand_in_qemu import END, PRINT, SAY, STEPS, WAIT_FOR, install
+from tests.stand_in_qemu import END, PRINT, SAY, SCRIBBLE, STEPS, WAIT_FOR, install
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -122,6 +122,17 @@ def test_odd_messages_make_it_unknown_and_cost_nothing_else(tmp_path: Path) -> N
     assert (code, "verdict UNKNOWN" in said) == (3, True), said
     assert "on port dax-soak.control: it has no field 'code'" in said
     assert "\x1b" not in said
+
+
+@pytest.mark.parametrize("value", ["ff", "a5"])
+def test_a_kernel_that_dies_scribbling_on_the_ledger_is_lost(tmp_path: Path, value: str) -> None:
+    steps = [*BOOTED, *journal()[:2], (SCRIBBLE, value), (END, "")]
+    with Played(tmp_path, steps) as played:
+        code, said = played.finish()
+        (lost,) = played.events("violation.found")
+    assert (code, lost["kind"]) == (1, "lost-machine"), said
+    assert "Traceback" not in said
+    assert "program.crashed" not in said
 
 
 @pytest.mark.parametrize("word", [STOP, PAUSE, CONTINUE])

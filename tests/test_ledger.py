@@ -179,6 +179,24 @@ def test_a_text_is_read_back_cut_to_whole_characters(first: str, value: str, roo
     assert snapshot.get("before") == snapshot.get("after") == LARGEST
 
 
+def test_a_word_that_somebody_overwrote_can_still_be_added_to(tmp_path: Path) -> None:
+    layout = block_of(Field("count"), Field("group", (("sequence", "value"),)))
+    ledger = Ledger.create(tmp_path / "ledger", layout)
+    writer = ledger.block("block")
+    writer.set("count", LARGEST)
+    writer.add("count", 3)
+    assert writer.get("count") == 2
+    writer.add("count", -3)
+    assert writer.get("count") == LARGEST
+    writer.view("group")[0] = LARGEST
+    writer.set_group("group", [7])
+    # Whoever knows the layout reads on without the header.
+    with (tmp_path / "ledger").open("r+b") as file:
+        file.write(b"\xff" * 4096)
+    with LedgerReader.open(tmp_path / "ledger", layout=layout) as reader:
+        assert reader.block("block").get("count") == LARGEST
+
+
 def test_words_stand_for_numbers(tmp_path: Path) -> None:
     layout = block_of(Field("state", values=("absent", "running", "ended")))
     writer = Ledger.create(tmp_path / "ledger", layout).block("block")

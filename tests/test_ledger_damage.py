@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import resource
 import struct
@@ -304,6 +305,24 @@ def test_blocks_and_fields_that_overlap_are_refused(tmp_path: Path) -> None:
         entries = described["blocks"] if name == "blocks" else described["blocks"][0]["fields"]
         entries[1]["name"] = entries[0]["name"]
         assert _refused(tmp_path / "ledger", described)
+
+
+def test_entries_that_take_no_space_are_bounded_all_the_same(tmp_path: Path) -> None:
+    """Whoever reads them by their names would make as many texts."""
+    for axes in ([10**12, 0], [0, 10**12], [[], 10**12]):
+        described = description()
+        # The block's first field, whose place no other depends on.
+        described["blocks"][0]["fields"].append(
+            {**described["blocks"][0]["fields"][0], "name": "many", "axes": axes, "values": []}
+        )
+        last = described["blocks"][0]["fields"][-2]
+        described["blocks"][0]["fields"][-1]["offset"] = last["offset"] + words_of(last)
+        assert _refused(tmp_path / "ledger", described)
+
+
+def words_of(field: dict[str, Any]) -> int:
+    lengths = [axis if isinstance(axis, int) else len(axis) for axis in field["axes"]]
+    return math.prod(lengths) + bool(field["text"])
 
 
 def _refused(path: Path, described: str | dict[str, Any]) -> bool:

@@ -141,7 +141,7 @@ class LabRun:
         else:
             (request.directory / rundir.CONFIG).write_text(tomli_w.dumps(request.config.to_table()))
             self._ledger = Ledger.create(path, layout)
-        with LedgerReader.open(path) as reader:
+        with LedgerReader.open(path, layout=layout) as reader:
             self._display = Display(self._progress, request, operations_begun(reader))
         self._host = self._ledger.block(HOST)
         self._host.set("pid", os.getpid())
@@ -262,7 +262,7 @@ class LabRun:
         """Beat until QEMU has ended, whoever ended it."""
         beats = 0
         ending = 0
-        with LedgerReader.open(self._ledger_path) as reader:
+        with LedgerReader.open(self._ledger_path, layout=self._ledger.layout) as reader:
             while not vm.ended:
                 await asyncio.sleep(_BEAT_SECONDS)
                 beats += 1
@@ -444,7 +444,7 @@ class LabRun:
 
     def _sample(self) -> None:
         """Take the guest's last sample for it, from the ledger that it left behind."""
-        with LedgerReader.open(self._ledger_path) as reader:
+        with LedgerReader.open(self._ledger_path, layout=self._ledger.layout) as reader:
             supervisor = reader.block(SUPERVISOR)
             sweeps = supervisor.named("sweeps")
             completed = {
