@@ -14,6 +14,7 @@ from soak import __version__
 from soak.control import CONTINUE, PAUSE, STOP
 from soak.errors import UsageError
 from soak.exit_codes import BISECT, PLAIN, is_bisecting
+from soak.output import complain, done_when_unread, open_standard_streams, put
 from soak.printable import printable
 from soak.verdict import EXIT_CODES
 
@@ -28,6 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     With `lab --bisect` they are those that `git bisect run` reads (see soak.exit_codes).
     """
+    open_standard_streams()
     words = sys.argv[1:] if arguments is None else arguments
     bisecting = is_bisecting(words)
     try:
@@ -35,12 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         work: Callable[[argparse.Namespace], int] = options.work
         return work(options)
     except UsageError as error:
-        print(f"dax-soak: {printable(str(error))}", file=sys.stderr)
+        complain(f"dax-soak: {printable(str(error))}")
         return BISECT.usage if bisecting else PLAIN.usage
-    except BrokenPipeError:
-        # Whoever read the output has seen enough.
-        sys.stderr.close()
-        return BISECT.usage if bisecting else 0
     except Exception as error:  # noqa: BLE001 - told in full, and by an exit code of its own
         from soak.log import log_crash
 
@@ -360,10 +358,12 @@ def print_choices(plan: RunPlan, count: int) -> int:
     from soak.plan import choice_line
 
     for worker, choice in plan.first_choices(count):
-        print(choice_line(worker, choice))
+        if not put(f"{choice_line(worker, choice)}\n"):
+            break
     return 0
 
 
+@done_when_unread
 def _check(options: argparse.Namespace) -> int:
     from soak.machine.command import check_against, check_machine
     from soak.machine.finding import Finding, State
@@ -395,6 +395,7 @@ def _exporter(options: argparse.Namespace) -> int:
     return serve(["--run-dir", str(find_run(options.run)), *listen])
 
 
+@done_when_unread
 def _install(options: argparse.Namespace) -> int:
     from exporter.listen import DEFAULT_LISTEN, parse_listen
     from soak.systemd.install import install, uninstall
@@ -408,6 +409,7 @@ def _install(options: argparse.Namespace) -> int:
     return install(root=options.root, config=options.config, listen=listen, dry_run=options.dry_run)
 
 
+@done_when_unread
 def _top(options: argparse.Namespace) -> int:
     from soak.report.top import watch
     from soak.rundir import LEDGER, VERDICT, find_run
@@ -427,7 +429,7 @@ def _report(options: argparse.Namespace) -> int:
     directory = find_run(options.run)
     verdict = judge(read_journal(directory / JOURNAL), strict=options.strict)
     shown = verdict.to_json() if options.format == "json" else text_report(verdict, directory)
-    print(shown, end="")
+    put(shown)
     return EXIT_CODES[verdict.verdict]
 
 
@@ -435,7 +437,7 @@ def _say(options: argparse.Namespace) -> int:
     from soak.control import say
     from soak.rundir import find_run
 
-    print(printable(say(find_run(options.run), options.word)))
+    put(f"{printable(say(find_run(options.run), options.word))}\n")
     return 0
 
 
@@ -445,7 +447,7 @@ def _plant(options: argparse.Namespace) -> int:
     from soak.rundir import find_run
 
     check_fault(options.fault)
-    print(printable(say(find_run(options.run), f"{PLANT}{options.fault}")))
+    put(f"{printable(say(find_run(options.run), f'{PLANT}{options.fault}'))}\n")
     return 0
 
 
@@ -455,37 +457,37 @@ def _restore(_options: argparse.Namespace) -> int:
 
     settled = restore_here()
     for one in settled:
-        print(one.summary)
+        put(f"{one.summary}\n")
     if not settled:
-        print("There was nothing to put back.")
+        put("There was nothing to put back.\n")
     return 1 if any(one.event == FAILED for one in settled) else 0
 
 
 def _expectations(_options: argparse.Namespace) -> int:
     from soak.report.tables import expectations_table
 
-    print(expectations_table(), end="")
+    put(expectations_table())
     return 0
 
 
 def _known_issues(_options: argparse.Namespace) -> int:
     from soak.report.tables import known_issues_table
 
-    print(known_issues_table(), end="")
+    put(known_issues_table())
     return 0
 
 
 def _faults(_options: argparse.Namespace) -> int:
     from soak.report.tables import faults_table
 
-    print(faults_table(), end="")
+    put(faults_table())
     return 0
 
 
 def _scenarios(_options: argparse.Namespace) -> int:
     from soak.report.tables import scenarios_table
 
-    print(scenarios_table(), end="")
+    put(scenarios_table())
     return 0
 
 

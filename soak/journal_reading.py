@@ -56,6 +56,8 @@ def read_journal(path: Path) -> Iterator[dict[str, Any]]:
                 if isinstance(line, LineError):
                     damage = Damage(name, place, line)
                     if damage.may_be_cut:
+                        if cut is not None:
+                            yield cut.as_line(last)
                         cut = damage if text.endswith(b"\n") else None
                     else:
                         yield damage.as_line(last)

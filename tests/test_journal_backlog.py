@@ -21,6 +21,7 @@ from hypothesis.stateful import RuleBasedStateMachine, rule
 
 from soak.helper import in_helper
 from soak.journal import OWN_EVENTS, FileJournal, Level, read_journal
+from soak.journal_reading import DAMAGED
 from tests import full_disk
 from tests.script_support import run_script
 from tests.soak_support import DEADLINE
@@ -251,8 +252,13 @@ class JournalMachine(RuleBasedStateMachine):
             return False
         return True
 
+    def there(self) -> list[int]:
+        """Return the numbers in the files; a line that a crash cut short may be the last thing there."""
+        lines = read_journal(self.path)
+        return [line["seq"] for line in lines if line["event"] != DAMAGED]
+
     def check(self) -> None:
-        there = [line["seq"] for line in read_journal(self.path)]
+        there = self.there()
         assert there == sorted(set(there))
         begun = self.fragment() not in {None, self.left_by_crash}
         if begun and self.is_whole():
@@ -305,7 +311,7 @@ class JournalMachine(RuleBasedStateMachine):
             with contextlib.suppress(FileNotFoundError):
                 if str(link.readlink()).startswith(self.directory.name):
                     os.close(int(link.name))
-        there = [line["seq"] for line in read_journal(self.path)]
+        there = self.there()
         last = max(there, default=0)
         # What waited is gone, and its numbers are given again.
         self.heard = {seq: line for seq, line in self.heard.items() if seq <= last}

@@ -57,17 +57,18 @@ def journal() -> list[Step]:
 class Played:
     """A lab whose guest plays steps."""
 
-    def __init__(self, place: Path, steps: list[Step]) -> None:
+    def __init__(self, place: Path, steps: list[Step], streams: str = "2>&1") -> None:
         install(place / "bin")
         (place / "steps.json").write_text(json.dumps(steps))
         self.directory = place / "run"
         self._process = subprocess.Popen(
             [
+                *("bash", "-c", f'exec "$@" {streams}', "bash"),
                 *(sys.executable, "-m", "soak.cli", "lab", "--accel", "tcg", "--kernel", QUICK_KERNEL),
                 *("--duration", "1m", "--linger", "1s", "--listen", "127.0.0.1:0"),
                 *("--run-dir", str(self.directory)),
             ],
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=ROOT,
+            stdout=subprocess.PIPE, cwd=ROOT,
             env={
                 **os.environ,
                 "PATH": f"{place / 'bin'}:{os.environ['PATH']}",
@@ -106,6 +107,14 @@ def test_a_guest_in_order_passes(tmp_path: Path) -> None:
     with Played(tmp_path, [*BOOTED, *journal(), *ENDED]) as played:
         code, said = played.finish()
     assert (code, "verdict PASS" in said) == (0, True), said
+
+
+@pytest.mark.parametrize("streams", [">/dev/full 2>&1", "<&- >&- 2>&-"])
+def test_a_soak_goes_on_without_its_display(tmp_path: Path, streams: str) -> None:
+    with Played(tmp_path, [*BOOTED, *journal(), *ENDED], streams) as played:
+        assert played.finish()[0] == 0
+        verdict = json.loads((played.directory / "verdict.json").read_text())
+    assert verdict["verdict"] == "pass"
 
 
 def test_odd_messages_make_it_unknown_and_cost_nothing_else(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 import time
 from dataclasses import replace
 from functools import partial
@@ -24,6 +23,7 @@ from soak.lab.progress import Progress
 from soak.lab.request import LabRequest, lab_config
 from soak.lab.resume import past_run
 from soak.lab.script import run_script, script_files
+from soak.output import complain
 from soak.plan import make_plan, with_overrides
 from soak.printable import printable
 from soak.report.text import publish
@@ -47,7 +47,7 @@ def lab(options: argparse.Namespace) -> int:
     except BootError as error:
         if not (options.bisect and error.started):
             raise
-        sys.stderr.write(f"dax-soak: {printable(str(error))}\n")
+        complain(f"dax-soak: {printable(str(error))}")
         return BISECT.no_boot
 
 

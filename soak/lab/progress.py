@@ -7,6 +7,7 @@ import textwrap
 import time
 from typing import TYPE_CHECKING, Final, TextIO
 
+from soak.output import put
 from soak.printable import printable
 from soak.schema import (
     COUNT_COLUMNS,
@@ -40,27 +41,20 @@ class Progress:
         """Print a sentence that stays, in lines of less than 80 columns."""
         self._erase()
         for line in printable(sentence).split("\n"):
-            print(
-                textwrap.fill(
-                    line,
-                    _WIDTH,
-                    subsequent_indent="  ",
-                    break_long_words=False,
-                    break_on_hyphens=False,
-                ),
-                file=self._out,
-                flush=True,
+            filled = textwrap.fill(
+                line, _WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
             )
+            put(f"{filled}\n", self._out)
 
     def tick(self, text: str) -> None:
         """Show the state of now."""
         if self._live:
             self._erase()
-            print(text[:_WIDTH], end="", file=self._out, flush=True)
+            put(text[:_WIDTH], self._out)
             self._shown = True
         elif time.monotonic() - self._last >= _PLAIN_SECONDS:
             self._last = time.monotonic()
-            print(text, file=self._out, flush=True)
+            put(f"{text}\n", self._out)
 
     def ledger_line(self, reader: LedgerReader, elapsed: float, duration: float) -> str:
         """Describe a ledger in less than 80 columns."""
@@ -88,7 +82,7 @@ class Progress:
 
     def _erase(self) -> None:
         if self._shown:
-            print(f"\r{' ' * _WIDTH}\r", end="", file=self._out)
+            put(f"\r{' ' * _WIDTH}\r", self._out)
             self._shown = False
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import sys
 from typing import TYPE_CHECKING, Any, Final
 
 from soak import rundir
@@ -20,6 +19,7 @@ from soak.lab.qemu import Machine
 from soak.lab.request import namespaces
 from soak.lab.scratch import CRASH_STORE_SIZE, Scratch
 from soak.lab.vm import VirtualMachine
+from soak.output import complain, put
 from soak.printable import printable
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ async def run_script(
         )
     if told["code"]:
         # What the script said before it failed is there.
-        sys.stderr.write(f"The guest's console:\n{shown}\n")
+        complain(f"The guest's console:\n{shown}")
     rundir.discard(directory)
     return int(told["code"])
 
@@ -152,8 +152,7 @@ async def _answers(vm: VirtualMachine, told: dict[str, Any], seconds: float) -> 
 
 async def _pass_on(vm: VirtualMachine) -> None:
     async for text in vm.journal.lines():
-        sys.stdout.write(text.decode(errors="replace") + "\n")
-        sys.stdout.flush()
+        put(text.decode(errors="replace") + "\n")
 
 
 async def _listen(vm: VirtualMachine, told: dict[str, Any]) -> None:
@@ -161,7 +160,7 @@ async def _listen(vm: VirtualMachine, told: dict[str, Any]) -> None:
         try:
             message = parse_message(text)
         except GarbledError as error:
-            sys.stderr.write(f"The guest sent something odd: {printable(str(error))}\n")
+            complain(f"The guest sent something odd: {printable(str(error))}")
             continue
         match message["message"]:
             case protocol.BOOTED:

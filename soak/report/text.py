@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import sys
 import textwrap
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from soak.output import complain, put
 from soak.printable import printable
 from soak.rundir import READABLE, REPORT, VERDICT, write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from soak.verdict import Verdict, ViolationSummary
 
@@ -34,17 +33,11 @@ def publish(verdict: Verdict, directory: Path) -> None:
         write_whole(directory / VERDICT, verdict.to_json().encode(), READABLE)
         write_whole(directory / REPORT, report.encode(), READABLE)
     except OSError as error:
-        sys.stderr.write(
+        complain(
             f"dax-soak: verdict and report cannot be written to {directory} ({error.strerror}): "
-            f"'dax-soak report {directory}' computes them again from the journal.\n"
+            f"'dax-soak report {directory}' computes them again from the journal."
         )
-    try:
-        sys.stdout.write(report)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # Whoever read the output has seen enough; the exit code still tells the verdict.
-        with Path(os.devnull).open("w") as nowhere:
-            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+    put(report)
 
 
 def _lines(verdict: Verdict, directory: Path) -> Iterator[str]:
