@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from soak.companion import Companion
@@ -16,10 +17,10 @@ from soak.errors import UsageError
 from soak.journal import Level
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from soak.journal import Journal
 
+# Where this program is, which may not be where Python looks by itself.
+_PROGRAM: Final = str(Path(__file__).parents[1])
 _END_SECONDS: Final = 60.0
 _RESTART_SECONDS: Final = 5.0
 
@@ -32,7 +33,7 @@ class ExporterProcess:
 
         An address that is in use is tried again for `bind_seconds`.
         """
-        self._directory = directory
+        self._directory = directory.absolute()
         self._bind_seconds = bind_seconds
         # A file, not a pipe: nobody reads it while the exporter runs.
         self._said = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
@@ -92,16 +93,20 @@ class ExporterProcess:
         self, listen: str, ready: int | None = None, go: int | None = None
     ) -> subprocess.Popen[bytes]:
         ports = {"--ready-fd": ready, "--wait-fd": go}
+        paths = filter(None, (_PROGRAM, os.environ.get("PYTHONPATH")))
         given = {name: port for name, port in ports.items() if port is not None}
         return subprocess.Popen(
             [
-                *(sys.executable, "-m", "exporter", "--run-dir", str(self._directory)),
+                *(sys.executable, "-P", "-m", "exporter", "--run-dir", str(self._directory)),
                 # By its number: it may be killed before the exporter asks who its parent is.
                 *("--listen", listen, "--die-with-parent", str(os.getpid())),
                 *("--bind-seconds", str(self._bind_seconds)),
                 *(word for name, port in given.items() for word in (name, str(port))),
             ],
             pass_fds=list(given.values()),
+            # Not the directory in which root happens to be: a module there is somebody else's.
+            cwd="/",
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
             stdin=subprocess.DEVNULL,
             stderr=self._said,
             # Ctrl-C in the terminal is for the soak, which ends the exporter when it is done.

@@ -31,7 +31,7 @@ def install(directory: Path) -> None:
     program = directory / "qemu-system-x86_64"
     root = Path(__file__).parents[1]
     program.write_text(
-        f'#!/bin/sh\nPYTHONPATH={root} exec {sys.executable} -m tests.stand_in_qemu "$@"\n'
+        f'#!/bin/sh\nPYTHONPATH={root} exec {sys.executable} -P -m tests.stand_in_qemu "$@"\n'
     )
     program.chmod(0o755)
 
@@ -49,6 +49,10 @@ def main() -> None:
     for work in (lambda: _monitor(ports["monitor"]), lambda: _beat(options)):
         threading.Thread(target=work, daemon=True).start()
     threading.Timer(_LONGEST_SECONDS, os._exit, (1,)).start()
+    # A guest takes longer to boot than its host to connect to the monitor.
+    journal = _ledger(options).with_name("journal.jsonl")
+    while b'"lab.started"' not in journal.read_bytes():
+        time.sleep(0.02)
     for step, value in json.loads(Path(os.environ[STEPS]).read_text()):
         if step == WAIT_FOR:
             while not Path(value).exists():

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import pytest
@@ -15,6 +16,8 @@ import pytest
 from soak.control import CONTINUE, PAUSE, STOP, Question
 from soak.journal import read_journal
 from soak.lab import protocol
+from soak.lab.cache import Cache, cache_directory
+from soak.lab.image import GuestRoot
 from tests.journal_support import valid_line
 from tests.lab_support import QUICK_KERNEL, ROOT, end_process
 from tests.soak_support import DEADLINE
@@ -22,10 +25,10 @@ from tests.stand_in_qemu import END, PRINT, SAY, SCRIBBLE, STEPS, WAIT_FOR, inst
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 pytestmark = pytest.mark.lab(seconds=10)
 
+PROGRAM = Path(sys.executable).with_name("dax-soak")
 Step = tuple[str, str]
 LABEL = "map device-dax vfio-type1"
 EVENTS: tuple[tuple[str, dict[str, Any]], ...] = (
@@ -57,18 +60,20 @@ def journal() -> list[Step]:
 class Played:
     """A lab whose guest plays steps."""
 
-    def __init__(self, place: Path, steps: list[Step], streams: str = "2>&1") -> None:
+    def __init__(
+        self, place: Path, steps: list[Step], streams: str = "2>&1", where: Path = ROOT
+    ) -> None:
         install(place / "bin")
         (place / "steps.json").write_text(json.dumps(steps))
         self.directory = place / "run"
         self._process = subprocess.Popen(
             [
                 *("bash", "-c", f'exec "$@" {streams}', "bash"),
-                *(sys.executable, "-m", "soak.cli", "lab", "--accel", "tcg", "--kernel", QUICK_KERNEL),
+                *(str(PROGRAM), "lab", "--accel", "tcg", "--kernel", QUICK_KERNEL),
                 *("--duration", "1m", "--linger", "1s", "--listen", "127.0.0.1:0"),
                 *("--run-dir", str(self.directory)),
             ],
-            stdout=subprocess.PIPE, cwd=ROOT,
+            stdout=subprocess.PIPE, cwd=where,
             env={
                 **os.environ,
                 "PATH": f"{place / 'bin'}:{os.environ['PATH']}",
@@ -81,6 +86,8 @@ class Played:
 
     def __exit__(self, *_: object) -> None:
         end_process(self._process)
+        if self._process.stdout is not None:
+            self._process.stdout.close()
 
     def finish(self) -> tuple[int, str]:
         """Return the exit code, and all that was printed, in one line."""
@@ -117,6 +124,26 @@ def test_a_soak_goes_on_without_its_display(tmp_path: Path, streams: str) -> Non
     assert verdict["verdict"] == "pass"
 
 
+HOSTILE = "raise SystemExit('a module of the working directory ran')\n"
+
+
+def test_nothing_of_the_working_directory_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The soak is root, and the directory may be anybody's."""
+    for name in ("argparse", "ctypes", "compileall", "exporter", "soak", "prometheus_client"):
+        (tmp_path / f"{name}.py").write_text(HOSTILE)
+    library = tmp_path / "library"
+    library.mkdir()
+    (library / "module.py").touch()
+    monkeypatch.chdir(tmp_path)
+    GuestRoot(Cache(cache_directory())).compile(library, "usr/lib/library")
+    assert list(library.glob("__pycache__/module.*.pyc"))
+    with Played(tmp_path, [*BOOTED, *journal(), *ENDED], where=tmp_path) as played:
+        code, said = played.finish()
+    assert (code, "verdict PASS" in said) == (0, True), said
+
+
 def test_odd_messages_make_it_unknown_and_cost_nothing_else(tmp_path: Path) -> None:
     odd = [
         (SAY, '{"message":"exited"}'),
@@ -138,8 +165,8 @@ def test_a_kernel_that_dies_scribbling_on_the_ledger_is_lost(tmp_path: Path, val
     steps = [*BOOTED, *journal()[:2], (SCRIBBLE, value), (END, "")]
     with Played(tmp_path, steps) as played:
         code, said = played.finish()
-        (lost,) = played.events("violation.found")
-    assert (code, lost["kind"]) == (1, "lost-machine"), said
+        found = played.events("violation.found")
+    assert (code, [event["kind"] for event in found]) == (1, ["lost-machine"]), said
     assert "Traceback" not in said
     assert "program.crashed" not in said
 

@@ -234,7 +234,7 @@ def _run_in(root: Path, tool: str, *arguments: str) -> None:
 def _compile(root: Path, library: Path, seen_as: str) -> None:
     """Have the guest's own interpreter write byte code, which it then need not check."""
     _run_in(
-        root, _PYTHON.name, "-s", "-m", "compileall", "-q", "--invalidation-mode",
+        root, _PYTHON.name, "-P", "-s", "-m", "compileall", "-q", "--invalidation-mode",
         "unchecked-hash", "-s", str(library), "-p", f"/{seen_as}", str(library),
     )  # fmt: skip
 

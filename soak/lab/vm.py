@@ -72,9 +72,10 @@ class VirtualMachine:
                 end.close()
         try:
             await asyncio.wait_for(self._monitor.connect(monitor), _CONNECT_SECONDS)
-        except _MONITOR_ERRORS as error:
+        except (*_MONITOR_ERRORS, AssertionError) as error:
+            # The library asserts that a session is there, and QEMU may end as soon as it is.
             said = await self.stop()
-            raise OSError(f"QEMU did not start: {said or error}") from None
+            raise OSError(f"QEMU did not start: {said or error or 'it ended at once'}") from None
         self._watching = asyncio.create_task(self._watch_events())
         self._standstill = Standstill(self.pid, machine.console)
 
