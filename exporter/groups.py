@@ -54,8 +54,7 @@ def _run(snapshot: Snapshot) -> Iterator[Metric]:
     yield info("region_info", [(area.kind, area.name, area.size) for area in snapshot.regions])
     started = supervisor.get("first_start_realtime_ns") / NANOSECONDS
     yield single("run_start_timestamp_seconds", started)
-    heartbeat = snapshot.epoch_seconds(supervisor.get("heartbeat_ns"))
-    yield single("ledger_update_timestamp_seconds", heartbeat)
+    yield single("ledger_update_timestamp_seconds", snapshot.beat_ns / NANOSECONDS)
     yield single("boots_total", (host or supervisor).get("boots"))
     verdict = snapshot.verdict
     yield plain("verdict", {(word,): int(word == verdict) for word in VerdictWord})

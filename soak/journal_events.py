@@ -162,6 +162,7 @@ EVENTS: Final[Mapping[str, Event]] = {
     "lab.ended": _event(verdict=_one_of(VerdictWord)),
     "fault.planted": _event(_WARNING, fault=TEXT),
     "guest.silent": _event(_WARNING, summary=TEXT),
+    "guest.clock-wrong": _event(_ERROR, ratio=NUMBER, guest_boot_id=TEXT, summary=TEXT),
     "guest.left-on": _event(_WARNING, summary=TEXT),
     "guest.garbled": _event(_ERROR, port=TEXT, text=TEXT, summary=TEXT),
     "guest.lines-lost": _event(_ERROR, first=COUNT, last=COUNT, summary=TEXT),

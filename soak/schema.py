@@ -290,6 +290,8 @@ def host_block() -> Block:
         Field("state", values=tuple(RunState)),
         Field("accelerator", (_TEXT_WORDS,), text=True),
         Field("heartbeat_realtime_ns"),
+        # When it last saw the guest's supervisor beat: the guest's own clock may be wrong.
+        Field("guest_heartbeat_realtime_ns"),
         Field("boots"),
         Field("verdict", values=tuple(VerdictWord)),
         Field("lost_machines"),

@@ -27,6 +27,9 @@ REQUIRED_ATTEMPTS: Final = 100
 # The same for an operation against a pin: each takes as long as the pin lasts, or a stall.
 REQUIRED_TRIALS: Final = 3
 
+# What is found by a duration, which takes a clock that is right.
+_TIMED: Final = frozenset({Violation.STALL, Violation.LATE_WAKEUP})
+
 _NONE: Final = "none"
 _MOST_SPANS: Final = 10
 # Kind, region, interface, operation and known issue of a violation.
@@ -103,8 +106,11 @@ class Judge:
     _boots: dict[str, None] = field(default_factory=dict)
     _last_time: str = ""
     _ended: bool = False
-    # By all that makes two of them the same, and the known issue that a probe has yet to decide on.
-    _violations: dict[tuple[_Key, str | None], ViolationSummary] = field(default_factory=dict)
+    # By all that makes two of them the same, the known issue that a probe has yet to decide on, and the
+    # boot in which they were found.
+    _violations: dict[tuple[_Key, str | None, str], ViolationSummary] = field(default_factory=dict)
+    # The boots whose clock was wrong.
+    _mistimed: set[str] = field(default_factory=set)
     # The last result of each probe, by known issue and region, of those that apply.
     _probes: dict[tuple[str, str | None], str] = field(default_factory=dict)
     _troubles: dict[str, int] = field(default_factory=dict)
@@ -189,19 +195,16 @@ class Judge:
         """Return the violations that a known issue explains or none does, and the undecided ones."""
         decided: dict[_Key, ViolationSummary] = {}
         open_ones: dict[tuple[_Key, str], ViolationSummary] = {}
-        for (key, undecided), entry in self._violations.items():
+        for (key, undecided, boot), entry in self._violations.items():
+            if entry.kind in _TIMED and boot in self._mistimed:
+                continue
             result = self._result(undecided) if undecided else None
             if undecided and result not in {ProbeResult.CONFIRMED, ProbeResult.REFUTED}:
-                open_ones[key, undecided] = entry
+                open_ones[key, undecided] = _summed(open_ones.get((key, undecided)), entry)
                 continue
             issue = undecided if result == ProbeResult.CONFIRMED else entry.known_issue
-            new = replace(entry, known_issue=issue)
-            before = decided.setdefault((*key[:4], issue), new)
-            if before is not new:
-                first = min(before, new, key=lambda summary: summary.first_event)
-                decided[(*key[:4], issue)] = replace(
-                    new, count=new.count + before.count, first_event=first.first_event
-                )
+            place = (*key[:4], issue)
+            decided[place] = _summed(decided.get(place), replace(entry, known_issue=issue))
         return list(decided.values()), open_ones
 
     def _result(self, issue: str) -> str | None:
@@ -273,7 +276,8 @@ class Judge:
         region = str(event.get("region") or _NONE)
         interface = str(event.get("interface") or _NONE)
         operation = str(event.get("operation") or _NONE)
-        key = ((kind, region, interface, operation, issue), event.get("undecided"))
+        place = (kind, region, interface, operation, issue)
+        key = (place, event.get("undecided"), event["boot_id"])
         before = self._violations.get(key)
         self._violations[key] = ViolationSummary(
             kind,
@@ -289,6 +293,10 @@ class Judge:
     def _probed(self, event: Mapping[str, Any]) -> None:
         if event["applies"]:
             self._probes[event["known_issue"], event.get("region")] = event["result"]
+
+    def _clock_wrong(self, event: Mapping[str, Any]) -> None:
+        self._mistimed.add(event["guest_boot_id"])
+        self._trouble(event)
 
     def _run_resumed(self, _event: Mapping[str, Any]) -> None:
         self._ended = False
@@ -352,10 +360,19 @@ _HANDLERS: Final = {
     "job.failed": Judge._trouble,  # noqa: SLF001
     "limit.reached": Judge._trouble,  # noqa: SLF001
     "expectation.missing": Judge._trouble,  # noqa: SLF001
+    "guest.clock-wrong": Judge._clock_wrong,  # noqa: SLF001
     "guest.garbled": Judge._trouble,  # noqa: SLF001
     "guest.lines-lost": Judge._trouble,  # noqa: SLF001
     "harness.failed": Judge._harness_failed,  # noqa: SLF001
 }
+
+
+def _summed(before: ViolationSummary | None, entry: ViolationSummary) -> ViolationSummary:
+    """Return both as one, which tells of the later what it says of itself."""
+    if before is None:
+        return entry
+    first = min(before.first_event, entry.first_event)
+    return replace(entry, count=entry.count + before.count, first_event=first)
 
 
 def _passed(violations: Iterable[ViolationSummary]) -> str:

@@ -458,6 +458,20 @@ def test_a_run_is_active_while_its_writers_say_so_and_its_heart_beats(
     assert value(read(tmp_path / "ledger", now), "run_active") == active
 
 
+@pytest.mark.parametrize(("age_seconds", "active"), [(1, 1), (14, 1), (15, 0)])
+def test_a_guest_whose_clock_is_wrong_is_as_active_as_its_host_sees(
+    tmp_path: Path, ledger: Ledger, age_seconds: int, active: int
+) -> None:
+    now = OFFSET_NS + 100 * SECOND
+    ledger.block("supervisor").set("heartbeat_ns", SECOND)
+    assert value(read(tmp_path / "ledger", now), "run_active") == 0
+    ledger.block("host").set("guest_heartbeat_realtime_ns", now - age_seconds * SECOND)
+    samples = read(tmp_path / "ledger", now)
+    assert value(samples, "run_active") == active
+    updated = value(samples, "ledger_update_timestamp_seconds")
+    assert updated == now / SECOND - age_seconds
+
+
 def words_before_recorder(ledger: Ledger) -> list[int]:
     """Return where the words of all blocks lie in the file, flight recorders left out."""
     return [

@@ -212,6 +212,22 @@ def test_a_killed_lab_takes_its_guest_and_exporter_along(tmp_path: Path) -> None
         assert whole
 
 
+def test_a_guest_whose_clock_runs_wrong_gets_no_verdict(tmp_path: Path) -> None:
+    """Its kernel is given a rate that is too low for the host's counter, so that its time flies."""
+    append = ("--append", "no-kvmclock tsc_early_khz=500000")
+    with lab(tmp_path / "run", "--kernel", QUICK_KERNEL, "--duration", "1h", *append) as process:
+        process.soaks()
+        wrong = "guest.clock-wrong"
+        process.wait_until("the clock is noticed", lambda: process.events(wrong) != [])
+        assert process.metric("run_active") == 1
+        process.interrupt()
+        assert process.finish() == 3, process.stdout
+        (event,) = process.events(wrong)
+    assert event["ratio"] > 1.5
+    assert event["summary"] in process.verdict()["reasons"]
+    assert process.violations("stall") == process.violations("late-wakeup") == []
+
+
 def test_a_guest_that_does_not_come_up_is_a_usage_error(tmp_path: Path) -> None:
     """One that panics at boot is seen in test_lab_trees.py."""
     run_dir = tmp_path / "run"

@@ -11,7 +11,6 @@ import os
 import signal
 import time
 from collections import deque
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -26,7 +25,9 @@ from soak.lab.boot_error import STOOD_STILL, BootError
 from soak.lab.console import EVIDENCE_LINES, SHOWN_LINES, console_tail
 from soak.lab.display import Display, operations_begun
 from soak.lab.faults import FAULTS
+from soak.lab.guest_clock import GuestClock
 from soak.lab.guest_messages import GuestListener
+from soak.lab.guest_state import GuestState
 from soak.lab.protocol import Order
 from soak.lab.qemu import Machine
 from soak.lab.request import LabRequest, namespaces
@@ -54,24 +55,6 @@ _OFF_BEATS: Final = 60
 _GUEST_GRACE_SECONDS: Final = 300.0
 
 
-@dataclass
-class _Guest:
-    """What the host knows of the guest."""
-
-    booted: bool = False
-    ready: bool = False
-    failure: str | None = None
-    exit_code: int | None = None
-    lost: bool = False
-    silent_beats: int = 0
-    stuck_beats: int = 0
-    signs: tuple[int, int] = (0, 0)
-    alive: int = 0
-    soaking: bool = False
-    # Whether its run has ended: what is judged was seen.
-    over: bool = False
-
-
 class LabRun:
     """One boot of the lab and the soak in it."""
 
@@ -81,7 +64,8 @@ class LabRun:
         self._progress = progress
         self._plan = make_plan(request.config)
         self._judge = Judge(request.strict)
-        self._guest = _Guest()
+        self._guest = GuestState()
+        self._clock = GuestClock()
         self._stopping = 0
         self._covered = False
         self._interrupted = asyncio.Event()
@@ -308,6 +292,9 @@ class LabRun:
         signs = (guest.alive, heartbeats)
         guest.silent_beats = 0 if signs != guest.signs else guest.silent_beats + 1
         guest.stuck_beats = 0 if heartbeats != guest.signs[1] else guest.stuck_beats + 1
+        if heartbeats != guest.signs[1]:
+            self._host.set("guest_heartbeat_realtime_ns", time.time_ns())
+        self._compare_clocks(heartbeats)
         guest.signs = signs
         limit = _SILENT_BEATS if guest.ready else _PREPARE_BEATS
         if guest.silent_beats >= limit:
@@ -315,6 +302,19 @@ class LabRun:
         elif guest.ready and guest.exit_code is None and guest.stuck_beats >= _STUCK_BEATS:
             self._harness_failed("the supervisor in the guest stopped, though the guest is alive")
             self._stopping = 2
+
+    def _compare_clocks(self, heartbeats: int) -> None:
+        guest_ns = self._ledger.block(SUPERVISOR).get("heartbeat_ns")
+        ratio = self._clock.look(heartbeats, guest_ns, time.monotonic())
+        if ratio is None or self._guest.clock_wrong or not self._guest.soaking:
+            return
+        self._guest.clock_wrong = True
+        self._journal_event(
+            "guest.clock-wrong", Level.ERROR, ratio=round(ratio, 2),
+            guest_boot_id=self._guest.boot_id,
+            summary=f"the guest's clock runs {ratio:.2f} times as fast as the host's: no duration that "
+            f"it measures is right",
+        )  # fmt: skip
 
     async def _handle_silence(self, vm: VirtualMachine) -> None:
         """Decide why nothing comes from the guest any more."""
@@ -420,6 +420,7 @@ class LabRun:
         seq = self._journal.append(line)
         self._guest.soaking |= line["event"] == "run.started"
         self._guest.over |= line["event"] == "run.ended"
+        self._guest.boot_id = line["boot_id"]
         self._tell(line)
         self._host.set("journal_lines", seq)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import textwrap
 import time
+from collections import deque
 from typing import TYPE_CHECKING, Final, TextIO
 
 from soak.output import put
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 _PLAIN_SECONDS: Final = 10.0
 _WIDTH: Final = 79
+_TWO: Final = 2  # looks make an interval
+_WHOLE_RATE: Final = 10
 
 
 class Progress:
@@ -35,7 +38,8 @@ class Progress:
         self._live = self._out.isatty()
         self._shown = False
         self._last = 0.0
-        self._before: tuple[float, int] | None = None
+        # When, and how many cycles there were then: those of the last ten seconds.
+        self._cycles: deque[tuple[float, int]] = deque()
 
     def say(self, sentence: str) -> None:
         """Print a sentence that stays, in lines of less than 80 columns."""
@@ -67,18 +71,30 @@ class Progress:
                 if Cell.parse(label).operation is Operation.UNMAP:
                     maps += row[0]
         supervisor = reader.block(SUPERVISOR)
-        now = time.monotonic()
-        rate = 0.0
-        if self._before is not None and now > self._before[0]:
-            rate = (maps - self._before[1]) / (now - self._before[0])
-        self._before = (now, maps)
         found = supervisor.named_rows("violations")
         unexplained = sum(row[NO_KNOWN_ISSUE] for row in found.values())
         leaked = sum(found[Violation.LEAK].values())
+        rate = self._rate(maps, elapsed)
         return (
-            f"{_clock(elapsed)}/{_clock(duration)}  {_short(operations)} ops  {rate:.0f} cycles/s  "
+            f"{_clock(elapsed)}/{_clock(duration)}  {_short(operations)} ops  {rate} cycles/s  "
             f"{_short(refused)} refused  {_short(leaked)} leaked  {unexplained} unexplained"
         )
+
+    def _rate(self, cycles: int, elapsed: float) -> str:
+        """Return the cycles a second over the last ten seconds, or over the soak so far.
+
+        Where lines are not written over there is one every ten seconds, which so shows its interval.
+        """
+        now = time.monotonic()
+        self._cycles.append((now, cycles))
+        while now - self._cycles[0][0] > _PLAIN_SECONDS and len(self._cycles) > _TWO:
+            self._cycles.popleft()
+        began, before = self._cycles[0]
+        seconds = now - began
+        if seconds < 1.0:
+            seconds, before = elapsed or 1.0, 0
+        rate = (cycles - before) / seconds
+        return f"{rate:.0f}" if rate >= _WHOLE_RATE else f"{rate:.1f}"
 
     def _erase(self) -> None:
         if self._shown:

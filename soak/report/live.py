@@ -98,7 +98,11 @@ class Reading:
         self.ends_ns = supervisor.get("ends_ns")
         self.heartbeat_ns = supervisor.get("heartbeat_ns")
         beat = self.heartbeat_ns + supervisor.get("realtime_offset_ns")
-        if not self.heartbeat_ns:
+        seen = "guest_heartbeat_realtime_ns"
+        if host and seen in host.block.fields and host.get(seen):
+            # By the host's clock: a guest's may be wrong.
+            beat = host.get(seen)
+        elif not self.heartbeat_ns:
             # Until there is a supervisor, a lab's host says whether anybody is at work.
             beat = (host.get("heartbeat_realtime_ns") if host else 0) or epoch_ns
         # How long ago that was, by the time of day: a guest's other clocks are its own.

@@ -1,8 +1,9 @@
-"""The report for a terminal: verdict first, then what was found, then how much was looked at."""
+"""The report for a terminal: how much was looked at, then what was found, and the verdict last."""
 
 from __future__ import annotations
 
 import textwrap
+from collections import defaultdict
 from typing import TYPE_CHECKING, Final
 
 from soak.output import complain, put
@@ -10,7 +11,7 @@ from soak.printable import printable
 from soak.rundir import READABLE, REPORT, VERDICT, write_whole
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from soak.verdict import Verdict, ViolationSummary
@@ -41,21 +42,7 @@ def publish(verdict: Verdict, directory: Path) -> None:
 
 
 def _lines(verdict: Verdict, directory: Path) -> Iterator[str]:
-    yield f"verdict   {verdict.verdict.upper()}"
-    for number, reason in enumerate(verdict.reasons):
-        yield from _wrapped(reason, "because   " if number == 0 else "      and ")
-    yield f"run       {verdict.run_id}"
-    yield f"kernel    {verdict.kernel or 'never told'}"
-    yield f"from      {verdict.started or 'never started'}"
-    yield f"to        {verdict.ended}"
-    yield f"seed      {verdict.seed}"
-    yield ""
-    yield "found"
-    if not verdict.violations:
-        yield "  nothing: the kernel kept every promise that was looked at"
-    for violation in verdict.violations:
-        yield from _violation(violation)
-    yield ""
+    """Yield what matters least first: the end is what stays on the screen."""
     yield f"{'operation':<15} {'region':<11} {'interface':<11} {'completed':>12} {'needed':>8}"
     for cell in verdict.coverage:
         yield (
@@ -68,28 +55,54 @@ def _lines(verdict: Verdict, directory: Path) -> Iterator[str]:
             f"canaries  detector {canary['detector']}: {canary['seen']:,} of {canary['made']:,} seen"
         )
     yield f"journal   {directory / 'journal.jsonl'}"
-    yield f"verdict   {directory / 'verdict.json'}"
     yield f"report    {directory / 'report.txt'}"
+    yield f"run       {verdict.run_id}"
+    yield f"kernel    {verdict.kernel or 'never told'}"
+    yield f"from      {verdict.started or 'never started'}"
+    yield f"to        {verdict.ended}"
+    yield f"seed      {verdict.seed}"
+    yield ""
+    yield from _unexplained([entry for entry in verdict.violations if entry.known_issue is None])
+    yield from _expected([entry for entry in verdict.violations if entry.known_issue is not None])
+    yield ""
+    yield f"verdict   {verdict.verdict.upper()}"
+    for number, reason in enumerate(verdict.reasons):
+        yield from _wrapped(reason, "because   " if number == 0 else "      and ")
 
 
-def _violation(violation: ViolationSummary) -> Iterator[str]:
-    yield f"  {violation.kind}, {_counted(violation)}"
-    yield from _wrapped(violation.summary, "    ")
-    if violation.known_issue is not None:
-        yield f"    known issue: {violation.known_issue}"
-    yield f"    first seen: event {violation.first_event} of the journal"
+def _unexplained(found: Sequence[ViolationSummary]) -> Iterator[str]:
+    yield "unexplained"
+    if not found:
+        yield "  nothing"
+    for violation in found:
+        yield f"  {violation.kind}, {_counted(violation.kind, violation.count)}"
+        yield from _wrapped(violation.summary, "    ")
+        yield f"    first seen: event {violation.first_event} of the journal"
 
 
-def _counted(violation: ViolationSummary) -> str:
-    unit = "page reference" if violation.kind == "leak" else "time"
-    return f"{violation.count:,} {unit}{'' if violation.count == 1 else 's'}"
+def _expected(found: Sequence[ViolationSummary]) -> Iterator[str]:
+    """Yield what known issues explain, whose probes have confirmed them on this kernel."""
+    by_issue: dict[tuple[str, str], list[ViolationSummary]] = defaultdict(list)
+    for violation in found:
+        by_issue[str(violation.known_issue), violation.kind].append(violation)
+    if by_issue:
+        yield "expected, as probes of the known issues have confirmed on this kernel"
+    for (issue, kind), violations in sorted(by_issue.items()):
+        count = _counted(kind, sum(violation.count for violation in violations))
+        first = min(violation.first_event for violation in violations)
+        yield from _wrapped(f"{issue}: {kind}, {count}, first in event {first}", "  ", "    ")
 
 
-def _wrapped(text: str, first: str) -> Iterator[str]:
+def _counted(kind: str, count: int) -> str:
+    unit = "page reference" if kind == "leak" else "time"
+    return f"{count:,} {unit}{'' if count == 1 else 's'}"
+
+
+def _wrapped(text: str, first: str, following: str | None = None) -> Iterator[str]:
     yield from textwrap.wrap(
         text,
         WIDTH,
         initial_indent=first,
-        subsequent_indent=" " * len(first),
+        subsequent_indent=" " * len(first) if following is None else following,
         break_on_hyphens=False,
     )
