@@ -60,7 +60,7 @@ class Machine:
 @pytest.mark.parametrize("rate", [2.7, 1.2, 0.8, 0.4])
 def test_a_wrong_rate_is_noticed_and_told(rate: float) -> None:
     ratio = Machine(rate).watch(400)
-    assert ratio == pytest.approx(rate, rel=0.1)
+    assert ratio == pytest.approx(rate, rel=0.05)
 
 
 def test_what_is_far_off_is_noticed_before_a_short_soak_is_over() -> None:

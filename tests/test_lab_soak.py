@@ -295,7 +295,7 @@ def test_report_tells_it_in_80_columns(soaked: Soaked) -> None:
         check=False, capture_output=True, text=True, cwd=ROOT, timeout=120,
     )  # fmt: skip
     assert shown.returncode == soaked.code
-    assert shown.stdout.startswith("verdict   PASS")
+    assert shown.stdout.endswith("\nverdict   PASS\n")
     for line in shown.stdout.splitlines():
         assert len(line) < 80 or str(soaked.process.run_dir) in line
     assert shown.stdout == soaked.process.stdout

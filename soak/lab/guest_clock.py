@@ -32,23 +32,35 @@ class _Span:
     seconds: float
     factor: float
     first: _Beat | None = None
+    # Since when, and how many, spans have been wrong.
+    row: _Beat | None = None
     wrong: int = 0
-    ratio: float = 1.0
 
     def see(self, beat: _Beat) -> bool:
         """Say whether the last spans were all wrong, whatever the beats' times are uncertain by."""
         if self.first is None:
-            self.first = beat
+            self.first = self.row = beat
         passed = beat.host - self.first.host
         if passed < self.seconds:
             return False
-        least = 1 + (beat.offset - self.first.offset - self.first.late) / passed
-        most = 1 + (beat.offset + beat.late - self.first.offset) / passed
-        self.first = beat
+        first, self.first = self.first, beat
+        least = 1 + (beat.offset - first.offset - first.late) / passed
+        most = 1 + (beat.offset + beat.late - first.offset) / passed
         is_wrong = least > self.factor or most < 1 / self.factor
-        self.wrong = self.wrong + 1 if is_wrong else 0
-        self.ratio = (least + most) / 2
+        if not is_wrong:
+            self.row, self.wrong = beat, 0
+            return False
+        self.wrong += 1
         return self.wrong >= _IN_A_ROW
+
+    @property
+    def ratio(self) -> float:
+        """The guest's seconds in one of the host's, over all spans of this row."""
+        if self.row is None or self.first is None:
+            return 1.0
+        middle = (self.first.late - self.row.late) / 2
+        passed = self.first.host - self.row.host
+        return 1 + (self.first.offset - self.row.offset + middle) / passed
 
 
 class GuestClock:

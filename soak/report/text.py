@@ -65,9 +65,9 @@ def _lines(verdict: Verdict, directory: Path) -> Iterator[str]:
     yield from _unexplained([entry for entry in verdict.violations if entry.known_issue is None])
     yield from _expected([entry for entry in verdict.violations if entry.known_issue is not None])
     yield ""
-    yield f"verdict   {verdict.verdict.upper()}"
     for number, reason in enumerate(verdict.reasons):
         yield from _wrapped(reason, "because   " if number == 0 else "      and ")
+    yield f"verdict   {verdict.verdict.upper()}"
 
 
 def _unexplained(found: Sequence[ViolationSummary]) -> Iterator[str]:
