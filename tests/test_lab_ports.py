@@ -94,6 +94,10 @@ class Played:
         said, _ = self._process.communicate(timeout=DEADLINE)
         return self._process.returncode, " ".join(said.decode().split())
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def signal(self, number: signal.Signals) -> None:
         self._process.send_signal(number)
 
@@ -101,6 +105,10 @@ class Played:
         path = self.directory / "journal.jsonl"
         lines = read_journal(path) if path.exists() else ()
         return [line for line in lines if line["event"] == name]
+
+
+def state(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0]
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
@@ -180,10 +188,10 @@ def test_a_host_that_stood_still_reads_what_is_left(tmp_path: Path, word: str) -
         wait_until(lambda: played.events("run.ended") != [])
         (started,) = played.events("lab.started")
         played.signal(signal.SIGSTOP)
+        # On another processor it goes on for a moment.
+        wait_until(lambda: state(played.pid) == "T")
         go_on.touch()
-        status = f"/proc/{started['qemu_pid']}/stat"
-        with open(status) as file:  # noqa: PTH123 - of a process, and no file of the test's
-            wait_until(lambda: file.seek(0) == 0 and ") Z " in file.read())
+        wait_until(lambda: state(started["qemu_pid"]) == "Z")
         question = Question(played.directory, word)
         played.signal(signal.SIGCONT)
         code, said = played.finish()
