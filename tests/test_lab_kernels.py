@@ -48,7 +48,7 @@ def test_a_kernel_file_with_a_modules_directory(tmp_path: Path) -> None:
         process.wait_until("the soak begins", lambda: process.operations() > 500)
         process.interrupt()
         assert process.finish() == 130, process.stderr
-        assert process.stdout.startswith("verdict ")
+        assert "\nverdict   " in process.stdout
         assert [event["why"] for event in process.events("run.ended")] == ["told to by SIGTERM"]
         assert [event["mirrored"] for event in process.events("run.started")] == [True]
         assert process.verdict()["kernel"] == kernel.release
