@@ -170,3 +170,15 @@ def test_git_skips_what_does_not_boot_and_stops_at_a_mistake(tmp_path: Path) -> 
         assert not re.search(
             "^# (bad|good|skip):.*number 3", git("bisect", "log").stdout, re.MULTILINE
         )
+
+
+def test_a_qemu_that_does_not_start_is_told_in_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = tmp_path / "qemu-system-x86_64"
+    broken.write_text("#!/bin/sh\necho 'libfoo.so: cannot open' >&2\nexit 127\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert cli.main(["lab", "--run-dir", str(tmp_path / "run")]) == 2
+    assert "failed (exit code 127): libfoo.so: cannot open." in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

@@ -185,7 +185,7 @@ def test_what_was_odd_makes_the_verdict_unknown_and_reaches_no_terminal() -> Non
     assert event["summary"] in judge([line]).reasons
 
 
-def printed_numbers(texts: Sequence[bytes]) -> bytes:
+def as_lines(texts: Sequence[bytes]) -> bytes:
     return b"".join(text + b"\n" for text in texts)
 
 
@@ -210,6 +210,6 @@ def test_no_text_is_anything_but_garbled(text: bytes) -> None:
 @given(st.lists(st.binary(max_size=40) | json_texts, max_size=6))
 @deterministic
 def test_reading_goes_on_behind_whatever_came(texts: list[bytes]) -> None:
-    host = Host().hear(printed_numbers(texts) + b"\n" + event_text(7) + b"\n")
+    host = Host().hear(as_lines(texts) + b"\n" + event_text(7) + b"\n")
     assert host.lines[-1]["event"] == "run.ended"
     assert host.answers.endswith(b"7\n")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from soak.report.text import publish
+from hypothesis import given
+
+from soak.report.text import publish, text_report
 from soak.verdict import judge
-from tests.test_verdict import GOOD, lines
+from tests.soak_support import KNOWN_ISSUE, deterministic
+from tests.test_verdict import ENDED, GOOD, Event, event_lists, lines, violation, word
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import pytest
 
 
@@ -36,3 +38,25 @@ def test_what_cannot_be_written_is_printed_all_the_same(
     assert "\nverdict   PASS\n" in told.out
     assert "cannot be written" in told.err
     assert f"'dax-soak report {directory}'" in told.err
+
+
+@given(event_lists)
+@deterministic
+def test_a_report_fits_a_terminal(events: list[Event]) -> None:
+    report = text_report(judge(lines(events)), Path("/run"))
+    assert all(len(line) < 80 for line in report.splitlines())
+    # What stays on the screen when all has scrolled by.
+    assert report.endswith(f"\nverdict   {word(events).upper()}\n")
+
+
+def test_what_nothing_explains_stands_before_a_line_for_each_known_issue() -> None:
+    known = [violation(issue=KNOWN_ISSUE), violation("stall", issue=KNOWN_ISSUE)]
+    events = [*GOOD[:3], *known, violation(issue=KNOWN_ISSUE), violation("wrong-errno"), ENDED]
+    report = text_report(judge(lines(events)), Path("/run"))
+    unexplained, expected = (
+        report.index("unexplained\n  wrong-errno, 3 times"),
+        report.index("expected"),
+    )
+    assert unexplained < expected
+    assert f"  {KNOWN_ISSUE}: leak, 6 page references, first in event 4\n" in report
+    assert f"  {KNOWN_ISSUE}: stall, 3 times, first in event 5\n" in report

@@ -359,28 +359,6 @@ def test_the_report_tells_the_verdict_and_ends_with_its_code(
     assert json.loads(capsys.readouterr().out)["verdict"] == str(verdict.verdict)
 
 
-@given(event_lists)
-@deterministic
-def test_a_report_fits_a_terminal(events: list[Event]) -> None:
-    report = text_report(judge(lines(events)), Path("/run"))
-    assert all(len(line) < 80 for line in report.splitlines())
-    # What stays on the screen when all has scrolled by.
-    assert report.endswith(f"\nverdict   {word(events).upper()}\n")
-
-
-def test_what_nothing_explains_stands_before_a_line_for_each_known_issue() -> None:
-    known = [violation(issue=KNOWN_ISSUE), violation("stall", issue=KNOWN_ISSUE)]
-    events = [*GOOD[:3], *known, violation(issue=KNOWN_ISSUE), violation("wrong-errno"), ENDED]
-    report = text_report(judge(lines(events)), Path("/run"))
-    unexplained, expected = (
-        report.index("unexplained\n  wrong-errno, 3 times"),
-        report.index("expected"),
-    )
-    assert unexplained < expected
-    assert f"  {KNOWN_ISSUE}: leak, 6 page references, first in event 4\n" in report
-    assert f"  {KNOWN_ISSUE}: stall, 3 times, first in event 5\n" in report
-
-
 def canary(word: str, detector: str = "leaks") -> Event:
     return f"canary.{word}", {
         "detector": detector,

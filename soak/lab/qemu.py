@@ -122,16 +122,21 @@ def find_qemu() -> str:
     """Return QEMU's version.
 
     Raises:
-        UsageError: it is not there; the sentence says how to get it.
+        UsageError: it is not there, or does not start; the sentence says what to do.
     """
     if shutil.which(BINARY) is None:
         raise UsageError(
             f"{BINARY} is not installed: 'apt-get install --no-install-recommends {PACKAGE}' gets it."
         )
     shown = subprocess.run(
-        [BINARY, "--version"], check=True, capture_output=True, text=True, timeout=30
-    ).stdout
-    match = re.search(r"version (\S+)", shown)
+        [BINARY, "--version"], check=False, capture_output=True, text=True, timeout=30
+    )
+    if shown.returncode != 0:
+        raise UsageError(
+            f"'{BINARY} --version' failed (exit code {shown.returncode}): {shown.stderr.strip()}. "
+            f"Install {PACKAGE} again."
+        )
+    match = re.search(r"version (\S+)", shown.stdout)
     return match[1] if match else "of an unknown version"
 
 
