@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 import stat
 import time
@@ -35,6 +36,16 @@ _END_SECONDS: Final = 180.0
 _POLL_SECONDS: Final = 0.1
 _BACKLOG: Final = 8
 _MOST_WAITING: Final = 8
+
+
+def ending_signals() -> tuple[signal.Signals, ...]:
+    """Return the signals that end a soak in order.
+
+    SIGHUP comes when a terminal or a connection goes away: `nohup` has it ignored, in order that a soak
+    goes on, and a blocked signal is queued though it is ignored.
+    """
+    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return (signal.SIGTERM, signal.SIGINT, *(() if ignored else (signal.SIGHUP,)))
 
 
 class Request:

@@ -12,6 +12,7 @@ from exporter.listen import parse_listen
 from soak import rundir
 from soak.abi.mounts import filesystem_of
 from soak.abi.procfs import boot_id
+from soak.control import ending_signals
 from soak.custody import Custody, be_spared
 from soak.errors import UsageError
 from soak.exit_codes import PLAIN
@@ -67,26 +68,27 @@ def soak_here(
     """
     _check_root()
     # What tells the soak to end waits until somebody can put things in order.
-    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
+    signal.pthread_sigmask(signal.SIG_BLOCK, ending_signals())
     chosen = choose_run(config, run_dir, resume=resume)
     configure(program="dax-soak", run=chosen.run_id, boot=boot_id())
-    with Custody.open(STATE, chosen.run_id) as custody:
-        recovered = [*custody.recover(), *bring_home(but=chosen.run_id)]
-        try:
-            require_fit_config(config, make_plan)
-        except UsageError:
-            # There is no journal to say it in.
-            for settled in recovered:
-                log_event({"event": settled.event, "level": settled.level, **settled.fields})
-            raise
-        directory = chosen.make()
-        try:
-            verdict = _soak_in(directory, chosen, custody, recovered, serving, strict=strict)
-        except UsageError:
-            if not chosen.resumed:
-                rundir.discard(directory)
-            raise
-    publish(verdict, directory)
+    with contextlib.ExitStack() as owning:
+        with Custody.open(STATE, chosen.run_id) as custody:
+            recovered = [*custody.recover(), *bring_home(but=chosen.run_id)]
+            try:
+                require_fit_config(config, make_plan)
+            except UsageError:
+                # There is no journal to say it in.
+                for settled in recovered:
+                    log_event({"event": settled.event, "level": settled.level, **settled.fields})
+                raise
+            directory = owning.enter_context(chosen.open()).path
+            try:
+                verdict = _soak_in(directory, chosen, custody, recovered, serving, strict=strict)
+            except UsageError:
+                if not chosen.resumed:
+                    rundir.discard(directory)
+                raise
+        publish(verdict, directory)
     return PLAIN.verdicts[verdict.verdict]
 
 
@@ -107,6 +109,8 @@ def _soak_in(
     def heard(line: dict[str, object]) -> None:
         judge.see(line)
         log_event(line)
+        if line["event"] == "run.started":
+            rundir.note_begun(directory)
 
     with contextlib.ExitStack() as stack:
         journal = stack.enter_context(FileJournal(directory / rundir.JOURNAL, heard=heard))

@@ -97,6 +97,13 @@ def journal_exists(path: Path) -> bool:
     return path.exists() or bool(rotated_files(path))
 
 
+def has_begun(path: Path) -> bool:
+    """Say whether a run began to soak: its journal says so among its first lines."""
+    return journal_exists(path) and any(
+        line["event"] == "run.started" for line in read_journal(path)
+    )
+
+
 def rotated_files(path: Path) -> list[Path]:
     """Return the files that held the journal before the current one, in no particular order."""
     beginnings = (f"{path.stem}-", f"{path.name}.", f"{path.name}-")

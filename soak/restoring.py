@@ -6,22 +6,28 @@ It stands apart from the start of a run, for it has to be there at once and impo
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from soak.custody import restore_only
+from soak.custody import RESTORED, Settled, restore_only
 from soak.ledger_store import bring_home
-
-if TYPE_CHECKING:
-    from soak.custody import Settled
+from soak.rundir import discard_unbegun
+from soak.vocabulary import Level
 
 # Where this machine keeps the record of what soaks have taken.
 STATE: Final = Path("/var/lib/dax-soak/custody")
 
 
 def restore_here() -> list[Settled]:
-    """Put back what an earlier soak left behind on this machine, without starting another one.
+    """Put back what earlier soaks left behind on this machine, without starting another one.
 
     Raises:
         UsageError: a soak is running, or the record of what it took cannot be read.
     """
-    return restore_only(STATE, also=bring_home)
+    return [*restore_only(STATE, also=bring_home), *map(_removed, discard_unbegun())]
+
+
+def _removed(path: Path) -> Settled:
+    return Settled(
+        RESTORED, Level.INFO, "directory", str(path), path.name,
+        f"removed {path}, which a run left that was killed before it began",
+    )  # fmt: skip

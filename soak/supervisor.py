@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from soak.abi.procfs import boot_id, foll_pins, kernel_release, locked_and_pinned_bytes, taint
 from soak.canaries import FIRST_SECONDS
-from soak.control import CONTINUE, PAUSE, STOP, WORDS
+from soak.control import CONTINUE, PAUSE, STOP, WORDS, ending_signals
 from soak.jobs import Jobs
 from soak.journal import Level
 from soak.reporter import REPORT_SECONDS
@@ -49,7 +49,6 @@ _COVERAGE_SECONDS: Final = 1.0
 _PROBE_SECONDS: Final = 10.0
 _NICENESS: Final = -10
 _STOP_SECONDS: Final = 30.0
-_ENDING: Final = (signal.SIGTERM, signal.SIGINT)
 
 
 class Supervisor:
@@ -99,6 +98,7 @@ class Supervisor:
         self._companions = companions
         self._control = control
         self._paused = False
+        self._ending = ending_signals()
         self._jobs = Jobs(block, journal)
         self._failures: set[str] = set()
         self._running = block.block.fields["state"].values.index(RunState.RUNNING)
@@ -108,7 +108,7 @@ class Supervisor:
     def run(self) -> None:
         """Soak until the time is over or a signal says stop."""
         # From here on these signals are waited for, never handled in the middle of something.
-        signal.pthread_sigmask(signal.SIG_BLOCK, {*_ENDING, signal.SIGCHLD})
+        signal.pthread_sigmask(signal.SIG_BLOCK, {*self._ending, signal.SIGCHLD})
         # The workers never sleep: on two processors the scheduler would starve the one that watches.
         os.setpriority(os.PRIO_PROCESS, 0, _NICENESS)
         self._begin()
@@ -212,8 +212,8 @@ class Supervisor:
                 return self._must_end
             if self._told_to_stop():
                 return "told to by 'dax-soak stop'"
-            caught = signal.sigtimedwait({*_ENDING, signal.SIGCHLD}, BEAT_SECONDS)
-            if caught is not None and caught.si_signo in _ENDING:
+            caught = signal.sigtimedwait({*self._ending, signal.SIGCHLD}, BEAT_SECONDS)
+            if caught is not None and caught.si_signo in self._ending:
                 return f"told to by {signal.Signals(caught.si_signo).name}"
             wedged = sum(member.abandoned for member in self._crew.members)
             if wedged > self._most_wedged:

@@ -12,8 +12,11 @@ from soak.config import load_config
 from soak.errors import UsageError
 from soak.journal import read_journal
 from soak.journal_events import understood
+from soak.journal_reading import journal_exists
+from soak.rundir import RunDirectory
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from soak.config import Config
@@ -55,43 +58,87 @@ class ChosenRun:
     config: Config
     directory: Path | None
 
-    def make(self) -> Path:
-        """Make the directory of a new run, and return it.
+    def open(self) -> RunDirectory:
+        """Make the directory of a new run, or take that of one that goes on.
 
         Raises:
-            UsageError: it cannot be made.
+            UsageError: it cannot be made, is in use, or others may write to it.
         """
         if self.resumed and self.directory is not None:
-            return self.directory
-        path = rundir.make_run_directory(self.directory, self.run_id, _SPACE_NEEDED)
-        (path / rundir.CONFIG).write_text(tomli_w.dumps(self.config.to_table()))
-        return path
+            return RunDirectory.take(self.directory, self.run_id)
+        made = RunDirectory.make(self.directory, self.run_id, _SPACE_NEEDED)
+        try:
+            (made.path / rundir.CONFIG).write_text(tomli_w.dumps(self.config.to_table()))
+        except OSError as error:
+            made.close()
+            raise UsageError(
+                f"The run directory {made.path} cannot be written: {error.strerror}."
+            ) from None
+        return made
 
 
 def choose_run(config: Config, wanted: Path | None, *, resume: bool) -> ChosenRun:
-    """Choose the run directory `wanted`, or else the newest; begin a run where none was cut short.
+    """Choose the run to go on with, or begin one.
+
+    With `resume` that is the run in `wanted`, or else the newest of this machine that was cut short and
+    had this configuration. It is looked for among all runs: `latest` may name one of the lab.
 
     Raises:
-        UsageError: the run that was cut short had another configuration, or `wanted` is in use.
+        UsageError: the newest run was cut short and had another configuration, or `wanted` is in use.
     """
-    found = wanted if wanted is not None else rundir.newest_run()
-    if resume and found is not None and (found / rundir.JOURNAL).exists():
-        story = Story.of(found)
-        if story.started is not None and story.lab is None and not story.ended:
-            _check_same(config, found)
-            return ChosenRun(str(story.started["run_id"]), True, config, found.resolve())
+    if resume:
+        known = rundir.begun_runs() if wanted is None else [wanted]
+        cut_short = _cut_short(config, known)
+        if cut_short is not None:
+            return cut_short
     if wanted is not None:
         rundir.check_new(wanted)
     return ChosenRun(rundir.new_run_id(), False, config, wanted)
 
 
-def _check_same(config: Config, directory: Path) -> None:
-    """Refuse to go on with a run that was made of something else."""
+def _cut_short(config: Config, known: Sequence[Path]) -> ChosenRun | None:
+    """Find the newest run of this machine that did not come to its end, and was made of the same.
+
+    Raises:
+        UsageError: the newest of all did not, and was made of something else.
+    """
+    newest = True
+    for directory in known:
+        story = _own_story(directory)
+        if story is None or story.started is None:
+            continue
+        if not story.ended:
+            changed = _changed(config, directory)
+            if not changed:
+                run_id = str(story.started["run_id"])
+                return ChosenRun(run_id, True, config, directory.resolve())
+            if newest:
+                raise UsageError(
+                    f"The run in {directory} was cut short and had another configuration, in "
+                    f"[{'], ['.join(changed)}]: put that back, or start a new run without --resume."
+                )
+        newest = False
+    return None
+
+
+def _own_story(directory: Path) -> Story | None:
+    """Return what became of a run of this machine; None where none began, or one of the lab did."""
+    if not journal_exists(directory / rundir.JOURNAL):
+        return None
+    started = None
+    for event in understood(read_journal(directory / rundir.JOURNAL)):
+        if event["event"] == "lab.started":
+            return None
+        if event["event"] == "run.started":
+            started = event
+            break
+    if (directory / rundir.VERDICT).exists():
+        # It is written at the end: the journal of a run of days need not be read for that.
+        return Story(started, None, ended=True)
+    return Story.of(directory)
+
+
+def _changed(config: Config, directory: Path) -> list[str]:
+    """Return the sections in which a run had another configuration."""
     before, now = load_config(directory / rundir.CONFIG).to_table(), config.to_table()
-    if before == now:
-        return
-    changed = [name for name in (*before, *now) if before.get(name) != now.get(name)]
-    raise UsageError(
-        f"The run in {directory} was cut short and had another configuration, in "
-        f"[{'], ['.join(dict.fromkeys(changed))}]: put that back, or start a new run without --resume."
-    )
+    return [name for name in dict.fromkeys((*before, *now)) if before.get(name) != now.get(name)]

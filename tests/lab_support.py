@@ -288,19 +288,22 @@ class NvdimmReader:
     """
 
     def __init__(self, image: Path) -> None:
-        # The open file outlives its name, which the lab removes at the end of the run.
+        # The open file outlives its name.
         self._file = os.open(image, os.O_RDONLY | os.O_CLOEXEC)
 
-    def reference_sum(self) -> int | None:
-        """Sum the reference counts of all pages, or None while there is no device-dax yet."""
+    def extra_references(self) -> int:
+        """Sum the references to all pages beside the one that each has from the start.
+
+        Of a compound page only the head has it (memmap_init_compound(), mm/mm_init.c), and pins of any
+        of its pages count there.
+        """
         head = os.pread(self._file, 4096, _SUPERBLOCK_OFFSET)
-        if not head.startswith(_SIGNATURE):
-            return None
+        assert head.startswith(_SIGNATURE), "there is no device-dax"
         data = int.from_bytes(head[_DATA_OFFSET_FIELD : _DATA_OFFSET_FIELD + 8], "little")
         # The array lies between the superblock and the data, on a 2 MiB boundary of its own.
         start = 2 << 20
         words = memoryview(os.pread(self._file, data - start, start)).cast("I")
-        return sum(words[_REFCOUNT_WORD::_STRUCT_PAGE_WORDS])
+        return sum(count - 1 for count in words[_REFCOUNT_WORD::_STRUCT_PAGE_WORDS] if count)
 
     def close(self) -> None:
         os.close(self._file)

@@ -5,19 +5,21 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from soak import __version__, rundir
 from soak.cli import main
-from soak.errors import UsageError
 from soak.expectations import EXPECTATIONS
 from soak.known_issues import KNOWN_ISSUES
 from soak.lab.faults import FAULTS, parse_fault
 from soak.workload.choices import SCENARIOS
 from tests.soak_support import DEADLINE
 from tests.test_exporter_support import ROOT
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @pytest.fixture
@@ -144,36 +146,6 @@ def test_a_run_directory_in_use_is_refused(
     assert "not empty" in sentence
     assert left_behind(outside) == before
     assert (used / "journal.jsonl").read_text() == "somebody's\n"
-
-
-@pytest.mark.parametrize("wanted", ["{0}/file", "{0}/file/below"])
-def test_a_run_directory_that_cannot_be_is_refused(tmp_path: Path, wanted: str) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UsageError, match="run directory"):
-        rundir.make_run_directory(Path(wanted.format(tmp_path)), "run-1", 0)
-    assert left_behind(tmp_path) == {"file"}
-
-
-def test_a_run_directory_without_space_is_refused(outside: Path) -> None:
-    with pytest.raises(UsageError, match="MiB and has"):
-        rundir.make_run_directory(None, "run-1", 1 << 60)
-    assert left_behind(outside) == {"no-directory"}
-
-
-def test_the_latest_run_is_found_by_that_name(outside: Path) -> None:
-    for name in ("run-1", "run-2"):
-        directory = rundir.make_run_directory(None, name, 0)
-        (directory / rundir.JOURNAL).write_text("")
-        assert rundir.find_run("latest") == rundir.find_run(name) == directory
-    rundir.discard(outside / "runs" / "run-2")
-    with pytest.raises(UsageError):
-        rundir.find_run("latest")
-    assert left_behind(outside) == {
-        "no-directory",
-        "runs",
-        "runs/run-1",
-        "runs/run-1/journal.jsonl",
-    }
 
 
 @pytest.mark.parametrize("command", ["report", "exporter"])

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from soak import rundir
+from soak.rundir import RunDirectory
 from tests.test_exporter_support import (
     ROOT,
     RUN,
@@ -34,9 +35,10 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def new_run(name: str) -> Path:
-    directory = rundir.make_run_directory(None, name, 0)
-    make_ledger(directory / rundir.LEDGER, run={**RUN, "run_id": name})
-    return directory
+    with RunDirectory.make(None, name, 0) as made:
+        make_ledger(made.path / rundir.LEDGER, run={**RUN, "run_id": name})
+        rundir.note_begun(made.path)
+        return made.path
 
 
 def serves(exporter: Exporter, name: str) -> bool:
@@ -53,12 +55,15 @@ def test_the_newest_run_is_followed(runs: Path) -> None:
         assert serves(exporter, "run-2")
 
 
-def test_until_a_new_run_has_a_ledger_the_one_before_is_served(runs: Path) -> None:
+def test_until_a_new_run_has_begun_the_one_before_is_served(runs: Path) -> None:
     new_run("run-1")
-    with running_exporter(runs, *FOLLOW) as exporter:
-        directory = rundir.make_run_directory(None, "run-2", 0)
+    with (
+        running_exporter(runs, *FOLLOW) as exporter,
+        RunDirectory.make(None, "run-2", 0) as made,
+    ):
+        make_ledger(made.path / rundir.LEDGER, run={**RUN, "run_id": "run-2"})
         assert serves(exporter, "run-1")
-        make_ledger(directory / rundir.LEDGER, run={**RUN, "run_id": "run-2"})
+        rundir.note_begun(made.path)
         assert serves(exporter, "run-2")
 
 

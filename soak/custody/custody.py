@@ -22,7 +22,7 @@ from soak.custody.entry import (
     UnchangedError,
 )
 from soak.custody.kinds import KINDS
-from soak.custody.lock import Busy, MachineLock
+from soak.custody.lock import Busy, lock_machine
 from soak.custody.modules import MODULES, is_there
 from soak.custody.record import Record, sync_directory
 from soak.custody.sysctls import Demand, Span, wanted_values
@@ -32,6 +32,8 @@ from soak.journal import Level
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+
+    from soak.process_lock import ProcessLock
 
 _OTHERS_WRITE: Final = 0o022
 _BUSY_SECONDS: Final = 20.0
@@ -46,7 +48,7 @@ class Custody:
     """
 
     def __init__(
-        self, record: Record, lock: MachineLock, busy: Busy, run_id: str, machine: Machine
+        self, record: Record, lock: ProcessLock, busy: Busy, run_id: str, machine: Machine
     ) -> None:
         self._record, self._lock, self._busy = record, lock, busy
         self._run_id, self._machine = run_id, machine
@@ -63,7 +65,7 @@ class Custody:
         """
         _prepare(state)
         try:
-            lock = MachineLock(state, run_id)
+            lock = lock_machine(state, run_id)
         except OSError as error:
             raise UsageError(f"The lock in {state} cannot be taken: {error.strerror}.") from None
         try:

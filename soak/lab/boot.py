@@ -14,6 +14,7 @@ from soak.lab.image import GuestRoot, program_layers
 from soak.lab.kernels import KernelStore
 from soak.lab.qemu import accelerators, find_qemu
 from soak.lab.request import space_needed
+from soak.rundir import RunDirectory
 
 if TYPE_CHECKING:
     import argparse
@@ -94,31 +95,33 @@ def boot(
 ) -> _T:
     """Boot until a guest comes up, and return what came of the work in it.
 
-    A run that goes on has its directory; each attempt at a new one has its own, which is gone again
-    where nothing came of it.
+    A run that goes on has its directory; each attempt at a new one has its own, which belongs to this
+    program until the work is done and is gone again where nothing came of it. What others left that were
+    killed before their run began is removed first.
 
     Raises:
         BootError: none came up.
         UsageError: something is wrong on the host.
     """
+    rundir.discard_unbegun()
     retried = False
     attempts = list(accelerators_to_try)
     while True:
         accelerator = attempts.pop(0)
         request = replace(request, boot_seconds=_boot_seconds(boot_seconds, attempts))
-        if not request.resumed:
-            run_id = rundir.new_run_id()
-            made = rundir.make_run_directory(directory, run_id, space_needed(request.config))
-            request = replace(request, directory=made, run_id=run_id)
-        progress.say(
-            f"Linux {request.kernel.release} ({request.kernel.name}) under {accelerator}, run "
-            f"{request.run_id}"
-        )
         try:
-            return work(request, accelerator)
-        except (UsageError, KeyboardInterrupt) as error:
-            if not request.resumed:
-                rundir.discard(request.directory)
+            if request.resumed:
+                return _attempt(request, accelerator, work, progress)
+            run_id = rundir.new_run_id()
+            space = space_needed(request.config)
+            with RunDirectory.make(directory, run_id, space) as owned:
+                request = replace(request, directory=owned.path, run_id=run_id)
+                try:
+                    return _attempt(request, accelerator, work, progress)
+                except (UsageError, KeyboardInterrupt):
+                    rundir.discard(owned.path)
+                    raise
+        except UsageError as error:
             if not isinstance(error, BootError):
                 raise
             if not attempts and error.crashed and not retried:
@@ -130,6 +133,19 @@ def boot(
             if not attempts:
                 raise
             progress.say(f"{error}\nTrying once more, under {attempts[0]}.")
+
+
+def _attempt(
+    request: LabRequest,
+    accelerator: str,
+    work: Callable[[LabRequest, str], _T],
+    progress: Progress,
+) -> _T:
+    progress.say(
+        f"Linux {request.kernel.release} ({request.kernel.name}) under {accelerator}, run "
+        f"{request.run_id}"
+    )
+    return work(request, accelerator)
 
 
 def _boot_seconds(wanted: float, others: list[str]) -> float:

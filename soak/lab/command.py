@@ -13,7 +13,7 @@ from exporter.listen import parse_listen
 from soak import rundir
 from soak.config import load_config
 from soak.exit_codes import BISECT, INTERRUPTED, PLAIN
-from soak.lab.boot import DEFAULT_KERNEL, boot, find_parts, soak_once
+from soak.lab.boot import DEFAULT_KERNEL, Booted, boot, find_parts, soak_once
 from soak.lab.boot_error import BootError
 from soak.lab.cache import Cache, cache_directory
 from soak.lab.faults import parse_fault
@@ -21,7 +21,7 @@ from soak.lab.image import package_layer, script_layer
 from soak.lab.kernels import check_kernel
 from soak.lab.progress import Progress
 from soak.lab.request import LabRequest, lab_config
-from soak.lab.resume import past_run
+from soak.lab.resume import Past, past_run
 from soak.lab.script import run_script, script_files
 from soak.output import complain
 from soak.plan import make_plan, with_overrides
@@ -41,7 +41,10 @@ def lab(options: argparse.Namespace) -> int:
         UsageError: something is wrong or missing; nothing is left behind.
     """
     try:
-        return _lab(options)
+        if options.resume is None:
+            return _lab(options, None)
+        with past_run(options) as past:
+            return _lab(options, past)
     except KeyboardInterrupt:
         return INTERRUPTED
     except BootError as error:
@@ -51,9 +54,8 @@ def lab(options: argparse.Namespace) -> int:
         return BISECT.no_boot
 
 
-def _lab(options: argparse.Namespace) -> int:
+def _lab(options: argparse.Namespace, past: Past | None) -> int:
     began = time.monotonic()
-    past = past_run(options) if options.resume else None
     if past is not None:
         config = past.config
     else:
@@ -107,10 +109,15 @@ def _lab(options: argparse.Namespace) -> int:
             lambda made, how: asyncio.run(run_script(made, how, files, nvdimm)),
             progress=progress,
         )  # fmt: skip
-    work = partial(soak_once, progress=progress)
+    work = partial(_soak, progress=progress)
     booted = boot(attempts, request, options.run_dir, seconds, work, progress=progress)
-    publish(booted.verdict, booted.request.directory)
     return _exit_code(booted.verdict, bisect=options.bisect, interrupted=booted.interrupted)
+
+
+def _soak(request: LabRequest, accelerator: str, progress: Progress) -> Booted:
+    booted = soak_once(request, accelerator, progress)
+    publish(booted.verdict, request.directory)
+    return booted
 
 
 def _exit_code(verdict: Verdict, *, bisect: bool, interrupted: bool) -> int:

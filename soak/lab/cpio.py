@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import TYPE_CHECKING, BinaryIO
+from typing import IO, TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,7 +22,7 @@ _ARCHIVE_ALIGNMENT = 512
 class CpioWriter:
     """Writes one archive; everything in it belongs to root and carries no time."""
 
-    def __init__(self, out: BinaryIO) -> None:
+    def __init__(self, out: IO[bytes]) -> None:
         self._out = out
         self._inode = 0
         self._made = {""}

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import signal
 import time
 from collections import deque
 from functools import partial
@@ -17,12 +16,12 @@ from typing import TYPE_CHECKING, Any, Final
 import tomli_w
 
 from soak import rundir
-from soak.control import PLANT, STOP, WORDS, ControlSocket
+from soak.control import PLANT, STOP, WORDS, ControlSocket, ending_signals
 from soak.exporter_process import ExporterProcess
 from soak.journal import OWN_EVENTS, FileJournal, Level, read_journal
 from soak.lab import protocol
 from soak.lab.boot_error import STOOD_STILL, BootError
-from soak.lab.console import EVIDENCE_LINES, SHOWN_LINES, console_tail
+from soak.lab.console import EVIDENCE_LINES, SHOWN_LINES, begin_console, console_tail
 from soak.lab.display import Display, operations_begun
 from soak.lab.faults import FAULTS
 from soak.lab.guest_clock import GuestClock
@@ -53,6 +52,8 @@ _NMI_BEATS: Final = 60
 _END_BEATS: Final = 360
 _OFF_BEATS: Final = 60
 _GUEST_GRACE_SECONDS: Final = 300.0
+# What a boot takes beside the soak itself, for a guest that prepares, ends and dies as slowly as it may.
+_BESIDE_SECONDS: Final = 1200.0
 
 
 class LabRun:
@@ -66,6 +67,7 @@ class LabRun:
         self._judge = Judge(request.strict)
         self._guest = GuestState()
         self._clock = GuestClock()
+        self._longest_seconds = request.boot_seconds + request.config.run.duration + _BESIDE_SECONDS
         self._stopping = 0
         self._covered = False
         self._interrupted = asyncio.Event()
@@ -87,7 +89,7 @@ class LabRun:
             UsageError: the exporter cannot listen.
         """
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in ending_signals():
             loop.add_signal_handler(number, self._interrupt)
         self._open_ledger()
         directory, order = self._request.directory, self._order()
@@ -150,7 +152,7 @@ class LabRun:
 
     async def _boot_and_watch(self, scratch: Scratch) -> None:
         request = self._request
-        self._console.touch()
+        begin_console(self._console)
         machine = Machine(
             kernel=request.kernel.image,
             initrd=scratch.initrd,
@@ -253,6 +255,7 @@ class LabRun:
                 self._beat_host()
                 self._journal.retry()
                 self._host.set("journal_errors", self._journal.errors)
+                vm.keep_short()
                 guest = self._guest
                 first = self._display.show(reader, booted=guest.booted, ready=guest.ready)
                 if first is not None:
@@ -264,6 +267,9 @@ class LabRun:
                 ending += bool(self._stopping or self._covered or self._guest.exit_code is not None)
                 if ending > (_END_BEATS if self._guest.exit_code is None else _OFF_BEATS):
                     self._give_up_waiting()
+                    return
+                if beats * _BEAT_SECONDS > self._longest_seconds:
+                    self._harness_failed("the run did not end in the time that it had")
                     return
                 await self._check_signs(vm, beats)
                 if self._guest.lost or self._guest.failure:
@@ -418,7 +424,9 @@ class LabRun:
 
     def _append(self, line: dict[str, Any]) -> None:
         seq = self._journal.append(line)
-        self._guest.soaking |= line["event"] == "run.started"
+        if line["event"] == "run.started" and not self._guest.soaking:
+            self._guest.soaking = True
+            rundir.note_begun(self._request.directory)
         self._guest.over |= line["event"] == "run.ended"
         self._guest.boot_id = line["boot_id"]
         self._tell(line)

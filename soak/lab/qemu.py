@@ -42,14 +42,18 @@ _APPEND: Final = (
 
 @dataclass(frozen=True)
 class Machine:
-    """All that QEMU is told. Ports are descriptors of connected sockets that it inherits."""
+    """All that QEMU is told.
+
+    It inherits its ports, descriptors of connected sockets, and the files of the boot, which need not
+    have a name.
+    """
 
     kernel: Path
-    initrd: Path
-    nvdimm: Path
+    initrd: int
+    nvdimm: int
     nvdimm_size: int
     nvdimm_alignment: int
-    crash_store: Path
+    crash_store: int
     crash_store_size: int
     ledger: Path
     ledger_size: int
@@ -62,6 +66,12 @@ class Machine:
     control_port: int
     devices: tuple[str, ...] = ()
 
+    @property
+    def inherited(self) -> tuple[int, ...]:
+        """The descriptors that QEMU needs."""
+        files = (self.initrd, self.nvdimm, self.crash_store)
+        return (*files, self.monitor_port, self.journal_port, self.control_port)
+
     def arguments(self) -> list[str]:
         """Return QEMU's command line. It dies with the process that starts it."""
         return [
@@ -69,14 +79,14 @@ class Machine:
             *_PROCESSORS[self.accelerator],
             *("-machine", "q35,nvdimm=on", "-m", f"{MEMORY_MIB}M,slots=4,maxmem=16G"),
             *("-nodefaults", "-no-reboot", "-display", "none"),
-            *self._memory("nvdimm", self.nvdimm, self.nvdimm_size),
+            *self._memory("nvdimm", _by_number(self.nvdimm), self.nvdimm_size),
             *("-device", f"nvdimm,memdev=nvdimm,label-size={LABEL_SIZE}"),
             *("-device", "intel-iommu,intremap=on,caching-mode=on,device-iotlb=on"),
             *self._functions(),
             *self._memory("ledger", self.ledger, self.ledger_size),
             *("-device", "ivshmem-plain,memdev=ledger"),
             # Where the kernel leaves its last words (ERST, seen as pstore) for the boot that follows.
-            *self._memory("erst", self.crash_store, self.crash_store_size),
+            *self._memory("erst", _by_number(self.crash_store), self.crash_store_size),
             *("-device", "acpi-erst,memdev=erst"),
             *("-device", "virtio-rng-pci"),
             *("-device", "virtio-serial-pci"),
@@ -85,8 +95,10 @@ class Machine:
             *("-chardev", f"socket,id=monitor,fd={self.monitor_port}"),
             *("-mon", "chardev=monitor,mode=control"),
             *(word for device in self.devices for word in _option(device)),
-            *("-serial", f"file:{self.console}"),
-            *("-kernel", str(self.kernel), "-initrd", str(self.initrd)),
+            # Appended to, so that it can be cut short meanwhile.
+            *("-chardev", f"file,id=console,path={_escaped(self.console)},append=on"),
+            *("-serial", "chardev:console"),
+            *("-kernel", str(self.kernel), "-initrd", str(_by_number(self.initrd))),
             *("-append", f"{_APPEND} {DISK_PARAMETERS} {self.append}".strip()),
         ]
 
@@ -152,6 +164,11 @@ def accelerators(wanted: str) -> tuple[list[str], str]:
     if not _VIRTUALISATION_FLAGS.search(Path("/proc/cpuinfo").read_text()):
         return ["tcg"], f"emulation: {_KVM} is there, but the processor shows neither vmx nor svm"
     return ["kvm", "tcg"], "KVM, with emulation to fall back on if the guest does not start"
+
+
+def _by_number(descriptor: int) -> Path:
+    """Return the name under which a program finds a file that it has inherited."""
+    return Path(f"/proc/self/fd/{descriptor}")
 
 
 def _escaped(path: Path) -> str:

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from soak import rundir
 from soak.config import load_config
-from soak.control import SOCKET_NAME, Question
 from soak.errors import UsageError
 from soak.ledger import LedgerReader
 from soak.ledger_layout import LedgerError
+from soak.rundir import RunDirectory
 from soak.unfinished import Story
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Iterator
     from pathlib import Path
 
     from soak.config import Config
-
-_ANSWER_SECONDS: Final = 10.0
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,9 @@ class Past:
     kernel: str
 
 
-def past_run(options: argparse.Namespace) -> Past:
-    """Find the run that `--resume` names.
+@contextlib.contextmanager
+def past_run(options: argparse.Namespace) -> Iterator[Past]:
+    """Find the run that `--resume` names, which is this program's alone meanwhile.
 
     Raises:
         UsageError: there is none, it is still running or has ended, or the command line contradicts it.
@@ -45,8 +46,11 @@ def past_run(options: argparse.Namespace) -> Past:
                 f"A run is resumed as it was started: leave --{given.replace('_', '-')} out."
             )
     directory = rundir.find_run(options.resume)
-    if (directory / SOCKET_NAME).exists() and _is_running(directory):
-        raise UsageError(f"The run in {directory} is still running: nothing is to be resumed.")
+    with RunDirectory.take(directory, directory.name):
+        yield _past(directory)
+
+
+def _past(directory: Path) -> Past:
     story = Story.of(directory)
     if story.lab is None or story.ended:
         raise UsageError(
@@ -66,11 +70,3 @@ def past_run(options: argparse.Namespace) -> Past:
         str(facts["filesystem"]),
         str(story.lab["kernel"]),
     )
-
-
-def _is_running(directory: Path) -> bool:
-    try:
-        Question(directory, "").answer(_ANSWER_SECONDS)
-    except ConnectionError:
-        return False
-    return True

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
-from typing import TYPE_CHECKING, Final, Self
+import tempfile
+from typing import IO, TYPE_CHECKING, Final, Self
 
 from soak.errors import UsageError
 from soak.lab import protocol
@@ -23,10 +25,11 @@ CRASH_STORE_SIZE: Final = 1 << 20
 
 
 class Scratch:
-    """Owns the files of a boot in a run directory; they are gone when it is closed.
+    """Owns the files of a boot, which QEMU inherits as descriptors.
 
-    What a machine would keep over a reboot, its NVDIMM and the store of its crash logs, stays where
-    `keep` says so, and is there from the boot before where `resumed` does.
+    They have no name, so that nothing is left of them whoever is killed. What a machine would keep over
+    a reboot, its NVDIMM and the store of its crash logs, has a name in the run directory where `keep`
+    says so, and is there from the boot before where `resumed` does.
     """
 
     def __init__(
@@ -47,42 +50,52 @@ class Scratch:
             UsageError: there is no space for them, or nothing was kept of the boot before.
         """
         self._directory = directory
-        self._keep = keep or nvdimm is not None
-        self.initrd = directory / ".initrd"
-        self.nvdimm = nvdimm or directory / _NVDIMM
-        self.crash_store = self.nvdimm.with_name(_CRASH_STORE)
-        try:
-            if order.resumed:
-                self._check_kept()
-            self._write_initrd(layers, order, script)
-            if not order.resumed:
-                for path, size in (
-                    (self.nvdimm, nvdimm_size(order.spaces)),
-                    (self.crash_store, CRASH_STORE_SIZE),
-                ):
-                    with path.open("wb") as image:
-                        # A store into a hole on a full disk would kill QEMU.
-                        os.posix_fallocate(image.fileno(), 0, size)
-        except OSError as error:
-            self.close()
-            raise UsageError(
-                f"The lab's files in {directory} cannot be written: {error.strerror}."
-            ) from None
-        self.nvdimm_size = self.nvdimm.stat().st_size
+        kept = (nvdimm or directory / _NVDIMM) if keep or nvdimm is not None else None
+        with contextlib.ExitStack() as stack:
+            try:
+                initrd = self._nameless(stack)
+                _write_initrd(initrd, layers, order, script)
+                images = [
+                    self._image(stack, kept, nvdimm_size(order.spaces), resumed=order.resumed),
+                    self._image(
+                        stack,
+                        kept.with_name(_CRASH_STORE) if kept else None,
+                        CRASH_STORE_SIZE,
+                        resumed=order.resumed,
+                    ),
+                ]
+            except OSError as error:
+                raise UsageError(
+                    f"The lab's files in {directory} cannot be written: {error.strerror}."
+                ) from None
+            self.initrd, self.nvdimm, self.crash_store = (
+                file.fileno() for file in (initrd, *images)
+            )
+            self.nvdimm_size = os.fstat(self.nvdimm).st_size
+            self._files = stack.pop_all()
         self.nvdimm_alignment = nvdimm_alignment(order.spaces)
 
-    def _check_kept(self) -> None:
-        if not (self.nvdimm.exists() and self.crash_store.exists()):
-            raise UsageError(
-                f"The run in {self._directory} cannot be resumed: its NVDIMM was not kept. Start it "
-                f"with --keep next time."
-            )
+    def _nameless(self, stack: contextlib.ExitStack) -> IO[bytes]:
+        return stack.enter_context(tempfile.TemporaryFile(dir=self._directory))
+
+    def _image(
+        self, stack: contextlib.ExitStack, path: Path | None, size: int, *, resumed: bool
+    ) -> IO[bytes]:
+        """Open what stands for memory that lasts, or make it."""
+        if resumed:
+            if path is None or not path.exists():
+                raise UsageError(
+                    f"The run in {self._directory} cannot be resumed: its NVDIMM was not kept. Start "
+                    f"it with --keep next time."
+                )
+            return stack.enter_context(path.open("r+b"))
+        image = self._nameless(stack) if path is None else stack.enter_context(path.open("w+b"))
+        # A store into a hole on a full disk would kill QEMU.
+        os.posix_fallocate(image.fileno(), 0, size)
+        return image
 
     def close(self) -> None:
-        self.initrd.unlink(missing_ok=True)
-        if not self._keep:
-            self.nvdimm.unlink(missing_ok=True)
-            self.crash_store.unlink(missing_ok=True)
+        self._files.close()
 
     def __enter__(self) -> Self:
         return self
@@ -90,15 +103,19 @@ class Scratch:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _write_initrd(
-        self, layers: Sequence[Path], order: Order, script: Mapping[str, bytes] | None
-    ) -> None:
-        with self.initrd.open("wb") as out:
-            for layer in layers:
-                with layer.open("rb") as source:
-                    shutil.copyfileobj(source, out)
-            archive = CpioWriter(out)
-            archive.file(protocol.ORDER_FILE, order.to_json().encode())
-            for name, data in (script or {}).items():
-                archive.file(name, data)
-            archive.close()
+
+def _write_initrd(
+    out: IO[bytes],
+    layers: Sequence[Path],
+    order: Order,
+    script: Mapping[str, bytes] | None,
+) -> None:
+    for layer in layers:
+        with layer.open("rb") as source:
+            shutil.copyfileobj(source, out)
+    archive = CpioWriter(out)
+    archive.file(protocol.ORDER_FILE, order.to_json().encode())
+    for name, data in (script or {}).items():
+        archive.file(name, data)
+    archive.close()
+    out.flush()

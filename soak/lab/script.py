@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from soak import rundir
 from soak.lab import protocol
 from soak.lab.boot_error import STOOD_STILL, BootError
-from soak.lab.console import console_tail
+from soak.lab.console import begin_console, console_tail
 from soak.lab.guest_messages import GarbledError, parse_message
 from soak.lab.protocol import Order
 from soak.lab.qemu import Machine
@@ -61,7 +61,7 @@ async def run_script(
     """
     directory = request.directory
     ledger, console = directory / rundir.LEDGER, directory / rundir.CONSOLE
-    console.touch()
+    begin_console(console)
     with ledger.open("wb") as memory:
         memory.truncate(_LEDGER_SIZE)
     order = _order(request, nvdimm)

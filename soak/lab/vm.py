@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import socket
 from dataclasses import replace
@@ -12,12 +13,18 @@ from typing import TYPE_CHECKING, Any, Final
 
 from qemu.qmp import ConnectError, ExecInterruptedError, ExecuteError, QMPClient, StateError
 
+from soak.lab.console import keep_console_short
 from soak.lab.port import Port
 from soak.lab.standstill import Standstill
 
 if TYPE_CHECKING:
     from soak.lab.qemu import Machine
 
+# What QEMU itself says, beside the guest's console; the first of it matters most.
+_LOG: Final = "qemu.log"
+_LOG_FLAGS: Final = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+_MOST_SAID: Final = 1 << 20
+_MOST_SHOWN: Final = 2000
 _CONNECT_SECONDS: Final = 30.0
 _COMMAND_SECONDS: Final = 10.0
 # QEMU tells its reason before it ends; the message may be read a moment after.
@@ -34,6 +41,8 @@ class VirtualMachine:
     def __init__(self, machine: Machine) -> None:
         """Prepare; `machine` comes without ports, which are made here."""
         self._machine = machine
+        self._log = machine.console.with_name(_LOG)
+        self._said = -1
         self._process: asyncio.subprocess.Process | None = None
         self._monitor = QMPClient("dax-soak")
         # QEMU's end is expected; the library would log it as a failure of the connection.
@@ -49,6 +58,7 @@ class VirtualMachine:
         Raises:
             OSError: QEMU cannot be started, or ends at once; the text is what it said.
         """
+        self._said = os.open(self._log, _LOG_FLAGS, 0o640)
         monitor, monitor_end = socket.socketpair()
         theirs = (monitor_end, self._journal_end, self._control_end)
         machine = replace(
@@ -62,8 +72,9 @@ class VirtualMachine:
                 *machine.arguments(),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.DEVNULL,
-                stderr=asyncio.subprocess.PIPE,
-                pass_fds=[end.fileno() for end in theirs],
+                # A file, not a pipe: nobody need read it for QEMU to go on.
+                stderr=self._said,
+                pass_fds=machine.inherited,
                 # Ctrl-C in the terminal is for this program, which ends the guest in order.
                 start_new_session=True,
             )
@@ -115,7 +126,7 @@ class VirtualMachine:
         """End QEMU: by its monitor, then by force; return what it said on its way."""
         process = self._process
         if process is None:
-            return ""
+            return self._last_words()
         if process.returncode is None:
             await self._execute("quit")
             try:
@@ -123,9 +134,6 @@ class VirtualMachine:
             except TimeoutError:
                 process.kill()
                 await process.wait()
-        said = b""
-        if process.stderr is not None:
-            said = await process.stderr.read()
         if self._watching is not None:
             self._watching.cancel()
             await asyncio.wait([self._watching])
@@ -134,6 +142,24 @@ class VirtualMachine:
             await self._monitor.disconnect()
         self.journal.close()
         self.control.close()
+        return self._last_words()
+
+    def keep_short(self) -> None:
+        """Bound what QEMU and the guest's console write, of QEMU's words keeping the first."""
+        keep_console_short(self._machine.console)
+        if os.fstat(self._said).st_size > _MOST_SAID:
+            os.ftruncate(self._said, _MOST_SAID)
+
+    def _last_words(self) -> str:
+        """Return the end of what QEMU said, and leave its file where there is something in it."""
+        if self._said < 0:
+            return ""
+        size = os.fstat(self._said).st_size
+        said = os.pread(self._said, _MOST_SHOWN, max(size - _MOST_SHOWN, 0))
+        os.close(self._said)
+        self._said = -1
+        if not size:
+            self._log.unlink(missing_ok=True)
         return said.decode(errors="replace").strip()
 
     async def _execute(self, command: str) -> object:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 MARK: Final = ".dax-soak"
 FORMAT: Final = 1
 _MOST_MARK: Final = 4096
+_OTHERS_WRITE: Final = 0o022
+_READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _SECONDS: Final = 60.0
 
 
@@ -102,15 +104,16 @@ def check_unclaimed(path: Path) -> None:
         # Neither the directory nor its mark may be a link to somewhere else.
         directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
-            mark = os.open(MARK, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
-            with os.fdopen(mark, "rb") as file:
-                content = file.read(_MOST_MARK)
+            if _is_own(directory):
+                mark = os.open(MARK, _READ, dir_fd=directory)
+                with os.fdopen(mark, "rb") as file:
+                    content = file.read(_MOST_MARK) if _is_own(mark) else b""
         finally:
             os.close(directory)
     if not _is_mark(content):
         raise UsageError(
-            f"{path} exists and was not made by dax-soak (it has no {MARK} of its own), so it is not "
-            f"touched: move it away, or give the region another name."
+            f"{path} exists and was not made by dax-soak (it has no {MARK} that this user alone may "
+            f"write), so it is not touched: move it away, or give the region another name."
         )
 
 
@@ -129,6 +132,12 @@ def _make(path: Path, run_id: str) -> None:
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)
         raise
+
+
+def _is_own(descriptor: int) -> bool:
+    """Say whether a file or directory is this user's, and no other's to write to: a mark is an order."""
+    status = os.fstat(descriptor)
+    return status.st_uid == os.geteuid() and not status.st_mode & _OTHERS_WRITE
 
 
 def _mark(run_id: str) -> bytes:

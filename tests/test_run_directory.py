@@ -1,0 +1,179 @@
+"""The run directory: one owner at a time, and nothing of another user's in the way."""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import time
+from pathlib import Path
+
+import pytest
+
+from soak import rundir
+from soak.errors import UsageError
+from soak.journal import FileJournal
+from soak.rundir import RunDirectory
+from tests.journal_support import valid_fields
+from tests.test_cli import left_behind
+
+SOMEBODY = 4242
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+
+
+@pytest.fixture
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    directory = tmp_path / "runs"
+    monkeypatch.setattr(rundir, "runs_directory", lambda: directory)
+    return directory
+
+
+def begin(directory: Path) -> None:
+    with FileJournal(directory / rundir.JOURNAL) as journal:
+        journal.write("run.started", **valid_fields("run.started"))
+
+
+@pytest.mark.parametrize("wanted", ["{0}/file", "{0}/file/below", "{0}/link"])
+def test_what_is_no_directory_is_refused(tmp_path: Path, wanted: str) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "link").symlink_to("elsewhere")
+    before = left_behind(tmp_path)
+    with pytest.raises(UsageError, match="run directory"):
+        RunDirectory.make(Path(wanted.format(tmp_path)), "run-1", 0)
+    assert left_behind(tmp_path) == before
+
+
+def test_without_space_it_is_refused(runs: Path) -> None:
+    with pytest.raises(UsageError, match="MiB and has"):
+        RunDirectory.make(None, "run-1", 1 << 60)
+    assert not runs.exists()
+
+
+def test_modes_do_not_depend_on_the_umask(runs: Path, tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        with (
+            RunDirectory.make(None, "run-1", 0) as kept,
+            RunDirectory.make(tmp_path / "above" / "own", "run-2", 0) as own,
+        ):
+            modes = {
+                path: stat.S_IMODE(path.stat().st_mode)
+                for path in (runs, kept.path, own.path.parent, own.path, own.path / rundir.LOCK)
+            }
+    finally:
+        os.umask(before)
+    assert list(modes.values()) == [0o755, 0o755, 0o755, 0o750, 0o600]
+
+
+def test_latest_names_the_run_that_has_begun(runs: Path) -> None:
+    for name in ("run-1", "run-2"):
+        with RunDirectory.make(None, name, 0) as made:
+            begin(made.path)
+            rundir.note_begun(made.path)
+            assert rundir.find_run("latest") == rundir.find_run(name) == made.path
+    with RunDirectory.make(None, "run-3", 0) as refused:
+        begin(refused.path)
+        assert rundir.find_run("latest") == runs / "run-2"
+    rundir.discard(runs / "run-2")
+    with pytest.raises(UsageError, match="no run"):
+        rundir.find_run("latest")
+
+
+def test_a_run_elsewhere_does_not_become_latest(runs: Path, tmp_path: Path) -> None:
+    with RunDirectory.make(tmp_path / "own", "run-1", 0) as made:
+        begin(made.path)
+        rundir.note_begun(made.path)
+    assert left_behind(tmp_path) == {"own", "own/.lock", "own/journal.jsonl"}
+    assert not runs.exists()
+
+
+def test_a_run_has_one_owner(runs: Path) -> None:
+    with RunDirectory.make(None, "run-1", 0) as made:
+        with pytest.raises(UsageError, match=rf"run-1.* is still running .*process {os.getpid()}"):
+            RunDirectory.take(made.path, "run-1")
+        begin(made.path)
+    with RunDirectory.take(runs / "run-1", "run-1"):
+        pass
+
+
+def test_what_an_owner_forked_does_not_own(runs: Path) -> None:
+    made = RunDirectory.make(None, "run-1", 0)
+    child = os.fork()
+    if child == 0:
+        time.sleep(60)
+        os._exit(0)
+    try:
+        made.close()
+        RunDirectory.take(runs / "run-1", "run-1").close()
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+@pytest.mark.parametrize("mode", [0o770, 0o707])
+def test_a_run_to_which_others_may_write_does_not_go_on(runs: Path, mode: int) -> None:
+    RunDirectory.make(None, "run-1", 0).close()
+    (runs / "run-1").chmod(mode)
+    with pytest.raises(UsageError, match="Others may write to the directory"):
+        RunDirectory.take(runs / "run-1", "run-1")
+
+
+@as_root
+@pytest.mark.parametrize(
+    "theirs", ["run", "above", "link"], ids=["the directory", "one above", "a link on the way"]
+)
+def test_root_writes_nothing_where_another_user_may(tmp_path: Path, theirs: str) -> None:
+    above, wanted = tmp_path / "above", tmp_path / "above" / "run"
+    wanted.mkdir(parents=True)
+    (tmp_path / "link").symlink_to(above)
+    given = {"run": wanted, "above": above, "link": tmp_path / "link"}[theirs]
+    os.chown(given, SOMEBODY, SOMEBODY, follow_symlinks=False)
+    path = tmp_path / "link" / "run" if theirs == "link" else wanted
+    before = left_behind(tmp_path)
+    for attempt in (
+        lambda: RunDirectory.make(path, "run-1", 0),
+        lambda: RunDirectory.take(path, "run-1"),
+    ):
+        with pytest.raises(UsageError, match=f"{given} belongs to user {SOMEBODY}"):
+            attempt()
+    assert left_behind(tmp_path) == before
+
+
+@as_root
+def test_root_writes_nothing_below_a_directory_of_a_group(tmp_path: Path) -> None:
+    os.chown(tmp_path, 0, SOMEBODY)
+    tmp_path.chmod(0o770)
+    with pytest.raises(UsageError, match=f"chmod go-w {tmp_path}"):
+        RunDirectory.make(tmp_path / "run", "run-1", 0)
+    # As in /tmp, where nobody can rename what is another's.
+    tmp_path.chmod(0o1777)
+    RunDirectory.make(tmp_path / "run", "run-1", 0).close()
+
+
+def test_a_lock_that_is_no_file_is_refused(runs: Path) -> None:
+    directory = runs / "run-1"
+    RunDirectory.make(None, "run-1", 0).close()
+    (directory / rundir.LOCK).unlink()
+    os.mkfifo(directory / rundir.LOCK)
+    with pytest.raises(UsageError, match="cannot be used: it is no file"):
+        RunDirectory.take(directory, "run-1")
+
+
+def test_what_never_began_is_removed_later(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = [RunDirectory.make(None, "running", 0)]
+    for name in ("began", "killed", ".bench-killed"):
+        kept.append(RunDirectory.make(None, name, 0))
+        kept.pop().close()
+    begin(runs / "began")
+    (runs / "somebody-else").mkdir()
+    (runs / "killed" / rundir.CONSOLE).write_text("booting\n")
+    everything = {path.name for path in runs.iterdir()}
+    assert rundir.discard_unbegun() == []
+    assert {path.name for path in runs.iterdir()} == everything
+    later = time.time() + 3600
+    monkeypatch.setattr("soak.rundir.time.time", lambda: later)
+    removed = {path.name for path in rundir.discard_unbegun()}
+    assert removed == {"killed", ".bench-killed"}
+    assert {path.name for path in runs.iterdir()} == everything - removed
+    kept[0].close()
