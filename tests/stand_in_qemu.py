@@ -20,7 +20,8 @@ from soak.ledger import Ledger
 from soak.schema import SUPERVISOR
 
 STEPS: Final = "DAX_SOAK_TEST_STEPS"
-SAY, PRINT, WAIT_FOR, SCRIBBLE, END = "control", "journal", "wait for", "scribble", "end"
+SAY, PRINT, END = "control", "journal", "end"
+WAIT_FOR, SCRIBBLE, COMPLAIN = "wait for", "scribble", "complain"
 _BEAT_SECONDS: Final = 0.2
 _LONGEST_SECONDS: Final = 120.0
 
@@ -60,6 +61,8 @@ def main() -> None:
         elif step == SCRIBBLE:
             with _ledger(options).open("r+b") as file:
                 file.write(bytes.fromhex(value) * _ledger(options).stat().st_size)
+        elif step == COMPLAIN:
+            sys.stderr.write(f"{value}\n")
         elif step == END:
             os._exit(0)
         else:

@@ -13,15 +13,17 @@ from typing import TYPE_CHECKING, Any, Self
 
 import pytest
 
+from soak.cli import main
 from soak.control import CONTINUE, PAUSE, STOP, Question
 from soak.journal import read_journal
-from soak.lab import protocol
+from soak.lab import host, protocol
 from soak.lab.cache import Cache, cache_directory
 from soak.lab.image import GuestRoot
+from soak.rundir import RunDirectory
 from tests.journal_support import valid_line
 from tests.lab_support import QUICK_KERNEL, ROOT, end_process
 from tests.soak_support import DEADLINE
-from tests.stand_in_qemu import END, PRINT, SAY, SCRIBBLE, STEPS, WAIT_FOR, install
+from tests.stand_in_qemu import COMPLAIN, END, PRINT, SAY, SCRIBBLE, STEPS, WAIT_FOR, install
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,28 +59,43 @@ def journal() -> list[Step]:
     return steps
 
 
+def arguments(directory: Path) -> list[str]:
+    return [
+        *("lab", "--accel", "tcg", "--kernel", QUICK_KERNEL),
+        *("--duration", "1m", "--linger", "1s", "--listen", "127.0.0.1:0"),
+        *("--run-dir", str(directory)),
+    ]
+
+
+def prepare(place: Path, steps: list[Step]) -> dict[str, str]:
+    """Write down the steps, and return the environment in which they are played."""
+    install(place / "bin")
+    (place / "steps.json").write_text(json.dumps(steps))
+    return {
+        "PATH": f"{place / 'bin'}:{os.environ['PATH']}",
+        STEPS: str(place / "steps.json"),
+    }
+
+
 class Played:
     """A lab whose guest plays steps."""
 
     def __init__(
-        self, place: Path, steps: list[Step], streams: str = "2>&1", where: Path = ROOT
+        self,
+        place: Path,
+        steps: list[Step],
+        streams: str = "2>&1",
+        where: Path = ROOT,
+        before: str = "",
     ) -> None:
-        install(place / "bin")
-        (place / "steps.json").write_text(json.dumps(steps))
         self.directory = place / "run"
         self._process = subprocess.Popen(
             [
-                *("bash", "-c", f'exec "$@" {streams}', "bash"),
-                *(str(PROGRAM), "lab", "--accel", "tcg", "--kernel", QUICK_KERNEL),
-                *("--duration", "1m", "--linger", "1s", "--listen", "127.0.0.1:0"),
-                *("--run-dir", str(self.directory)),
+                *("bash", "-c", f'{before} exec "$@" {streams}', "bash"),
+                *(str(PROGRAM), *arguments(self.directory)),
             ],
             stdout=subprocess.PIPE, cwd=where,
-            env={
-                **os.environ,
-                "PATH": f"{place / 'bin'}:{os.environ['PATH']}",
-                STEPS: str(place / "steps.json"),
-            },
+            env={**os.environ, **prepare(place, steps)},
         )  # fmt: skip
 
     def __enter__(self) -> Self:
@@ -197,3 +214,82 @@ def test_a_host_that_stood_still_reads_what_is_left(tmp_path: Path, word: str) -
         code, said = played.finish()
         question.answer(DEADLINE)
     assert (code, "verdict PASS" in said) == (0, True), said
+
+
+def test_qemu_may_complain_as_much_as_it_likes(tmp_path: Path) -> None:
+    words = [(COMPLAIN, "the first"), *[(COMPLAIN, "x" * 65_000)] * 40]
+    with Played(tmp_path, [*BOOTED, *words, *journal(), *ENDED]) as played:
+        code, said = played.finish()
+        told = (played.directory / "qemu.log").read_text()
+    assert (code, "verdict PASS" in said) == (0, True), said
+    assert told.startswith("the first\nx")
+
+
+def test_a_run_that_does_not_end_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The host has a deadline of its own: a guest may go on beating for ever."""
+    monkeypatch.setattr(host, "_BESIDE_SECONDS", 2.0)
+    never = [*BOOTED, *journal()[:2], (WAIT_FOR, str(tmp_path / "never"))]
+    for name, value in prepare(tmp_path, never).items():
+        monkeypatch.setenv(name, value)
+    short = ("--duration", "1s", "--boot-timeout", "1s")
+    assert main([*arguments(tmp_path / "run"), *short]) == 3
+    said = " ".join(capfd.readouterr().out.split())
+    assert "because the run did not end in the time that it had" in said
+
+
+def allocated(directory: Path) -> int:
+    return sum(path.stat().st_blocks * 512 for path in directory.iterdir())
+
+
+def test_a_host_that_is_killed_leaves_nothing_large(tmp_path: Path) -> None:
+    """Its guest, which has the files of the boot, ends with it."""
+    steps = [*BOOTED, *journal()[:2], (WAIT_FOR, str(tmp_path / "never"))]
+    with Played(tmp_path, steps) as played:
+        wait_until(lambda: played.events("run.started") != [])
+        (started,) = played.events("lab.started")
+        played.signal(signal.SIGKILL)
+        played.finish()
+        wait_until(lambda: not is_running(started["qemu_pid"]))
+        assert allocated(played.directory) < 4 << 20
+        # Nobody has it any more.
+        RunDirectory.take(played.directory, "").close()
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return state(pid) != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize("ignored", [False, True], ids=["SIGHUP", "nohup"])
+def test_a_terminal_that_goes_away_ends_it_in_order(tmp_path: Path, *, ignored: bool) -> None:
+    go_on = tmp_path / "go-on"
+    steps = [*BOOTED, *journal()[:-1], (WAIT_FOR, str(go_on)), journal()[-1], *ENDED]
+    with Played(tmp_path, steps, before="trap '' HUP;" if ignored else "") as played:
+        wait_until(lambda: played.events("sample.taken") != [])
+        played.signal(signal.SIGHUP)
+        go_on.touch()
+        code, said = played.finish()
+    assert (code, "verdict PASS" in said) == (0, True), said
+    assert ("Stopping: the soak ends in order" in said) is not ignored
+
+
+def test_a_run_that_goes_on_is_not_resumed(tmp_path: Path) -> None:
+    go_on = tmp_path / "go-on"
+    steps = [*BOOTED, *journal(), (WAIT_FOR, str(go_on)), *ENDED]
+    with Played(tmp_path, steps) as played:
+        wait_until(lambda: played.events("run.ended") != [])
+        before = {path.name for path in played.directory.iterdir()}
+        again = subprocess.run(
+            [PROGRAM, "lab", "--resume", str(played.directory)],
+            check=False, capture_output=True, text=True, timeout=DEADLINE,
+        )  # fmt: skip
+        after = {path.name for path in played.directory.iterdir()}
+        go_on.touch()
+        assert played.finish()[0] == 0
+    assert (again.returncode, again.stdout) == (2, "")
+    assert f"The run in {played.directory} is still running" in again.stderr
+    assert before == after

@@ -131,12 +131,10 @@ def test_root_writes_nothing_where_another_user_may(tmp_path: Path, theirs: str)
     os.chown(given, SOMEBODY, SOMEBODY, follow_symlinks=False)
     path = tmp_path / "link" / "run" if theirs == "link" else wanted
     before = left_behind(tmp_path)
-    for attempt in (
-        lambda: RunDirectory.make(path, "run-1", 0),
-        lambda: RunDirectory.take(path, "run-1"),
-    ):
-        with pytest.raises(UsageError, match=f"{given} belongs to user {SOMEBODY}"):
-            attempt()
+    with pytest.raises(UsageError, match=f"{given} belongs to user {SOMEBODY}"):
+        RunDirectory.make(path, "run-1", 0)
+    with pytest.raises(UsageError, match=f"{given} belongs to user {SOMEBODY}"):
+        RunDirectory.take(path, "run-1")
     assert left_behind(tmp_path) == before
 
 
