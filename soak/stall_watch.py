@@ -22,6 +22,7 @@ from soak.vocabulary import (
     INVALIDATIONS,
     SHORT_PINS,
     Interface,
+    Operation,
     ProbeResult,
     RegionKind,
     Violation,
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
     from soak.clock import SoakClock
     from soak.crew import Crew, Member
-    from soak.detectors.stalls import Hold, Judgement, StallDetector
+    from soak.detectors.stalls import Hold, Judgement, Overdue, StallDetector
     from soak.detectors.wakeups import WakeupProbe
     from soak.journal import Journal
     from soak.known_issues import KnownIssue
@@ -145,6 +146,8 @@ class StallWatch:
                 self._report(judgement)
             if judgement.violation is Violation.STALL and not judgement.wait.end:
                 self._begin_freeing(judgement, now)
+        for overdue in self._detector.look_for_overdue(now):
+            self._report_overdue(overdue)
         self._free(now)
 
     def commit(self) -> None:
@@ -159,9 +162,11 @@ class StallWatch:
 
     def free(self, member: Member) -> None:
         """Free a worker that does not come to rest, whatever it is doing."""
+        self._begin_to_free(member, member.block.get("begun") - 1)
+
+    def _begin_to_free(self, member: Member, number: int) -> None:
         name, now = member.plan.name, time.monotonic_ns()
         if name not in self._stuck:
-            number = member.block.get("begun") - 1
             self._stuck[name] = _Stuck(number, member.block.get("incarnation"), now, now, None)
 
     def trials(self) -> dict[str, int]:
@@ -201,6 +206,8 @@ class StallWatch:
         where = f"{wait.operation} of {RegionKind.FS_DAX}"
         if kind is Violation.EARLY_TRUNCATE:
             what = f"ended while a page was pinned over {interface} that it had to wait for"
+        elif judgement.behind is not None:
+            what = f"waits for a pin over {interface} that its holder cannot give back"
         elif interface is Interface.NONE:
             what = "did not end, though no page that it had to wait for was pinned"
         elif kind is Violation.STALL:
@@ -223,6 +230,34 @@ class StallWatch:
                 undecided=undecided,
             )
         )
+
+    def _report_overdue(self, overdue: Overdue) -> None:
+        """Report a pin that does not end, and free its holder, for which others wait."""
+        hold = overdue.hold
+        member = self._crew.member(hold.worker)
+        seconds = overdue.bound / 1e9
+        what = "lasts" if hold.take_after else "is being taken"
+        self._reporter.report(
+            Finding(
+                Violation.STALL,
+                RegionKind.FS_DAX,
+                hold.interface,
+                Operation.HOLD,
+                1,
+                f"a pin of {RegionKind.FS_DAX} over {hold.interface} {what} for more than {seconds:g} s, "
+                f"and its holder hangs in the kernel",
+                overdue.region,
+                evidence={
+                    "worker": hold.worker,
+                    "file": overdue.place,
+                    "excess_ms": round((overdue.lasted - overdue.bound) / _MILLISECOND, 3),
+                    "task": look_at(member.pid) if member.running else {},
+                    "held": [_hold_line(hold, hold.take_before)],
+                    "recorders": {hold.worker: _last_lines(member.block)},
+                },
+            )
+        )
+        self._begin_to_free(member, overdue.number)
 
     def _report_canary(self, judgement: Judgement) -> None:
         """Say what a canary looks like, as of any wait; it is in no books, and frees itself."""
@@ -254,6 +289,8 @@ class StallWatch:
         Then the one that would, had its probe been conclusive.
         """
         holds, last = judgement.holds, judgement.last
+        if judgement.behind is not None:
+            return judgement.behind.interface, None, None
         undecided: tuple[Interface, str] | None = None
         if not judgement.wait.end and not waits_for_pages(task.get("stack", ())):
             return (last.interface if last else Interface.NONE), None, None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -63,8 +63,10 @@ def _plant_all(place: Path, stack: ExitStack) -> LabProcess:
         return process.found("stall") and len(leaks(process)) > 2 and len(after) > 1
 
     process.wait_until("it was found, and the soak went on", went_on)
-    # The limit of vfio becomes lower.
+    # A pin over O_DIRECT does not end, and the limit of vfio becomes lower.
+    process.plant("stuck-transfer")
     process.plant("refuse-map")
+    process.wait_until("a hold outlasted its bound", lambda: overdue(process) != [])
     process.wait_until(
         "the refusals were found",
         lambda: len(found("unexpected-refusal")) > 1 and found("wrong-errno") != set(),
@@ -81,6 +83,24 @@ def leaks(process: LabProcess) -> list[tuple[str, int]]:
         for event in process.events("violation.found")
         if event["kind"] == "leak" and event["known_issue"] is None
     ]
+
+
+def overdue(process: LabProcess) -> list[dict[str, Any]]:
+    return [event for event in process.events("violation.found") if event["operation"] == "hold"]
+
+
+def test_a_pin_that_does_not_end_is_found(faulty: LabProcess) -> None:
+    """It excuses what waits for it no longer, and its holder is freed as others are."""
+    found = overdue(faulty)
+    assert {(event["kind"], event["interface"], event["known_issue"]) for event in found} == {
+        ("stall", "o-direct", None)
+    }
+    workers = {event["evidence"]["worker"] for event in found}
+    assert any("holder" in worker for worker in workers)
+    assert all(event["evidence"]["task"]["state"] in {"S", "D"} for event in found)
+    first = min(event["seq"] for event in found)
+    gone = [event for name in ("operation.freed", "worker.wedged") for event in faulty.events(name)]
+    assert any(event["worker"] in workers and event["seq"] > first for event in gone)
 
 
 def test_single_held_pages_are_found_beside_the_known_leak(faulty: LabProcess) -> None:

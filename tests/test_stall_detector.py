@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from soak.detectors.stalls import Judgement, StallDetector
+from soak.detectors.stalls import Judgement, Overdue, StallDetector
 from soak.ledger import BlockWriter, Ledger
 from soak.schema import (
     HOLD_COLUMNS,
@@ -53,6 +53,8 @@ class Scene:
     blocks: dict[str, BlockWriter] = field(default_factory=dict)
     # Whether the invalidator sleeps for pages when it is looked at.
     asleep: bool = True
+    # Whether the holder hangs in the kernel.
+    hanging: bool = False
     pairs: int = 1
 
     def __post_init__(self) -> None:
@@ -75,6 +77,7 @@ class Scene:
             late_ns=LATE * MS,
             stall_ns=STALL * MS,
             asleep=lambda _pid: self.asleep,
+            hangs=lambda _pid: self.hanging,
         )
 
     def begin(self, operation: Operation, start: int = START, place: int = PLACE) -> None:
@@ -132,6 +135,10 @@ class Scene:
 
     def look(self, now: int) -> list[Judgement]:
         return self.detector.look(now * MS)
+
+    def overdue(self, now: int) -> list[Overdue]:
+        self.detector.look(now * MS)
+        return self.detector.look_for_overdue(now * MS)
 
     def one(self, now: int) -> Judgement:
         (judgement,) = self.look(now)
@@ -194,6 +201,65 @@ def test_a_pin_that_is_held_is_waited_for_as_long_as_it_lasts(scene: Scene) -> N
     judgement = scene.one(START + 3_600_002 + STALL)
     assert judgement.violation is Violation.STALL
     assert judgement.excess == (STALL + 1) * MS
+
+
+REQUEST = 30_000
+
+
+@pytest.mark.parametrize(
+    ("interface", "taken", "bound"),
+    [
+        (Interface.VMSPLICE, True, STALL),
+        (Interface.PROCESS_VM, True, STALL),
+        (Interface.O_DIRECT, True, STALL + REQUEST),
+        (Interface.VMSPLICE, False, STALL + REQUEST),
+    ],
+)
+def test_a_pin_excuses_what_waits_within_its_bound(
+    scene: Scene, interface: Interface, bound: int, *, taken: bool
+) -> None:
+    since = START - 9 if taken else START - 10
+    scene.hold(START - 10, since if taken else 0, interface=interface)
+    scene.begin(Operation.PUNCH_HOLE)
+    scene.hanging = True
+    assert scene.overdue(since + bound) == []
+    (found,) = scene.overdue(since + bound + 1)
+    assert (found.hold.interface, found.place, found.lasted, found.bound) == (
+        *(interface, PLACE, (bound + 1) * MS, bound * MS),
+    )
+    assert scene.detector.look_for_overdue((since + bound + 2) * MS) == []
+
+
+def test_what_waits_for_a_pin_without_end_is_a_stall(scene: Scene) -> None:
+    scene.hold(START - 10, START - 9)
+    scene.begin(Operation.PUNCH_HOLE)
+    scene.hanging = True
+    assert scene.look(START + STALL) == []
+    assert len(scene.detector.look_for_overdue((START + STALL) * MS)) == 1
+    judgement = scene.one(START + STALL + 1)
+    assert (judgement.violation, judgement.excess) == (Violation.STALL, (STALL + 1) * MS)
+    assert judgement.behind is not None
+    assert judgement.behind.take_after == (START - 9) * MS
+
+
+def test_a_holder_that_lacks_a_processor_is_not_overdue(scene: Scene) -> None:
+    scene.hold(START - 10, START - 9)
+    scene.begin(Operation.PUNCH_HOLE)
+    assert scene.overdue(START + 3_600_000) == []
+    assert scene.look(START + 3_600_000) == []
+
+
+def test_the_next_pin_of_an_overdue_holder_excuses_again(scene: Scene) -> None:
+    scene.hold(START - 10, START - 9)
+    scene.hanging = True
+    assert len(scene.overdue(START + STALL)) == 1
+    scene.release_hold(START + STALL + 1, START + STALL + 2)
+    later = START + 2 * STALL
+    scene.hold(later - 10, later - 9)
+    scene.begin(Operation.PUNCH_HOLE, later)
+    assert scene.overdue(later + 100) == []
+    assert scene.look(later + STALL - 10) == []
+    assert len(scene.overdue(later + STALL)) == 1
 
 
 def test_a_stall_counts_once_however_it_ends(scene: Scene) -> None:

@@ -11,7 +11,7 @@ from collections import defaultdict, deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from soak.detectors.tasks import sleeps_for_pages
+from soak.detectors.tasks import hangs_in_kernel, sleeps_for_pages
 from soak.expectations import expected
 from soak.schema import (
     CANARY,
@@ -39,6 +39,9 @@ if TYPE_CHECKING:
     from soak.ledger import BlockWriter
 
 _REMEMBERED_HOLDS: Final = 2 * HOLDS_LENGTH
+# How long the kernel lets a device take over a request before it gives it up itself (30 * HZ in
+# blk_mq_init_allocated_queue(), block/blk-mq.c). A pin that no device has is held for milliseconds.
+_REQUEST_NS: Final = 30_000_000_000
 _File = tuple[str, int]
 
 
@@ -106,6 +109,8 @@ class Judgement:
     tried: Hold | None
     excess: int
     violation: Violation | None
+    # The pin that it waits for, which has outlasted its bound.
+    behind: Hold | None = None
 
     @property
     def woken(self) -> bool:
@@ -117,6 +122,21 @@ class Judgement:
             and last is not None
             and wait.start < last.release_after <= wait.end
         )
+
+
+@dataclass(frozen=True)
+class Overdue:
+    """A pin of a file that lasts, or is being taken, for longer than its bound.
+
+    `number` counts the operations of its worker, `lasted` and `bound` are nanoseconds of soak time.
+    """
+
+    hold: Hold
+    region: str
+    place: int
+    number: int
+    lasted: int
+    bound: int
 
 
 class Clock(Protocol):
@@ -150,11 +170,12 @@ class StallDetector:
         stall_ns: int,
         read: Mapping[str, tuple[int, int]] | None = None,
         asleep: Callable[[int], bool] = sleeps_for_pages,
+        hangs: Callable[[int], bool] = hangs_in_kernel,
     ) -> None:
         """Take role, block and region names of each worker, and the bounds of the excess.
 
-        `asleep` says whether a process sleeps for pages now, `read` how many operations and holds of
-        each were judged by another supervisor.
+        `asleep` says whether a process sleeps for pages now, `hangs` whether it sleeps in the kernel at
+        all, `read` how many operations and holds of each were judged by another supervisor.
         """
         self._clock, self._release = clock, release
         self._late_ns, self._stall_ns = late_ns, stall_ns
@@ -176,7 +197,9 @@ class StallDetector:
         self._current: dict[str, tuple[_File, Hold]] = {}
         # Pins before this moment were written over before they were read.
         self._blind_until = 0
-        self._asleep = asleep
+        self._asleep, self._hangs = asleep, hangs
+        # Pins that have outlasted their bounds, by worker: what waits for them is excused no longer.
+        self._overdue: dict[str, Hold] = {}
         self._stalled: dict[str, int] = {}
         # Which wait of a worker was seen asleep long after the last pin: what only lacked a processor
         # did not wake up late.
@@ -206,6 +229,27 @@ class StallDetector:
                 judged.append(judgement)
         return judged
 
+    def look_for_overdue(self, now_ns: int) -> list[Overdue]:
+        """Return the pins that have outlasted their bounds since the last look, each once.
+
+        One whose holder only lacks a processor is none: it is for the kernel to give a pin back.
+        """
+        found = []
+        for name, ((region, place), hold) in self._current.items():
+            seen, known = self._holders[name], self._overdue.get(name)
+            # What the ledger says of a canary's pin is not true, on purpose.
+            if seen.block.block.kind == CANARY or (
+                known is not None and known.take_before == hold.take_before
+            ):
+                continue
+            lasted = self._clock.between(hold.take_after or hold.take_before, now_ns)
+            bound = self._bound(hold)
+            if lasted > bound and self._hangs(seen.block.get("pid")):
+                self._overdue[name] = hold
+                number = seen.block.get("begun") - 1
+                found.append(Overdue(hold, region, place, number, lasted, bound))
+        return found
+
     def uncovered(self) -> list[Cell]:
         """Return what this run tries against pins and no expectation speaks of."""
         interfaces = {
@@ -232,6 +276,11 @@ class StallDetector:
             for name, entry in seen.items()
             if entry.block.block.kind != CANARY
         }
+
+    def _bound(self, hold: Hold) -> int:
+        """Return how long a pin may last, or take to be taken."""
+        by_device = hold.interface is Interface.O_DIRECT or not hold.take_after
+        return self._stall_ns + (_REQUEST_NS if by_device else 0)
 
     def _is_known(self, wait: Wait) -> bool:
         return self._stalled.get(wait.worker) == wait.number
@@ -320,7 +369,8 @@ class StallDetector:
         if excess <= self._stall_ns:
             return None
         last = max(holds, key=lambda hold: hold.release_after, default=None)
-        return Judgement(wait, holds, last, _tried(wait, holds), excess, Violation.STALL)
+        behind = next((hold for hold in holds if self._is_overdue(hold)), None)
+        return Judgement(wait, holds, last, _tried(wait, holds), excess, Violation.STALL, behind)
 
     def _must_be_told(self, wait: Wait, holds: tuple[Hold, ...]) -> bool:
         """Say whether it ended while a pin lasted whose holder has still to tell for how long."""
@@ -330,10 +380,19 @@ class StallDetector:
 
     def _excuses(self, hold: Hold, now_ns: int) -> bool:
         """Say whether a pin is held now. What cannot be taken for seconds is a victim, no cause."""
-        if hold.release_after:
+        if hold.release_after or self._is_overdue(hold):
             return False
         taking = self._clock.between(hold.take_before, now_ns)
         return bool(hold.take_after) or taking <= self._stall_ns
+
+    def _is_overdue(self, hold: Hold) -> bool:
+        overdue = self._overdue.get(hold.worker)
+        return (
+            overdue is not None
+            and overdue.take_before == hold.take_before
+            and bool(hold.take_after)
+            and not hold.release_after
+        )
 
     def _ended_early(self, wait: Wait, hold: Hold) -> bool:
         return (

@@ -20,6 +20,9 @@ ASLEEP: Final = frozenset("SD")
 # xfs_break_dax_layouts() up to 6.14, dax_break_layout() since.
 _WAITS_FOR_PAGES: Final = ("break_layout", "break_dax_layouts", "wait_dax_page")
 
+# What /proc/PID/wchan shows of one that called nanosleep (kernel/time/hrtimer.c), or that does not sleep.
+_CHOSEN_SLEEP: Final = frozenset({"hrtimer_nanosleep", "do_nanosleep", "0", ""})
+
 
 def look_at(pid: int) -> dict[str, Any]:
     """Return state, wchan and stack of a task, or what kept each of them from being read."""
@@ -35,6 +38,14 @@ def look_at(pid: int) -> dict[str, Any]:
 def waits_for_pages(stack: Iterable[str]) -> bool:
     """Say whether a stack is that of a task which waits until DAX pages are not pinned any more."""
     return any(symbol in line for line in stack for symbol in _WAITS_FOR_PAGES)
+
+
+def hangs_in_kernel(pid: int) -> bool:
+    """Say whether a task sleeps in the kernel for something else than the time that it chose itself."""
+    try:
+        return task_state(pid) in ASLEEP and task_wchan(pid) not in _CHOSEN_SLEEP
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def sleeps_for_pages(pid: int) -> bool:

@@ -36,10 +36,7 @@ def make_disks() -> dict[str, list[str]]:
     behind, quick = _RAM_DISKS
     sectors = _RAM_DISK_KIB * 1024 // _SECTOR
     table = f"0 {sectors} delay {behind} 0 {_SLOW_MILLISECONDS}"
-    made = subprocess.run(
-        ["dmsetup", "create", _DELAYED, "--noudevsync", "--table", table],
-        check=False, capture_output=True, text=True, timeout=_TOOL_SECONDS,
-    )  # fmt: skip
+    made = _dmsetup("create", "--table", table)
     if made.returncode != 0:
         raise UsageError(
             f"the kernel cannot delay a disk ({made.stderr.strip()}): it needs CONFIG_DM_DELAY"
@@ -48,3 +45,20 @@ def make_disks() -> dict[str, list[str]]:
     if _NULL_DISK.exists():
         slow.append(str(_NULL_DISK))
     return {"slow-devices": slow, "fast-devices": [str(quick)]}
+
+
+def suspend_disk() -> None:
+    """Have the delayed disk keep every request, until it is resumed."""
+    _dmsetup("suspend").check_returncode()
+
+
+def resume_disk() -> None:
+    """Have the delayed disk do what it kept."""
+    _dmsetup("resume").check_returncode()
+
+
+def _dmsetup(command: str, *options: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["dmsetup", command, _DELAYED, "--noudevsync", *options],
+        check=False, capture_output=True, text=True, timeout=_TOOL_SECONDS,
+    )  # fmt: skip

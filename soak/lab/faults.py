@@ -19,6 +19,7 @@ from soak.abi.libc import LIBC, checked
 from soak.abi.mmap import MAP_SHARED, PROT_READ, PROT_WRITE, Mapping
 from soak.abi.splice import HeldPages
 from soak.errors import UsageError
+from soak.lab.disks import resume_disk, suspend_disk
 from soak.regions.fs_dax import FILE_SIZE
 from soak.regions.pages import PAGE_SIZE
 
@@ -35,6 +36,7 @@ _SEIZE_POLL_SECONDS: Final = 0.002
 _LATE_PAGES: Final = 8
 _LATE_SECONDS: Final = 1.4
 _LONG_SECONDS: Final = 3.0
+_STUCK_SECONDS: Final = 60.0
 _REALTIME_PRIORITY: Final = 99
 
 
@@ -182,6 +184,20 @@ def _late_page(scene: Scene) -> None:
         page.close()
 
 
+def _stuck_transfer(_scene: Scene) -> None:
+    """Have a slow disk keep every request for longer than a kernel lets a device take.
+
+    Another process does it: the guest's first one goes on showing that it is alive.
+    """
+    if os.fork() == 0:
+        try:
+            suspend_disk()
+            time.sleep(_STUCK_SECONDS)
+        finally:
+            resume_disk()
+            os._exit(0)
+
+
 def _stands_still(path: Path) -> bool:
     """Say whether nothing becomes of a file that every trial changes several times a second."""
     seen = []
@@ -245,6 +261,12 @@ FAULTS: Final = {
             _page_cache,
         ),
         Fault("stuck-page", "pins a page of a trial's file for good", "stall, leak", _stuck_page),
+        Fault(
+            "stuck-transfer",
+            "has a slow disk keep what is sent to it for a minute",
+            "stall of a hold, and of what waits for it",
+            _stuck_transfer,
+        ),
         Fault(
             "late-page",
             "pins pages of trials a second longer than they do",
