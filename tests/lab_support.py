@@ -50,6 +50,7 @@ COVERING = "rate = 200\n"
 STALLING = "rate = 100\ninvalidators = 3\nholders = 2\ntrials = 4\n"
 FULL_LOAD = ""
 _END_SECONDS = 60.0
+_MOST_PLANTED = 20
 _ANSWER_SECONDS = 300.0
 
 # struct nd_pfn_sb, drivers/nvdimm/pfn.h: where a namespace keeps its own struct pages.
@@ -152,6 +153,19 @@ class LabProcess:
         answer = ask(self.run_dir, f"{PLANT}{fault}", _ANSWER_SECONDS)
         assert answer == f"the guest plants {fault}"
         self.wait_until(f"{fault} was planted", lambda: len(self.events("fault.planted")) > before)
+
+    def plant_until(self, fault: str, what: str, condition: Callable[[], bool]) -> None:
+        """Plant a fault until it was found: on a slow machine not every one has something to hit."""
+        for _ in range(_MOST_PLANTED):
+            self.plant(fault)
+            samples = len(self.events("sample.taken"))
+            self.wait_until(
+                f"{what}, or three samples were taken",
+                lambda: condition() or len(self.events("sample.taken")) > samples + 3,  # noqa: B023 - called at once
+            )
+            if condition():
+                return
+        raise LateError(f"{fault} was planted {_MOST_PLANTED} times, and never {what}")
 
     def stand_still(self) -> None:
         """Stop the guest three times, each time in the middle of some trial.

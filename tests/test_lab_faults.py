@@ -53,8 +53,7 @@ def _plant_all(place: Path, stack: ExitStack) -> LabProcess:
         }
 
     process.wait_until("both leaks were found", lambda: len(leaks(process)) > 1)
-    process.plant("late-page")
-    process.wait_until("a late wait was found", lambda: process.found("late-wakeup"))
+    process.plant_until("late-page", "a late wait was found", lambda: process.found("late-wakeup"))
     # This page is not let go at all, and so leaks as well.
     process.plant("stuck-page")
 

@@ -149,9 +149,13 @@ def _be_first(order: Order, program: GuestProgram) -> None:
 
 
 def _tell_failure(control: Control | None, summary: str) -> None:
-    print(f"dax-soak: {summary}", file=sys.stderr, flush=True)  # noqa: T201 - the console is the log
+    _log(summary)
     if control is not None:
         control.tell(protocol.FAILED, summary=summary)
+
+
+def _log(text: str) -> None:
+    print(f"dax-soak: {text}", file=sys.stderr, flush=True)  # noqa: T201 - the console is the log
 
 
 def _serve(order: Order, control: Control, program: GuestProgram) -> None:
@@ -201,8 +205,6 @@ def _run_script(order: Order, control: Control, script: GuestProgram) -> None:
 
 
 def _watch(order: Order, control: Control, program: GuestProgram, scene: Scene) -> int:
-    from soak.lab.faults import FAULTS  # noqa: PLC0415 - not needed before
-
     deadline = time.monotonic() + order.deadline_seconds
     waiting = [(str(name), float(seconds)) for name, seconds in order.faults]
     started: float | None = None
@@ -216,8 +218,7 @@ def _watch(order: Order, control: Control, program: GuestProgram, scene: Scene) 
         for name, seconds in list(waiting):
             if started is not None and time.monotonic() - started >= seconds:
                 waiting.remove((name, seconds))
-                control.tell(protocol.FAULT, name=name)
-                FAULTS[name].plant(scene)
+                _plant(name, control, scene)
         ports: list[Control | Question] = [control, *asked]
         readable = select.select(ports, [], [], protocol.ALIVE_SECONDS)[0]
         if control in readable:
@@ -231,6 +232,17 @@ def _watch(order: Order, control: Control, program: GuestProgram, scene: Scene) 
             control.tell(protocol.ANSWER, answer=question.answer(protocol.ALIVE_SECONDS))
         _reap_orphans(program.pid)
     return code
+
+
+def _plant(name: str, control: Control, scene: Scene) -> None:
+    from soak.lab.faults import FAULTS  # noqa: PLC0415 - not needed before
+
+    control.tell(protocol.FAULT, name=name)
+    try:
+        FAULTS[name].plant(scene)
+    except OSError as error:
+        # It found nothing to break: that must not end the guest's first process.
+        _log(f"the fault {name} could not be planted: {error}")
 
 
 def _do(word: str, control: Control, program: GuestProgram) -> list[Question]:

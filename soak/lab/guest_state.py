@@ -14,9 +14,6 @@ class GuestState:
     failure: str | None = None
     exit_code: int | None = None
     lost: bool = False
-    silent_beats: int = 0
-    stuck_beats: int = 0
-    signs: tuple[int, int] = (0, 0)
     alive: int = 0
     soaking: bool = False
     # Whether its run has ended: what is judged was seen.

@@ -31,6 +31,7 @@ from soak.lab.protocol import Order
 from soak.lab.qemu import Machine
 from soak.lab.request import LabRequest, namespaces
 from soak.lab.scratch import CRASH_STORE_SIZE, Scratch
+from soak.lab.signs_of_life import BEAT_SECONDS, Life, SignsOfLife
 from soak.lab.vm import VirtualMachine, signal_name
 from soak.ledger import Ledger, LedgerReader
 from soak.plan import make_plan
@@ -43,11 +44,7 @@ if TYPE_CHECKING:
     from soak.control import Request
     from soak.lab.progress import Progress
 
-# Deadlines count beats of this program, not time: a host that stood still makes no guest silent.
-_BEAT_SECONDS: Final = 0.5
-_PREPARE_BEATS: Final = 600
-_SILENT_BEATS: Final = 60
-_STUCK_BEATS: Final = 180
+# Deadlines count beats, and each for what the guest had of a processor (see SignsOfLife).
 _NMI_BEATS: Final = 60
 _END_BEATS: Final = 360
 _OFF_BEATS: Final = 60
@@ -67,6 +64,8 @@ class LabRun:
         self._judge = Judge(request.strict)
         self._guest = GuestState()
         self._clock = GuestClock()
+        self._signs = SignsOfLife()
+        self._heartbeats = 0
         self._longest_seconds = request.boot_seconds + request.config.run.duration + _BESIDE_SECONDS
         self._stopping = 0
         self._covered = False
@@ -246,13 +245,11 @@ class LabRun:
 
     async def _watch(self, vm: VirtualMachine) -> None:
         """Beat until QEMU has ended, whoever ended it."""
-        beats = 0
-        ending = 0
+        beats = ending = 0.0
         with LedgerReader.open(self._ledger_path, layout=self._ledger.layout) as reader:
             while not vm.ended:
-                await asyncio.sleep(_BEAT_SECONDS)
-                beats += 1
-                self._beat_host()
+                beat = await self._pause(vm)
+                beats += beat
                 self._journal.retry()
                 self._host.set("journal_errors", self._journal.errors)
                 vm.keep_short()
@@ -264,14 +261,15 @@ class LabRun:
                 self._end_when_covered(vm)
                 if self._stopping and (self._stopping > 1 or not self._guest.ready):
                     return
-                ending += bool(self._stopping or self._covered or self._guest.exit_code is not None)
+                if self._stopping or self._covered or self._guest.exit_code is not None:
+                    ending += beat
                 if ending > (_END_BEATS if self._guest.exit_code is None else _OFF_BEATS):
                     self._give_up_waiting()
                     return
-                if beats * _BEAT_SECONDS > self._longest_seconds:
+                if beats * BEAT_SECONDS > self._longest_seconds:
                     self._harness_failed("the run did not end in the time that it had")
                     return
-                await self._check_signs(vm, beats)
+                await self._check_signs(vm, beat, beats)
                 if self._guest.lost or self._guest.failure:
                     return
 
@@ -285,27 +283,30 @@ class LabRun:
             summary="the soak has ended, but its kernel does not turn the machine off: QEMU is ended",
         )  # fmt: skip
 
-    async def _check_signs(self, vm: VirtualMachine, beats: int) -> None:
+    async def _pause(self, vm: VirtualMachine) -> float:
+        """Let half a second pass, and return how much of it the guest had a processor for."""
+        await asyncio.sleep(BEAT_SECONDS)
+        self._beat_host()
+        return vm.share()
+
+    async def _check_signs(self, vm: VirtualMachine, beat: float, beats: float) -> None:
         """Look for signs of life: of the guest's first process, and of its supervisor."""
         guest = self._guest
         if not guest.booted:
-            if beats * _BEAT_SECONDS > self._request.boot_seconds:
+            if beats * BEAT_SECONDS > self._request.boot_seconds:
                 raise BootError(self._boot_failure("never answered"))
             if vm.stands_still():
                 raise BootError(self._boot_failure(STOOD_STILL), crashed=True)
             return
         heartbeats = self._ledger.block(SUPERVISOR).get("heartbeats")
-        signs = (guest.alive, heartbeats)
-        guest.silent_beats = 0 if signs != guest.signs else guest.silent_beats + 1
-        guest.stuck_beats = 0 if heartbeats != guest.signs[1] else guest.stuck_beats + 1
-        if heartbeats != guest.signs[1]:
+        if heartbeats != self._heartbeats:
+            self._heartbeats = heartbeats
             self._host.set("guest_heartbeat_realtime_ns", time.time_ns())
         self._compare_clocks(heartbeats)
-        guest.signs = signs
-        limit = _SILENT_BEATS if guest.ready else _PREPARE_BEATS
-        if guest.silent_beats >= limit:
+        life = self._signs.look(guest.alive, heartbeats, beat, ready=guest.ready)
+        if life is Life.SILENT:
             await self._handle_silence(vm)
-        elif guest.ready and guest.exit_code is None and guest.stuck_beats >= _STUCK_BEATS:
+        elif life is Life.STUCK and guest.ready and guest.exit_code is None:
             self._harness_failed("the supervisor in the guest stopped, though the guest is alive")
             self._stopping = 2
 
@@ -324,7 +325,6 @@ class LabRun:
 
     async def _handle_silence(self, vm: VirtualMachine) -> None:
         """Decide why nothing comes from the guest any more."""
-        self._guest.silent_beats = 0
         if not await vm.running():
             self._harness_failed("QEMU does not run the guest: somebody paused or stopped it")
             self._stopping = 2
@@ -333,11 +333,9 @@ class LabRun:
             "guest.silent", Level.WARNING, summary="the guest is silent: sending an NMI"
         )
         await vm.inject_nmi()
-        for _ in range(_NMI_BEATS):
-            if vm.ended:
-                break
-            await asyncio.sleep(_BEAT_SECONDS)
-            self._beat_host()
+        beats = 0.0
+        while beats < _NMI_BEATS and not vm.ended:
+            beats += await self._pause(vm)
         how = "panicked at an NMI" if vm.ended else "did not even answer an NMI"
         self._lose(f"the guest went silent and {how}")
 

@@ -137,10 +137,10 @@ async def _follow(vm: VirtualMachine, request: LabRequest) -> dict[str, Any]:
 
 async def _answers(vm: VirtualMachine, told: dict[str, Any], seconds: float) -> bool:
     """Wait until the guest's first process answers; False where there is no use in waiting longer."""
-    looks = 0
+    looks = 0.0
     while "booted" not in told and not vm.ended:
         await asyncio.sleep(_LOOK_SECONDS)
-        looks += 1
+        looks += vm.share()
         if vm.stands_still():
             told["summary"] = f"The guest {STOOD_STILL}"
             return False

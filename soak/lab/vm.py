@@ -15,6 +15,7 @@ from qemu.qmp import ConnectError, ExecInterruptedError, ExecuteError, QMPClient
 
 from soak.lab.console import keep_console_short
 from soak.lab.port import Port
+from soak.lab.processor_share import ProcessorShare
 from soak.lab.standstill import Standstill
 
 if TYPE_CHECKING:
@@ -89,10 +90,15 @@ class VirtualMachine:
             raise OSError(f"QEMU did not start: {said or error or 'it ended at once'}") from None
         self._watching = asyncio.create_task(self._watch_events())
         self._standstill = Standstill(self.pid, machine.console)
+        self._share = ProcessorShare(self.pid)
 
     def stands_still(self) -> bool:
         """Look at the threads of QEMU, twice a second while the guest boots; see `Standstill`."""
         return self._standstill.look()
+
+    def share(self) -> float:
+        """Return how much of the processors QEMU got since the last call; see `ProcessorShare`."""
+        return self._share.look()
 
     @property
     def pid(self) -> int:
