@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import defaultdict
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -40,6 +41,8 @@ class Reporter:
         self._canaries: list[Finding] = []
         # What is in the journal, and counted when it is known which issue explains it, if any.
         self._undecided: list[Finding] = []
+        # What probes have shown, by issue and region where there is one for each.
+        self._probes: dict[str, dict[str | None, ProbeResult]] = defaultdict(dict)
 
     def report(self, finding: Finding) -> None:
         """Take a violation in: it is written now, or by a `flush` that comes soon.
@@ -67,17 +70,24 @@ class Reporter:
         result: ProbeResult,
         *,
         applies: bool,
+        region: str | None = None,
         **facts: Any,  # noqa: ANN401 - for JSON
     ) -> None:
         """Write down what a probe has shown, and count what waited for that.
 
         `applies` says whether the configuration and the kernel's release let the issue explain anything.
+        Where each region has a probe, an issue is decided when all of them have shown the same.
         """
+        if region is not None:
+            facts["region"] = region
         self._journal.write(
             "known-issue.probed",
             Level.WARNING if applies and result is ProbeResult.INCONCLUSIVE else Level.INFO,
             known_issue=issue, result=result, applies=applies, **facts,
         )  # fmt: skip
+        self._probes[issue][region] = result
+        shown = set(self._probes[issue].values())
+        result = shown.pop() if len(shown) == 1 else ProbeResult.INCONCLUSIVE
         for column in ProbeResult:
             self._block.set_at("probes", int(column is result), issue, column)
         if result is not ProbeResult.INCONCLUSIVE:

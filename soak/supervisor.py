@@ -124,9 +124,8 @@ class Supervisor:
             self._canaries.stop()
         self._guarded(Detector.REFUSALS, self._look_for_refusals)
         self._guarded(Detector.STALLS, self._stalls.look)
+        self._probe_undecided()
         self._guarded(Detector.LEAKS, self._sweeper.sweep)
-        if self._stalls.undecided:
-            self._guarded(Detector.STALLS, self._stalls.probe)
         self._sample()
         self._reporter.give_up_deciding()
         self._summary.write()
@@ -393,10 +392,16 @@ class Supervisor:
 
     def _probe_again(self) -> None:
         """Try again, while the workers rest, what no probe could tell so far."""
-        if self._stalls.undecided:
+        if self._stalls.undecided or self._sweeper.undecided:
             with self._at_rest() as late:
                 if not late:
-                    self._guarded(Detector.STALLS, self._stalls.probe)
+                    self._probe_undecided()
+
+    def _probe_undecided(self) -> None:
+        if self._stalls.undecided:
+            self._guarded(Detector.STALLS, self._stalls.probe)
+        if self._sweeper.undecided:
+            self._guarded(Detector.LEAKS, self._sweeper.probe)
 
     @contextlib.contextmanager
     def _at_rest(self) -> Iterator[list[str]]:

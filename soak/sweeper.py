@@ -65,6 +65,8 @@ class Sweeper:
         names = [watch.region.name for watch in watches]
         known, none = TYPE1_DEVICE_DAX_LEAK.name, NO_KNOWN_ISSUE
         self._uncertain = block.view("uncertain")
+        # What the probe of each region has shown so far.
+        self._probed: dict[str, ProbeResult] = {}
         # What was reported of each region, which another supervisor may have done.
         self._explained = {name: self._leaked(name, "leaked_total", known) for name in names}
         self._unexplained = {name: self._leaked(name, "leaked", none) for name in names}
@@ -72,14 +74,18 @@ class Sweeper:
             self._store_account(watch)
 
     def probe(self) -> None:
-        """Learn what the kernel does with a single pin, before anything else is pinned.
+        """Learn what the kernel does with a single pin, while nothing else is pinned.
+
+        What no probe could tell is tried again by the next call.
 
         Raises:
             HelperError: a probe did not come to an end.
         """
         issue = TYPE1_DEVICE_DAX_LEAK
         for watch in self._watches:
-            if watch.idle is not None and watch.idle.preexisting:
+            name = watch.region.name
+            shown = self._probed.get(name)
+            if shown is None and watch.idle is not None and watch.idle.preexisting:
                 self._journal.write(
                     "region.differs",
                     Level.WARNING,
@@ -89,11 +95,13 @@ class Sweeper:
                 )
             if watch.region.kind is not issue.region or self._probe_function is None:
                 continue
+            if shown not in {None, ProbeResult.INCONCLUSIVE}:
+                continue
             # A supervisor that dies now leaves a page of which nobody knows whether it was pinned.
             position = self._position(watch)[0]
             self._uncertain[position] += 1
             pin = watch.probe(self._probe_function)
-            result = _judged(pin)
+            result = self._probed[name] = _judged(pin)
             applies = issue.name in self._known_issues
             if result is ProbeResult.CONFIRMED and applies:
                 watch.predict(pin)
@@ -103,6 +111,17 @@ class Sweeper:
                 issue.name, result, applies=applies, region=watch.region.name,
                 pinned=pin.pinned, left=pin.left, errno=pin.refused,
             )  # fmt: skip
+
+    @property
+    def undecided(self) -> bool:
+        """Whether a probe of an issue that applies was inconclusive so far: `probe` tries again."""
+        return any(map(self._is_undecided, self._watches))
+
+    def _is_undecided(self, watch: RegionLeaks) -> bool:
+        return (
+            self._probed.get(watch.region.name) is ProbeResult.INCONCLUSIVE
+            and TYPE1_DEVICE_DAX_LEAK.name in self._known_issues
+        )
 
     def note_headroom(self) -> None:
         """Read how much more each region can be pinned, before anything was."""
@@ -148,7 +167,8 @@ class Sweeper:
         block.set("sweep_duration_ns", now - start, *position)
         block.set("last_sweep_ns", now, *position)
         self._note_headroom(watch, measured.highest)
-        if held.uncertain:
+        # Until it is known whether pins leak, nobody can say what a killed worker had pinned.
+        if held.uncertain and not self._is_undecided(watch):
             self._settle(watch, held, measured)
         self._store(watch, measured)
         self._report(watch, measured)
@@ -233,11 +253,12 @@ class Sweeper:
         change = measured.unexplained - self._unexplained[region.name]
         self._unexplained[region.name] = measured.unexplained
         if change > 0:
+            undecided = issue.name if self._is_undecided(watch) else None
             self._reporter.report(
                 Finding(
                     Violation.LEAK,
                     region.kind,
-                    Interface.NONE,
+                    issue.interfaces[0] if undecided else Interface.NONE,
                     Operation.UNMAP,
                     change,
                     f"the page references of region {region.name} differ by "
@@ -245,6 +266,7 @@ class Sweeper:
                     region.name,
                     None,
                     evidence,
+                    undecided=undecided,
                 )
             )
 

@@ -32,6 +32,8 @@ from tests.guest_support import (
 
 CONFIG: Final = Path("/run/soak.toml")
 PCI: Final = Path("/sys/bus/pci")
+MAPPING_LIMIT: Final = Path("/sys/module/vfio_iommu_type1/parameters/dma_entry_limit")
+KNOWN_LEAK: Final = "type1-device-dax-leak"
 SMALL: Final = Path("/run/small")
 NO_CANARIES: Final = "[canaries]\nevery = 0"
 # More of them in 'make soak-long', which changes this line.
@@ -145,13 +147,31 @@ def killed() -> dict[str, Any]:
     }
 
 
+def leak_probes(run: Run) -> list[str]:
+    probed = run.events("known-issue.probed")
+    return [event["result"] for event in probed if event["known_issue"] == KNOWN_LEAK]
+
+
+def probed_and_swept(run: Run) -> bool:
+    """Say whether a later probe was conclusive, and a leak was found to be what it predicts."""
+    found = [event["known_issue"] for event in run.events("violation.found")]
+    return leak_probes(run)[-1] == "confirmed" and KNOWN_LEAK in found
+
+
 def device_gone() -> dict[str, Any]:
     """The device under test is taken away in the middle of a run."""
     # Whoever opens the device while it is taken from its driver, as a canary does, and then maps it makes
     # the kernel follow a null pointer: check_vma() of drivers/dax/device.c, seen on 6.12.95.
     configure(CONFIG, "10m", NO_CANARIES, trials=0, holders=0, invalidators=0)
+    # The container of the first probe may map nothing, and the probe shows nothing.
+    mappings = MAPPING_LIMIT.read_text()
+    MAPPING_LIMIT.write_text("0")
     run = Run(CONFIG)
+    run.until("a probe", lambda: leak_probes(run) != [])
+    MAPPING_LIMIT.write_text(mappings)
     run.soaks()
+    run.until("another probe, and a sweep", lambda: probed_and_swept(run))
+    leaks = [event for event in run.events("violation.found") if event["kind"] == "leak"]
     # Whoever listens imports a library for seconds before it hears anything.
     other = next(name for name in functions() if name != functions()[0])
     (PCI / "devices" / other / "uevent").write_text("change")
@@ -165,7 +185,15 @@ def device_gone() -> dict[str, Any]:
     (Path("/sys/bus/dax/drivers/device_dax") / "unbind").write_text(device.name)
     code = run.process.wait(DEADLINE)
     (ended,) = run.events("run.ended")
-    seen = {"code": code, "why": ended["why"], "device": device.name, "left": left()}
+    seen = {
+        "code": code,
+        "why": ended["why"],
+        "device": device.name,
+        "left": left(),
+        "probes": leak_probes(run),
+        "leaks": [[event["known_issue"], event["undecided"]] for event in leaks],
+        "violations": run.verdict["violations"],
+    }
     (Path("/sys/bus/dax/drivers/device_dax") / "bind").write_text(device.name)
     return seen
 

@@ -118,3 +118,14 @@ def test_a_device_that_goes_away_ends_the_run_with_a_sentence(seen: Mapping[str,
     assert gone["why"] == f"{gone['device']}, which this run works on, has gone away"
     assert gone["code"] in {1, 3}
     assert gone["left"] == NOTHING
+
+
+def test_a_leak_waits_for_a_probe_that_can_tell(seen: Mapping[str, Any]) -> None:
+    """The first one could pin nothing; what leaked until another could is explained by it then."""
+    gone = seen["gone"]
+    assert gone["probes"][0] == "inconclusive"
+    assert gone["probes"][-1] == "confirmed"
+    assert [KNOWN_LEAK, None] in gone["leaks"]
+    assert {issue or undecided for issue, undecided in gone["leaks"]} == {KNOWN_LEAK}
+    leaks = [entry for entry in gone["violations"] if entry["kind"] == "leak"]
+    assert {entry["known_issue"] for entry in leaks} == {KNOWN_LEAK}

@@ -184,6 +184,30 @@ def test_a_violation_is_on_disk_at_once_and_counted_when_it_is_decided(
 
 
 @pytest.mark.parametrize(
+    ("results", "shown"),
+    [
+        ((CONFIRMED, CONFIRMED), CONFIRMED),
+        ((REFUTED, REFUTED), REFUTED),
+        ((INCONCLUSIVE, CONFIRMED), INCONCLUSIVE),
+        ((CONFIRMED, INCONCLUSIVE), INCONCLUSIVE),
+        ((REFUTED, CONFIRMED), INCONCLUSIVE),
+    ],
+)
+def test_an_issue_is_decided_when_all_regions_agree(
+    tmp_path: Path, results: tuple[ProbeResult, ...], shown: ProbeResult
+) -> None:
+    block = make_ledger(tmp_path / "ledger").block("supervisor")
+    reporter = Reporter(block, Lines())
+    for region, result in zip("ab", results, strict=True):
+        reporter.probed(KNOWN_ISSUE, result, applies=True, region=region)
+    assert [
+        column
+        for column in ProbeResult
+        if block.get("probes", *block.index("probes", KNOWN_ISSUE, column))
+    ] == [shown]
+
+
+@pytest.mark.parametrize(
     ("result", "confirmed", "inconclusive"),
     [(CONFIRMED, [1], [0]), (REFUTED, [0], [0]), (INCONCLUSIVE, [], [1]), (None, [], [0])],
 )
