@@ -75,8 +75,7 @@ def test_workers_go_first_when_memory_is_short(seen: Mapping[str, Any]) -> None:
 
 def test_nothing_acknowledged_is_lost_when_processes_are_killed(seen: Mapping[str, Any]) -> None:
     killed = seen["killed"]
-    # Now and then one has died already that was to be killed.
-    assert sum(killed["kills"].values()) > 0.9 * killed["tried"]
+    assert sum(killed["kills"].values()) == killed["tried"]
     assert min(killed["kills"].values()) > 0
     assert killed["starts"] == killed["kills"]["supervisor"] + 1
     assert killed["resumed"] == killed["kills"]["supervisor"]
