@@ -50,6 +50,8 @@ COVERING = "rate = 200\n"
 STALLING = "rate = 100\ninvalidators = 3\nholders = 2\ntrials = 4\n"
 FULL_LOAD = ""
 _END_SECONDS = 60.0
+# A test run that is killed leaves no lab behind.
+WITH_THE_TEST = ("setpriv", "--pdeathsig", "KILL", "--")
 _MOST_PLANTED = 20
 _ANSWER_SECONDS = 300.0
 
@@ -90,7 +92,9 @@ class LabProcess:
         keep(self.run_dir)
         say(f"dax-soak lab {shown(self.arguments)}")
         with self._out.open("wb") as out, self._err.open("wb") as err:
-            self.process = subprocess.Popen(command, stdout=out, stderr=err, cwd=ROOT)
+            self.process = subprocess.Popen(
+                [*WITH_THE_TEST, *command], stdout=out, stderr=err, cwd=ROOT
+            )
         return self
 
     @property

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
 from soak.lab.console import EVIDENCE_LINES, console_tail
-from tests.lab_support import QUICK_KERNEL, ROOT, end_process, shown
+from tests.lab_support import QUICK_KERNEL, ROOT, WITH_THE_TEST, end_process, shown
 from tests.patience import LateError, Patience, Signs
 from tests.progress_lines import keep, say
 
@@ -64,7 +64,9 @@ class GuestScript:
         self._shown = 0
         out, err = self.place / "script.out", self.place / "script.err"
         with out.open("wb") as out_file, err.open("wb") as err_file:
-            process = subprocess.Popen(command, stdout=out_file, stderr=err_file, cwd=ROOT)
+            process = subprocess.Popen(
+                [*WITH_THE_TEST, *command], stdout=out_file, stderr=err_file, cwd=ROOT
+            )
         try:
             Patience(self._signs).wait_until("the script's end", lambda: process.poll() is not None)
         except LateError as error:

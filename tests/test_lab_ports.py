@@ -21,7 +21,7 @@ from soak.lab.cache import Cache, cache_directory
 from soak.lab.image import GuestRoot
 from soak.rundir import RunDirectory
 from tests.journal_support import valid_line
-from tests.lab_support import QUICK_KERNEL, ROOT, end_process
+from tests.lab_support import QUICK_KERNEL, ROOT, WITH_THE_TEST, end_process
 from tests.soak_support import DEADLINE
 from tests.stand_in_qemu import COMPLAIN, END, PRINT, SAY, SCRIBBLE, STEPS, WAIT_FOR, install
 
@@ -91,6 +91,7 @@ class Played:
         self.directory = place / "run"
         self._process = subprocess.Popen(
             [
+                *WITH_THE_TEST,
                 *("bash", "-c", f'{before} exec "$@" {streams}', "bash"),
                 *(str(PROGRAM), *arguments(self.directory)),
             ],
