@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 MS = 1_000_000
 LATE, STALL = 500, 2000
+# How long a device may take for a request, and a task that is ready to run for a processor.
+REQUEST = STARVED = 30_000
 START = 10_000
 PLACE = 4
 INTERRUPTED = 4
@@ -53,8 +55,8 @@ class Scene:
     blocks: dict[str, BlockWriter] = field(default_factory=dict)
     # Whether the invalidator sleeps for pages when it is looked at.
     asleep: bool = True
-    # Whether the holder hangs in the kernel.
-    hanging: bool = False
+    # Whether whoever is looked at sleeps in the kernel.
+    hanging: bool = True
     pairs: int = 1
 
     def __post_init__(self) -> None:
@@ -192,6 +194,31 @@ def test_what_was_awake_and_had_no_processor_is_not_late(scene: Scene) -> None:
     assert scene.one(START + 52 + LATE + 100).violation is None
 
 
+def test_what_is_awake_and_has_no_processor_is_no_stall(scene: Scene) -> None:
+    scene.asleep = scene.hanging = False
+    scene.hold(START - 10, START - 9, START + 50, START + 51)
+    scene.begin(Operation.TRUNCATE_ZERO)
+    assert scene.look(START + 51 + STALL + STARVED) == []
+    scene.end(START + 51 + STALL + STARVED)
+    assert scene.one(START + 52 + STALL + STARVED).violation is None
+
+
+def test_what_never_ends_is_a_stall_though_it_is_awake(scene: Scene) -> None:
+    scene.asleep = scene.hanging = False
+    scene.begin(Operation.TRUNCATE_ZERO)
+    assert scene.look(START + STALL + STARVED) == []
+    assert scene.one(START + STALL + STARVED + 1).violation is Violation.STALL
+
+
+def test_what_hangs_elsewhere_is_a_stall_however_it_ends(scene: Scene) -> None:
+    """Not for pages, but behind a lock that somebody does not give back."""
+    scene.asleep = False
+    scene.begin(Operation.TRUNCATE_ZERO)
+    assert scene.look(START + STALL // 2 + 1) == []
+    scene.end(START + STALL + 1)
+    assert scene.one(START + STALL + 2).violation is Violation.STALL
+
+
 def test_a_pin_that_is_held_is_waited_for_as_long_as_it_lasts(scene: Scene) -> None:
     scene.hold(START - 10, START - 9)
     scene.begin(Operation.PUNCH_HOLE)
@@ -201,9 +228,6 @@ def test_a_pin_that_is_held_is_waited_for_as_long_as_it_lasts(scene: Scene) -> N
     judgement = scene.one(START + 3_600_002 + STALL)
     assert judgement.violation is Violation.STALL
     assert judgement.excess == (STALL + 1) * MS
-
-
-REQUEST = 30_000
 
 
 @pytest.mark.parametrize(
@@ -221,7 +245,6 @@ def test_a_pin_excuses_what_waits_within_its_bound(
     since = START - 9 if taken else START - 10
     scene.hold(START - 10, since if taken else 0, interface=interface)
     scene.begin(Operation.PUNCH_HOLE)
-    scene.hanging = True
     assert scene.overdue(since + bound) == []
     (found,) = scene.overdue(since + bound + 1)
     assert (found.hold.interface, found.place, found.lasted, found.bound) == (
@@ -233,7 +256,6 @@ def test_a_pin_excuses_what_waits_within_its_bound(
 def test_what_waits_for_a_pin_without_end_is_a_stall(scene: Scene) -> None:
     scene.hold(START - 10, START - 9)
     scene.begin(Operation.PUNCH_HOLE)
-    scene.hanging = True
     assert scene.look(START + STALL) == []
     assert len(scene.detector.look_for_overdue((START + STALL) * MS)) == 1
     judgement = scene.one(START + STALL + 1)
@@ -243,6 +265,7 @@ def test_what_waits_for_a_pin_without_end_is_a_stall(scene: Scene) -> None:
 
 
 def test_a_holder_that_lacks_a_processor_is_not_overdue(scene: Scene) -> None:
+    scene.hanging = False
     scene.hold(START - 10, START - 9)
     scene.begin(Operation.PUNCH_HOLE)
     assert scene.overdue(START + 3_600_000) == []
@@ -251,7 +274,6 @@ def test_a_holder_that_lacks_a_processor_is_not_overdue(scene: Scene) -> None:
 
 def test_the_next_pin_of_an_overdue_holder_excuses_again(scene: Scene) -> None:
     scene.hold(START - 10, START - 9)
-    scene.hanging = True
     assert len(scene.overdue(START + STALL)) == 1
     scene.release_hold(START + STALL + 1, START + STALL + 2)
     later = START + 2 * STALL

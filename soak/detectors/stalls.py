@@ -42,6 +42,9 @@ _REMEMBERED_HOLDS: Final = 2 * HOLDS_LENGTH
 # How long the kernel lets a device take over a request before it gives it up itself (30 * HZ in
 # blk_mq_init_allocated_queue(), block/blk-mq.c). A pin that no device has is held for milliseconds.
 _REQUEST_NS: Final = 30_000_000_000
+# No machine on which a soak is worth anything leaves a task that is ready to run without a processor for
+# longer: it spins in the kernel.
+_STARVED_NS: Final = 30_000_000_000
 _File = tuple[str, int]
 
 
@@ -201,9 +204,10 @@ class StallDetector:
         # Pins that have outlasted their bounds, by worker: what waits for them is excused no longer.
         self._overdue: dict[str, Hold] = {}
         self._stalled: dict[str, int] = {}
-        # Which wait of a worker was seen asleep long after the last pin: what only lacked a processor
-        # did not wake up late.
+        # Which wait of a worker was seen asleep long after the last pin, for pages and at all: what only
+        # lacked a processor did not wake up late.
         self._slept: dict[str, int] = {}
+        self._hung: dict[str, int] = {}
         # What ended while a pin lasted, until its holder has said that it was still held then.
         self._undecided: list[Wait] = []
 
@@ -344,13 +348,13 @@ class StallDetector:
         violation = None
         if any(self._ended_early(wait, hold) for hold in holds):
             violation = Violation.EARLY_TRUNCATE
-        elif excess > self._stall_ns:
+        elif excess > self._stall_ns and self._was_asleep(wait, self._slept, self._hung):
             violation = Violation.STALL
         elif (
             excess > self._late_ns
             and wait.result == 0
             and holds
-            and self._slept.get(wait.worker) == wait.number
+            and self._was_asleep(wait, self._slept)
         ):
             violation = Violation.LATE_WAKEUP
         return Judgement(wait, holds, last, _tried(wait, holds), excess, violation)
@@ -362,15 +366,21 @@ class StallDetector:
             return None
         since = max(wait.start, self._blind_until, *(hold.release_after for hold in holds))
         excess = self._clock.between(since, now_ns)
-        if excess > self._late_ns // 2 and self._asleep(
-            self._invalidators[wait.worker].block.get("pid")
-        ):
+        pid = self._invalidators[wait.worker].block.get("pid")
+        if excess > self._late_ns // 2 and self._asleep(pid):
             self._slept[wait.worker] = wait.number
-        if excess <= self._stall_ns:
+        hangs = excess > self._stall_ns // 2 and self._hangs(pid)
+        if hangs:
+            self._hung[wait.worker] = wait.number
+        # One that is ready to run lacks a processor, but none for as long as that.
+        if excess <= self._stall_ns or not (hangs or excess > self._stall_ns + _STARVED_NS):
             return None
         last = max(holds, key=lambda hold: hold.release_after, default=None)
         behind = next((hold for hold in holds if self._is_overdue(hold)), None)
         return Judgement(wait, holds, last, _tried(wait, holds), excess, Violation.STALL, behind)
+
+    def _was_asleep(self, wait: Wait, *seen: dict[str, int]) -> bool:
+        return any(asleep.get(wait.worker) == wait.number for asleep in seen)
 
     def _must_be_told(self, wait: Wait, holds: tuple[Hold, ...]) -> bool:
         """Say whether it ended while a pin lasted whose holder has still to tell for how long."""
