@@ -94,7 +94,11 @@ def make_new() -> None:
 
 def soaked(*, recyclable: bool) -> dict[str, Any]:
     """Soak on what is there, until it ends by itself or has seen all that a pass needs."""
-    configure(CONFIG, "10m", size="2M", recyclable=recyclable, rate=COVERING)
+    # What is tried is the device's alone: nothing else has to be covered.
+    configure(
+        CONFIG, "10m", size="2M", recyclable=recyclable, rate=COVERING,
+        trials=0, holders=0, invalidators=0,
+    )  # fmt: skip
     before = Newest().directory
     run = Run(CONFIG)
     run.until("a run directory", lambda: run.directory != before)

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Final
 
 from soak.errors import UsageError
 from soak.lab.disks import PARAMETERS as DISK_PARAMETERS
+from soak.lab.host_clock import counter_khz
 from soak.lab.namespaces import LABEL_SIZE
 from soak.lab.protocol import CONTROL_PORT, JOURNAL_PORT
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 BINARY: Final = "qemu-system-x86_64"
 PACKAGE: Final = "qemu-system-x86"
@@ -99,8 +100,14 @@ class Machine:
             *("-chardev", f"file,id=console,path={_escaped(self.console)},append=on"),
             *("-serial", "chardev:console"),
             *("-kernel", str(self.kernel), "-initrd", str(_by_number(self.initrd))),
-            *("-append", f"{_APPEND} {DISK_PARAMETERS} {self.append}".strip()),
+            *("-append", " ".join((_APPEND, DISK_PARAMETERS, *self._clock(), self.append)).strip()),
         ]
+
+    def _clock(self) -> Iterator[str]:
+        """Yield what gives an emulated guest a clock that is right; one under KVM has the host's."""
+        rate = counter_khz() if self.accelerator == "tcg" else None
+        if rate is not None:
+            yield f"tsc_early_khz={rate}"
 
     def _memory(self, name: str, path: Path, size: int) -> Sequence[str]:
         backend = f"memory-backend-file,id={name},share=on,mem-path={_escaped(path)},size={size}"

@@ -1,0 +1,38 @@
+"""The rate of the host's time-stamp counter."""
+
+from __future__ import annotations
+
+import platform
+from typing import Final
+
+import pytest
+
+from soak.lab import host_clock
+from soak.lab.host_clock import counter_khz
+
+# Two readings on a machine that is busy.
+_MOST_APART: Final = 0.001
+
+
+def test_the_rate_is_the_same_each_time() -> None:
+    first, second = counter_khz(), counter_khz()
+    if platform.machine() != "x86_64":
+        assert first is second is None
+        return
+    assert first is not None
+    assert second is not None
+    assert first > 100_000
+    assert abs(first - second) < _MOST_APART * first
+
+
+def test_on_another_processor_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host_clock.platform, "machine", lambda: "aarch64")
+    assert counter_khz() is None
+
+
+def test_where_no_code_may_be_made_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(host_clock.mmap, "mmap", refuse)
+    assert counter_khz() is None
