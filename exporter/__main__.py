@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from exporter.listen import DEFAULT_LISTEN, parse_listen
 from exporter.server import serve
 from exporter.source import LEDGER_NAME
 from soak.errors import UsageError
+from soak.listen import DEFAULT_LISTEN, parse_listen
 from soak.log import configure, log_crash
 
 if TYPE_CHECKING:

@@ -397,7 +397,7 @@ def _exporter(options: argparse.Namespace) -> int:
 
 @done_when_unread
 def _install(options: argparse.Namespace) -> int:
-    from exporter.listen import DEFAULT_LISTEN, parse_listen
+    from soak.listen import DEFAULT_LISTEN, parse_listen
     from soak.systemd.install import install, uninstall
 
     if options.uninstall:

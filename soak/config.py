@@ -12,6 +12,7 @@ from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from soak.errors import UsageError
+from soak.listen import DEFAULT_LISTEN, read_listen
 from soak.vocabulary import RegionKind
 
 if TYPE_CHECKING:
@@ -21,9 +22,9 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 
 _DURATION_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w)")
+_DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d|w)")
 _SIZE_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
-_SIZE = re.compile(r"(\d+)([KMGT]?)(?:i?B)?")
+_SIZE = re.compile(r"([0-9]+)([KMGT]?)(?:i?B)?")
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,31}")
 _MAX_WORKERS = 64
 _ALIGNMENTS = (1 << 12, 1 << 21, 1 << 30)
@@ -46,7 +47,7 @@ def parse_duration(value: object) -> float:
         seconds = float(value) if value <= _MAX_DURATION_SECONDS else math.inf
     elif isinstance(value, str):
         text = value.strip()
-        if re.fullmatch(r"\d+(\.\d+)?", text):
+        if re.fullmatch(r"[0-9]+(\.[0-9]+)?", text):
             seconds = float(text)
         elif text and _DURATION.sub("", text) == "":
             seconds = sum(float(n) * _DURATION_UNITS[unit] for n, unit in _DURATION.findall(text))
@@ -96,6 +97,11 @@ def _text(value: object) -> str:
     if not isinstance(value, str) or not value:
         raise ValueError("a text that is not empty")
     return value
+
+
+def _address(value: object) -> str:
+    read_listen(value)
+    return str(value)
 
 
 def _name(value: object) -> str:
@@ -271,7 +277,7 @@ class CanariesSection:
 class ExporterSection:
     """[exporter]."""
 
-    listen: str = _key(_text, "where metrics are served, HOST:PORT", "127.0.0.1:9823")
+    listen: str = _key(_address, "where metrics are served, HOST:PORT", DEFAULT_LISTEN)
 
 
 @dataclass(frozen=True)

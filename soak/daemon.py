@@ -8,7 +8,6 @@ import signal
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from exporter.listen import parse_listen
 from soak import rundir
 from soak.abi.mounts import filesystem_of
 from soak.abi.procfs import boot_id
@@ -19,6 +18,7 @@ from soak.exit_codes import PLAIN
 from soak.exporter_process import ExporterKeeper, ExporterProcess
 from soak.journal import FileJournal, read_journal
 from soak.ledger_store import LedgerStore, bring_home
+from soak.listen import parse_listen
 from soak.log import configure, log_event
 from soak.machine.fitness import require_fit_config
 from soak.plan import make_plan

@@ -41,11 +41,14 @@ MAY_IMPORT: dict[str, set[str]] = {
         *(ABI, "soak.detectors", "soak.disks", "soak.regions", "soak.expectations", "soak.helper"),
         *("soak.known_issues", *LEDGER),
     },
-    "exporter": {"soak", "exporter", "soak.errors", "soak.log", *NOTIFYING, *LEDGER},
+    "exporter": {
+        *("soak", "exporter", "soak.errors", "soak.listen", "soak.log", *NOTIFYING, *LEDGER),
+    },
     "soak.custody": {ABI, "soak.custody", "soak.errors", "soak.helper", "soak.journal"},
     # The words of the project depend on nothing that could depend on them.
     "soak.vocabulary": set(),
     "soak.errors": set(),
+    "soak.listen": {"soak.errors"},
     "soak.log": set(),
     "soak.ledger": {"soak.errors", "soak.ledger_layout"},
     "soak.control": {"soak.errors"},

@@ -17,10 +17,10 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 
 from exporter.collector import LedgerCollector
-from exporter.listen import parse_listen
 from exporter.server import MAX_CONNECTIONS, ExporterServer
 from soak.errors import UsageError
 from soak.ledger import LedgerReader
+from soak.listen import parse_listen
 from tests.test_exporter_support import (
     DEADLINE,
     MAP_FS_DAX,
@@ -345,6 +345,8 @@ def kill_group(group: int) -> None:
         ("127.0.0.1:9823", ("127.0.0.1", 9823)),
         ("localhost:0", ("localhost", 0)),
         ("[::1]:65535", ("::1", 65535)),
+        ("[fe80::1%eth0]:1", ("fe80::1%eth0", 1)),
+        ("a-1.example.:1", ("a-1.example.", 1)),
     ],
 )
 def test_listen_addresses_are_read(text: str, address: tuple[str, int]) -> None:
@@ -352,7 +354,13 @@ def test_listen_addresses_are_read(text: str, address: tuple[str, int]) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "9823", ":9823", "::1:9823", "[::1]", "host:", "host:65536", "host:-1", "h:1:2"]
+    "text",
+    [
+        *("", "9823", ":9823", "::1:9823", "[::1]", "host:", "host:65536", "host:-1", "h:1:2"),
+        *("[]:1", "[a]:1", "[1.2.3.4]:1", "[::1%]:1", "host:\uff11", "ho st:1", "host:1\n"),
+        # The codec that a resolver's names go through refuses these with an error of its own.
+        *("a..b:1", ".:1", f"{'x' * 64}:1", f"{'x.' * 127}:1", "\u2603.example:1", "\udcff:1"),
+    ],
 )
 def test_other_listen_addresses_are_refused(text: str) -> None:
     with pytest.raises(UsageError, match=r"HOST:PORT.*127\.0\.0\.1:9823"):

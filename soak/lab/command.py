@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from exporter.listen import parse_listen
 from soak import rundir
 from soak.config import load_config
 from soak.exit_codes import BISECT, INTERRUPTED, PLAIN
@@ -70,8 +69,6 @@ def _lab(options: argparse.Namespace, past: Past | None) -> int:
         return print_choices(plan, options.print_choices)
     # Mistakes are told before anything is fetched.
     faults = tuple(parse_fault(text) for text in options.fault)
-    listen = options.listen or config.exporter.listen
-    parse_listen(listen)
     kernel = options.kernel or (past.kernel if past else DEFAULT_KERNEL)
     check_kernel(kernel, options.modules)
     if options.run_dir is not None:
@@ -84,7 +81,7 @@ def _lab(options: argparse.Namespace, past: Past | None) -> int:
         filesystem=past.filesystem if past else options.filesystem,
         faults=faults,
         append=options.append,
-        listen=listen,
+        listen=options.listen or config.exporter.listen,
         strict=options.strict,
         layers=parts.layers,
         linger_seconds=options.linger,
