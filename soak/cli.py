@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from soak import __version__
+from soak import command_options as take
 from soak.control import CONTINUE, PAUSE, STOP
 from soak.errors import UsageError
 from soak.exit_codes import BISECT, PLAIN, is_bisecting
@@ -61,242 +61,33 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"dax-soak {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    _add_lab(commands.add_parser("lab", help="boot a virtual machine and soak in it"))
-    _add_run(commands.add_parser("run", help="soak on this machine's own devices"))
-    check = commands.add_parser("check", help="say what this machine offers and what is missing")
-    _add_check(check)
-    exporter = commands.add_parser("exporter", help="serve the metrics of a run")
-    exporter.add_argument(
-        "run",
-        metavar="RUN",
-        help="run directory, run id or 'latest': the newest, also when another becomes that",
-    )
-    exporter.add_argument("--listen", default=None, metavar="HOST:PORT")
-    exporter.set_defaults(work=_exporter)
-    _add_bench(commands.add_parser("bench", help="measure in the lab how fast the soak is"))
-    _add_measure(commands.add_parser("measure"))
-    top = commands.add_parser("top", help="watch a run in the terminal")
-    top.add_argument(
-        "run", nargs="?", default="latest", metavar="RUN", help="run directory, run id or 'latest'"
-    )
-    top.add_argument(
-        "--interval",
-        type=_duration,
-        metavar="TIME",
-        help="between two looks (2s); where the output is no terminal, look again and again",
-    )
-    top.add_argument("--once", action="store_true", help="look once and end")
-    top.set_defaults(work=_top)
-    report = commands.add_parser("report", help="tell what a run found")
-    report.add_argument("run", metavar="RUN", help="run directory, run id or 'latest'")
-    report.add_argument("--format", choices=("text", "json"), default="text")
-    report.add_argument("--strict", action="store_true", help="a known issue fails the run, too")
-    report.set_defaults(work=_report)
-    for word, meaning in (
-        (PAUSE, "bring a running soak to rest, for work on the machine"),
-        (CONTINUE, "have a paused soak go on"),
-        (STOP, "end a running soak in order"),
+    for name, options, work, meaning in (
+        ("lab", take.lab, _lab, "boot a virtual machine and soak in it"),
+        ("run", take.run, _run, "soak on this machine's own devices"),
+        ("check", take.check, _check, "say what this machine offers and what is missing"),
+        ("exporter", take.exporter, _exporter, "serve the metrics of a run"),
+        ("bench", take.bench, _bench, "measure in the lab how fast the soak is"),
+        ("top", take.top, _top, "watch a run in the terminal"),
+        ("report", take.report, _report, "tell what a run found"),
+        (PAUSE, take.newest, _say, "bring a running soak to rest, for work on the machine"),
+        (CONTINUE, take.newest, _say, "have a paused soak go on"),
+        (STOP, take.newest, _say, "end a running soak in order"),
+        ("plant", take.plant, _plant, "plant a fault in a lab's soak that is running"),
+        ("install", take.install, _install, "write the systemd units"),
+        ("restore", take.nothing, _restore, "put back what a dead soak changed on this machine"),
+        ("expectations", take.nothing, _expectations, "print what a kernel owes"),
+        ("known-issues", take.nothing, _known_issues, "print the violations that are understood"),
+        ("faults", take.nothing, _faults, "print the faults that a lab can plant"),
+        ("scenarios", take.nothing, _scenarios, "print the mixes of operations"),
     ):
-        saying = commands.add_parser(word, help=meaning)
-        saying.add_argument("run", nargs="?", default="latest", metavar="RUN")
-        saying.set_defaults(work=_say, word=word)
-    plant = commands.add_parser("plant", help="plant a fault in a lab's soak that is running")
-    plant.add_argument("fault", metavar="FAULT", help="as 'dax-soak faults' lists them")
-    plant.add_argument("run", nargs="?", default="latest", metavar="RUN")
-    plant.set_defaults(work=_plant)
-    _add_install(commands.add_parser("install", help="write the systemd units"))
-    commands.add_parser(
-        "restore", help="put back what a soak that died has changed on this machine"
-    ).set_defaults(work=_restore)
-    for name, work, meaning in (
-        ("expectations", _expectations, "print what a kernel owes"),
-        ("known-issues", _known_issues, "print the violations that are understood"),
-        ("faults", _faults, "print the faults that a lab can plant"),
-        ("scenarios", _scenarios, "print the mixes of operations"),
-    ):
-        commands.add_parser(name, help=meaning).set_defaults(work=work)
+        command = commands.add_parser(name, help=meaning)
+        options(command)
+        command.set_defaults(work=work, word=name)
+    # Without a help it is not listed: it is not for users.
+    measuring = commands.add_parser("measure")
+    take.measure(measuring)
+    measuring.set_defaults(work=_measure)
     return parser
-
-
-def _add_lab(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    _add_machine(parser)
-    add("--fault", action="append", default=[], metavar="NAME[:SECONDS]", help="plant a fault")
-    add("--listen", default=None, metavar="HOST:PORT", help="where metrics are served")
-    add("--run-dir", type=Path, metavar="DIR", help="a new directory for the run")
-    add(
-        "--keep",
-        action="store_true",
-        help="keep the NVDIMM, so that the run can be resumed when its guest has died",
-    )
-    add("--resume", metavar="RUN", help="go on with a run whose guest has died, in a new boot")
-    add("--strict", action="store_true", help="a known issue fails the run, too")
-    add(
-        "--bisect",
-        action="store_true",
-        help="exit as 'git bisect run' reads it: 0 good, 1 bad, 125 cannot be judged, "
-        "255 wrong usage",
-    )
-    add("-c", "--config", type=Path, metavar="FILE", help="a soak.toml")
-    add(
-        "--until-covered",
-        action="store_true",
-        help="end as soon as all is done and seen that a pass needs, however long that takes within "
-        "--duration",
-    )
-    add(
-        "--linger",
-        type=_duration,
-        default=20.0,
-        metavar="TIME",
-        help="how long metrics stay up after a run that ended badly (20s)",
-    )
-    add(
-        "--mirror-ledger",
-        action="store_true",
-        help="keep the ledger in the guest's own memory and copy it to the host, as is done "
-        "by itself where shared memory is slow",
-    )
-    # For tests: more hardware, and something else than a soak to run in the guest.
-    add("--device", action="append", default=[], help=argparse.SUPPRESS)
-    # The file that is run, and what it imports, by their paths from where they are imported.
-    add("--script", type=Path, nargs="+", help=argparse.SUPPRESS)
-    add("--nvdimm", type=Path, help=argparse.SUPPRESS)
-    add("--package", action="append", default=[], help=argparse.SUPPRESS)
-    _add_choices(parser)
-    parser.set_defaults(work=_lab)
-
-
-def _add_machine(parser: argparse.ArgumentParser) -> None:
-    """Add the options of everything that boots the lab."""
-    add = parser.add_argument
-    add(
-        "--kernel",
-        help="debian:6.1 (default), debian:6.12, debian:sid; build:6.12, built from Debian's source "
-        "with iommufd and the like; host, the kernel of this machine; a bzImage file; or a "
-        "directory in which a kernel was built",
-    )
-    add("--modules", type=Path, metavar="DIR", help="the modules of a kernel given as a file")
-    add("--filesystem", default="ext4", choices=("ext4", "xfs"))
-    add("--accel", default="auto", choices=("auto", "kvm", "tcg"))
-    add("--append", default="", metavar="TEXT", help="more of the kernel's command line")
-    add(
-        "--boot-timeout",
-        type=_duration,
-        default=180.0,
-        metavar="TIME",
-        help="how long the guest may take to answer (3m)",
-    )
-
-
-def _add_bench(parser: argparse.ArgumentParser) -> None:
-    _add_machine(parser)
-    add = parser.add_argument
-    add("--duration", type=_duration, default=60.0, metavar="TIME", help="how long to measure (1m)")
-    add("--format", choices=("text", "json"), default="text")
-    parser.set_defaults(work=_bench)
-
-
-def _add_measure(parser: argparse.ArgumentParser) -> None:
-    """Add what `bench` runs in its guest: the options are those that a guest gives."""
-    add = parser.add_argument
-    add("-c", "--config", type=Path, required=True)
-    add("--run-id", required=True)
-    add("--ledger", type=Path, required=True)
-    add("--journal-port", type=Path, required=True)
-    add("--control", type=Path)
-    add("--mirror-ledger", action="store_true")
-    parser.set_defaults(work=_measure)
-
-
-def _add_run(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("-c", "--config", type=Path, required=True, metavar="FILE", help="a soak.toml")
-    add("--run-dir", type=Path, metavar="DIR", help="a new directory for the run")
-    add("--strict", action="store_true", help="a known issue fails the run, too")
-    add(
-        "--resume",
-        action="store_true",
-        help="go on with the newest run where a crash or a reboot cut it short, else begin one",
-    )
-    add(
-        "--watch-exporter",
-        metavar="HOST:PORT",
-        help="as a service, feed the watchdog only while the exporter there answers",
-    )
-    add("--run-id", help=argparse.SUPPRESS)
-    add("--ledger", type=Path, help=argparse.SUPPRESS)
-    add("--journal-port", type=Path, help=argparse.SUPPRESS)
-    add("--control", type=Path, help=argparse.SUPPRESS)
-    add("--mirror-ledger", action="store_true", help=argparse.SUPPRESS)
-    _add_choices(parser)
-    parser.set_defaults(work=_run)
-
-
-def _add_install(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--root", type=Path, metavar="DIR", help="write below this directory")
-    add(
-        "--config",
-        type=Path,
-        metavar="FILE",
-        help="what to soak (/etc/dax-soak/soak.toml); an example is written where there is none",
-    )
-    add(
-        "--exporter-listen",
-        metavar="HOST:PORT",
-        help="where metrics are served (127.0.0.1:9823)",
-    )
-    add("--dry-run", action="store_true", help="print what would be written")
-    add("--uninstall", action="store_true", help="remove what was written")
-    parser.set_defaults(work=_install)
-
-
-def _add_check(parser: argparse.ArgumentParser) -> None:
-    what = parser.add_mutually_exclusive_group()
-    what.add_argument(
-        "--install",
-        action="store_true",
-        help="install what the lab misses (as root), and look at the lab's needs alone",
-    )
-    what.add_argument(
-        "-c", "--config", type=Path, metavar="FILE", help="say whether the machine fits a soak.toml"
-    )
-    what.add_argument(
-        "--write", type=Path, metavar="FILE", help="write a soak.toml for what was found"
-    )
-    parser.add_argument("--for-tests", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--json", action="store_true", help="print one JSON document")
-    parser.add_argument(
-        "--all", action="store_true", help="tell everything of the kernel, hardware or not"
-    )
-    parser.set_defaults(work=_check)
-
-
-def _add_choices(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--duration", type=_duration, metavar="TIME", help="such as 90s, 2m or 1h30m")
-    add("--seed", type=_seed, metavar="N", help="from which all choices follow")
-    add("--scenario", help="the mix of operations; 'dax-soak scenarios' lists them")
-    add("--print-choices", type=int, metavar="N", help="print each worker's first N and end")
-
-
-def _duration(text: str) -> float:
-    from soak.config import parse_duration
-
-    try:
-        return parse_duration(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not {error}") from None
-
-
-def _seed(text: str) -> int:
-    from soak.config import parse_seed
-
-    try:
-        return parse_seed(int(text) if text.isdecimal() else text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not {error}") from None
 
 
 def _lab(options: argparse.Namespace) -> int:
@@ -397,13 +188,13 @@ def _exporter(options: argparse.Namespace) -> int:
 
 @done_when_unread
 def _install(options: argparse.Namespace) -> int:
-    from soak.listen import DEFAULT_LISTEN, parse_listen
+    from soak.listen import DEFAULT_LISTEN, read_listen
     from soak.systemd.install import install, uninstall
 
     if options.uninstall:
         return uninstall(root=options.root, dry_run=options.dry_run)
     listen = options.exporter_listen or DEFAULT_LISTEN
-    _, port = parse_listen(listen, "--exporter-listen")
+    _, port = read_listen(listen)
     if port == 0:
         raise UsageError("--exporter-listen needs a port above 0: nobody would find the exporter.")
     return install(root=options.root, config=options.config, listen=listen, dry_run=options.dry_run)
