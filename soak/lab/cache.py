@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import os
 import shutil
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from soak.errors import UsageError
+from soak.user_directories import absolute_directory, user_directory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 _PACKAGE_INDEXES = "apt"
 
 
 def cache_directory() -> Path:
-    """`$DAX_SOAK_CACHE`, or `dax-soak` in the user's cache directory."""
-    chosen = os.environ.get("DAX_SOAK_CACHE")
-    if chosen:
-        return Path(chosen)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "dax-soak"
+    """`$DAX_SOAK_CACHE`, or `dax-soak` in the user's cache directory.
+
+    Raises:
+        UsageError: a variable says something that cannot be meant.
+    """
+    chosen = absolute_directory("DAX_SOAK_CACHE")
+    return user_directory("XDG_CACHE_HOME", ".cache") / "dax-soak" if chosen is None else chosen
 
 
 class Cache:
@@ -32,30 +35,53 @@ class Cache:
 
     @contextlib.contextmanager
     def locked(self, name: str) -> Iterator[Path]:
-        """Hold the lock of `name` and yield its path; two runs never build the same thing."""
+        """Hold the lock of `name` and yield its path; two runs never build the same thing.
+
+        Raises:
+            UsageError: the cache cannot be used.
+        """
         path = self.root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with (path.parent / f".{path.name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with contextlib.ExitStack() as stack:
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                lock = stack.enter_context((path.parent / f".{path.name}.lock").open("w"))
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            except OSError as error:
+                raise self._unusable(error) from error
             yield path
 
     def directory(self, name: str, build: Callable[[Path], None]) -> Path:
-        """Return the directory `name`; have `build` fill it when it is not there yet."""
+        """Return the directory `name`; have `build` fill it when it is not there yet.
+
+        Raises:
+            UsageError: the cache cannot be used, or `build` cannot read or write a file.
+        """
         with self.locked(name) as path:
-            if path.is_dir():
-                return path
             scratch = path.parent / f".{path.name}.partial"
-            if scratch.exists():
-                shutil.rmtree(scratch)  # of a build that was killed: nobody else holds the lock
             try:
+                if path.is_dir():
+                    return path
+                if scratch.exists():
+                    shutil.rmtree(scratch)  # of a build that was killed: nobody else holds the lock
                 scratch.mkdir()
                 scratch.chmod(0o755)
                 build(scratch)
                 scratch.rename(path)
+            except OSError as error:
+                shutil.rmtree(scratch, ignore_errors=True)
+                raise self._unusable(error) from error
             except BaseException:
                 shutil.rmtree(scratch, ignore_errors=True)
                 raise
             return path
+
+    def _unusable(self, error: OSError) -> UsageError:
+        """Say why; the file may be one that a build reads, and not of the cache."""
+        file = f", {error.filename}" if error.filename else ""
+        return UsageError(
+            f"The cache {self.root} cannot be used ({error.strerror or error}{file}): give it space and "
+            f"the rights to write, or name another directory with DAX_SOAK_CACHE."
+        )
 
     def package_index(self, suite: str) -> Path:
         """Where the package index of a Debian suite is kept."""
