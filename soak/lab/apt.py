@@ -6,17 +6,19 @@ shows in the machine's package database. The mirror is the one that the machine'
 
 from __future__ import annotations
 
-import getpass
 import json
 import re
 import shutil
 import subprocess
 import time
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from soak.errors import UsageError
+from soak.output import complain
+from soak.printable import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,16 +49,16 @@ def machine_mirror() -> Mirror:
             "found: run the lab on Debian or a derivative."
         )
     wanted = "$(ORIGIN)|$(RELEASE)|$(SITE)"
-    listed = subprocess.run(
-        ["apt-get", "indextargets", "--format", wanted, "Created-By: Packages"],
-        check=True,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    ).stdout
+    listed = _run(["apt-get", "indextargets", "--format", wanted, "Created-By: Packages"])
+    if listed.returncode != 0:
+        raise UsageError(
+            f"apt on this machine cannot list its sources ({_last_line(listed.stderr)}): see that "
+            f"'apt-get indextargets' works."
+        )
     sites: dict[bool, str] = {}
-    for line in listed.splitlines():
-        origin, release, site = line.split("|", 2)
+    for line in listed.stdout.splitlines():
+        origin, _, rest = line.partition("|")
+        release, _, site = rest.partition("|")
         if origin == "Debian":
             sites.setdefault(release.endswith("-security"), site)
     if False not in sites:
@@ -80,8 +82,8 @@ class Suite:
             *("-o", f"Dir::State={directory}/state"),
             *("-o", f"Dir::State::status={directory}/state/status"),
             *("-o", f"Dir::Cache={directory}/cache"),
-            # apt would drop to a user that cannot read a private cache directory.
-            *("-o", f"APT::Sandbox::User={getpass.getuser()}"),
+            # As root, apt would drop to a user that cannot read a private cache directory.
+            *("-o", "APT::Sandbox::User=root"),
             *("-o", "Debug::NoLocking=1"),
             "-qq",
         ]
@@ -89,9 +91,10 @@ class Suite:
     def update(self) -> None:
         """Fetch the package index unless a recent one is there.
 
+        An older one is used, with a warning, where the mirror cannot be reached.
+
         Raises:
-            UsageError: the suite is unknown to the mirror, or the mirror cannot be reached and no
-                older index is there to fall back on.
+            UsageError: the suite is unknown to the mirror, or there is no older index either.
         """
         stamp = self._directory / "updated"
         fresh = stamp.exists() and time.time() - stamp.stat().st_mtime < _INDEX_LIFETIME_SECONDS
@@ -108,11 +111,18 @@ class Suite:
         result = self._apt("apt-get", "update", "--error-on=any")
         if result.returncode == 0:
             stamp.touch()
-        elif not stamp.exists():
+            return
+        why = _last_line(result.stderr)
+        if not stamp.exists():
             raise UsageError(
-                f"The package index of Debian's suite {self.name!r} could not be fetched "
-                f"({_last_line(result.stderr)}): check the name and the network."
+                f"The package index of Debian's suite {self.name!r} could not be fetched ({why}): "
+                f"check the name and the network."
             )
+        fetched = datetime.fromtimestamp(stamp.stat().st_mtime, UTC)
+        complain(
+            f"dax-soak: warning: the package index of Debian's suite {self.name!r} could not be renewed "
+            f"({printable(why)}): that of {fetched:%Y-%m-%d} is used, which knows nothing newer."
+        )
 
     def remembered(
         self, question: str, ask: Callable[[], tuple[list[str], str]]
@@ -179,23 +189,43 @@ class Suite:
             )
         for package in sorted(archives.glob("*.deb")):
             if package.name.split("_")[0] not in unwanted:
-                subprocess.run(
-                    ["dpkg-deb", "--extract", package, target], check=True, timeout=_TIMEOUT_SECONDS
-                )
+                unpacked = _run(["dpkg-deb", "--extract", package, target])
+                if unpacked.returncode != 0:
+                    raise UsageError(
+                        f"{package.name} of Debian's suite {self.name!r} could not be unpacked in "
+                        f"{target}: {_last_line(unpacked.stderr)}"
+                    )
         shutil.rmtree(archives)
 
     def _apt(
         self, tool: str, *arguments: str, cwd: Path | None = None
     ) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [tool, *self._options, *arguments],
-            check=False, capture_output=True, text=True, cwd=cwd, timeout=_TIMEOUT_SECONDS,
-        )  # fmt: skip
+        return _run([tool, *self._options, *arguments], cwd)
 
 
 def file_name(version: str) -> str:
     """Return a package's version as a part of a file's name."""
     return version.replace(":", "_").replace("~", "-")
+
+
+def _run(words: list[str | Path], cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a program of apt's.
+
+    Raises:
+        UsageError: it cannot be started, or does not come to an end.
+    """
+    try:
+        return subprocess.run(
+            words, check=False, capture_output=True, text=True, errors="replace", cwd=cwd,
+            timeout=_TIMEOUT_SECONDS,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        raise UsageError(
+            f"{words[0]} did not end within {_TIMEOUT_SECONDS} s: check the network, and whether the "
+            f"machine is overloaded."
+        ) from None
+    except OSError as error:
+        raise UsageError(f"{words[0]} cannot be started: {error.strerror}.") from None
 
 
 def _last_line(text: str) -> str:

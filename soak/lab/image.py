@@ -13,6 +13,7 @@ import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from soak.errors import UsageError
 from soak.lab.apt import Suite, machine_mirror
 from soak.lab.cpio import CpioWriter
 
@@ -217,18 +218,40 @@ def _run_in(root: Path, tool: str, *arguments: str) -> None:
     """Run a program of a guest's root on the host, through that root's own loader.
 
     It works without privileges and without the tool being on the host.
+
+    Raises:
+        UsageError: the program is not there, fails, or does not end.
     """
     places = (root / "usr/bin" / tool, root / "usr/sbin" / tool)
-    program = next(path for path in places if path.is_symlink() or path.exists())
+    program = next((path for path in places if path.is_symlink() or path.exists()), None)
+    if program is None:
+        raise UsageError(
+            f"The guest's root {root} has no {tool}, so somebody took it away: remove {root.parent} to "
+            f"have it made again."
+        )
     if program.is_symlink():
         # An absolute link means a path below the root, not one of the host.
         program = root / str(program.parent.relative_to(root) / program.readlink()).lstrip("/")
-    subprocess.run(
-        [root / _LOADER, "--library-path", root / _LIBRARIES, "--argv0", tool,
-         program, *arguments],
-        check=True, capture_output=True, timeout=_TOOL_TIMEOUT_SECONDS,
-        env={"PYTHONHOME": str(root / "usr"), "PATH": "/nonexistent"},
-    )  # fmt: skip
+    try:
+        result = subprocess.run(
+            [root / _LOADER, "--library-path", root / _LIBRARIES, "--argv0", tool,
+             program, *arguments],
+            check=False, capture_output=True, text=True, errors="replace",
+            timeout=_TOOL_TIMEOUT_SECONDS,
+            env={"PYTHONHOME": str(root / "usr"), "PATH": "/nonexistent"},
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        raise UsageError(
+            f"The guest's {tool} did not end within {_TOOL_TIMEOUT_SECONDS} s: is the machine "
+            f"overloaded?"
+        ) from None
+    if result.returncode != 0:
+        said = (result.stderr or result.stdout).strip().splitlines()
+        raise UsageError(
+            f"The guest's {tool} failed (exit code {result.returncode}"
+            f"{f', {said[-1]}' if said else ''}): see that the disk of {root.parent} has space, or "
+            f"remove that directory to have it made again."
+        )
 
 
 def _compile(root: Path, library: Path, seen_as: str) -> None:
