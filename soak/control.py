@@ -122,13 +122,15 @@ class Question:
     """A word that was said, whose answer can be waited for with select()."""
 
     def __init__(self, directory: Path, word: str) -> None:
-        """Say the word.
+        """Say the word, without ever waiting.
 
         Raises:
+            BlockingIOError: too many wait for an answer there already.
             OSError: nobody listens there.
         """
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
         try:
+            self._socket.setblocking(False)
             with _short_name(directory) as place:
                 self._socket.connect(f"{place}/{SOCKET_NAME}")
             self._socket.send(word.encode())
@@ -147,7 +149,7 @@ class Question:
         """
         self._socket.settimeout(seconds)
         with contextlib.closing(self._socket):
-            return self._socket.recv(_MESSAGE_BYTES).decode()
+            return self._socket.recv(_MESSAGE_BYTES).decode(errors="replace")
 
 
 def say(directory: Path, word: str) -> str:
@@ -180,8 +182,13 @@ def ask(directory: Path, word: str, seconds: float) -> str:
         answer = Question(directory, word).answer(seconds)
     except TimeoutError:
         raise UsageError(
-            f"The soak in {directory} did not answer within {seconds:g} s: 'dax-soak top' shows what "
-            f"it is doing."
+            f"The soak in {directory} did not answer within {seconds:g} s: it is busy, or stands "
+            f"still. 'dax-soak top {directory}' shows what it is doing."
+        ) from None
+    except BlockingIOError:
+        raise UsageError(
+            f"The soak in {directory} has left others without an answer, and takes no more questions: it "
+            f"is busy, or stands still. 'dax-soak top {directory}' shows what it is doing."
         ) from None
     except (FileNotFoundError, ConnectionError):
         raise UsageError(
@@ -189,7 +196,8 @@ def ask(directory: Path, word: str, seconds: float) -> str:
         ) from None
     except OSError as error:
         raise UsageError(
-            f"The soak in {directory} cannot be told to {_verb(word)}: {error.strerror}."
+            f"The soak in {directory} cannot be told to {_verb(word)} ({error.strerror}): be the user "
+            f"who runs it, or root."
         ) from None
     if not answer:
         raise UsageError(f"The soak in {directory} ended before it answered.")

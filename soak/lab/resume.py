@@ -60,13 +60,8 @@ def _past(directory: Path) -> Past:
         )
     try:
         with LedgerReader.open(directory / rundir.LEDGER) as reader:
-            facts = reader.layout.run
-    except (OSError, LedgerError) as error:
+            run_id, filesystem = (str(reader.layout.run[name]) for name in ("run_id", "filesystem"))
+    except (OSError, LedgerError, LookupError) as error:
         raise UsageError(f"The ledger in {directory} cannot be read: {error}.") from None
-    return Past(
-        directory,
-        str(facts["run_id"]),
-        load_config(directory / rundir.CONFIG),
-        str(facts["filesystem"]),
-        str(story.lab["kernel"]),
-    )
+    config = load_config(directory / rundir.CONFIG)
+    return Past(directory, run_id, config, filesystem, str(story.lab["kernel"]))
