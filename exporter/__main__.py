@@ -20,7 +20,8 @@ from soak.log import configure, log_crash
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-_CRASH_EXIT = 1
+# EX_SOFTWARE of sysexits.h, as that of all commands: 1 would tell that a kernel failed.
+_CRASH_EXIT = 70
 _USAGE_EXIT = 2
 
 
@@ -99,7 +100,9 @@ def _open_directory(path: Path) -> int:
     try:
         return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
-        raise UsageError(f"The run directory {path} cannot be opened: {error.strerror}.") from error
+        raise UsageError(
+            f"The run directory {str(path)!r} cannot be opened: {error.strerror}."
+        ) from error
 
 
 def _announcer(descriptor: int | None) -> Callable[[str], None]:
