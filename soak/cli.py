@@ -212,13 +212,13 @@ def _top(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from soak.journal import read_journal
+    from soak.journal_reading import read_given_journal
     from soak.report.text import text_report
     from soak.rundir import JOURNAL, find_run
     from soak.verdict import judge
 
     directory = find_run(options.run)
-    verdict = judge(read_journal(directory / JOURNAL), strict=options.strict)
+    verdict = judge(read_given_journal(directory / JOURNAL), strict=options.strict)
     shown = verdict.to_json() if options.format == "json" else text_report(verdict, directory)
     put(shown)
     return EXIT_CODES[verdict.verdict]

@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from functools import partial
 from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple
 
+from soak.errors import UsageError
 from soak.journal_line import CutLineError, LineError, decode_line
 
 if TYPE_CHECKING:
@@ -72,6 +73,22 @@ def read_journal(path: Path) -> Iterator[dict[str, Any]]:
                 yield cut.as_line(last)
 
 
+def read_given_journal(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the lines of the journal of a run that somebody named, as `read_journal` does.
+
+    Raises:
+        UsageError: it is not there, or cannot be read.
+    """
+    try:
+        yield from read_journal(path)
+    except OSError as error:
+        what = f"{error.filename} ({error.strerror})" if error.filename else str(error)
+        raise UsageError(
+            f"The journal {path} cannot be read: {what}. Be the user who ran the soak, or root, or give "
+            f"another run."
+        ) from None
+
+
 class Damage(NamedTuple):
     """Something in a journal's file that is no line."""
 
@@ -105,11 +122,19 @@ def has_begun(path: Path) -> bool:
 
 
 def rotated_files(path: Path) -> list[Path]:
-    """Return the files that held the journal before the current one, in no particular order."""
+    """Return the files that held the journal before the current one, in no particular order.
+
+    Raises:
+        OSError: the directory is there and cannot be read.
+    """
     beginnings = (f"{path.stem}-", f"{path.name}.", f"{path.name}-")
+    try:
+        others = list(path.parent.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
     return [
         other
-        for other in path.parent.glob("*")
+        for other in others
         if other.name.startswith(beginnings) and path.suffix in other.name and other.is_file()
     ]
 

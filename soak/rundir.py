@@ -16,6 +16,7 @@ from soak.errors import UsageError
 from soak.journal_reading import has_begun, journal_exists
 from soak.own_directory import check_private, check_way, open_own
 from soak.process_lock import LockedError, ProcessLock
+from soak.user_directories import user_directory
 
 if TYPE_CHECKING:
     from typing import Self
@@ -39,11 +40,14 @@ def new_run_id() -> str:
 
 
 def runs_directory() -> Path:
-    """Return where runs are kept: not under a private home where an exporter's user may not look."""
+    """Return where runs are kept: not under a private home where an exporter's user may not look.
+
+    Raises:
+        UsageError: the environment does not say where.
+    """
     if os.geteuid() == 0:
         return Path("/var/lib/dax-soak/runs")
-    base = os.environ.get("XDG_STATE_HOME")
-    return (Path(base) if base else Path.home() / ".local/state") / "dax-soak" / "runs"
+    return user_directory("XDG_STATE_HOME", ".local/state") / "dax-soak" / "runs"
 
 
 class RunDirectory:
@@ -126,11 +130,18 @@ def check_new(path: Path) -> None:
     """Refuse a run directory that holds something.
 
     Raises:
-        UsageError: it is no directory, or is not empty.
+        UsageError: it is no directory, is not empty, or may not be looked at.
     """
-    if path.is_symlink():
-        raise UsageError(f"The run directory {path} is a link: give the directory itself.")
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    try:
+        if path.is_symlink():
+            raise UsageError(f"The run directory {path} is a link: give the directory itself.")
+        used = path.exists() and (not path.is_dir() or any(path.iterdir()))
+    except OSError as error:
+        raise UsageError(
+            f"The run directory {path} cannot be looked at ({error.strerror}): give one that you may "
+            f"write to."
+        ) from None
+    if used:
         raise UsageError(f"The run directory {path} is not empty: give a new one.")
 
 
@@ -150,7 +161,11 @@ def _set_mode(path: Path, mode: int) -> None:
 
 def note_begun(path: Path) -> None:
     """Have `latest` name this run, which has begun, if it is kept where all runs are."""
-    if path.parent.resolve() != runs_directory().resolve():
+    try:
+        runs = runs_directory()
+    except UsageError:  # without a home there are no such runs
+        return
+    if path.parent.resolve() != runs.resolve():
         return
     unfinished = path.parent / f".{LATEST}.{os.getpid()}"
     # A full disk is no reason to end a run: `latest` goes on naming the one before.
@@ -183,11 +198,20 @@ def find_run(name: str) -> Path:
     """Return the directory of a run: a path, a run's id, or `latest`.
 
     Raises:
-        UsageError: there is no such run.
+        UsageError: there is no such run, or it may not be looked at.
     """
-    for path in (Path(name), runs_directory() / name):
+    path = Path(name)
+    try:
         if journal_exists(path / JOURNAL):
             return path.resolve()
+        path = runs_directory() / name
+        if journal_exists(path / JOURNAL):
+            return path.resolve()
+    except OSError as error:
+        raise UsageError(
+            f"The run {name!r} cannot be looked at in {path} ({error.strerror}): be the user who ran "
+            f"it, or root, or give another run."
+        ) from None
     raise UsageError(
         f"There is no run {name!r}: give a run directory, or an id in {runs_directory()}."
     )
@@ -202,7 +226,10 @@ def find_latest(name: str) -> Path | None:
     if path.name != LATEST:
         return None
     runs = runs_directory() if name == LATEST else path.parent.absolute()
-    return runs if runs.is_dir() else None
+    try:
+        return runs if runs.is_dir() else None
+    except OSError:  # whoever opens a run in it says why
+        return None
 
 
 def write_whole(path: Path, data: bytes, mode: int, group: int = -1) -> None:

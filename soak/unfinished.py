@@ -10,9 +10,8 @@ import tomli_w
 from soak import rundir
 from soak.config import load_config
 from soak.errors import UsageError
-from soak.journal import read_journal
 from soak.journal_events import understood
-from soak.journal_reading import journal_exists
+from soak.journal_reading import journal_exists, read_given_journal
 from soak.rundir import RunDirectory
 
 if TYPE_CHECKING:
@@ -34,9 +33,14 @@ class Story:
 
     @classmethod
     def of(cls, directory: Path) -> Story:
+        """Read the journal of a run.
+
+        Raises:
+            UsageError: it cannot be read.
+        """
         started = lab = None
         ended = False
-        for event in understood(read_journal(directory / rundir.JOURNAL)):
+        for event in understood(read_given_journal(directory / rundir.JOURNAL)):
             match event["event"]:
                 case "run.started":
                     started = started or event
@@ -126,7 +130,7 @@ def _own_story(directory: Path) -> Story | None:
     if not journal_exists(directory / rundir.JOURNAL):
         return None
     started = None
-    for event in understood(read_journal(directory / rundir.JOURNAL)):
+    for event in understood(read_given_journal(directory / rundir.JOURNAL)):
         if event["event"] == "lab.started":
             return None
         if event["event"] == "run.started":

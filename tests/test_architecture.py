@@ -61,7 +61,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "soak.journal_backlog": {"soak.vocabulary"},
     "soak.journal_file": {"soak.journal_reading"},
-    "soak.journal_reading": {"soak.journal_line"},
+    "soak.journal_reading": {"soak.errors", "soak.journal_line"},
     "soak.journal_line": set(),
     "soak.journal_events": {"soak.vocabulary"},
     "soak.systemd": {"soak", "soak.systemd", "soak.config", "soak.errors"},
