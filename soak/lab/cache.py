@@ -47,7 +47,7 @@ class Cache:
                 lock = stack.enter_context((path.parent / f".{path.name}.lock").open("w"))
                 fcntl.flock(lock, fcntl.LOCK_EX)
             except OSError as error:
-                raise self._unusable(error) from error
+                raise self.unusable(error) from error
             yield path
 
     def directory(self, name: str, build: Callable[[Path], None]) -> Path:
@@ -69,13 +69,13 @@ class Cache:
                 scratch.rename(path)
             except OSError as error:
                 shutil.rmtree(scratch, ignore_errors=True)
-                raise self._unusable(error) from error
+                raise self.unusable(error) from error
             except BaseException:
                 shutil.rmtree(scratch, ignore_errors=True)
                 raise
             return path
 
-    def _unusable(self, error: OSError) -> UsageError:
+    def unusable(self, error: OSError) -> UsageError:
         """Say why; the file may be one that a build reads, and not of the cache."""
         file = f", {error.filename}" if error.filename else ""
         return UsageError(

@@ -68,9 +68,16 @@ def check_can_build(version: str) -> None:
 
 
 def built_kernel(cache: Cache, version: str) -> Path | None:
-    """Return the boot image of `version` that was built last with today's configuration, if any."""
-    images = (cache.root / "kernels").glob(f"{_key(version, '*')}/{IMAGE}")
-    return max(images, key=lambda image: image.stat().st_mtime_ns, default=None)
+    """Return the boot image of `version` that was built last with today's configuration, if any.
+
+    Raises:
+        UsageError: the cache may not be looked at.
+    """
+    try:
+        images = (cache.root / "kernels").glob(f"{_key(version, '*')}/{IMAGE}")
+        return max(images, key=lambda image: image.stat().st_mtime_ns, default=None)
+    except OSError as error:
+        raise cache.unusable(error) from None
 
 
 def build_kernel(cache: Cache, version: str, progress: Progress) -> Path:

@@ -79,8 +79,8 @@ def look(programs: Mapping[str, str] = PROGRAMS) -> Iterator[Answer]:
     yield Answer(
         "memory", memory >= MEMORY_MIB, f"{memory} MiB available, the guest takes {MEMORY_MIB} MiB"
     )
-    yield _space("cache", cache_directory(), _CACHE_NEEDED)
-    yield _space("runs", runs_directory(), space_needed(lab_config(None)))
+    yield _space("cache", cache_directory, _CACHE_NEEDED)
+    yield _space("runs", runs_directory, space_needed(lab_config(None)))
 
 
 def missing_packages(programs: Mapping[str, str] = PROGRAMS) -> list[str]:
@@ -110,10 +110,13 @@ def install_missing(programs: Mapping[str, str] = PROGRAMS) -> None:
     print(f"Installing {', '.join(missing)}", flush=True)  # noqa: T201 - the user watches
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     for words in (["apt-get", "update", "-qq"], command.split()):
-        result = subprocess.run(
-            words, check=False, capture_output=True, text=True, env=environment,
-            timeout=_INSTALL_SECONDS,
-        )  # fmt: skip
+        try:
+            result = subprocess.run(
+                words, check=False, capture_output=True, text=True, errors="replace",
+                env=environment, timeout=_INSTALL_SECONDS,
+            )  # fmt: skip
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise UsageError(f"'{' '.join(words)}' failed: {error}.") from None
         if result.returncode != 0:
             raise UsageError(f"'{' '.join(words)}' failed: {result.stderr.strip()}")
 
@@ -132,9 +135,23 @@ def _available_mib() -> int:
     return 0
 
 
-def _space(subject: str, path: Path, needed: int) -> Answer:
-    parent = next(parent for parent in (path, *path.parents) if parent.exists())
-    free = shutil.disk_usage(parent).free
+def _space(subject: str, find: Callable[[], Path], needed: int) -> Answer:
+    """Say whether a directory, which may yet have to be made, can be written to and has the space."""
+    try:
+        path = find()
+    except UsageError as error:
+        return Answer(subject, good=False, says=str(error))
+    try:
+        there = next(
+            parent for parent in (path, *path.parents) if parent.is_symlink() or parent.exists()
+        )
+        free = shutil.disk_usage(there).free
+    except OSError as error:
+        return Answer(subject, good=False, says=f"{path} cannot be used: {error.strerror}")
+    if not there.is_dir():
+        return Answer(subject, good=False, says=f"{path} cannot be made: {there} is no directory")
+    if not os.access(there, os.W_OK | os.X_OK):
+        return Answer(subject, good=False, says=f"{path} cannot be written to by this user")
     return Answer(
         subject, free >= needed, f"{path}: {free >> 20} MiB free of {needed >> 20} needed"
     )
