@@ -14,7 +14,7 @@ import stat
 import time
 from typing import TYPE_CHECKING, Final, Self
 
-from soak.errors import UsageError
+from soak.errors import UsageError, why
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -196,8 +196,7 @@ def ask(directory: Path, word: str, seconds: float) -> str:
         ) from None
     except OSError as error:
         raise UsageError(
-            f"The soak in {directory} cannot be told to {_verb(word)} ({error.strerror}): be the user "
-            f"who runs it, or root."
+            f"The soak in {directory} cannot be told to {_verb(word)}: {why(error)}."
         ) from None
     if not answer:
         raise UsageError(f"The soak in {directory} ended before it answered.")

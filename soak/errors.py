@@ -10,3 +10,11 @@ class UsageError(Exception):
 
 class InUseError(UsageError):
     """Somebody else uses it: a process that is just ending may let go of it in a moment."""
+
+
+def why(error: OSError) -> str:
+    """Return the reason of an error for a sentence, and what to do where that is always the same."""
+    reason = error.strerror or str(error)
+    if isinstance(error, PermissionError):
+        return f"{reason} (be the user whose it is, or root)"
+    return reason

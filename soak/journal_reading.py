@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from functools import partial
 from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple
 
-from soak.errors import UsageError
+from soak.errors import UsageError, why
 from soak.journal_line import CutLineError, LineError, decode_line
 
 if TYPE_CHECKING:
@@ -82,10 +82,8 @@ def read_given_journal(path: Path) -> Iterator[dict[str, Any]]:
     try:
         yield from read_journal(path)
     except OSError as error:
-        what = f"{error.filename} ({error.strerror})" if error.filename else str(error)
         raise UsageError(
-            f"The journal {path} cannot be read: {what}. Be the user who ran the soak, or root, or give "
-            f"another run."
+            f"The journal {error.filename or path} cannot be read: {why(error)}."
         ) from None
 
 

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from soak.errors import UsageError
+from soak.errors import UsageError, why
 from soak.journal_reading import has_begun, journal_exists
 from soak.own_directory import check_private, check_way, open_own
 from soak.process_lock import LockedError, ProcessLock
@@ -208,10 +208,11 @@ def find_run(name: str) -> Path:
         if journal_exists(path / JOURNAL):
             return path.resolve()
     except OSError as error:
+        raise UsageError(f"The run {name!r} cannot be looked at in {path}: {why(error)}.") from None
+    if path.is_symlink():
         raise UsageError(
-            f"The run {name!r} cannot be looked at in {path} ({error.strerror}): be the user who ran "
-            f"it, or root, or give another run."
-        ) from None
+            f"There is no run {name!r}: {path} is a link to {str(path.readlink())!r}, and there is none."
+        )
     raise UsageError(
         f"There is no run {name!r}: give a run directory, or an id in {runs_directory()}."
     )

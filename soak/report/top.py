@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 from rich.console import Console
 from rich.live import Live
 
-from soak.errors import UsageError
+from soak.errors import UsageError, why
 from soak.ledger import LedgerReader
 from soak.ledger_layout import LedgerError
 from soak.report.live import HEARTBEAT_LIMIT_NS, NANOSECONDS, Reading, View, make_view
@@ -66,10 +66,7 @@ class _Watched:
         try:
             self._reader = LedgerReader.open(ledger)
         except OSError as error:
-            raise UsageError(
-                f"The ledger {ledger} cannot be opened: {error.strerror}. Give the directory of a "
-                f"run that may be read."
-            ) from None
+            raise UsageError(f"The ledger {ledger} cannot be opened: {why(error)}.") from None
         except LedgerError as error:
             raise self._unreadable(error) from None
         self._readings: deque[Reading] = deque()
@@ -116,9 +113,12 @@ class _Watched:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise UsageError(f"{self._verdict} cannot be read: {error.strerror}.") from None
-        except (ValueError, LookupError, TypeError) as error:
-            raise UsageError(f"{self._verdict} is no verdict: {error}.") from None
+            raise UsageError(f"{self._verdict} cannot be read: {why(error)}.") from None
+        except (ValueError, LookupError, TypeError, RecursionError):
+            raise UsageError(
+                f"{self._verdict} holds no verdict: 'dax-soak report {self._verdict.parent}' computes "
+                f"it again from the journal."
+            ) from None
 
     def _unreadable(self, error: Exception) -> UsageError:
         return UsageError(
