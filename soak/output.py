@@ -6,6 +6,7 @@ and nothing else: the exit code stays the verdict's.
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from contextlib import suppress
@@ -26,6 +27,7 @@ def open_standard_streams() -> None:
     """Have the three standard streams, for whoever started this program without one of them.
 
     The next file that is opened would take its number, and be written to as if it was that stream.
+    What a stream's encoding lacks is written as an escape: names of files need not be UTF-8.
     """
     for number in _STANDARD_STREAMS:
         try:
@@ -38,6 +40,10 @@ def open_standard_streams() -> None:
         sys.stdout = Path("/dev/fd/1").open("w")  # noqa: SIM115 - open as long as the program runs
     if sys.stderr is None:
         sys.stderr = Path("/dev/fd/2").open("w")  # noqa: SIM115 - the same
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            with suppress(OSError, ValueError):  # it was closed, or is no file any more
+                stream.reconfigure(errors="backslashreplace")
 
 
 def put(text: str, stream: TextIO | None = None) -> bool:
