@@ -62,7 +62,7 @@ def install(
     wanted = {below(root, place): text for place, text in files.items()}
     _refuse_foreign(wanted)
     example = below(root, service.config)
-    if not example.exists():
+    if not _is_there(example):
         wanted[example] = example_config()
     _write(wanted)
     for path in wanted:
@@ -77,7 +77,7 @@ def uninstall(*, root: Path | None = None, dry_run: bool = False) -> int:
     Raises:
         UsageError: it must not or cannot be done; nothing was removed then.
     """
-    paths = [path for place in PLACES if (path := below(root, place)).exists()]
+    paths = [path for place in PLACES if _is_there(path := below(root, place))]
     enabled = [name for name in UNITS if below(root, _WANTS / name).is_symlink()]
     _refuse_foreign(paths)
     if not dry_run:
@@ -100,6 +100,13 @@ def uninstall(*, root: Path | None = None, dry_run: bool = False) -> int:
 
 def below(root: Path | None, place: PurePosixPath) -> Path:
     return Path(place) if root is None else root / place.relative_to("/")
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError as error:
+        raise UsageError(f"{path} cannot be looked at: {error.strerror}.") from None
 
 
 def refuse_hidden(places: Iterable[Path]) -> None:
@@ -147,7 +154,7 @@ def _refuse_others(root: Path | None) -> None:
             "Only root may change the services of this machine: use sudo, or --root DIR to write "
             "somewhere else, or --dry-run to look."
         )
-    if root is not None and not root.is_dir():
+    if root is not None and not (_is_there(root) and root.is_dir()):
         raise UsageError(f"--root {str(root)!r} is no directory: make it first.")
 
 
