@@ -32,11 +32,20 @@ class ExporterProcess:
         """Start the exporter, whose imports take a while; `address` has it listen.
 
         An address that is in use is tried again for `bind_seconds`.
+
+        Raises:
+            UsageError: there is no place for what it says.
         """
         self._directory = directory.absolute()
         self._bind_seconds = bind_seconds
-        # A file, not a pipe: nobody reads it while the exporter runs.
-        self._said = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
+        try:
+            # A file, not a pipe: nobody reads it while the exporter runs.
+            self._said = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
+        except OSError as error:
+            raise UsageError(
+                f"There is no place for temporary files ({error.strerror}): have TMPDIR name a directory "
+                f"that may be written to."
+            ) from None
         self._ready, ready = os.pipe()
         go, self._go = os.pipe()
         try:
