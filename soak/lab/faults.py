@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 _MS_BIND: Final = 0x1000
 _DEFAULT_SECONDS: Final = 15.0
+# As long as a run may be: what comes later never comes.
+_MOST_SECONDS: Final = 366 * 86400.0
 _SEIZE_SECONDS: Final = 30.0
 _SEIZE_POLL_SECONDS: Final = 0.002
 # Not every trial has to wait for a page, and on a slow machine not every wait is caught.
@@ -64,9 +66,10 @@ def parse_fault(text: str) -> tuple[str, float]:
         seconds = float(argument)
     except ValueError:
         seconds = -1.0
-    if not 0 <= seconds < float("inf"):
+    if not 0 <= seconds <= _MOST_SECONDS:
         raise UsageError(
-            f"The fault {text!r} has the argument {argument!r}: expected seconds, as in {name}:20."
+            f"The fault {text!r} has the argument {argument!r}: expected seconds, as in {name}:20, of "
+            f"at most a year."
         )
     return name, seconds
 
