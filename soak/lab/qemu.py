@@ -32,6 +32,7 @@ _PROCESSORS: Final = {
 }
 _KVM: Final = Path("/dev/kvm")
 _FIRST_EDU_SLOT: Final = 0x10
+_VERSION_SECONDS: Final = 60
 _VIRTUALISATION_FLAGS: Final = re.compile(r"^flags\s*:.*\b(vmx|svm)\b", re.MULTILINE)
 
 # The serial console is the guest's last word, the IOMMU is off by default in Debian's kernels, an NMI
@@ -147,9 +148,16 @@ def find_qemu() -> str:
         raise UsageError(
             f"{BINARY} is not installed: 'apt-get install --no-install-recommends {PACKAGE}' gets it."
         )
-    shown = subprocess.run(
-        [BINARY, "--version"], check=False, capture_output=True, text=True, timeout=30
-    )
+    try:
+        shown = subprocess.run(
+            [BINARY, "--version"],
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=_VERSION_SECONDS,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise UsageError(f"{BINARY} cannot be started: {error}. Install {PACKAGE} again.") from None
     if shown.returncode != 0:
         raise UsageError(
             f"'{BINARY} --version' failed (exit code {shown.returncode}): {shown.stderr.strip()}. "
