@@ -267,4 +267,7 @@ def _listen(host: str, port: int, collector: LedgerCollector, deadline: float) -
                 " --listen HOST:PORT."
             ) from error
         reason = error.strerror or os.strerror(error.errno or 0)
-        raise UsageError(f"The exporter cannot listen on {where}: {reason}.") from error
+        raise UsageError(
+            f"The exporter cannot listen on {where}: {reason}. Give an address of this machine with"
+            " --listen HOST:PORT."
+        ) from error

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 BINARY: Final = "qemu-system-x86_64"
 PACKAGE: Final = "qemu-system-x86"
+# Has QEMU die with the process that starts it.
+_STARTER: Final = "setpriv"
 MEMORY_MIB: Final = 2560
 # With "enhanced rep movsb" a kernel copies and clears memory with that, which TCG does byte by byte.
 _PROCESSORS: Final = {
@@ -77,7 +79,7 @@ class Machine:
     def arguments(self) -> list[str]:
         """Return QEMU's command line. It dies with the process that starts it."""
         return [
-            *("setpriv", "--pdeathsig", "KILL", "--", BINARY),
+            *(_STARTER, "--pdeathsig", "KILL", "--", BINARY),
             *_PROCESSORS[self.accelerator],
             *("-machine", "q35,nvdimm=on", "-m", f"{MEMORY_MIB}M,slots=4,maxmem=16G"),
             *("-nodefaults", "-no-reboot", "-display", "none"),
@@ -144,10 +146,12 @@ def find_qemu() -> str:
     Raises:
         UsageError: it is not there, or does not start; the sentence says what to do.
     """
-    if shutil.which(BINARY) is None:
-        raise UsageError(
-            f"{BINARY} is not installed: 'apt-get install --no-install-recommends {PACKAGE}' gets it."
-        )
+    for program, package in ((BINARY, PACKAGE), (_STARTER, "util-linux")):
+        if shutil.which(program) is None:
+            raise UsageError(
+                f"{program} is not installed: 'apt-get install --no-install-recommends {package}' gets "
+                f"it."
+            )
     try:
         shown = subprocess.run(
             [BINARY, "--version"],
