@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import mmap
 import platform
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-import pytest
-
-from soak.lab import host_clock
 from soak.lab.host_clock import counter_khz
+
+if TYPE_CHECKING:
+    import pytest
 
 # Two readings on a machine that is busy.
 _MOST_APART: Final = 0.001
@@ -26,7 +27,7 @@ def test_the_rate_is_the_same_each_time() -> None:
 
 
 def test_on_another_processor_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host_clock.platform, "machine", lambda: "aarch64")
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
     assert counter_khz() is None
 
 
@@ -34,5 +35,5 @@ def test_where_no_code_may_be_made_there_is_none(monkeypatch: pytest.MonkeyPatch
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError
 
-    monkeypatch.setattr(host_clock.mmap, "mmap", refuse)
+    monkeypatch.setattr(mmap, "mmap", refuse)
     assert counter_khz() is None
