@@ -44,7 +44,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "exporter": {
         *("soak", "exporter", "soak.errors", "soak.listen", "soak.log", *NOTIFYING, *LEDGER),
     },
-    "soak.custody": {ABI, "soak.custody", "soak.errors", "soak.helper", "soak.journal"},
+    "soak.custody": {
+        *(ABI, "soak.custody", "soak.errors", "soak.helper", "soak.journal"),
+        "soak.process_lock",
+    },
+    "soak.process_lock": set(),
     # The words of the project depend on nothing that could depend on them.
     "soak.vocabulary": set(),
     "soak.errors": set(),

@@ -65,8 +65,8 @@ def test_the_same_mistake_is_2_otherwise(words: list[str]) -> None:
     assert cli.main(plain) == 2
 
 
-def fails_with(error: BaseException) -> Callable[[argparse.Namespace], int]:
-    def work(_: argparse.Namespace) -> int:
+def fails_with(error: BaseException) -> Callable[..., int]:
+    def work(*_: object) -> int:
         raise error
 
     return work
