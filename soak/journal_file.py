@@ -13,6 +13,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from soak.journal_reading import rotated_files
+from soak.regular_file import open_regular
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -110,7 +111,7 @@ class JournalFile:
         os.close(self._file)
 
     def _open(self) -> None:
-        self._take(os.open(self._path, _FLAGS, _MODE))
+        self._take(open_regular(self._path, _FLAGS, _MODE))
         self._sync_directory()
 
     def _take(self, file: int) -> None:
@@ -133,7 +134,7 @@ class JournalFile:
         """
         new = self._path.with_name(f".{self._path.name}.new")
         try:
-            file = os.open(new, _FLAGS | os.O_TRUNC, _MODE)
+            file = open_regular(new, _FLAGS | os.O_TRUNC, _MODE)
         except OSError:
             # The file gets longer than it should; its next line tries again.
             return

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 from soak.errors import UsageError
 from soak.ledger_layout import MAX_HEADER, MIRROR_WORD, WORD, Block, Layout, LedgerError
+from soak.regular_file import open_regular
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -68,8 +69,9 @@ class Ledger:
 
         Raises:
             LedgerError: the file is no ledger.
+            OSError: it cannot be opened, or is no regular file.
         """
-        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        descriptor = open_regular(path, os.O_RDWR)
         try:
             size = os.fstat(descriptor).st_size
             if size == 0:
@@ -258,9 +260,9 @@ class LedgerReader:
 
         Raises:
             LedgerError: the file is no ledger.
-            OSError: it cannot be opened.
+            OSError: it cannot be opened, or is no regular file.
         """
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
+        descriptor = open_regular(path, directory=directory)
         try:
             return cls(descriptor, layout)
         except BaseException:

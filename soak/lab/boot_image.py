@@ -7,6 +7,7 @@ import struct
 from typing import TYPE_CHECKING, Final
 
 from soak.errors import UsageError
+from soak.regular_file import GZIP_MAGIC, open_to_read
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,13 +27,18 @@ def boot_image_release(image: Path) -> str:
         UsageError: the file is not there, or is no bootable x86 kernel.
     """
     try:
-        with image.open("rb") as file:
+        with open_to_read(image) as file:
             setup = file.read(_SETUP_SIZE)
     except OSError as error:
         raise UsageError(
             f"The kernel {str(image)!r} cannot be read ({error.strerror}): give a bzImage or "
             f"vmlinuz file, a kernel build tree, or a name that 'dax-soak lab --help' lists."
         ) from None
+    if setup.startswith(GZIP_MAGIC):
+        raise UsageError(
+            f"The file {str(image)!r} is compressed with gzip: unpack it, or give the bzImage or "
+            f"vmlinuz that a boot loader starts."
+        )
     if (
         len(setup) <= _VERSION_OFFSET + 2
         or struct.unpack_from("<H", setup, _BOOT_FLAG_OFFSET)[0] != _BOOT_FLAG

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from soak.errors import UsageError
 from soak.lab.boot_image import boot_image_release
+from soak.regular_file import read_regular
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,6 +19,8 @@ _RELEASE: Final = "include/config/kernel.release"
 _ORDER: Final = "modules.order"
 # depmod and modprobe tell by these that a driver is in the kernel and no module.
 _BUILTIN: Final = ("modules.builtin", "modules.builtin.modinfo")
+# The lists and the configuration have some hundred KiB.
+_LARGEST: Final = 64 << 20
 _AS_INSTALLED: Final = "kernel/"
 _OBJECT: Final = re.compile(r"\.o$")
 
@@ -66,7 +69,7 @@ def _open(directory: Path) -> BuildTree:
     image, told = directory / _IMAGE, directory / _RELEASE
     if not image.exists() or not told.exists():
         raise UsageError(_what_is_missing(directory))
-    release, configured = boot_image_release(image), told.read_text(errors="replace").strip()
+    release, configured = boot_image_release(image), _text(told).strip()
     if release != configured:
         raise UsageError(
             f"The kernel build tree {str(directory)!r} is half built ({_IMAGE} is {release}, the "
@@ -103,7 +106,7 @@ def _modules(directory: Path) -> Iterator[str]:
                 f"no {_ORDER}): run 'make modules' there, or give its {_IMAGE} to boot without them."
             )
         return
-    for line in order.read_text(errors="replace").split():
+    for line in _text(order).split():
         # Since 6.3 objects are listed; before 5.3 the place where modules are installed was in front.
         name = _OBJECT.sub(".ko", line)
         short = name.removeprefix(_AS_INSTALLED)
@@ -116,6 +119,10 @@ def _modules(directory: Path) -> Iterator[str]:
         yield str(PurePosixPath(found))
 
 
+def _text(path: Path) -> str:
+    return read_regular(path, _LARGEST).decode(errors="replace")
+
+
 def _is_in(directory: Path, name: str) -> bool:
     """Say whether a name is a file of the tree; one that leads out of it would lead links astray."""
     parts = PurePosixPath(name)
@@ -125,6 +132,4 @@ def _is_in(directory: Path, name: str) -> bool:
 
 def _has_modules(directory: Path) -> bool:
     config = directory / ".config"
-    return config.exists() and any(
-        line.endswith("=m") for line in config.read_text(errors="replace").splitlines()
-    )
+    return config.exists() and any(line.endswith("=m") for line in _text(config).splitlines())
