@@ -13,7 +13,7 @@ from exporter.families import info, single
 from exporter.groups import GROUPS
 from exporter.snapshot import Snapshot
 from soak import __version__
-from soak.ledger_layout import LedgerError
+from soak.ledger_layout import UNREADABLE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,16 +22,6 @@ if TYPE_CHECKING:
 
     from soak.ledger import LedgerReader
 
-# What reading a damaged ledger, or one of another version, can raise: a file that is none or has
-# shrunk, and a header whose fields, words or types are not those that are looked for.
-UNREADABLE: Final = (
-    LedgerError,
-    OSError,
-    LookupError,
-    ValueError,
-    TypeError,
-    AttributeError,
-)
 _OPENING: Final = "the ledger"
 _LOG: Final[structlog.typing.FilteringBoundLogger] = structlog.get_logger()
 

@@ -71,7 +71,7 @@ class Worker:
 class Snapshot:
     """One moment of a ledger: each block is read once, in a single call, when it is first needed.
 
-    A damaged ledger makes any part of it raise one of `UNREADABLE` in `exporter.collector`.
+    A damaged ledger makes any part of it raise one of `UNREADABLE` in `soak.ledger_layout`.
     """
 
     def __init__(self, reader: LedgerReader, now_ns: int) -> None:

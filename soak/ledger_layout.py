@@ -17,6 +17,10 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
+from soak.bounded_json import parse_json
+from soak.printable import shown
+from soak.regular_file import GZIP_MAGIC
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
@@ -25,16 +29,33 @@ FORMAT: Final = 1
 WORD: Final = 8
 # Which word of the file is the mirror sequence.
 MIRROR_WORD: Final = 3
-MAX_HEADER: Final = 1 << 20
+MAX_HEADER: Final = 4 << 20
+# The largest ledger that a configuration can ask for has 64 MiB, and its largest block 1 MiB.
+MAX_SIZE: Final = 256 << 20
+MAX_BLOCK: Final = 16 << 20
 
 _PAGE: Final = 4096
 _PREFIX = struct.Struct("<8sQQQQ")
 _OFFSET_DIGITS = 16
+_MOST_AXES: Final = 4
 _SEQUENCE = "sequence"
 
 
 class LedgerError(Exception):
     """The file is no ledger, is damaged, or has a format that this program does not know."""
+
+
+# What reading a damaged ledger, or one of another version, can raise: a file that is none or has shrunk,
+# and a header whose fields, words, numbers or types are not those that are looked for.
+UNREADABLE: Final = (
+    LedgerError,
+    OSError,
+    LookupError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+)
 
 
 @dataclass(frozen=True)
@@ -104,7 +125,8 @@ class Layout:
         """Place the blocks one behind the other, each on a page of its own.
 
         Raises:
-            ValueError: two blocks have one name, or the description is too long to be read back.
+            ValueError: two blocks have one name, or readers would refuse the description as too long,
+                or the blocks as too large.
         """
         unplaced = list(blocks)
         # The offsets are not known yet, and take a few more digits when they are.
@@ -123,9 +145,14 @@ class Layout:
                 fields[field.name] = replace(field, offset=word)
                 word += field.words
             placed[block.name] = replace(block, fields=fields, offset=offset)
+            if word * WORD > MAX_BLOCK:
+                raise ValueError(f"block {block.name!r} of this ledger would have {word} words")
             offset += _round_up(word * WORD, _PAGE)
         # Memory that a virtual machine shares must be a power of two.
-        return cls(placed, run, 1 << (offset - 1).bit_length())
+        size = 1 << (offset - 1).bit_length()
+        if size > MAX_SIZE:
+            raise ValueError(f"this ledger would have {size} bytes")
+        return cls(placed, run, size)
 
     def to_bytes(self) -> bytes:
         """Return the header as it stands at the start of the file."""
@@ -148,6 +175,8 @@ class Layout:
         Raises:
             LedgerError: it is none, is damaged, or is of a format that is not known.
         """
+        if head.startswith(GZIP_MAGIC):
+            raise LedgerError("it is compressed with gzip")
         if len(head) < _PREFIX.size:
             raise LedgerError(f"the file is only {len(head)} bytes long")
         magic, version, length, _, checksum = _PREFIX.unpack_from(head)
@@ -162,8 +191,8 @@ class Layout:
         if zlib.crc32(text) != checksum:
             raise LedgerError("its header is damaged: the checksum does not fit")
         try:
-            layout = _layout(json.loads(text))
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            layout = _layout(parse_json(text))
+        except (ValueError, KeyError, TypeError) as error:
             raise LedgerError(f"its header does not describe a ledger ({error!r})") from None
         _check_places(layout, end)
         return layout
@@ -173,13 +202,15 @@ def _check_places(layout: Layout, end: int) -> None:
     """Refuse blocks that overlap, or lie in the header, which has `end` bytes, or behind the file."""
     for block in sorted(layout.blocks.values(), key=lambda block: block.offset):
         if block.offset < end or block.offset % WORD:
-            raise LedgerError(f"its header places block {block.name!r} where it cannot be")
+            raise LedgerError(f"its header places block {shown(block.name)} where it cannot be")
         end = block.offset + block.words * WORD
+        if end - block.offset > MAX_BLOCK:
+            raise LedgerError(f"its header gives block {shown(block.name)} too many words")
         # Beside an axis without entries another may have any length, and takes no space.
         for field in block.fields.values():
             if max(field.shape, default=0) * WORD > layout.size:
-                raise LedgerError(f"its header gives field {field.name!r} too many entries")
-    if end > layout.size:
+                raise LedgerError(f"its header gives field {shown(field.name)} too many entries")
+    if end > layout.size or layout.size > MAX_SIZE:
         raise LedgerError(f"its header describes {end} bytes in a file of {layout.size}")
 
 
@@ -224,13 +255,13 @@ def _block(entry: dict[str, Any]) -> Block:
     for described in entry["fields"]:
         field = Field(
             _string(described["name"]),
-            tuple(_axis(axis) for axis in described["axes"]),
+            _axes(described["axes"]),
             _strings(described["values"]),
             bool(described["text"]),
             _whole(described["offset"]),
         )
         if field.name in fields or field.offset != word:
-            raise ValueError(f"field {field.name!r} is there twice or is out of place")
+            raise ValueError(f"field {shown(field.name)} is there twice or is out of place")
         fields[field.name] = field
         word += field.words
     return Block(
@@ -242,31 +273,37 @@ def _block(entry: dict[str, Any]) -> Block:
     )
 
 
+def _axes(value: object) -> tuple[tuple[str, ...] | int, ...]:
+    if not isinstance(value, list) or len(value) > _MOST_AXES:
+        raise ValueError(f"a field has at most {_MOST_AXES} axes")
+    return tuple(_axis(axis) for axis in value)
+
+
 def _axis(value: object) -> tuple[str, ...] | int:
     return _strings(value) if isinstance(value, list) else _whole(value)
 
 
 def _whole(value: object) -> int:
-    if not isinstance(value, int) or value < 0:
-        raise ValueError(f"{value!r} should be a whole number")
+    if not isinstance(value, int) or not 0 <= value <= MAX_SIZE:
+        raise ValueError(f"{shown(value)} should be a whole number from 0 to {MAX_SIZE}")
     return value
 
 
 def _string(value: object) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"{value!r} should be a text")
+        raise TypeError(f"{shown(value)} should be a text")
     return value
 
 
 def _strings(value: object) -> tuple[str, ...]:
     if not isinstance(value, list):
-        raise TypeError(f"{value!r} should be a list")
+        raise TypeError(f"{shown(value)} should be a list")
     return tuple(_string(item) for item in value)
 
 
 def _mapping(value: object) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise TypeError(f"{value!r} should be an object")
+        raise TypeError(f"{shown(value)} should be an object")
     return value
 
 

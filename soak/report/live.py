@@ -82,8 +82,8 @@ class Worker:
 class Reading:
     """All blocks of a ledger at about one moment.
 
-    A ledger that is damaged or of another version raises OSError, LedgerError, LookupError, ValueError
-    or TypeError here, and nowhere later.
+    A ledger that is damaged or of another version raises one of `UNREADABLE` in `soak.ledger_layout`,
+    here or where a view is made of it.
     """
 
     def __init__(self, reader: LedgerReader, taken_ns: int, epoch_ns: int) -> None:
@@ -109,7 +109,8 @@ class Reading:
         self.silent_ns = max(epoch_ns - beat, 0)
         self.state = _state(supervisor, host)
         judge = host or supervisor
-        self.verdict = judge.word("verdict") if judge.get("pid") else str(VerdictWord.UNKNOWN)
+        word = judge.word("verdict") if judge.get("pid") else VerdictWord.UNKNOWN
+        self.verdict = VerdictWord(word)
         self.violations = supervisor.named_rows("violations")
         if host:  # which alone can count the deaths of the machine that the supervisor runs on
             lost = host.get("lost_machines")

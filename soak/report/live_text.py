@@ -11,6 +11,7 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
+from soak.printable import printable
 from soak.report.live import NANOSECONDS
 from soak.vocabulary import VerdictWord, WorkerState
 
@@ -31,6 +32,8 @@ _HEADING: Final = "bold"
 # From here on no figures behind the point: those before it say enough.
 _WHOLE_TIMES: Final = 10
 _WHOLE_RATES: Final = 100
+# Filling lines takes time that grows with a text, and verdict.json may have any.
+_LONGEST_REASON: Final = 2000
 _TIME_UNITS: Final = ((1e9, "s"), (1e6, "ms"), (1e3, "us"), (1.0, "ns"))
 
 
@@ -62,6 +65,17 @@ class Cropped:
             yield from line
 
 
+class Printable:
+    """What is drawn, with control characters written as escapes: a guest may have written some."""
+
+    def __init__(self, content: RenderableType) -> None:
+        self._content = content
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for segment in console.render(self._content, options):
+            yield segment if segment.control else segment._replace(text=printable(segment.text))
+
+
 def draw(view: View, conclusion: Conclusion | None) -> RenderableType:
     """Draw a view of a run, and how it ended where it has."""
     parts: list[RenderableType] = [
@@ -73,12 +87,12 @@ def draw(view: View, conclusion: Conclusion | None) -> RenderableType:
         *_section(None, _workers(view)),
         *_section(None, _operations(view)),
     ]
-    return Group(*parts)
+    return Printable(Group(*parts))
 
 
 def _head(view: View, conclusion: Conclusion | None) -> Iterator[RenderableType]:
     reading, run = view.reading, view.reading.run
-    word = conclusion.verdict if conclusion else VerdictWord(reading.verdict)
+    word = conclusion.verdict if conclusion else reading.verdict
     yield Text.assemble(
         ("dax-soak ", _HEADING),
         str(run.get("run_id", "")),
@@ -87,7 +101,7 @@ def _head(view: View, conclusion: Conclusion | None) -> Iterator[RenderableType]
         (word.upper(), _VERDICT_STYLES[word]),
     )
     for reason in conclusion.reasons if conclusion else ():
-        yield Padding(Text(reason), (0, 0, 0, 2))
+        yield Padding(Text(reason[:_LONGEST_REASON]), (0, 0, 0, 2))
     about = (
         f"Linux {reading.kernel}" if reading.kernel else "no kernel yet",
         str(run.get("filesystem") or ""),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import select
 import signal
@@ -18,9 +17,11 @@ from typing import TYPE_CHECKING, Final
 from rich.console import Console
 from rich.live import Live
 
+from soak.bounded_json import parse_json
 from soak.errors import UsageError, why
 from soak.ledger import LedgerReader
-from soak.ledger_layout import LedgerError
+from soak.ledger_layout import UNREADABLE, LedgerError
+from soak.regular_file import read_regular
 from soak.report.live import HEARTBEAT_LIMIT_NS, NANOSECONDS, Reading, View, make_view
 from soak.report.live_text import Conclusion, Cropped, draw
 from soak.verdict import EXIT_CODES
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 PLAIN_WIDTH: Final = 80
 _INTERVAL_SECONDS: Final = 2.0
+_LARGEST_VERDICT: Final = 16 << 20
 # Rates and latencies speak of about this time: long enough that what is rare shows, too.
 _SPAN_SECONDS: Final = 10.0
 
@@ -93,9 +95,11 @@ class _Watched:
         # In this order: whoever wrote the verdict had finished the ledger.
         self.conclusion = self._conclusion()
         try:
-            now = Reading(self._reader, time.monotonic_ns(), time.time_ns())
-        except (LedgerError, OSError, LookupError, ValueError, TypeError) as error:
+            return self._view(Reading(self._reader, time.monotonic_ns(), time.time_ns()))
+        except UNREADABLE as error:
             raise self._unreadable(error) from None
+
+    def _view(self, now: Reading) -> View:
         if self.conclusion is not None:
             return make_view(now)
         span = _SPAN_SECONDS * NANOSECONDS
@@ -108,7 +112,7 @@ class _Watched:
 
     def _conclusion(self) -> Conclusion | None:
         try:
-            table = json.loads(self._verdict.read_text())
+            table = parse_json(read_regular(self._verdict, _LARGEST_VERDICT))
             return Conclusion(VerdictWord(table["verdict"]), tuple(map(str, table["reasons"])))
         except FileNotFoundError:
             return None
