@@ -6,15 +6,17 @@ is missing or of another type, makes the verdict unknown.
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from soak.printable import shown
 from soak.vocabulary import Level, ProbeResult, VerdictWord
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
 _LABEL_WORDS: Final = 3
-_SHOWN: Final = 60
+_LARGEST_COUNT: Final = (1 << 64) - 1
 
 
 class Check(NamedTuple):
@@ -28,14 +30,21 @@ class Check(NamedTuple):
 
 
 class Event(NamedTuple):
-    """The levels that an event may have, and its own fields. It may have more than those."""
+    """The levels that an event may have, its own fields, and those that it may lack.
+
+    It may have more than those.
+    """
 
     levels: frozenset[Level]
     fields: Mapping[str, Check]
+    optional: Mapping[str, Check] = MappingProxyType({})
+
+    def may_have(self, **optional: Check) -> Event:
+        return self._replace(optional=optional)
 
 
 def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return type(value) is int and 0 <= value <= _LARGEST_COUNT
 
 
 def _is_number(value: object) -> bool:
@@ -104,10 +113,13 @@ EVENTS: Final[Mapping[str, Event]] = {
         known_issue=TEXT.or_null(),
         summary=TEXT,
         evidence=TABLE,
-    ),
+    ).may_have(undecided=TEXT.or_null()),
     "known-issue.probed": _event(
-        *(_INFO, _WARNING), known_issue=TEXT, result=_one_of(ProbeResult), applies=FLAG
-    ),
+        *(_INFO, _WARNING),
+        known_issue=TEXT,
+        result=_one_of(ProbeResult),
+        applies=FLAG,
+    ).may_have(region=TEXT.or_null()),
     "canary.seen": _event(detector=TEXT, made=TEXT, evidence=TABLE),
     "canary.missed": _event(_ERROR, detector=TEXT, made=TEXT, evidence=TABLE, summary=TEXT),
     "canary.failed": _event(_WARNING, detector=TEXT, summary=TEXT),
@@ -115,7 +127,7 @@ EVENTS: Final[Mapping[str, Event]] = {
     "expectation.missing": _event(_ERROR, summary=TEXT),
     "job.failed": _event(_ERROR, job=TEXT, summary=TEXT),
     "limit.reached": _event(_ERROR, limit=TEXT, summary=TEXT),
-    "harness.failed": _event(_ERROR, summary=TEXT),
+    "harness.failed": _event(_ERROR, summary=TEXT).may_have(ended=FLAG),
     "sample.taken": _event(completed=LABELLED, sweeps=COUNTS, journal_errors=COUNT),
     "summary.written": _event(seconds=COUNTS, since=TABLE, total=TABLE),
     "leak.reconciled": _event(region=TEXT, pages=COUNT, uncertain=COUNT, summary=TEXT),
@@ -174,15 +186,17 @@ def complaint(line: Mapping[str, Any]) -> str | None:
     """Say what is wrong with an event, or return None."""
     name = line.get("event")
     if not isinstance(name, str):
-        return f"its event is {_shown(name)}, where text is expected"
+        return f"its event is {shown(name)}, where text is expected"
     event = EVENTS.get(name)
     if event is None:
-        return f"unknown event {_shown(name)}"
-    for field, check in (*_COMMON.items(), *event.fields.items()):
+        return f"unknown event {shown(name)}"
+    for field, check in (*_COMMON.items(), *event.fields.items(), *event.optional.items()):
         if field not in line:
+            if field in event.optional:
+                continue
             return f"{name} has no field '{field}'"
         if not check.holds(line[field]):
-            return f"field '{field}' of {name} is {_shown(line[field])}, expected {check.what}"
+            return f"field '{field}' of {name} is {shown(line[field])}, expected {check.what}"
     if line["level"] not in event.levels:
         return f"{name} has level {line['level']}, expected {' or '.join(sorted(event.levels))}"
     return None
@@ -191,8 +205,3 @@ def complaint(line: Mapping[str, Any]) -> str | None:
 def understood(lines: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Yield the lines with which nothing is wrong."""
     return (line for line in lines if complaint(line) is None)
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"

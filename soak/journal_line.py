@@ -11,7 +11,10 @@ import re
 import zlib
 from typing import Any, Final
 
+from soak.bounded_json import parse_json
+
 FORMAT: Final = 1
+MAX_NUMBER: Final = (1 << 63) - 1
 
 _CHECKSUM: Final = re.compile(rb',"crc32":"([0-9a-f]{8})"\}\n?\Z')
 
@@ -30,6 +33,11 @@ def encode_line(line: dict[str, Any]) -> bytes:
     return b'%s,"crc32":"%08x"}\n' % (body, zlib.crc32(body))
 
 
+def is_number(value: object) -> bool:
+    """Whether a value can be the number of a line: numbers that are larger no journal comes to."""
+    return type(value) is int and 0 < value <= MAX_NUMBER
+
+
 def decode_line(text: bytes) -> dict[str, Any]:
     """Return the line that a text is.
 
@@ -42,10 +50,10 @@ def decode_line(text: bytes) -> dict[str, Any]:
     if int(checksum[1], 16) != zlib.crc32(text[: checksum.start()]):
         raise LineError("its checksum is wrong")
     try:
-        line = json.loads(text)
-    except (ValueError, RecursionError):
-        raise LineError("it is no JSON") from None
-    if not isinstance(line, dict) or type(line.get("seq")) is not int:
+        line = parse_json(text)
+    except ValueError:
+        raise LineError("it is no JSON, or nests too deeply") from None
+    if not isinstance(line, dict) or not is_number(line.get("seq")):
         raise LineError("it has no number")
     if not isinstance(line.get("event"), str):
         raise LineError("it has no event")

@@ -10,12 +10,13 @@ from __future__ import annotations
 import gzip
 import os
 import zlib
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple
 
 from soak.errors import UsageError, why
 from soak.journal_line import CutLineError, LineError, decode_line
+from soak.regular_file import open_plain, open_to_read
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,8 +24,9 @@ if TYPE_CHECKING:
 
     _File = IO[bytes] | gzip.GzipFile
 
-# The event that stands for damage; it is in no file.
+# The events that stand for damage, and for a line without an end behind all others; they are in no file.
 DAMAGED: Final = "journal.damaged"
+UNFINISHED: Final = "journal.unfinished"
 
 _GZIP: Final = ".gz"
 _CHUNK: Final = 65536
@@ -37,16 +39,29 @@ def read_journal(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the lines of a journal by number, those of its rotated files first, none of them twice.
 
     In the place of damage that is no line any more stands a line of the event `DAMAGED`, which is in no
-    file. One that a crash cut short, and whose number the next line bears, is no damage. What is missing
-    altogether, with a file or within a damaged one, shows as a gap in the numbers.
+    file. One that a crash cut short, and whose number the next line bears, is no damage; where no line
+    follows, one of the event `UNFINISHED` stands in its place. What is missing altogether, with a file or
+    within a damaged one, shows as a gap in the numbers.
 
     Raises:
         FileNotFoundError: there is neither a current nor a rotated file.
+        UsageError: one of the files cannot be read, or the current one is compressed or no file.
     """
+    try:
+        yield from _lines_of_all(path)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise UsageError(
+            f"The journal {error.filename or path} cannot be read: {error.strerror}."
+        ) from None
+
+
+def _lines_of_all(path: Path) -> Iterator[dict[str, Any]]:
     last = 0
     with ExitStack() as stack:
         # Opened before the others are listed: rotated meanwhile, it is read all the same.
-        current = stack.enter_context(path.open("rb")) if path.exists() else None
+        current = stack.enter_context(open_plain(path)) if path.exists() else None
         rotated = rotated_files(path)
         if current is None and not rotated:
             raise FileNotFoundError(f"There is no journal {path}.")
@@ -59,7 +74,7 @@ def read_journal(path: Path) -> Iterator[dict[str, Any]]:
                     if damage.may_be_cut:
                         if cut is not None:
                             yield cut.as_line(last)
-                        cut = damage if text.endswith(b"\n") else None
+                        cut = damage
                     else:
                         yield damage.as_line(last)
                     continue
@@ -70,7 +85,7 @@ def read_journal(path: Path) -> Iterator[dict[str, Any]]:
                 cut, last = None, line["seq"]
                 yield line
             if cut is not None:
-                yield cut.as_line(last)
+                yield cut.as_line(last, DAMAGED if text.endswith(b"\n") else UNFINISHED)
 
 
 def read_given_journal(path: Path) -> Iterator[dict[str, Any]]:
@@ -98,11 +113,11 @@ class Damage(NamedTuple):
     def may_be_cut(self) -> bool:
         return isinstance(self.error, CutLineError)
 
-    def as_line(self, last: int) -> dict[str, Any]:
+    def as_line(self, last: int, event: str = DAMAGED) -> dict[str, Any]:
         """Return it as an event that follows line `last`."""
         return {
             "seq": last,
-            "event": DAMAGED,
+            "event": event,
             "summary": f"line {self.place} of {self.file}: {self.error}",
         }
 
@@ -154,14 +169,20 @@ def _by_number(
     """Open one file after the other; each line was written by one writer, so they do not mix."""
     firsts = sorted((first, other) for other in rotated if (first := _first_number(other)))
     for _, other in firsts:
-        with _open(other) as file:
+        with _opened(other) as file:
             yield other.name, file
     if current is not None:
         yield name, current
 
 
-def _open(path: Path) -> _File:
-    return gzip.open(path, "rb") if path.name.endswith(_GZIP) else path.open("rb")
+@contextmanager
+def _opened(path: Path) -> Iterator[_File]:
+    with open_to_read(path) as file:
+        if path.name.endswith(_GZIP):
+            with gzip.GzipFile(fileobj=file) as unpacked:
+                yield unpacked
+        else:
+            yield file
 
 
 def _texts(file: _File) -> Iterator[bytes]:
@@ -183,18 +204,21 @@ def _lines(file: _File) -> Iterator[dict[str, Any]]:
 
 def _parse(text: bytes) -> dict[str, Any] | LineError:
     try:
-        return decode_line(text)
+        line = decode_line(text)
     except LineError as error:
         return error
+    if line["event"] in {DAMAGED, UNFINISHED}:
+        return LineError(f"its event is {line['event']}, which is in no file")
+    return line
 
 
 def _first_number(path: Path) -> int:
-    with _open(path) as file:
+    with _opened(path) as file:
         return next((int(line["seq"]) for line in _lines(file)), 0)
 
 
 def _last_number(path: Path) -> int:
-    with _open(path) as file:
+    with _opened(path) as file:
         if path.name.endswith(_GZIP):
             return max((int(line["seq"]) for line in _lines(file)), default=0)
         for text in _backwards(file):

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from soak.journal_events import complaint
-from soak.journal_reading import DAMAGED
+from soak.journal_reading import DAMAGED, UNFINISHED
 from soak.vocabulary import Level, ProbeResult, VerdictWord, Violation
 
 if TYPE_CHECKING:
@@ -125,6 +125,8 @@ class Judge:
     # How many lines could not be read or understood, and what was wrong with the first.
     _damaged: int = 0
     _damage: str = ""
+    # What is wrong with a line that no other follows: a crash may have cut it short.
+    _unfinished: str = ""
     _odd: int = 0
     _oddity: str = ""
     _sweeps: Counter[str] = field(default_factory=Counter)
@@ -137,6 +139,9 @@ class Judge:
         if event["event"] == DAMAGED:
             self._damage = self._damage or event["summary"]
             self._damaged += 1
+            return
+        self._unfinished = event["summary"] if event["event"] == UNFINISHED else ""
+        if self._unfinished:
             return
         if event["seq"] > self._last_seq + 1:
             self._missing.append((self._last_seq + 1, event["seq"] - 1))
@@ -234,6 +239,8 @@ class Judge:
             yield f"lines of the journal are missing: {_spans(self._missing)}"
         if self._damaged:
             yield f"{_lines(self._damaged)} damaged; the first is {self._damage}"
+        if self._unfinished and self._ended:
+            yield f"{_lines(1)} damaged, behind the end of the run: {self._unfinished}"
         if self._odd:
             yield f"{_lines(self._odd)} not understood; the first is {self._oddity}"
         if self._journal_errors:

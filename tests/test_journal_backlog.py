@@ -21,7 +21,7 @@ from hypothesis.stateful import RuleBasedStateMachine, rule
 
 from soak.helper import in_helper
 from soak.journal import OWN_EVENTS, FileJournal, Level, read_journal
-from soak.journal_reading import DAMAGED
+from soak.journal_reading import DAMAGED, UNFINISHED
 from tests import full_disk
 from tests.script_support import run_script
 from tests.soak_support import DEADLINE
@@ -255,7 +255,7 @@ class JournalMachine(RuleBasedStateMachine):
     def there(self) -> list[int]:
         """Return the numbers in the files; a line that a crash cut short may be the last thing there."""
         lines = read_journal(self.path)
-        return [line["seq"] for line in lines if line["event"] != DAMAGED]
+        return [line["seq"] for line in lines if line["event"] not in {DAMAGED, UNFINISHED}]
 
     def check(self) -> None:
         there = self.there()

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from soak.verdict import Verdict, ViolationSummary
 
 WIDTH: Final = 79
+# Filling lines takes time that grows with the square of a text, which a guest may have sent.
+_LONGEST: Final = 2000
 
 
 def text_report(verdict: Verdict, directory: Path) -> str:
@@ -100,7 +102,7 @@ def _counted(kind: str, count: int) -> str:
 
 def _wrapped(text: str, first: str, following: str | None = None) -> Iterator[str]:
     yield from textwrap.wrap(
-        text,
+        text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…",
         WIDTH,
         initial_indent=first,
         subsequent_indent=" " * len(first) if following is None else following,
