@@ -11,7 +11,7 @@ from argparse import ArgumentTypeError
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from soak.config import parse_duration, parse_seed
+from soak.config_values import parse_duration, parse_seed
 from soak.listen import read_listen
 
 if TYPE_CHECKING:

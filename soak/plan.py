@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from soak.errors import UsageError
 from soak.known_issues import KNOWN_ISSUES
-from soak.regions.fs_dax import file_count
+from soak.printable import shown
+from soak.regions.fs_dax import FILE_SIZE, file_count
 from soak.schema import Cell, soak_layout
 from soak.verdict import REQUIRED_ATTEMPTS, REQUIRED_TRIALS
 from soak.vocabulary import Operation, RegionKind, Role
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from soak.config import Config
     from soak.ledger_layout import Layout
     from soak.regions import Region
+
+# A quarter of the areas of memory that a process may have (vm.max_map_count).
+_MOST_FILES: Final = 16384
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,7 @@ def make_plan(config: Config, regions: Sequence[Region] | None = None) -> RunPla
         ]
     else:
         planned = [PlannedRegion(region.name, region.kind, region.size) for region in regions]
+    _check_files(planned)
     wanted = config.workload
     workers = plan_workers(
         planned,
@@ -108,6 +113,18 @@ def make_plan(config: Config, regions: Sequence[Region] | None = None) -> RunPla
     return RunPlan(config, tuple(planned), tuple(workers))
 
 
+def _check_files(regions: Sequence[PlannedRegion]) -> None:
+    """Refuse more files than a worker can map: each takes one of its areas of memory."""
+    count = sum(file_count(region) for region in regions)
+    if count > _MOST_FILES:
+        largest = max(regions, key=file_count)
+        raise UsageError(
+            f"The fs-dax regions have {count} files of {FILE_SIZE >> 20} MiB, expected at most "
+            f"{_MOST_FILES} ({_MOST_FILES * FILE_SIZE >> 30} GiB): give the region {largest.name!r} a "
+            f"smaller size."
+        )
+
+
 def check_known_issues(config: Config) -> None:
     """Refuse a configuration that speaks of issues nobody knows.
 
@@ -118,7 +135,7 @@ def check_known_issues(config: Config) -> None:
     for name in config.known_issues:
         if name not in known:
             raise UsageError(
-                f"[known-issues] {name!r} is unknown: there is {', '.join(sorted(known))}."
+                f"[known-issues] {shown(name)} is unknown: there is {', '.join(sorted(known))}."
             )
 
 

@@ -222,6 +222,11 @@ def plan_workers(
     methods = available(transfers=transfers)
     for index in range(holders):
         region = fs_regions[index % len(fs_regions)]
+        if region.size < FILE_SIZE:
+            raise UsageError(
+                f"The region {region.name!r} has {region.size} bytes, and a holder needs a file of "
+                f"{FILE_SIZE} bytes: give it a larger size, or have no holders."
+            )
         mixed = tuple(method for method in methods if METHODS[method] in scenario.holds)
         plans.append(
             WorkerPlan(
