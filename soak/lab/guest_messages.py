@@ -6,11 +6,12 @@ something else. Reading goes on with the next line.
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any, Final
 
+from soak.bounded_json import parse_json
 from soak.journal import Level
 from soak.journal_events import NUMBER, TEXT, Check, complaint
+from soak.journal_line import is_number
 from soak.lab import protocol
 
 if TYPE_CHECKING:
@@ -23,7 +24,8 @@ _SHOWN: Final = 200
 _MOST_GARBLED: Final = 50
 # What the host's journal says of each line by itself.
 _HOSTS: Final = frozenset({"format", "seq", "crc32"})
-_INTEGER: Final = Check("a whole number", lambda value: type(value) is int)
+# As Popen has it: the number of a signal is negative.
+_EXIT_CODE: Final = Check("an exit code", lambda value: type(value) is int and -128 <= value < 256)  # noqa: PLR2004
 
 # The fields of each message on the control port.
 _MESSAGES: Final[Mapping[str, Mapping[str, Check]]] = {
@@ -33,7 +35,7 @@ _MESSAGES: Final[Mapping[str, Mapping[str, Check]]] = {
     protocol.FAULT: {"name": TEXT},
     protocol.FAILED: {"summary": TEXT},
     protocol.ANSWER: {"answer": TEXT},
-    protocol.EXITED: {"code": _INTEGER},
+    protocol.EXITED: {"code": _EXIT_CODE},
 }
 
 
@@ -67,7 +69,7 @@ def parse_event(text: bytes) -> tuple[int, dict[str, Any]]:
     """
     line = _parse_object(text)
     number = line.pop("number", None)
-    if type(number) is not int or number < 1:
+    if not is_number(number):
         raise GarbledError("it has no number")
     line = {name: value for name, value in line.items() if name not in _HOSTS}
     wrong = complaint(line)
@@ -82,9 +84,9 @@ def _is_text(value: object) -> bool:
 
 def _parse_object(text: bytes) -> dict[str, Any]:
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        raise GarbledError("it is no JSON") from None
+        value = parse_json(text)
+    except ValueError:
+        raise GarbledError("it is no JSON, or nests too deeply") from None
     if not isinstance(value, dict):
         raise GarbledError("it is no JSON object")
     return value

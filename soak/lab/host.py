@@ -27,6 +27,7 @@ from soak.lab.faults import FAULTS
 from soak.lab.guest_clock import GuestClock
 from soak.lab.guest_messages import GuestListener
 from soak.lab.guest_state import GuestState
+from soak.lab.progress import EventLines, Progress
 from soak.lab.protocol import Order
 from soak.lab.qemu import Machine
 from soak.lab.request import LabRequest, namespaces
@@ -42,7 +43,6 @@ from soak.vocabulary import RunState, VerdictWord
 
 if TYPE_CHECKING:
     from soak.control import Request
-    from soak.lab.progress import Progress
 
 # Deadlines count beats, and each for what the guest had of a processor (see SignsOfLife).
 _NMI_BEATS: Final = 60
@@ -72,7 +72,7 @@ class LabRun:
         self._interrupted = asyncio.Event()
         self._console = request.directory / rundir.CONSOLE
         self._vm: VirtualMachine | None = None
-        self._told: set[str] = set()
+        self._events = EventLines(progress)
         self._asked: deque[Request] = deque()
 
     @property
@@ -427,23 +427,14 @@ class LabRun:
             rundir.note_begun(self._request.directory)
         self._guest.over |= line["event"] == "run.ended"
         self._guest.boot_id = line["boot_id"]
-        self._tell(line)
+        self._events.show(line)
         self._host.set("journal_lines", seq)
 
     def _hear_line(self, line: dict[str, Any]) -> None:
         """Take in a line of the journal as it is numbered."""
         self._judge.see(line)
         if line["event"] in OWN_EVENTS:
-            self._tell(line)
-
-    def _tell(self, line: dict[str, Any]) -> None:
-        """Show what is worth a line; a known issue that goes on is told once."""
-        issue = line.get("known_issue")
-        if line["level"] == Level.INFO or (issue and issue in self._told):
-            return
-        if issue:
-            self._told.add(issue)
-        self._progress.say(f"{line['level']}: {line.get('summary', line['event'])}")
+            self._events.show(line)
 
     def _beat_host(self) -> None:
         self._host.set("heartbeat_realtime_ns", time.time_ns())

@@ -6,7 +6,7 @@ import sys
 import textwrap
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Final, TextIO
+from typing import TYPE_CHECKING, Any, Final, TextIO
 
 from soak.output import put
 from soak.printable import printable
@@ -19,12 +19,14 @@ from soak.schema import (
     WORKER,
     Cell,
 )
-from soak.vocabulary import Operation, Violation
+from soak.vocabulary import Level, Operation, Violation
 
 if TYPE_CHECKING:
     from soak.ledger import LedgerReader
 
 _PLAIN_SECONDS: Final = 10.0
+# Filling lines takes time that grows with the square of a sentence, which a guest may have sent.
+_LONGEST: Final = 2000
 _WIDTH: Final = 79
 _TWO: Final = 2  # looks make an interval
 _WHOLE_RATE: Final = 10
@@ -44,7 +46,7 @@ class Progress:
     def say(self, sentence: str) -> None:
         """Print a sentence that stays, in lines of less than 80 columns."""
         self._erase()
-        for line in printable(sentence).split("\n"):
+        for line in printable(sentence[:_LONGEST]).split("\n"):
             filled = textwrap.fill(
                 line, _WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
             )
@@ -100,6 +102,23 @@ class Progress:
         if self._shown:
             put(f"\r{' ' * _WIDTH}\r", self._out)
             self._shown = False
+
+
+class EventLines:
+    """Shows what is worth a line of the journal's events; a known issue that goes on is shown once."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._shown: set[str] = set()
+
+    def show(self, line: dict[str, Any]) -> None:
+        # Of an event that declares no such field, a guest may send one of any type.
+        issue = str(line.get("known_issue") or "")
+        if line["level"] == Level.INFO or issue in self._shown:
+            return
+        if issue:
+            self._shown.add(issue)
+        self._progress.say(f"{line['level']}: {line.get('summary', line['event'])}")
 
 
 def _clock(seconds: float) -> str:

@@ -185,4 +185,8 @@ def _field(event: Any, name: str) -> object:  # noqa: ANN401 - a message of QEMU
 
 
 def signal_name(status: int) -> str:
-    return signal.Signals(-status).name
+    """Return the name of the signal that ended a process, whose exit status is its negative number."""
+    try:
+        return signal.Signals(-status).name
+    except ValueError:  # some numbers have no name
+        return f"signal {-status}"
