@@ -23,7 +23,8 @@ soak: $(READY)
 	@$(BIN)/dax-soak lab --kernel $(KERNEL) --filesystem $(FILESYSTEM) --duration $(DURATION) $(ARGS); \
 		code=$$?; [ $$code -le 1 ] || exit $$code
 
-# Ten minutes (DURATION) of each kernel on each file system, which must end without a false alarm.
+# Ten minutes (DURATION) of each kernel on each file system, which must end without a false alarm, and
+# ten times as many inputs to each fuzzer as in the ordinary run.
 soak-long: $(READY_TO_TEST)
 	@$(BIN)/dax-soak check --install
 	@DURATION=$(if $(filter-out file,$(origin DURATION)),$(DURATION),10m) $(BIN)/python -m pytest -m long

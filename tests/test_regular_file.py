@@ -1,0 +1,118 @@
+"""What stands in the place of a file and is none is refused at once, in a sentence that names it."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from soak.config import load_config
+from soak.errors import UsageError
+from soak.journal import FileJournal
+from soak.journal_reading import read_journal
+from soak.lab.boot_image import boot_image_release
+from soak.ledger import Ledger, LedgerReader
+from soak.ledger_layout import LedgerError
+from soak.regular_file import (
+    ContentError,
+    NotRegularError,
+    open_plain,
+    open_regular,
+    open_to_read,
+    read_regular,
+)
+from soak.report.top import watch
+from tests.soak_support import make_ledger
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+READERS: list[Callable[[Path], object]] = [
+    load_config,
+    boot_image_release,
+    lambda path: list(read_journal(path)),
+    FileJournal,
+    LedgerReader.open,
+    Ledger.open,
+    lambda path: watch(path, path.with_name("verdict.json"), interval=None, once=True),
+]
+
+
+@pytest.fixture(params=["pipe", "socket", "device", "link"])
+def odd(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    path = tmp_path / "odd"
+    match request.param:
+        case "pipe":
+            os.mkfifo(path)
+        case "socket":
+            with socket.socket(socket.AF_UNIX) as end:
+                end.bind(str(path))
+        case "device":
+            return Path("/dev/zero")
+        case _:
+            path.symlink_to("/dev/zero")
+    return path
+
+
+@pytest.mark.parametrize("read", READERS, ids=range(len(READERS)))
+def test_nothing_waits_for_what_is_no_file(odd: Path, read: Callable[[Path], object]) -> None:
+    with pytest.raises((NotRegularError, UsageError), match=r"a (named pipe|socket|character dev)"):
+        read(odd)
+
+
+def test_a_verdict_that_is_no_file_is_refused(tmp_path: Path) -> None:
+    make_ledger(tmp_path / "ledger")
+    verdict = tmp_path / "verdict.json"
+    os.mkfifo(verdict)
+    with pytest.raises(UsageError, match="it is a named pipe, expected a regular file"):
+        watch(tmp_path / "ledger", verdict, interval=None, once=True)
+    verdict.unlink()
+    verdict.write_text("[" * 100_000)
+    with pytest.raises(UsageError, match="is no verdict: it nests too deeply"):
+        watch(tmp_path / "ledger", verdict, interval=None, once=True)
+
+
+@pytest.mark.parametrize("read", [read for read in READERS if read is not FileJournal])
+def test_what_is_compressed_is_named_so(tmp_path: Path, read: Callable[[Path], object]) -> None:
+    path = tmp_path / "packed"
+    path.write_bytes(gzip.compress(b"something"))
+    with pytest.raises((ContentError, UsageError, LedgerError), match="compressed with gzip"):
+        read(path)
+
+
+def test_a_directory_is_a_directory(tmp_path: Path) -> None:
+    for read in (open_to_read, open_plain):
+        with pytest.raises(IsADirectoryError):
+            read(tmp_path)
+
+
+def test_content_is_bounded(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"12345")
+    assert read_regular(path, 5) == b"12345"
+    with pytest.raises(ContentError, match="more than the 4 bytes"):
+        read_regular(path, 4)
+
+
+def test_a_file_is_made_where_that_is_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "new"
+    with pytest.raises(FileNotFoundError):
+        open_regular(path)
+    os.close(open_regular(path, os.O_WRONLY | os.O_CREAT, 0o600))
+    assert path.stat().st_mode & 0o777 == 0o600
+    directory = os.open(tmp_path, os.O_RDONLY)
+    os.close(open_regular(Path("new"), directory=directory))
+    os.close(directory)
+
+
+def test_what_is_refused_leaves_no_descriptor_open(tmp_path: Path) -> None:
+    path = tmp_path / "packed"
+    path.write_bytes(gzip.compress(b"something"))
+    before = sorted(Path("/proc/self/fd").iterdir())
+    with pytest.raises(ContentError):
+        open_plain(path)
+    assert sorted(Path("/proc/self/fd").iterdir()) == before
