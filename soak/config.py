@@ -239,8 +239,7 @@ def load_config(path: Path) -> Config:
         UsageError: the file cannot be read, is no TOML, or says something that cannot be meant.
     """
     try:
-        text = read_regular(path, _MAX_FILE_BYTES).decode()
-        table = parse_toml(text.replace("\r\n", "\n"))
+        table = parse_toml(read_regular(path, _MAX_FILE_BYTES).decode())
     except OSError as error:
         raise UsageError(
             f"The configuration {str(path)!r} cannot be read: {error.strerror}."

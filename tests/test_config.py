@@ -101,7 +101,9 @@ FITTING: dict[str, tuple[Any, ...]] = {
 
 names = st.from_regex(r"[a-z0-9][a-z0-9._-]{0,31}", fullmatch=True)
 seconds = st.floats(0.001, YEAR) | st.integers(1, YEAR)
-texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
+texts = st.text(
+    st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=20
+)
 functions = st.from_regex(r"[0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]", fullmatch=True)
 sizes = st.integers(0, 1 << 62)
 regions = st.builds(RegionSection, names, st.sampled_from(RegionKind), texts, sizes) | st.builds(

@@ -16,7 +16,7 @@ import soak
 from soak.cli import main
 from soak.journal import FileJournal, Level, read_journal
 from soak.journal_events import EVENTS, complaint
-from soak.journal_line import CutLineError, LineError, decode_line, encode_line
+from soak.journal_line import MAX_NUMBER, CutLineError, LineError, decode_line, encode_line
 from soak.verdict import judge
 from soak.vocabulary import VerdictWord
 from tests.journal_support import valid_fields, valid_line
@@ -138,7 +138,7 @@ json_values = st.recursive(
 )
 
 
-@given(st.dictionaries(st.text(max_size=8), json_values, max_size=4), st.integers(1))
+@given(st.dictionaries(st.text(max_size=8), json_values, max_size=4), st.integers(1, MAX_NUMBER))
 @deterministic
 def test_a_line_is_read_back(fields: dict[str, Any], seq: int) -> None:
     line = {**fields, "seq": seq, "event": "a.b"}
