@@ -10,19 +10,18 @@ import math
 import os
 import re
 import time
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from typing import Final
 
 from soak.journal_reading import rotated_files
 from soak.regular_file import open_regular
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 ROTATE_BYTES: Final = 64 << 20
 RESERVE_BYTES: Final = 1 << 20
 
 _MODE: Final = 0o640
 _FLAGS: Final = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+_DIRECTORY_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _LOOK_SECONDS: Final = 1.0
 
 
@@ -36,6 +35,8 @@ class JournalFile:
             OSError: it cannot be opened.
         """
         self._path = path
+        # By its descriptor: whatever comes to have the name of the run's directory is not the run's.
+        self._directory = os.open(path.parent, _DIRECTORY_FLAGS)
         self._rotate_bytes = rotate_bytes
         self._file = -1
         self._identity = (0, 0)
@@ -45,7 +46,11 @@ class JournalFile:
         self._unsynced = False
         self._looked = time.monotonic()
         self.sync_errors = 0
-        self._open()
+        try:
+            self._open()
+        except BaseException:
+            os.close(self._directory)
+            raise
 
     @property
     def cut(self) -> bool:
@@ -94,7 +99,7 @@ class JournalFile:
         """
         self._looked = -math.inf  # left without a file, each line looks again
         try:
-            there = self._path.stat()
+            there = os.stat(self._path.name, dir_fd=self._directory)
             moved = (there.st_dev, there.st_ino) != self._identity
         except OSError:
             moved = True
@@ -109,10 +114,14 @@ class JournalFile:
 
     def close(self) -> None:
         os.close(self._file)
+        os.close(self._directory)
 
     def _open(self) -> None:
-        self._take(open_regular(self._path, _FLAGS, _MODE))
+        self._take(self._opened(self._path.name, _FLAGS))
         self._sync_directory()
+
+    def _opened(self, name: str, flags: int) -> int:
+        return open_regular(Path(name), flags, _MODE, directory=self._directory)
 
     def _take(self, file: int) -> None:
         """Write to this file from now on, a line that was cut in the old one from its beginning."""
@@ -132,15 +141,15 @@ class JournalFile:
         The new one is made first: a disk that has no inode left leaves all as it is. Between the
         two renames the journal is there under its number alone, which readers and writers know.
         """
-        new = self._path.with_name(f".{self._path.name}.new")
+        new = f".{self._path.name}.new"
         try:
-            file = open_regular(new, _FLAGS | os.O_TRUNC, _MODE)
+            file = self._opened(new, _FLAGS | os.O_TRUNC)
         except OSError:
             # The file gets longer than it should; its next line tries again.
             return
         try:
-            self._path.rename(self._numbered())
-            new.rename(self._path)
+            self._rename(self._path.name, self._numbered())
+            self._rename(new, self._path.name)
         except OSError:
             # Where one was done and the other not, the journal's name is missing: it is made again.
             os.close(file)
@@ -149,23 +158,22 @@ class JournalFile:
         self._take(file)
         self._sync_directory()
 
-    def _numbered(self) -> Path:
+    def _rename(self, old: str, new: str) -> None:
+        os.rename(old, new, src_dir_fd=self._directory, dst_dir_fd=self._directory)
+
+    def _numbered(self) -> str:
         pattern = re.compile(rf"{re.escape(self._path.stem)}-(\d+){re.escape(self._path.suffix)}")
         numbers = [
             int(found[1]) for other in rotated_files(self._path)
             if (found := pattern.match(other.name))
         ]  # fmt: skip
         number = max(numbers, default=0) + 1
-        return self._path.with_name(f"{self._path.stem}-{number:06}{self._path.suffix}")
+        return f"{self._path.stem}-{number:06}{self._path.suffix}"
 
     def _sync_directory(self) -> None:
         """Have the file's name on disk, without which a synced line is in a file that nobody finds."""
         try:
-            directory = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                os.fsync(directory)
-            finally:
-                os.close(directory)
+            os.fsync(self._directory)
         except OSError as error:
             # Some file systems do not know it of a directory (fsync(2)).
             self.sync_errors += error.errno != errno.EINVAL
@@ -180,7 +188,8 @@ class Reserve:
     """
 
     def __init__(self, journal: Path, size: int = RESERVE_BYTES) -> None:
-        self._path = journal.with_name(f".{journal.stem}.reserve")
+        self._name = f".{journal.stem}.reserve"
+        self._directory = os.open(journal.parent, _DIRECTORY_FLAGS)
         self._size = size
         self.spent = False
         self.take()
@@ -188,7 +197,7 @@ class Reserve:
     def take(self) -> bool:
         """Set the space aside and say whether it could be had: what is less than all is given back."""
         try:
-            file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, _MODE)
+            file = self._open(os.O_CREAT)
         except OSError:
             return False
         try:
@@ -211,12 +220,18 @@ class Reserve:
     def close(self) -> None:
         """Leave nothing behind."""
         self._remove()
+        os.close(self._directory)
+
+    def _open(self, more: int = 0) -> int:
+        flags = os.O_WRONLY | os.O_CLOEXEC | more
+        return os.open(self._name, flags, _MODE, dir_fd=self._directory)
 
     def _remove(self) -> bool:
         try:
             # Blocks of a file that is only unlinked may be freed later, in the background.
-            os.truncate(self._path, 0)
-            self._path.unlink()
+            file = self._open(os.O_TRUNC)
+            os.close(file)
+            os.unlink(self._name, dir_fd=self._directory)
         except OSError:
             return False
         return True
