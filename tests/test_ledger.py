@@ -15,7 +15,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from soak.ledger import BlockWriter, Ledger, LedgerReader
-from soak.ledger_layout import WORD, Block, Field, Layout
+from soak.ledger_layout import MAX_BLOCK, MAX_HEADER, WORD, Block, Field, Layout
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -276,7 +276,15 @@ def test_two_blocks_of_one_name_are_refused() -> None:
 
 def test_a_header_that_no_reader_would_take_is_refused() -> None:
     with pytest.raises(ValueError, match="header"):
-        Layout.of([], {"long": "x" * (1 << 20)})
+        Layout.of([], {"long": "x" * MAX_HEADER})
+
+
+def test_blocks_that_no_reader_would_take_are_refused() -> None:
+    large = Field("large", (MAX_BLOCK // 8,))
+    with pytest.raises(ValueError, match="this ledger would have"):
+        Layout.of([make_block(f"block-{n}", "a", [large], {}) for n in range(16)], {})
+    with pytest.raises(ValueError, match="block 'one'"):
+        Layout.of([make_block("one", "a", [large, Field("more")], {})], {})
 
 
 def test_a_ledger_can_be_opened_by_its_directory(tmp_path: Path) -> None:
