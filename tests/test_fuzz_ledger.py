@@ -41,7 +41,7 @@ NOW_NS: Final = 1_700_000_000_000_000_000
 ODD_WORDS: Final = (0, 1, 2, 255, (1 << 31) - 1, 1 << 63, (1 << 64) - 1)
 WORD: Final = 8
 # Drawing and writing take long: of so many inputs, as a share.
-_SHOWN: Final = 0.125
+_SHOWN: Final = 0.05
 _LONGEST_SENTENCE: Final = 1000
 
 
@@ -154,7 +154,7 @@ def read_everywhere(path: Path, layout: Layout, *, shown: bool) -> None:
             read_all(reader)
     _serve(path, shown=shown)
     with contextlib.suppress(*UNREADABLE), LedgerReader.open(path) as reader:
-        make_view(Reading(reader, 1, NOW_NS), Reading(reader, 0, NOW_NS))
+        make_view(Reading(reader, 1, NOW_NS))
     if shown:
         _show(path)
 
