@@ -244,7 +244,7 @@ class LedgerReader:
 
     def __init__(self, descriptor: int, layout: Layout | None = None) -> None:
         self._descriptor = descriptor
-        self.layout = layout or Layout.from_bytes(os.pread(descriptor, MAX_HEADER, 0))
+        self.layout = layout or Layout.read(descriptor)
         self.layout.check_size(os.fstat(descriptor).st_size)
         longest = max((block.words for block in self.layout.blocks.values()), default=0)
         self._room = memoryview(mmap.mmap(-1, _PAGE + max(1, longest) * WORD))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import struct
 import zlib
 from dataclasses import dataclass, replace
@@ -167,6 +168,20 @@ class Layout:
         """
         if actual < self.size:
             raise LedgerError(f"it should have {self.size} bytes and has {actual}")
+
+    @classmethod
+    def read(cls, descriptor: int) -> Layout:
+        """Read the header of a file, which often is a small part of what it may have.
+
+        Raises:
+            LedgerError: as `from_bytes` raises it.
+            OSError: the file cannot be read.
+        """
+        head = os.pread(descriptor, _PREFIX.size, 0)
+        if len(head) == _PREFIX.size:
+            length = min(_PREFIX.unpack(head)[2], MAX_HEADER)
+            head = os.pread(descriptor, _PREFIX.size + length, 0)
+        return cls.from_bytes(head)
 
     @classmethod
     def from_bytes(cls, head: bytes) -> Layout:

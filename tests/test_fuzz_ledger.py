@@ -146,6 +146,8 @@ def read_everywhere(path: Path, layout: Layout, *, shown: bool) -> None:
     own = None
     with contextlib.suppress(LedgerError), LedgerReader.open(path) as reader:
         own = reader.layout
+        with contextlib.suppress(*UNREADABLE):
+            make_view(Reading(reader, 1, NOW_NS))
         read_all(reader)
     with contextlib.suppress(LedgerError), LedgerReader.open(path, layout=layout) as reader:
         # As the host of a lab does, which knows the layout by itself.
@@ -153,8 +155,6 @@ def read_everywhere(path: Path, layout: Layout, *, shown: bool) -> None:
         if own != layout:
             read_all(reader)
     _serve(path, shown=shown)
-    with contextlib.suppress(*UNREADABLE), LedgerReader.open(path) as reader:
-        make_view(Reading(reader, 1, NOW_NS))
     if shown:
         _show(path)
 
