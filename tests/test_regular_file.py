@@ -72,7 +72,7 @@ def test_a_verdict_that_is_no_file_is_refused(tmp_path: Path) -> None:
         watch(tmp_path / "ledger", verdict, interval=None, once=True)
     verdict.unlink()
     verdict.write_text("[" * 100_000)
-    with pytest.raises(UsageError, match="is no verdict: it nests too deeply"):
+    with pytest.raises(UsageError, match="holds no verdict"):
         watch(tmp_path / "ledger", verdict, interval=None, once=True)
 
 

@@ -118,7 +118,7 @@ class _Watched:
             return None
         except OSError as error:
             raise UsageError(f"{self._verdict} cannot be read: {why(error)}.") from None
-        except (ValueError, LookupError, TypeError, RecursionError):
+        except (ValueError, LookupError, TypeError):
             raise UsageError(
                 f"{self._verdict} holds no verdict: 'dax-soak report {self._verdict.parent}' computes "
                 f"it again from the journal."
