@@ -6,6 +6,7 @@ What a subcommand needs is imported when it runs: in the guest of a lab, imports
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
@@ -54,6 +55,7 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f"{message} (see '{self.prog} --help')")
 
 
+@functools.cache
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line."""
     parser = _Parser(

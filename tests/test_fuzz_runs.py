@@ -1,0 +1,219 @@
+"""Odd run directories, readers that go away, signals at any moment: no traceback, no wrong verdict."""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import os
+import random
+import shutil
+import signal
+import socket
+import sys
+import time
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+from soak import rundir
+from soak.cli import main
+from soak.config import Config
+from soak.errors import UsageError
+from soak.journal import FileJournal
+from soak.lab.resume import past_run
+from soak.unfinished import choose_run
+from soak.verdict import EXIT_CODES
+from soak.vocabulary import VerdictWord
+from tests.fuzz_support import damaged_bytes, fuzz, many_inputs
+from tests.soak_support import make_ledger
+from tests.test_fuzz_journal import TEXTS, run_of
+from tests.test_lab_ports import BOOTED, ENDED, Played, is_running, journal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+# Drawing takes much longer than everything else.
+_DRAWN_ONE_IN: Final = 20
+_NAMES: Final = (
+    *(rundir.JOURNAL, rundir.LEDGER, rundir.VERDICT, rundir.CONFIG, rundir.LOCK, "control"),
+    *("journal-000001.jsonl", "journal.jsonl.1.gz", "journal.jsonl-20260101"),
+)
+RESUMED: Final = argparse.Namespace(
+    config=None, run_dir=None, seed=None, scenario=None, duration=None
+)
+
+
+def fill(directory: Path, word: VerdictWord, ledger: bytes) -> None:
+    """Leave what a run leaves that ended with this verdict."""
+    directory.mkdir()
+    (directory / rundir.JOURNAL).write_bytes(b"".join(TEXTS[word]))
+    (directory / rundir.LEDGER).write_bytes(ledger)
+    (directory / rundir.CONFIG).write_text("[run]\nseed = 7\n")
+    if word is VerdictWord.PASS:
+        (directory / rundir.VERDICT).write_text('{"verdict": "pass", "reasons": []}')
+
+
+def spoil(draw: random.Random, path: Path) -> None:
+    """Put something else in the place of a file, or make it something else."""
+    content = path.read_bytes() if path.is_file() else b"x" * 100
+    with suppress(FileNotFoundError):
+        path.unlink()
+    ways: tuple[Callable[[], object], ...] = (
+        lambda: None,
+        path.mkdir,
+        lambda: os.mkfifo(path),
+        lambda: path.symlink_to("nowhere"),
+        lambda: path.symlink_to(path.name),
+        lambda: path.symlink_to("/dev/zero"),
+        lambda: path.symlink_to("/"),
+        lambda: path.write_bytes(b""),
+        lambda: path.write_bytes(content[: draw.randrange(len(content) + 1)]),
+        lambda: path.write_bytes(damaged_bytes(draw, content)),
+        lambda: path.write_bytes(gzip.compress(content)),
+        lambda: path.write_bytes(draw.randbytes(200)),
+        lambda: leave_a_socket(path),
+    )
+    draw.choice(ways)()
+
+
+def leave_a_socket(path: Path) -> None:
+    """Leave one to which nobody listens any more."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as left:
+        here = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        left.bind(f"/proc/self/fd/{here}/{path.name}")
+        os.close(here)
+
+
+@many_inputs
+def test_no_run_directory_makes_a_traceback(
+    tmp_path: Path,
+    count: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Whatever is in it; and a run whose journal was touched is never said to have passed."""
+    ledger = make_ledger(tmp_path / "pattern").to_bytes()
+    runs = tmp_path / "runs"
+    directory = runs / "run-1"
+    monkeypatch.setattr(rundir, "runs_directory", lambda: runs)
+
+    def try_input(draw: random.Random) -> None:
+        shutil.rmtree(runs, ignore_errors=True)
+        runs.mkdir()
+        fill(directory, draw.choice(list(TEXTS)), ledger)
+        before = (directory / rundir.JOURNAL).read_bytes()
+        for name in draw.sample(_NAMES, draw.choice((1, 1, 2, 4))):
+            spoil(draw, directory / name)
+        named = draw.choice((str(directory), "run-1"))
+        commands = [("report", named), ("report", named, "--format", "json"), ("stop", named)]
+        shown = draw.choice([*commands * _DRAWN_ONE_IN, ("top", named, "--once")])
+        code = main(shown)
+        said = capsys.readouterr()
+        assert code in {*EXIT_CODES.values(), 2}, said.err
+        assert "Traceback" not in said.err + said.out
+        assert "\u001b[2J" not in said.err + said.out
+        if shown[0] == "report" and code == EXIT_CODES[VerdictWord.PASS]:
+            assert (directory / rundir.JOURNAL).read_bytes() == before
+        with suppress(UsageError):
+            choose_run(Config(), draw.choice((None, directory)), resume=True)
+        with suppress(UsageError), past_run(argparse.Namespace(resume=named, **vars(RESUMED))):
+            pass
+        rundir.discard_unbegun()
+
+    fuzz("runs", count, try_input)
+
+
+@many_inputs
+def test_the_exit_code_is_the_verdicts_whoever_reads(tmp_path: Path, count: int) -> None:
+    """A reader takes some of a report, or none, and goes away."""
+    directories = {}
+    for word, texts in TEXTS.items():
+        directories[word] = tmp_path / word
+        directories[word].mkdir()
+        (directories[word] / rundir.JOURNAL).write_bytes(b"".join(texts))
+
+    def try_input(draw: random.Random) -> None:
+        word = draw.choice(list(TEXTS))
+        form = draw.choice(("text", "json"))
+        reader, writer = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            os.close(reader)
+            report_into(writer, ["report", str(directories[word]), "--format", form])
+        os.close(writer)
+        if draw.random() < 0.7:
+            os.read(reader, draw.choice((1, 10, 100, 1000)))
+        os.close(reader)
+        _, status = os.waitpid(pid, 0)
+        assert os.waitstatus_to_exitcode(status) == EXIT_CODES[word]
+
+    fuzz("pipes", count, try_input)
+
+
+def report_into(writer: int, arguments: list[str]) -> None:
+    """Be a process whose output goes there, and that ends with the code of the command."""
+    code = 70
+    try:
+        os.dup2(writer, 1)
+        os.dup2(writer, 2)
+        sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115 - this process ends here
+        code = main(arguments)
+        with suppress(OSError):
+            sys.stdout.flush()
+    finally:
+        os._exit(code)
+
+
+@pytest.mark.lab(seconds=15)
+@pytest.mark.parametrize("count", [5, pytest.param(200, marks=pytest.mark.long)])
+def test_signals_bend_no_verdict(tmp_path: Path, count: int) -> None:
+    """A guest that keeps every promise: whatever signals its host gets, it never fails."""
+    for number in range(count):
+        draw = random.Random(f"signals/{number}")  # noqa: S311 - repeatable on purpose
+        steps = [*BOOTED, *journal(), *ENDED]
+        place = tmp_path / str(number)
+        place.mkdir()
+        with Played(place, steps) as played:
+            for _ in range(draw.choice((1, 2, 5))):
+                time.sleep(draw.uniform(0.0, 2.0))
+                disturb(draw, played)
+            code, said = played.finish()
+            assert code in {0, 3, 130}, (number, said)
+            assert "Traceback" not in said, (number, said)
+            for event in played.events("lab.started"):
+                assert not is_running(event["qemu_pid"]), number
+
+
+def disturb(draw: random.Random, played: Played) -> None:
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGWINCH, signal.SIGSTOP)
+    chosen = draw.choice(numbers)
+    with suppress(ProcessLookupError):
+        played.signal(chosen)
+        if chosen is signal.SIGSTOP:
+            time.sleep(draw.uniform(0.0, 1.0))
+            played.signal(signal.SIGCONT)
+
+
+def test_a_run_that_is_whole_is_found(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the fuzzer of run directories spoils is in order before."""
+    monkeypatch.setattr(rundir, "runs_directory", partial(type(tmp_path), tmp_path))
+    ledger = make_ledger(tmp_path / "pattern").to_bytes()
+    for word in TEXTS:
+        fill(tmp_path / word, word, ledger)
+        assert main(["report", word]) == EXIT_CODES[word]
+        assert f"verdict   {word.upper()}" in capsys.readouterr().out
+
+
+def test_a_run_that_was_cut_short_is_found(tmp_path: Path) -> None:
+    directory = tmp_path / "run-1"
+    directory.mkdir()
+    with FileJournal(directory / rundir.JOURNAL) as lines:
+        for event, fields in run_of()[1:5]:
+            lines.write(event, **fields)
+    (directory / rundir.CONFIG).write_text("")
+    assert choose_run(Config(), directory, resume=True).resumed
