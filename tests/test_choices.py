@@ -225,7 +225,6 @@ def test_choices_are_printed_without_a_run(
     assert lines != printed(capsys, "--print-choices", "7", "--seed", "6")
     longer = printed(capsys, "--print-choices", "9", "--seed", "5")
     assert [line for line in longer if int(line.split(" ")[1]) < 7] == lines
-    assert printed(capsys, "--print-choices", "0") == []
     assert list(tmp_path.iterdir()) == []
 
 

@@ -11,9 +11,10 @@ import signal
 import socket
 import sys
 import time
-from contextlib import suppress
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TextIO
+from weakref import finalize
 
 import pytest
 
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 
 # Drawing takes much longer than everything else.
 _DRAWN_ONE_IN: Final = 20
+# So does a process of its own.
+_FORKED_ONE_IN: Final = 20
 _NAMES: Final = (
     *(rundir.JOURNAL, rundir.LEDGER, rundir.VERDICT, rundir.CONFIG, rundir.LOCK, "control"),
     *("journal-000001.jsonl", "journal.jsonl.1.gz", "journal.jsonl-20260101"),
@@ -137,38 +140,76 @@ def test_the_exit_code_is_the_verdicts_whoever_reads(tmp_path: Path, count: int)
 
     def try_input(draw: random.Random) -> None:
         word = draw.choice(list(TEXTS))
-        form = draw.choice(("text", "json"))
-        reader, writer = os.pipe()
-        pid = os.fork()
-        if pid == 0:
-            os.close(reader)
-            report_into(writer, ["report", str(directories[word]), "--format", form])
-        os.close(writer)
-        if draw.random() < 0.7:
-            os.read(reader, draw.choice((1, 10, 100, 1000)))
-        os.close(reader)
-        _, status = os.waitpid(pid, 0)
-        assert os.waitstatus_to_exitcode(status) == EXIT_CODES[word]
+        command = ["report", str(directories[word]), "--format", draw.choice(("text", "json"))]
+        if draw.randrange(_FORKED_ONE_IN):
+            streams = [unwilling(draw) for _ in range(2)]
+            with redirect_stdout(streams[0]), redirect_stderr(streams[1]):
+                code = main(command)
+            for stream in streams:
+                with suppress(OSError):
+                    stream.close()
+        else:
+            code = read_in_part(draw, command)
+        assert code == EXIT_CODES[word]
 
     fuzz("pipes", count, try_input)
 
 
-def report_into(writer: int, arguments: list[str]) -> None:
+def unwilling(draw: random.Random) -> TextIO:
+    """Return a stream that takes nothing, or little."""
+    reader, writer = os.pipe()
+    match draw.randrange(5):
+        case 0:
+            full = os.open("/dev/full", os.O_WRONLY | os.O_CLOEXEC)
+            os.dup2(full, writer)
+            os.close(full)
+        case 1:
+            os.dup2(reader, writer)
+        case 2:
+            os.set_blocking(writer, False)
+            os.write(writer, b"x" * draw.choice((1, 60_000, 65_536)))
+        case 3:
+            stream = os.fdopen(writer, "w")
+            stream.close()
+            os.close(reader)
+            return stream
+        case _:
+            os.close(reader)
+            return os.fdopen(writer, "w")
+    stream = os.fdopen(writer, "w")
+    finalize(stream, os.close, reader)
+    return stream
+
+
+def read_in_part(draw: random.Random, command: list[str]) -> int:
+    """Read some of what a process prints, go away, and return its exit code."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(reader)
+        print_into(writer, command)
+    os.close(writer)
+    if draw.random() < 0.7:
+        os.read(reader, draw.choice((1, 10, 100, 1000)))
+    os.close(reader)
+    _, status = os.waitpid(pid, 0)
+    return os.waitstatus_to_exitcode(status)
+
+
+def print_into(writer: int, command: list[str]) -> None:
     """Be a process whose output goes there, and that ends with the code of the command."""
     code = 70
     try:
         os.dup2(writer, 1)
         os.dup2(writer, 2)
         sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115 - this process ends here
-        code = main(arguments)
-        with suppress(OSError):
-            sys.stdout.flush()
+        code = main(command)
     finally:
         os._exit(code)
 
 
 @pytest.mark.lab(seconds=15)
-@pytest.mark.parametrize("count", [5, pytest.param(200, marks=pytest.mark.long)])
+@pytest.mark.parametrize("count", [4, pytest.param(200, marks=pytest.mark.long)])
 def test_signals_bend_no_verdict(tmp_path: Path, count: int) -> None:
     """A guest that keeps every promise: whatever signals its host gets, it never fails."""
     for number in range(count):
