@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import functools
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from soak import __version__
@@ -34,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if arguments is None else arguments
     bisecting = is_bisecting(words)
     try:
+        _check_working_directory()
         options = make_parser().parse_args(words)
         work: Callable[[argparse.Namespace], int] = options.work
         return work(options)
@@ -46,6 +48,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         log_crash("dax-soak", error)
         # Python's own exit code for it would tell that the kernel failed.
         return BISECT.crash if bisecting else PLAIN.crash
+
+
+def _check_working_directory() -> None:
+    """Refuse to work where no relative path means anything."""
+    try:
+        Path.cwd()
+    except OSError:
+        raise UsageError(
+            "The working directory is not there any more: change to one that is."
+        ) from None
 
 
 class _Parser(argparse.ArgumentParser):

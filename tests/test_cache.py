@@ -248,3 +248,18 @@ def test_threads_at_once_build_once(tmp_path: Path) -> None:
         thread.join(DEADLINE_SECONDS)
     assert found == [tmp_path / NAME] * len(threads)
     assert len(built) == 1
+
+
+def test_who_waits_for_another_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cache = Cache(tmp_path)
+    waiting = threading.Thread(target=cache.directory, args=(NAME, fill))
+    with cache.locked(NAME) as path:
+        waiting.start()
+        said, deadline = "", time.monotonic() + DEADLINE_SECONDS
+        while "Waiting" not in said and time.monotonic() < deadline:
+            said += capsys.readouterr().err
+            time.sleep(0.01)
+        assert said == f"Waiting for another dax-soak that makes {path} ...\n"
+        assert not path.exists()
+    waiting.join(DEADLINE_SECONDS)
+    assert path.is_dir()

@@ -99,6 +99,7 @@ OTHERS: Final = (
     (("lab", "--append", "a\0b"), "has a control character"),
     (("lab", "--append", "a" * 1025), "has 1025 bytes"),
     (("lab", "--fault", ""), "it is empty"),
+    (("lab", "--fault", "panic:7", "--duration", "6s"), "The fault panic would come 7 s after"),
     (("lab", "--fault", "panic:1e300"), "of at most a year"),
     (("lab", "--fault", "panic:1e999"), "of at most a year"),
     (("lab", "--filesystem", ""), "invalid choice: ''"),
@@ -474,3 +475,15 @@ def test_a_full_disk_below_the_cache_is_told(tmp_path: Path) -> None:
         Cache(tmp_path).directory("root/x", full)
     assert not (tmp_path / "root/x").exists()
     assert Cache(tmp_path).directory("root/x", build).is_dir()
+
+
+@pytest.mark.usefixtures("no_runs")
+def test_a_working_directory_that_is_gone_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    said = sentence(capsys, ("report", "latest"))
+    assert "The working directory is not there any more" in said

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import shutil
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from soak.errors import UsageError
+from soak.output import complain
 from soak.user_directories import absolute_directory, user_directory
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class Cache:
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 lock = stack.enter_context((path.parent / f".{path.name}.lock").open("w"))
-                fcntl.flock(lock, fcntl.LOCK_EX)
+                _wait_for(lock, path)
             except OSError as error:
                 raise self.unusable(error) from error
             yield path
@@ -86,3 +87,12 @@ class Cache:
     def package_index(self, suite: str) -> Path:
         """Where the package index of a Debian suite is kept."""
         return self.root / _PACKAGE_INDEXES / suite
+
+
+def _wait_for(lock: IO[str], path: Path) -> None:
+    """Take a lock, and say so where another process has it: what it builds may take minutes."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        complain(f"Waiting for another dax-soak that makes {path} ...")
+        fcntl.flock(lock, fcntl.LOCK_EX)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from soak import rundir
 from soak.config import load_config
+from soak.errors import UsageError
 from soak.exit_codes import BISECT, INTERRUPTED, PLAIN
 from soak.lab.boot import DEFAULT_KERNEL, Booted, boot, find_parts, soak_once
 from soak.lab.boot_error import BootError
@@ -69,6 +70,12 @@ def _lab(options: argparse.Namespace, past: Past | None) -> int:
         return print_choices(plan, options.print_choices)
     # Mistakes are told before anything is fetched.
     faults = tuple(parse_fault(text) for text in options.fault)
+    for name, seconds in faults:
+        if seconds >= config.run.duration:
+            raise UsageError(
+                f"The fault {name} would come {seconds:g} s after the workers have started, and the run "
+                f"has {config.run.duration:g} s: '--fault {name}:5' plants it earlier."
+            )
     kernel = options.kernel or (past.kernel if past else DEFAULT_KERNEL)
     check_kernel(kernel, options.modules)
     if options.run_dir is not None:
