@@ -172,6 +172,8 @@ class StallCanary:
             waiter = stack.enter_context(
                 _helper(lambda: truncater(self._invalidator, self._release, self._region, name))
             )
+            # The detector looks whether who waits is asleep.
+            self._invalidator.set("pid", waiter.pid)
             yield from patience.answer(holder)
             yield from patience.answer(waiter)
             holder.step(_STEP_SECONDS)

@@ -204,7 +204,9 @@ class Newest:
 
     @property
     def directory(self) -> Path:
-        return (STATE / "runs/latest").resolve()
+        """The directory that was taken last: `latest` does not name a run before it has begun."""
+        taken = {path.parent: path.stat().st_mtime_ns for path in STATE.glob("runs/*/.lock")}
+        return max(taken, key=taken.__getitem__, default=STATE / "runs/none")
 
     @property
     def journal(self) -> list[dict[str, Any]]:

@@ -77,7 +77,7 @@ def _soak(place: Path, stack: ExitStack) -> Soaked:
     )
     process = stack.enter_context(lab(directory, *arguments, workload=STALLING))
     seen = Soaked(process, release=built.kernel.release, tree=tree)
-    process.wait_until("the NVDIMM is there", (directory / ".nvdimm").exists)
+    process.wait_until("QEMU is started", lambda: process.events("lab.started") != [])
     image = stack.enter_context(contextlib.closing(NvdimmReader(directory / ".nvdimm")))
     # The guest has it open, too; no other test needs its space on the disk.
     (directory / ".nvdimm").unlink()
