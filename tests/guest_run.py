@@ -168,7 +168,7 @@ def device_gone() -> dict[str, Any]:
     mappings = MAPPING_LIMIT.read_text()
     MAPPING_LIMIT.write_text("0")
     run = Run(CONFIG)
-    run.until("a probe", lambda: leak_probes(run) != [])
+    run.until("a probe", lambda: run.is_there() and leak_probes(run) != [])
     MAPPING_LIMIT.write_text(mappings)
     run.soaks()
     run.until("another probe, and a sweep", lambda: probed_and_swept(run))

@@ -79,8 +79,9 @@ def _soak(place: Path, stack: ExitStack) -> Soaked:
     seen = Soaked(process, release=built.kernel.release, tree=tree)
     process.wait_until("QEMU is started", lambda: process.events("lab.started") != [])
     image = stack.enter_context(contextlib.closing(NvdimmReader(directory / ".nvdimm")))
-    # The guest has it open, too; no other test needs its space on the disk.
+    # QEMU has it open, too; without --keep it would have no name.
     (directory / ".nvdimm").unlink()
+    (directory / ".erst").unlink()
     seen.qemu_pid = process.qemu_pid()
     process.soaks()
     # While canaries are made: one that this disturbs is made again.
@@ -270,7 +271,7 @@ def test_verdict_can_be_computed_from_the_journal(soaked: Soaked) -> None:
 def test_run_directory_is_complete_and_holds_no_scratch(soaked: Soaked) -> None:
     left = {path.name for path in soaked.process.run_dir.iterdir()}
     assert left == {
-        "console.log", "journal.jsonl", "ledger", "report.txt", "run.toml", "verdict.json",
+        "console.log", "journal.jsonl", "ledger", "report.txt", "run.toml", "verdict.json", ".lock",
     }  # fmt: skip
 
 
