@@ -85,7 +85,7 @@ class Snapshot:
 
     @property
     def bucket_bounds_ns(self) -> Sequence[int]:
-        return self._reader.layout.run["bucket_bounds_ns"]  # type: ignore[no-any-return] # JSON
+        return self._reader.layout.run["bucket_bounds_ns"]  # type: ignore[no-any-return]  # a ledger's facts are JSON, which has no types here
 
     @cached_property
     def supervisor(self) -> BlockSnapshot:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from soak.lab import signs_of_life
 from soak.lab.processor_share import ProcessorShare
 from soak.lab.signs_of_life import Life, SignsOfLife
 
@@ -45,11 +44,6 @@ def test_a_supervisor_that_stands_still_is_stuck() -> None:
     signs.look(STUCK, 7, 1.0, ready=True)
     assert signs.look(STUCK + 1, 7, 1.0, ready=True) is Life.STUCK
     assert signs.look(STUCK + 2, 8, 1.0, ready=True) is Life.MOVES
-
-
-def test_a_beat_is_half_a_second() -> None:
-    """The limits above are 30 s, 90 s and 5 min of a machine that has its processors."""
-    assert signs_of_life.BEAT_SECONDS == 0.5
 
 
 @contextlib.contextmanager
