@@ -94,7 +94,8 @@ class Crew:
         self._terms = terms
         self._barriers = 0
         self._by_name = {member.plan.name: member for member in members}
-        self._left: set[int] = set()
+        # Abandoned processes that have not ended, and the pages that each may hold, by region.
+        self._left: dict[int, list[int]] = {}
         # Workers for which the kernel had no process, and why.
         self._unborn: dict[str, str] = {}
 
@@ -137,7 +138,9 @@ class Crew:
 
     def reap(self) -> Iterator[Death]:
         """Tell which workers died since the last call, and start others in their place."""
-        self._left = {pid for pid in self._left if os.waitpid(pid, os.WNOHANG)[0] == 0}
+        ended = [pid for pid in self._left if os.waitpid(pid, os.WNOHANG)[0] != 0]
+        for pid in ended:
+            del self._left[pid]
         for name in self.unborn:
             self._start(self._by_name[name])
         for member in self.members:
@@ -186,16 +189,32 @@ class Crew:
         It never runs again outside the kernel, and so never writes to its block again. Its file is
         left alone: the next one has another.
         """
-        self._left.add(member.pid)
+        flight = in_flight(member.block)
+        mapped, unmapped = (member.block.view(f"pages_{word}") for word in ("mapped", "unmapped"))
+        held = [pages - gone for pages, gone in zip(mapped, unmapped, strict=True)]
+        if flight is not None:
+            held[flight["region"]] += flight["length"] // PAGE_SIZE
+        self._left[member.pid] = held
         member.pid = 0
         member.abandoned += 1
-        flight = in_flight(member.block)
         if member.plan.pair:
             member.block.add("generation", 1)
         elif flight is not None and member.plan.files:
             member.block.set("quarantine", 1, member.first_file + flight["place"])
         self._settle(member)
         self._start(member)
+
+    def stranded(self, region: int) -> int:
+        """Return how many pages of a region may be held by calls that do not come back.
+
+        They are those of abandoned processes, and at the end those of workers that do not stop.
+        """
+        flights = [in_flight(member.block) for member in self.members if member.running]
+        return sum(held[region] for held in self._left.values()) + sum(
+            flight["length"] // PAGE_SIZE
+            for flight in flights
+            if flight is not None and flight["region"] == region
+        )
 
     def lost_one(self) -> bool:
         """Say whether a worker died that was not reaped yet: its books are not in order then."""

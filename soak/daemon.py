@@ -126,7 +126,7 @@ def _soak_in(
             )
         with (
             taken(config, chosen.run_id, custody, journal, recovered),
-            contextlib.closing(RegionFiles(config, chosen.run_id, journal)) as files,
+            contextlib.closing(RegionFiles(config, custody, journal)) as files,
         ):
             regions = files.regions
             plan = make_plan(config, regions)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from soak.custody import Demand, raise_limits
 from soak.disks import mark_disks
 from soak.journal import Level
-from soak.regions import open_regions, remove_files
+from soak.regions import open_regions
 from soak.regions.fs_dax import file_count
 
 if TYPE_CHECKING:
@@ -53,20 +53,24 @@ def taken(
 
 
 class RegionFiles:
-    """The regions of a run and their files, which are removed at its end."""
+    """The regions of a run and their files, in directories that custody removes at its end."""
 
-    def __init__(self, config: Config, run_id: str, journal: Journal) -> None:
-        self._journal = journal
-        self.regions = open_regions(config.regions, run_id)
+    def __init__(self, config: Config, custody: Custody, journal: Journal) -> None:
+        self._custody, self._journal = custody, journal
+        self.regions = open_regions(config.regions, custody.make_directory)
         # Which files nobody may touch any more: known when the ledger is.
         self.given_up: Callable[[], list[Path]] = list
 
     def close(self) -> None:
-        left = remove_files(self.regions, self.given_up())
+        """Have those directories left where they are whose files hang in the kernel."""
+        left = self.given_up()
+        for directory in sorted({path.parent for path in left}):
+            self._custody.leave_directory(directory)
         if left:
+            names = [str(path) for path in left]
             self._journal.write(
-                "files.left", Level.WARNING, files=left,
-                summary=f"files that hang in the kernel had to be left: {', '.join(left)}",
+                "files.left", Level.WARNING, files=names,
+                summary=f"files that hang in the kernel had to be left: {', '.join(names)}",
             )  # fmt: skip
 
 

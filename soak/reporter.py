@@ -39,8 +39,6 @@ class Reporter:
         self._gathered: dict[_Key, Finding] = {}
         self._written: dict[_Key, float] = {}
         self._canaries: list[Finding] = []
-        # What is in the journal, and counted when it is known which issue explains it, if any.
-        self._undecided: list[Finding] = []
         # What probes have shown, by issue and region where there is one for each.
         self._probes: dict[str, dict[str | None, ProbeResult]] = defaultdict(dict)
 
@@ -96,14 +94,16 @@ class Reporter:
 
     def give_up_deciding(self) -> None:
         """Count what no probe has decided as what nothing explains: the run ends."""
-        for issue in {finding.undecided for finding in self._undecided}:
+        for issue in self._block.names("undecided"):
             self._decide(issue, None)
 
-    def _decide(self, issue: str | None, explanation: str | None) -> None:
-        decided = [finding for finding in self._undecided if finding.undecided == issue]
-        self._undecided = [finding for finding in self._undecided if finding.undecided != issue]
-        for finding in decided:
-            self._count(finding, explanation)
+    def _decide(self, issue: str, explanation: str | None) -> None:
+        """Count what waited for this: twice where a supervisor dies in between, and never not at all."""
+        for kind in Violation:
+            place = self._block.index("undecided", issue, kind)
+            if count := self._block.get("undecided", *place):
+                self._block.add_at("violations", count, kind, explanation or NO_KNOWN_ISSUE)
+                self._block.set("undecided", 0, *place)
 
     @property
     def idle(self) -> bool:
@@ -135,12 +135,13 @@ class Reporter:
             evidence=dict(finding.evidence),
         )
         if finding.undecided is None:
-            self._count(finding, finding.known_issue)
+            self._count(finding)
         else:
-            self._undecided.append(replace(finding, evidence={}))
+            self._block.add_at("undecided", finding.count, finding.undecided, finding.kind)
 
-    def _count(self, finding: Finding, issue: str | None) -> None:
-        self._block.add_at("violations", finding.count, finding.kind, issue or NO_KNOWN_ISSUE)
+    def _count(self, finding: Finding) -> None:
+        issue = finding.known_issue or NO_KNOWN_ISSUE
+        self._block.add_at("violations", finding.count, finding.kind, issue)
         if finding.kind is Violation.UNEXPECTED_PIN:
             self._block.add_at("unexpected_pins", finding.count, finding.region, finding.interface)
 

@@ -238,6 +238,8 @@ def supervisor_block(
         Field("pause"),
         Field("verdict", values=tuple(VerdictWord)),
         Field("violations", (tuple(Violation), issues)),
+        # Those that are counted above when a probe has shown whether the issue explains them.
+        Field("undecided", (tuple(known_issues), tuple(Violation))),
         # What the last probe of each has shown: one of these is 1, or none where it was not probed.
         Field("probes", (tuple(known_issues), tuple(ProbeResult))),
         Field("unexpected_pins", (tuple(RegionKind), tuple(Interface))),

@@ -183,7 +183,7 @@ class Sweeper:
         live = mapped - unmapped
         for block in self._canaries:
             live += block.get("pages_mapped", region) - block.get("pages_unmapped", region)
-        return Held(live=live, given_back=unmapped, uncertain=self._uncertain[region])
+        return Held(live, unmapped, self._uncertain[region], stranded=self._crew.stranded(region))
 
     def _settle(self, watch: RegionLeaks, held: Held, measured: Measurement) -> None:
         """Note what the maps of killed workers turned out to have pinned."""

@@ -53,12 +53,18 @@ def make_blind() -> None:
     StallDetector.look = lambda self, now_ns: []  # type: ignore[method-assign]  # noqa: ARG005
 
 
+def made(path: Path) -> Path:
+    """Make a directory that the guest takes with it."""
+    path.mkdir()
+    return path
+
+
 def main() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     make_blind()
     soak = parse_config(CONFIG, "script")
     HOME.mkdir()
-    regions = open_regions(soak.regions, "blind")
+    regions = open_regions(soak.regions, made)
     plan = make_plan(soak, regions)
     ledger = Ledger.create(HOME / "ledger", plan.layout({"run_id": "blind"}, lab=False))
     promised: set[str] = set()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from soak.abi.libc import LIBC, checked
 from soak.abi.vfio import Container
 from soak.config import RegionSection
+from soak.custody import Custody
 from soak.errors import UsageError
 from soak.machine.command import check_against
 from soak.machine.dax import device_findings, file_system_findings
@@ -21,7 +22,7 @@ from soak.machine.pci import pci_functions, require_fit
 from soak.machine.proposal import Proposal, write_proposal
 from soak.machine.survey import json_of, survey, text_of
 from soak.plan import make_plan
-from soak.regions import DeviceDaxRegion, examine_region, open_regions, remove_files
+from soak.regions import DeviceDaxRegion, examine_region, open_regions
 from soak.vocabulary import RegionKind
 from tests.guest_support import elsewhere, run_tool, tell, told
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 sys.stderr = sys.stdout
 DAX = Path("/mnt/dax")
 DISK_MOUNT = Path("/mnt/disk")
+STATE = Path("/var/lib/dax-soak/custody")
 EDU = ("1234", "11e8")
 BRIDGE = ("1b36", "000e")
 NEW_MOUNTS = 0x00020000  # CLONE_NEWNS
@@ -159,34 +161,36 @@ def groups() -> None:
 def directory() -> None:
     section = RegionSection("files", RegionKind.FS_DAX, str(DAX), 16 << 20)
     place = DAX / "dax-soak-files"
-    place.mkdir()
-    tell("foreign.empty", refusal(lambda: open_regions([section], "run-1")))
-    (place / "precious").write_text("somebody's")
-    tell("foreign.data", refusal(lambda: open_regions([section], "run-1")))
-    tell("foreign.kept", (place / "precious").read_text())
-    (place / "precious").unlink()
-    place.rmdir()
-    (DAX / "other").mkdir()
-    place.symlink_to(DAX / "other")
-    tell("foreign.link", refusal(lambda: open_regions([section], "run-1")))
-    place.unlink()
-    (DAX / "other").rmdir()
-    twin = RegionSection("twin", RegionKind.FS_DAX, str(DAX), 16 << 20)
-    tell("twins", refusal(lambda: open_regions([section, twin], "run-1")))
-    tell("twins.left", sorted(entry.name for entry in DAX.iterdir()))
-    with elsewhere(lambda: keep.append(open_regions([section], "run-1"))):
-        tell("directory.used", refusal(lambda: open_regions([section], "run-2")))
-        tell("directory.files", sorted(entry.name for entry in place.iterdir()))
-    # The other one has died without a word, as after a crash.
-    regions = open_regions([section], "run-2")
-    tell("directory.mark", json.loads((place / ".dax-soak").read_text()))
-    tell("directory.spared", remove_files(regions, [place / "file-01"]))
-    tell("directory.kept", sorted(entry.name for entry in place.iterdir()))
-    tell("directory.left", remove_files(open_regions([section], "run-3")))
-    tell("directory.gone", sorted(entry.name for entry in DAX.iterdir()))
+    with Custody.open(STATE, "run-1") as custody:
+
+        def open_files(*sections: RegionSection) -> object:
+            return open_regions(sections, custody.make_directory)
+
+        place.mkdir()
+        (place / "precious").write_text("somebody's")
+        tell("foreign.data", refusal(lambda: open_files(section)))
+        tell("foreign.kept", (place / "precious").read_text())
+        (place / "precious").unlink()
+        place.rmdir()
+        place.symlink_to(DAX / "nowhere")
+        tell("foreign.link", refusal(lambda: open_files(section)))
+        place.unlink()
+        twin = RegionSection("twin", RegionKind.FS_DAX, str(DAX), 16 << 20)
+        tell("twins", refusal(lambda: open_files(section, twin)))
+        tell("twins.left", listed(DAX))
+        open_files(section)
+        tell("directory.files", listed(place))
+        custody.leave_directory(place)
+        custody.restore()
+        tell("directory.left", listed(place))
+    # As the next soak does, and 'dax-soak restore'.
+    with Custody.open(STATE, "run-2") as custody:
+        tell("directory.settled", [settled.event for settled in custody.recover()])
+    tell("directory.gone", listed(DAX))
 
 
-keep: list[object] = []
+def listed(path: Path) -> list[str]:
+    return sorted(entry.name for entry in path.iterdir())
 
 
 def file_systems() -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from soak.crew import Crew, Member
+from soak.crew import Crew, Member, in_flight
 from soak.custody import be_expendable
 from soak.custody.limits import private_bytes
 from soak.helper import in_helper
@@ -190,6 +190,31 @@ def test_what_a_killed_worker_held_is_given_back_in_its_books(hire: Callable[...
     assert first.operation is Operation.MAP
     uncertain = crew.uncertain
     assert uncertain[first.region] == sum(uncertain) == first.length // 4096
+
+
+def test_what_an_abandoned_worker_holds_is_stranded_until_it_ends(
+    hire: Callable[..., Crew],
+) -> None:
+    crew = hire()
+    assert crew.pause(DEADLINE_SECONDS, nothing) == []
+    member = crew.members[0]
+    member.block.set("pages_mapped", 7, 0)
+    pid = member.pid
+    crew.abandon(member)
+    assert (crew.stranded(0), crew.stranded(1)) == (7, 0)
+    assert member.block.get("pages_unmapped", 0) == 7
+    assert list(crew.reap()) == []
+    assert crew.stranded(0) == 7
+    os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: list(crew.reap()) == [] and crew.stranded(0) == 0)
+
+
+def test_a_call_that_does_not_come_back_strands_its_pages(hire: Callable[..., Crew]) -> None:
+    crew = hire(Stuck)
+    wait_for(lambda: all(in_flight(member.block) for member in crew.members))
+    flights = [flight for member in crew.members if (flight := in_flight(member.block))]
+    pages = sum(flight["length"] // 4096 for flight in flights if flight["region"] == 0)
+    assert crew.stranded(0) == pages > 0
 
 
 def test_one_that_dies_at_every_start_is_given_up(hire: Callable[..., Crew]) -> None:

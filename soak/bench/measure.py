@@ -63,7 +63,7 @@ def measure(
             with (
                 Custody.open(_STATE, run_id) as custody,
                 taken(config, run_id, custody, journal, custody.recover()),
-                contextlib.closing(RegionFiles(config, run_id, journal)) as files,
+                contextlib.closing(RegionFiles(config, custody, journal)) as files,
             ):
                 series = list(_all_series(config, files.regions, opened, _heart(opened, mirror)))
         except (OSError, BtfError, LookupError) as error:

@@ -53,6 +53,7 @@ class Custody:
         self._record, self._lock, self._busy = record, lock, busy
         self._run_id, self._machine = run_id, machine
         self._hung = not busy.wait(_BUSY_SECONDS)
+        self._left: set[str] = set()
 
     @classmethod
     def open(cls, state: Path, run_id: str, machine: Machine | None = None) -> Self:
@@ -100,6 +101,8 @@ class Custody:
         settled = []
         kept: set[tuple[str, str]] = set()
         for entry in reversed(self._record.entries):
+            if entry.kind == "directory" and entry.target in self._left:
+                continue
             carried = any(kind in KINDS[entry.kind].carries for kind, _ in kept)
             if carried or (entry.kind, entry.target) in kept:
                 # What lies below a change that could not be undone would look like somebody else's.
@@ -186,6 +189,10 @@ class Custody:
         resolved = Path(os.path.realpath(path.parent)) / path.name
         self._change("directory", str(resolved))
         return resolved
+
+    def leave_directory(self, path: Path) -> None:
+        """Have `restore` leave a directory, of which a file cannot be removed; it stays recorded."""
+        self._left.add(str(path))
 
     def freeze(self, mount_point: Path) -> int:
         """Freeze a file system. `undo` thaws it.

@@ -41,7 +41,7 @@ def _look(_machine: Machine, target: str, _wanted: Facts) -> Facts:
         )
     if os.path.lexists(path):
         raise UsageError(
-            f"The directory {path} is there already and was not made by this soak: remove it, or give "
+            f"The directory {path} is there already and was not made by this soak: move it away, or give "
             f"another place."
         )
     mount = max((m for m in _mount_points() if path.is_relative_to(m)), key=len, default="")
@@ -199,7 +199,8 @@ TREE: Final = Kind(
     apply=_apply,
     undo=_undo,
     by_hand=lambda target, facts: (
-        f"remove by hand what is left of {target} (or of {_marked_name(facts)} beside it)"
+        f"remove by hand what is left of {target} (or of {_marked_name(facts)} beside it); a file whose "
+        f"pages stay pinned goes only after a reboot"
     ),
     facts={"mark": str, "mount": str},
     outlives_boot=True,

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from soak.regions import Region
     from soak.regions.pages import PageSpan
 
+# What a pin adds to the count of a page of its own (include/linux/mm.h, GUP_PIN_COUNTING_BIAS).
+_PIN_BIAS: Final = 1024
 REFCOUNT_LIMIT: Final = 1 << 31  # the kernel's count is a signed int, and gup refuses below zero
 
 _PROBE_IOVA: Final = 0x1_4000_0000
@@ -73,12 +75,14 @@ class PinProbe:
 class Held:
     """What the soak did to a region's pages, in pages: from the workers' own books.
 
-    `uncertain` counts pages of maps whose worker was killed before it could note how they ended.
+    `uncertain` counts pages of maps whose worker was killed before it could note how they ended,
+    `stranded` those that may be held by calls of workers that do not come back.
     """
 
     live: int
     given_back: int
     uncertain: int = 0
+    stranded: int = 0
 
 
 @dataclass(frozen=True)
@@ -184,6 +188,8 @@ class RegionLeaks:
             self._settle(difference)
             predicted += difference
             reconciled, difference = difference, 0
+        if 0 < difference <= held.stranded * max(self.unit, _PIN_BIAS):
+            difference = 0
         return Measurement(
             pages=self._span.count,
             explained=self._in_pages(min(excess, predicted)),

@@ -54,7 +54,7 @@ def soak_in_lab(config: Config, places: LabPlaces) -> None:
         ledger, mirror = place_ledger(places.ledger, _MIRRORED_LEDGER, always=places.mirror)
         with (
             taken(config, places.run_id, custody, journal, recovered),
-            contextlib.closing(RegionFiles(config, places.run_id, journal)) as files,
+            contextlib.closing(RegionFiles(config, custody, journal)) as files,
             contextlib.closing(
                 UeventWatch(journal, things_in_use(files.regions, config.vfio.devices))
             ) as uevents,

@@ -7,6 +7,7 @@ earlier boot.
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import time
 from dataclasses import dataclass
@@ -105,6 +106,9 @@ def prepare(
         else:
             mount = _mount_point(space, namespaces)
             _mount(f"/dev/{made['blockdev']}", mount, filesystem, fresh=not resumed)
+            for left in mount.glob("dax-soak-*"):
+                # The record of them was in memory, and is gone with the boot before.
+                shutil.rmtree(left)
             found[space.region] = {"path": str(mount)}
     return found
 

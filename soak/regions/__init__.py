@@ -13,7 +13,7 @@ from soak.regions.fs_dax import FsDaxRegion
 from soak.vocabulary import RegionKind
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from soak.config import RegionSection
@@ -57,27 +57,23 @@ def check_apart(regions: Sequence[Region]) -> None:
             )
 
 
-def open_regions(sections: Sequence[RegionSection], run_id: str) -> list[Region]:
+def open_regions(
+    sections: Sequence[RegionSection], make_directory: Callable[[Path], Path]
+) -> list[Region]:
     """Check all regions, and make the files of those that have some.
 
+    `make_directory` makes the directories of the files, remembers them, and returns their real paths.
     What workers of a supervisor that died still use is waited for a moment: they are ending, too.
 
     Raises:
-        UsageError: one cannot be used; what was made is removed again.
+        UsageError: one cannot be used.
     """
     regions = [_patiently(examine_region, section) for section in sections]
     check_apart(regions)
-    opened: list[Region] = []
-    try:
-        for region in regions:
-            if isinstance(region, FsDaxRegion):
-                opened.append(_patiently(region.prepare, run_id))
-            else:
-                opened.append(region)
-    except BaseException:
-        remove_files(opened)
-        raise
-    return opened
+    return [
+        region.prepare(make_directory) if isinstance(region, FsDaxRegion) else region
+        for region in regions
+    ]
 
 
 def _patiently(act: Callable[[_A], _R], argument: _A) -> _R:
@@ -91,16 +87,6 @@ def _patiently(act: Callable[[_A], _R], argument: _A) -> _R:
         time.sleep(_POLL_SECONDS)
 
 
-def remove_files(regions: Sequence[Region], spared: Collection[Path] = ()) -> list[str]:
-    """Remove the files of regions, and return what had to be left; see FsDaxRegion.remove()."""
-    return [
-        left
-        for region in regions
-        if isinstance(region, FsDaxRegion)
-        for left in region.remove(spared)
-    ]
-
-
 __all__ = [
     "AnonymousRegion",
     "DeviceDaxRegion",
@@ -109,5 +95,4 @@ __all__ = [
     "check_apart",
     "examine_region",
     "open_regions",
-    "remove_files",
 ]

@@ -19,11 +19,10 @@ from soak.abi.mmap import MAP_FIXED, MAP_SHARED, PROT_READ, PROT_WRITE, Mapping
 from soak.abi.statx import device_number, is_dax
 from soak.errors import UsageError
 from soak.regions.pages import PAGE_SIZE, PageSpan
-from soak.regions.soak_directory import SoakDirectory, check_unclaimed
 from soak.vocabulary import RegionKind
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Callable, Sequence
 
     from soak.config import RegionSection
 
@@ -37,14 +36,13 @@ _FILL: Final = b"\xa5" * (1 << 20)
 
 @dataclass(frozen=True)
 class FsDaxRegion:
-    """`size // FILE_SIZE` files in a directory that the soak made and, at the end, removes."""
+    """`size // FILE_SIZE` files in a directory that the soak makes, and removes at the end."""
 
     name: str
     directory: Path
     size: int
     pages: PageSpan
     kind: RegionKind = RegionKind.FS_DAX
-    claim: SoakDirectory | None = None
     # Major and minor number of the block device.
     disk: str = ""
 
@@ -67,44 +65,34 @@ class FsDaxRegion:
             pages = _device_pages(section)
             _check_dax(section)
             directory = parent / _DIRECTORY.format(name=section.name)
-            check_unclaimed(directory)
+            _check_absent(directory)
             room = shutil.disk_usage(parent).free
         except OSError as error:
             raise UsageError(
                 f"The region {section.name!r} cannot use {parent}: {error.strerror}."
             ) from None
-        # What an earlier run left there is taken away first.
-        if not directory.exists() and room < size:
+        if room < size:
             raise UsageError(
                 f"The region {section.name!r} should have {size} bytes, and {parent} has room for "
                 f"{room}: give it a smaller size."
             )
         return cls(section.name, directory, size, pages, disk=device_number(section.path))
 
-    def prepare(self, run_id: str) -> FsDaxRegion:
-        """Make the directory and fill the files; return the region that owns them.
+    def prepare(self, make_directory: Callable[[Path], Path]) -> FsDaxRegion:
+        """Have the directory made and fill the files; return the region with the directory's real path.
 
         Raises:
-            UsageError: another soak uses the directory, or it cannot be made or filled.
+            UsageError: the directory cannot be made or filled.
         """
+        region = replace(self, directory=make_directory(self.directory))
         try:
-            claim = SoakDirectory.claim(self.directory, run_id)
+            for path in region.paths():
+                _fill(path)
         except OSError as error:
-            raise self._unusable(error) from None
-        try:
-            self._fill()
-        except OSError as error:
-            claim.remove()
-            raise self._unusable(error) from None
-        return replace(self, claim=claim)
-
-    def remove(self, spared: Collection[Path] = ()) -> list[str]:
-        """Remove the directory and all files, and return what had to be left there.
-
-        `spared` are files that were given up: nobody may unlink or truncate them any more. To be called
-        once, when the workers are gone.
-        """
-        return self.claim.remove(spared) if self.claim is not None else []
+            raise UsageError(
+                f"The region {self.name!r} cannot use {self.directory.parent}: {error.strerror}."
+            ) from None
+        return region
 
     def paths(self) -> list[Path]:
         """Return the files, in the order in which they are mapped."""
@@ -140,17 +128,20 @@ class FsDaxRegion:
                 os.close(descriptor)
         return mapping
 
-    def _unusable(self, error: OSError) -> UsageError:
-        return UsageError(
-            f"The region {self.name!r} cannot use {self.directory.parent}: {error.strerror}."
-        )
 
-    def _fill(self) -> None:
-        """Write every file whole: an unwritten extent would pin the zero page, not DAX memory."""
-        for path in self.paths():
-            with path.open("wb") as file:
-                for _ in range(FILE_SIZE // len(_FILL)):
-                    file.write(_FILL)
+def _fill(path: Path) -> None:
+    """Write a file whole: an unwritten extent would pin the zero page, not DAX memory."""
+    with path.open("wb") as file:
+        for _ in range(FILE_SIZE // len(_FILL)):
+            file.write(_FILL)
+
+
+def _check_absent(directory: Path) -> None:
+    if os.path.lexists(directory):
+        raise UsageError(
+            f"{directory} exists, and the region would have its files there: 'dax-soak restore' removes "
+            f"what a soak left behind; move anything else away, or give the region another name."
+        )
 
 
 class Sized(Protocol):
