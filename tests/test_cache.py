@@ -51,6 +51,16 @@ def test_a_directory_is_built_once(tmp_path: Path) -> None:
     assert Cache(tmp_path / "cache").directory(NAME, never) == found
 
 
+def test_what_is_built_needs_no_lock(tmp_path: Path) -> None:
+    """The cache may be another user's, or on a read-only file system."""
+    cache = Cache(tmp_path)
+    made = cache.directory("thing", lambda path: (path / "file").touch())
+    lock = tmp_path / ".thing.lock"
+    lock.unlink()
+    lock.mkdir()
+    assert cache.directory("thing", lambda _: pytest.fail("built again")) == made
+
+
 def test_a_directory_is_not_there_before_it_is_complete(tmp_path: Path) -> None:
     cache = Cache(tmp_path)
 

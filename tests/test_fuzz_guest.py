@@ -36,6 +36,7 @@ MESSAGES: Final[tuple[dict[str, Any], ...]] = (
     {"message": protocol.READY, "uptime": 4},
     {"message": protocol.ALIVE},
     {"message": protocol.FAULT, "name": "leak"},
+    {"message": protocol.UNPLANTED, "name": "leak", "summary": "no such device"},
     {"message": protocol.FAILED, "summary": "there is no NVDIMM"},
     {"message": protocol.ANSWER, "answer": "paused"},
     {"message": protocol.EXITED, "code": 0},

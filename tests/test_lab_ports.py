@@ -177,12 +177,14 @@ def test_odd_messages_make_it_unknown_and_cost_nothing_else(tmp_path: Path) -> N
         (PRINT, '{"event":"x","level":"warning","summary":"\\u001b[2Jowned"}'),
         (PRINT, "\x1b[2Jowned"),
     ]
-    with Played(tmp_path, [*BOOTED, *odd, *journal(), *ENDED]) as played:
+    unplanted = message(protocol.UNPLANTED, name="leak", summary="no such device")
+    with Played(tmp_path, [*BOOTED, unplanted, *odd, *journal(), *ENDED]) as played:
         code, said = played.finish()
         assert len(played.events("guest.garbled")) == len(odd)
         assert len(played.events("run.ended")) == 1
     assert (code, "verdict UNKNOWN" in said) == (3, True), said
     assert "on port dax-soak.control: it has no field 'code'" in said
+    assert "the fault leak could not be planted: no such device" in " ".join(said.split())
     assert "\x1b" not in said
 
 

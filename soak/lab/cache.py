@@ -57,6 +57,8 @@ class Cache:
         Raises:
             UsageError: the cache cannot be used, or `build` cannot read or write a file.
         """
+        if (made := self.root / name).is_dir():
+            return made  # a cache that somebody else filled need not be writable
         with self.locked(name) as path:
             scratch = path.parent / f".{path.name}.partial"
             try:

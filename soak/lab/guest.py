@@ -242,7 +242,7 @@ def _plant(name: str, control: Control, scene: Scene) -> None:
         FAULTS[name].plant(scene)
     except OSError as error:
         # It found nothing to break: that must not end the guest's first process.
-        _log(f"the fault {name} could not be planted: {error}")
+        control.tell(protocol.UNPLANTED, name=name, summary=str(error))
 
 
 def _do(word: str, control: Control, program: GuestProgram) -> list[Question]:

@@ -33,6 +33,7 @@ _MESSAGES: Final[Mapping[str, Mapping[str, Check]]] = {
     protocol.READY: {"uptime": NUMBER},
     protocol.ALIVE: {},
     protocol.FAULT: {"name": TEXT},
+    protocol.UNPLANTED: {"name": TEXT, "summary": TEXT},
     protocol.FAILED: {"summary": TEXT},
     protocol.ANSWER: {"answer": TEXT},
     protocol.EXITED: {"code": _EXIT_CODE},

@@ -409,6 +409,9 @@ class LabRun:
                 guest.alive += 1
             case protocol.FAULT:
                 self._journal_event("fault.planted", Level.WARNING, fault=message["name"])
+            case protocol.UNPLANTED:
+                why = f"the fault {message['name']} could not be planted: {message['summary']}"
+                self._journal_event("harness.failed", Level.ERROR, summary=why)
             case protocol.FAILED:
                 guest.failure = f"cannot be used: {message['summary']}"
             case protocol.ANSWER:
