@@ -407,11 +407,8 @@ class LabRun:
                     vm.control.send(protocol.STOP)
             case protocol.ALIVE:
                 guest.alive += 1
-            case protocol.FAULT:
-                self._journal_event("fault.planted", Level.WARNING, fault=message["name"])
-            case protocol.UNPLANTED:
-                why = f"the fault {message['name']} could not be planted: {message['summary']}"
-                self._journal_event("harness.failed", Level.ERROR, summary=why)
+            case protocol.FAULT | protocol.UNPLANTED:
+                self._note_fault(message)
             case protocol.FAILED:
                 guest.failure = f"cannot be used: {message['summary']}"
             case protocol.ANSWER:
@@ -419,6 +416,13 @@ class LabRun:
                     self._asked.popleft().answer(message["answer"])
             case protocol.EXITED:
                 guest.exit_code = message["code"]
+
+    def _note_fault(self, message: dict[str, Any]) -> None:
+        if message["message"] == protocol.FAULT:
+            self._journal_event("fault.planted", Level.WARNING, fault=message["name"])
+            return
+        why = f"the fault {message['name']} could not be planted: {message['summary']}"
+        self._journal_event("harness.failed", Level.ERROR, summary=why)
 
     def _journal_event(self, event: str, level: Level = Level.INFO, **fields: Any) -> None:  # noqa: ANN401
         self._journal.write(event, level, **fields)
