@@ -28,9 +28,9 @@ from soak.config_values import (
     parse_workers,
 )
 from soak.errors import UsageError
+from soak.files.printable import shown
+from soak.files.regular import read_regular
 from soak.listen import DEFAULT_LISTEN
-from soak.printable import shown
-from soak.regular_file import read_regular
 from soak.toml_text import parse_toml
 from soak.vocabulary import RegionKind
 

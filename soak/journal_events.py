@@ -9,7 +9,7 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from soak.printable import shown
+from soak.files.printable import shown
 from soak.vocabulary import Level, ProbeResult, VerdictWord
 
 if TYPE_CHECKING:

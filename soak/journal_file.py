@@ -13,8 +13,8 @@ import time
 from pathlib import Path
 from typing import Final
 
+from soak.files.regular import open_regular
 from soak.journal_reading import rotated_files
-from soak.regular_file import open_regular
 
 ROTATE_BYTES: Final = 64 << 20
 RESERVE_BYTES: Final = 1 << 20

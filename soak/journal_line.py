@@ -11,7 +11,7 @@ import re
 import zlib
 from typing import Any, Final
 
-from soak.bounded_json import parse_json
+from soak.files.bounded_json import parse_json
 
 FORMAT: Final = 1
 MAX_NUMBER: Final = (1 << 63) - 1

@@ -22,8 +22,8 @@ import threading
 from typing import TYPE_CHECKING, Final, Self
 
 from soak.errors import UsageError
+from soak.files.regular import open_regular
 from soak.ledger_layout import MAX_HEADER, MIRROR_WORD, WORD, Block, Layout, LedgerError
-from soak.regular_file import open_regular
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence

@@ -18,9 +18,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
-from soak.bounded_json import parse_json
-from soak.printable import shown
-from soak.regular_file import GZIP_MAGIC
+from soak.files.bounded_json import parse_json
+from soak.files.printable import shown
+from soak.files.regular import GZIP_MAGIC
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from soak.errors import UsageError
+from soak.files.printable import shown
 from soak.known_issues import KNOWN_ISSUES
-from soak.printable import shown
 from soak.regions.fs_dax import FILE_SIZE, file_count
 from soak.schema import Cell, soak_layout
 from soak.verdict import REQUIRED_ATTEMPTS, REQUIRED_TRIALS

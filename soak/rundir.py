@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from soak.errors import UsageError, why
+from soak.files.own_directory import check_private, check_way, open_own
+from soak.files.process_lock import LockedError, ProcessLock
+from soak.files.user_directories import user_directory
 from soak.journal_reading import has_begun, journal_exists
-from soak.own_directory import check_private, check_way, open_own
-from soak.process_lock import LockedError, ProcessLock
-from soak.user_directories import user_directory
 
 if TYPE_CHECKING:
     from typing import Self

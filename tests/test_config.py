@@ -28,8 +28,8 @@ from soak.config import (
 )
 from soak.config_values import parse_duration, parse_size
 from soak.errors import UsageError
+from soak.files.printable import shown
 from soak.plan import make_plan
-from soak.printable import shown
 from soak.vocabulary import RegionKind
 from tests.soak_support import KNOWN_ISSUE, deterministic
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 ALLOWED = {
     *("prometheus_client", "structlog", "soak.log", "exporter"),
     *("soak", "soak.ledger", "soak.ledger_layout", "soak.schema", "soak.vocabulary", "soak.errors"),
-    *("soak.listen", "soak.regular_file", "soak.bounded_json", "soak.printable"),
+    *("soak.listen", "soak.files.regular", "soak.files.bounded_json", "soak.files.printable"),
     # How a service tells its manager that it is alive.
     *("soak.systemd.notify", "soak.systemd.probe", "soak.systemd.watchdog"),
 }

@@ -17,12 +17,12 @@ from soak import control, rundir
 from soak.abi.libc import LIBC
 from soak.cli import main
 from soak.errors import UsageError
+from soak.files.user_directories import user_directory
 from soak.lab import requirements
 from soak.lab.apt import Mirror
 from soak.lab.cache import Cache, cache_directory
 from soak.lab.faults import parse_fault
 from soak.lab.kernels import check_kernel
-from soak.user_directories import user_directory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

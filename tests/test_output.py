@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from soak.cli import main
+from soak.files.printable import printable
 from soak.journal import FileJournal
 from soak.journal_line import encode_line
-from soak.printable import printable
 from tests.journal_support import valid_line
 from tests.lab_support import ROOT
 from tests.soak_support import DEADLINE

@@ -12,12 +12,7 @@ import pytest
 
 from soak.config import load_config
 from soak.errors import UsageError
-from soak.journal import FileJournal
-from soak.journal_reading import read_journal
-from soak.lab.boot_image import boot_image_release
-from soak.ledger import Ledger, LedgerReader
-from soak.ledger_layout import LedgerError
-from soak.regular_file import (
+from soak.files.regular import (
     ContentError,
     NotRegularError,
     open_plain,
@@ -25,6 +20,11 @@ from soak.regular_file import (
     open_to_read,
     read_regular,
 )
+from soak.journal import FileJournal
+from soak.journal_reading import read_journal
+from soak.lab.boot_image import boot_image_release
+from soak.ledger import Ledger, LedgerReader
+from soak.ledger_layout import LedgerError
 from soak.report.top import watch
 from tests.soak_support import make_ledger
 

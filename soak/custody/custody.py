@@ -33,7 +33,7 @@ from soak.journal import Level
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from soak.process_lock import ProcessLock
+    from soak.files.process_lock import ProcessLock
 
 _OTHERS_WRITE: Final = 0o022
 _BUSY_SECONDS: Final = 20.0

@@ -9,7 +9,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from soak.errors import UsageError
-from soak.process_lock import LockedError, ProcessLock, locked, open_lock
+from soak.files.process_lock import LockedError, ProcessLock, locked, open_lock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from soak.errors import UsageError
+from soak.files.printable import printable
 from soak.output import complain
-from soak.printable import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -7,7 +7,7 @@ import struct
 from typing import TYPE_CHECKING, Final
 
 from soak.errors import UsageError
-from soak.regular_file import GZIP_MAGIC, open_to_read
+from soak.files.regular import GZIP_MAGIC, open_to_read
 
 if TYPE_CHECKING:
     from pathlib import Path

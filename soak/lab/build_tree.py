@@ -8,8 +8,8 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Final
 
 from soak.errors import UsageError
+from soak.files.regular import read_regular
 from soak.lab.boot_image import boot_image_release
-from soak.regular_file import read_regular
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

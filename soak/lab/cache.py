@@ -8,8 +8,8 @@ import shutil
 from typing import IO, TYPE_CHECKING
 
 from soak.errors import UsageError
+from soak.files.user_directories import absolute_directory, user_directory
 from soak.output import complain
-from soak.user_directories import absolute_directory, user_directory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -13,6 +13,7 @@ from soak import rundir
 from soak.config import load_config
 from soak.errors import UsageError
 from soak.exit_codes import BISECT, INTERRUPTED, PLAIN
+from soak.files.printable import printable
 from soak.lab.boot import DEFAULT_KERNEL, Booted, boot, find_parts, soak_once
 from soak.lab.boot_error import BootError
 from soak.lab.cache import Cache, cache_directory
@@ -25,7 +26,6 @@ from soak.lab.resume import Past, past_run
 from soak.lab.script import run_script, script_files
 from soak.output import complain
 from soak.plan import make_plan, with_overrides
-from soak.printable import printable
 from soak.report.text import publish
 
 if TYPE_CHECKING:

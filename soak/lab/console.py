@@ -7,7 +7,7 @@ import os
 import shutil
 from typing import TYPE_CHECKING, Final
 
-from soak.printable import printable
+from soak.files.printable import printable
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from soak.bounded_json import parse_json
+from soak.files.bounded_json import parse_json
 from soak.journal import Level
 from soak.journal_events import NUMBER, TEXT, Check, complaint
 from soak.journal_line import is_number

@@ -8,8 +8,8 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
+from soak.files.printable import printable
 from soak.output import put
-from soak.printable import printable
 from soak.schema import (
     COUNT_COLUMNS,
     FAILED_COLUMN,

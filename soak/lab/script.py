@@ -10,6 +10,7 @@ import contextlib
 from typing import TYPE_CHECKING, Any, Final
 
 from soak import rundir
+from soak.files.printable import printable
 from soak.lab import protocol
 from soak.lab.boot_error import STOOD_STILL, BootError
 from soak.lab.console import begin_console, console_tail
@@ -20,7 +21,6 @@ from soak.lab.request import namespaces
 from soak.lab.scratch import CRASH_STORE_SIZE, Scratch
 from soak.lab.vm import VirtualMachine
 from soak.output import complain, put
-from soak.printable import printable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

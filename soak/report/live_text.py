@@ -11,7 +11,7 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from soak.printable import printable
+from soak.files.printable import printable
 from soak.report.live import NANOSECONDS
 from soak.vocabulary import VerdictWord, WorkerState
 

@@ -6,8 +6,8 @@ import textwrap
 from collections import defaultdict
 from typing import TYPE_CHECKING, Final
 
+from soak.files.printable import printable
 from soak.output import complain, put
-from soak.printable import printable
 from soak.rundir import READABLE, REPORT, VERDICT, write_whole
 
 if TYPE_CHECKING:

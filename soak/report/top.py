@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Final
 from rich.console import Console
 from rich.live import Live
 
-from soak.bounded_json import parse_json
 from soak.errors import UsageError, why
+from soak.files.bounded_json import parse_json
+from soak.files.regular import read_regular
 from soak.ledger import LedgerReader
 from soak.ledger_layout import UNREADABLE, LedgerError
-from soak.regular_file import read_regular
 from soak.report.live import HEARTBEAT_LIMIT_NS, NANOSECONDS, Reading, View, make_view
 from soak.report.live_text import Conclusion, Cropped, draw
 from soak.verdict import EXIT_CODES
