@@ -30,9 +30,9 @@ from exporter.privileges import die_with_parent, drop_privileges
 from exporter.source import LEDGER_NAME, LedgerSource
 from soak import __version__
 from soak.errors import UsageError
-from soak.systemd.notify import Notifier, watchdog_seconds
-from soak.systemd.probe import ExporterProbe
-from soak.systemd.watchdog import Watchdog
+from soak.process.http_probe import ExporterProbe
+from soak.process.notify import Notifier, watchdog_seconds
+from soak.process.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from collections.abc import Callable

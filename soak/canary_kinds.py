@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from soak.canary_helpers import extra_pins, lying_holder, refused_hold, refused_map, truncater
 from soak.crew import end_hold
 from soak.detectors.tasks import look_at
-from soak.helper import HelperError
+from soak.process.helper import HelperError
+from soak.process.step_helper import Stepper
 from soak.regions import DeviceDaxRegion, FsDaxRegion
 from soak.schema import CANARY_HOLDER, CANARY_INVALIDATOR, CANARY_REFUSED
-from soak.stepper import Stepper
 from soak.vocabulary import Detector, Violation
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from soak.control import CONTINUE, PAUSE, STOP
 from soak.errors import UsageError
 from soak.exit_codes import BISECT, PLAIN, is_bisecting
 from soak.files.printable import printable
-from soak.output import complain, done_when_unread, open_standard_streams, put
+from soak.process.output import complain, done_when_unread, open_standard_streams, put
 from soak.verdict import EXIT_CODES
 
 if TYPE_CHECKING:

@@ -23,13 +23,13 @@ from soak.log import configure, log_event
 from soak.machine.fitness import require_fit_config
 from soak.plan import make_plan
 from soak.preparation import RegionFiles, taken, teller
+from soak.process.http_probe import ExporterProbe
 from soak.regions import FsDaxRegion
 from soak.report.text import publish
 from soak.restoring import STATE
 from soak.run import Setting, given_up_files, run_soak
 from soak.schema import SUPERVISOR
 from soak.service import Service
-from soak.systemd.probe import ExporterProbe
 from soak.uevents import UeventWatch, things_in_use
 from soak.unfinished import ChosenRun, choose_run
 from soak.verdict import Judge

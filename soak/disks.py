@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from soak.abi.mmap import MAP_ANONYMOUS, MAP_PRIVATE, PROT_READ, PROT_WRITE, Mapping
 from soak.abi.transfer import open_direct, read_into, write_from
 from soak.errors import UsageError
-from soak.helper import HelperError, in_helper
+from soak.process.helper import HelperError, in_helper
 
 if TYPE_CHECKING:
     from collections.abc import Collection

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from soak.helper import HelperError, in_helper
 from soak.journal import Level
+from soak.process.helper import HelperError, in_helper
 from soak.regions import DeviceDaxRegion
 from soak.sweeper import totals
 from soak.vocabulary import Role

@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Self
 
 from soak.companion import Companion
-from soak.systemd.notify import Notifier, watchdog_seconds
-from soak.systemd.watchdog import Watchdog
+from soak.process.notify import Notifier, watchdog_seconds
+from soak.process.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from soak.journal import FileJournal
     from soak.ledger import BlockWriter
-    from soak.systemd.probe import ExporterProbe
+    from soak.process.http_probe import ExporterProbe
 
 
 class Service(Companion):

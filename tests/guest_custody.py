@@ -25,7 +25,7 @@ from soak.abi.vfio import Container
 from soak.custody import Custody, Demand, Settled, raise_limits, restore_only
 from soak.custody.modules import MODULES
 from soak.errors import UsageError
-from soak.helper import HelperError, in_helper
+from soak.process.helper import HelperError, in_helper
 from tests.guest_support import play, step, tell
 
 if TYPE_CHECKING:

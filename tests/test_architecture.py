@@ -24,28 +24,42 @@ TOO_LONG: set[str] = set()
 ABI = "soak.abi"
 WORDS = {"soak.config", "soak.errors", "soak.vocabulary"}
 LEDGER = {"soak.ledger", "soak.ledger_layout", "soak.schema", "soak.vocabulary"}
-NOTIFYING = {"soak.systemd.notify", "soak.systemd.probe", "soak.systemd.watchdog"}
+NOTIFYING = {"soak.process.notify", "soak.process.http_probe", "soak.process.watchdog"}
 
 # What the modules of a part may import of this project, by name or as a whole package. `soak`
 # stands for soak/__init__.py alone.
 MAY_IMPORT: dict[str, set[str]] = {
     "soak.abi": {ABI},
-    "soak.regions": {ABI, "soak.regions", "soak.helper", *WORDS},
-    "soak.disks": {ABI, "soak.errors", "soak.helper"},
-    "soak.machine": {ABI, "soak.disks", "soak.machine", "soak.regions", "soak.helper", *WORDS},
+    "soak.regions": {ABI, "soak.regions", "soak.process.helper", *WORDS},
+    "soak.disks": {ABI, "soak.errors", "soak.process.helper"},
+    "soak.machine": {
+        ABI,
+        "soak.disks",
+        "soak.machine",
+        "soak.regions",
+        "soak.process.helper",
+        *WORDS,
+    },
     "soak.workload": {
         *(ABI, "soak.disks", "soak.regions", "soak.workload", "soak.expectations", "soak.errors"),
         *LEDGER,
     },
     "soak.detectors": {
-        *(ABI, "soak.detectors", "soak.disks", "soak.regions", "soak.expectations", "soak.helper"),
+        *(
+            ABI,
+            "soak.detectors",
+            "soak.disks",
+            "soak.regions",
+            "soak.expectations",
+            "soak.process.helper",
+        ),
         *("soak.known_issues", *LEDGER),
     },
     "exporter": {
         *("soak", "exporter", "soak.errors", "soak.listen", "soak.log", *NOTIFYING, *LEDGER),
     },
     "soak.custody": {
-        *(ABI, "soak.custody", "soak.errors", "soak.helper", "soak.journal"),
+        *(ABI, "soak.custody", "soak.errors", "soak.process.helper", "soak.journal"),
         "soak.files.process_lock",
     },
     "soak.files.process_lock": set(),
@@ -67,7 +81,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "soak.config_values": {"soak.listen", "soak.vocabulary"},
     "soak.schema": {"soak.ledger_layout", "soak.vocabulary"},
-    "soak.helper": set(),
+    "soak.process.helper": set(),
     "soak.journal": {
         *(ABI, "soak.journal_backlog", "soak.journal_file", "soak.journal_line"),
         *("soak.journal_reading", "soak.vocabulary"),
@@ -78,9 +92,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "soak.journal_line": {"soak.files.bounded_json"},
     "soak.journal_events": {"soak.files.printable", "soak.vocabulary"},
     "soak.systemd": {"soak", "soak.systemd", "soak.config", "soak.errors"},
-    "soak.systemd.notify": {"soak.errors"},
-    "soak.systemd.probe": {"soak.errors"},
-    "soak.systemd.watchdog": {"soak.systemd.notify"},
+    "soak.process.notify": {"soak.errors"},
+    "soak.process.http_probe": {"soak.errors"},
+    "soak.process.watchdog": {"soak.process.notify"},
     "soak.verdict": {"soak.journal_events", "soak.journal_reading", "soak.vocabulary"},
     "soak.expectations": {"soak.vocabulary", "soak.schema"},
     "soak.known_issues": {"soak.vocabulary", "soak.expectations"},

@@ -20,8 +20,9 @@ from soak.canary_kinds import (
 )
 from soak.clock import SoakClock
 from soak.detectors.refusals import RefusalDetector
-from soak.helper import HelperError
 from soak.journal import FileJournal, read_journal
+from soak.process.helper import HelperError
+from soak.process.step_helper import Stepper
 from soak.regions import AnonymousRegion, FsDaxRegion
 from soak.regions.pages import PageSpan
 from soak.reporter import Reporter
@@ -34,7 +35,6 @@ from soak.schema import (
     SUPERVISOR,
     WORKER,
 )
-from soak.stepper import Stepper
 from soak.verdict import judge
 from soak.vocabulary import Detector, VerdictWord
 from tests.journal_support import valid_line

@@ -22,7 +22,7 @@ ALLOWED = {
     *("soak", "soak.ledger", "soak.ledger_layout", "soak.schema", "soak.vocabulary", "soak.errors"),
     *("soak.listen", "soak.files.regular", "soak.files.bounded_json", "soak.files.printable"),
     # How a service tells its manager that it is alive.
-    *("soak.systemd.notify", "soak.systemd.probe", "soak.systemd.watchdog"),
+    *("soak.process.notify", "soak.process.http_probe", "soak.process.watchdog"),
 }
 MODULES = sorted((ROOT / "exporter").glob("*.py"))
 

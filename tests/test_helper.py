@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from soak.abi.libc import die_with_parent
-from soak.helper import HelperError, in_helper
+from soak.process.helper import HelperError, in_helper
 from tests.soak_support import DEADLINE
 
 

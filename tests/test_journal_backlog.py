@@ -19,9 +19,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule
 
-from soak.helper import in_helper
 from soak.journal import OWN_EVENTS, FileJournal, Level, read_journal
 from soak.journal_reading import DAMAGED, UNFINISHED
+from soak.process.helper import in_helper
 from tests import full_disk
 from tests.script_support import run_script
 from tests.soak_support import DEADLINE

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from soak.helper import HelperError
-from soak.stepper import Stepper
+from soak.process.helper import HelperError
+from soak.process.step_helper import Stepper
 from tests.lab_support import alive
 from tests.soak_support import DEADLINE
 from tests.test_helper import children, descriptors

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from soak.errors import UsageError
-from soak.systemd.notify import Notifier, watchdog_seconds
+from soak.process.notify import Notifier, watchdog_seconds
 from tests.soak_support import deterministic
 from tests.systemd_support import listening_manager
 

@@ -13,9 +13,9 @@ import pytest
 
 from soak.errors import UsageError
 from soak.journal import FileJournal
-from soak.systemd.notify import Notifier
-from soak.systemd.probe import ExporterProbe
-from soak.systemd.watchdog import Watchdog
+from soak.process.http_probe import ExporterProbe
+from soak.process.notify import Notifier
+from soak.process.watchdog import Watchdog
 from tests.systemd_support import listening_manager
 from tests.test_exporter_support import eventually, make_ledger, running_exporter
 

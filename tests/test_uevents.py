@@ -7,8 +7,8 @@ import resource
 import signal
 from pathlib import Path
 
-from soak.helper import in_helper
 from soak.journal import FileJournal, read_journal
+from soak.process.helper import in_helper
 from soak.uevents import UeventWatch
 from tests.soak_support import DEADLINE
 from tests.test_exporter_support import eventually

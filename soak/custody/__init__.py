@@ -6,8 +6,8 @@ for each kind of change), and put back at the end, or at the next start after a 
 
 from soak.custody.custody import Custody, restore_only
 from soak.custody.entry import FAILED, FORGOTTEN, RESTORED, Entry, Machine, Settled
-from soak.custody.limits import be_expendable, be_spared, raise_limits
 from soak.custody.sysctls import Demand, Span
+from soak.process.limits import be_expendable, be_spared, raise_limits
 
 __all__ = (
     "FAILED",

@@ -27,8 +27,8 @@ from soak.custody.modules import MODULES, is_there
 from soak.custody.record import Record, sync_directory
 from soak.custody.sysctls import Demand, Span, wanted_values
 from soak.errors import UsageError
-from soak.helper import HelperError, in_helper
 from soak.journal import Level
+from soak.process.helper import HelperError, in_helper
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

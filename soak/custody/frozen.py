@@ -10,7 +10,7 @@ from soak.abi.freeze import freeze, thaw, wait_until_writable
 from soak.abi.statx import device_number
 from soak.custody.entry import Facts, Kind, Machine, Outcome, UnchangedError
 from soak.errors import UsageError
-from soak.helper import HelperError, in_helper
+from soak.process.helper import HelperError, in_helper
 
 _SECONDS: Final = 20.0
 # A freeze that is under way cannot be thawed yet, and takes effect though its process was killed. So

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from soak.abi.mmap import MADV_DONTNEED
 from soak.abi.vfio import DMA_MAP_FLAG_READ, DMA_MAP_FLAG_WRITE, Container
-from soak.helper import in_helper
+from soak.process.helper import in_helper
 from soak.regions.pages import PAGE_SIZE
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from soak.errors import UsageError
 from soak.files.printable import printable
-from soak.output import complain
+from soak.process.output import complain
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -9,7 +9,7 @@ from typing import IO, TYPE_CHECKING
 
 from soak.errors import UsageError
 from soak.files.user_directories import absolute_directory, user_directory
-from soak.output import complain
+from soak.process.output import complain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

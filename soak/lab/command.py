@@ -24,8 +24,8 @@ from soak.lab.progress import Progress
 from soak.lab.request import LabRequest, lab_config
 from soak.lab.resume import Past, past_run
 from soak.lab.script import run_script, script_files
-from soak.output import complain
 from soak.plan import make_plan, with_overrides
+from soak.process.output import complain
 from soak.report.text import publish
 
 if TYPE_CHECKING:

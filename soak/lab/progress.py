@@ -9,7 +9,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
 from soak.files.printable import printable
-from soak.output import put
+from soak.process.output import put
 from soak.schema import (
     COUNT_COLUMNS,
     FAILED_COLUMN,

@@ -20,7 +20,7 @@ from soak.lab.qemu import Machine
 from soak.lab.request import namespaces
 from soak.lab.scratch import CRASH_STORE_SIZE, Scratch
 from soak.lab.vm import VirtualMachine
-from soak.output import complain, put
+from soak.process.output import complain, put
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Final
 
 from soak.abi.mounts import mounts, swap_devices
 from soak.abi.openers import Device, openers
-from soak.helper import HelperError, in_helper
 from soak.machine.finding import Objection
+from soak.process.helper import HelperError, in_helper
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator

@@ -7,7 +7,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Final
 
 from soak.files.printable import printable
-from soak.output import complain, put
+from soak.process.output import complain, put
 from soak.rundir import READABLE, REPORT, VERDICT, write_whole
 
 if TYPE_CHECKING:

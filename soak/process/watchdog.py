@@ -10,7 +10,7 @@ import structlog
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from soak.systemd.notify import Notifier
+    from soak.process.notify import Notifier
 
 # Shares of the time after which the service manager ends a service that was not fed. It is fed
 # at half of that, as sd_watchdog_enabled(3) recommends; who has not moved by then is named a little

@@ -16,7 +16,7 @@ import traceback
 from typing import TYPE_CHECKING, Any, Final
 
 from soak.abi.libc import die_with_parent
-from soak.helper import HelperError
+from soak.process.helper import HelperError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -1,0 +1,1 @@
+"""Processes: how one is forked, limited, watched, and heard by systemd."""
