@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Final
 from exporter.catalogue import ZERO_ERRNOS
 from exporter.families import histogram, info, plain, single
 from exporter.snapshot import NANOSECONDS
-from soak.schema import NO_KNOWN_ISSUE, leaks_field
-from soak.vocabulary import (
+from soak.model.vocabulary import (
     SHORT_PINS,
     Interface,
     Operation,
@@ -22,6 +21,7 @@ from soak.vocabulary import (
     Violation,
     WorkerState,
 )
+from soak.schema import NO_KNOWN_ISSUE, leaks_field
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -7,8 +7,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
 from soak.ledger_layout import LedgerError
+from soak.model.vocabulary import RegionKind, RunState, VerdictWord, WorkerState
 from soak.schema import HOST, RECORDER_COLUMNS, SUPERVISOR, WORKER, Cell
-from soak.vocabulary import RegionKind, RunState, VerdictWord, WorkerState
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

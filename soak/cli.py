@@ -15,8 +15,8 @@ from soak import __version__
 from soak import command_options as take
 from soak.control import CONTINUE, PAUSE, STOP
 from soak.errors import UsageError
-from soak.exit_codes import BISECT, PLAIN, is_bisecting
 from soak.files.printable import printable
+from soak.model.exit_codes import BISECT, PLAIN, is_bisecting
 from soak.process.output import complain, done_when_unread, open_standard_streams, put
 from soak.verdict import EXIT_CODES
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code: 0 pass, 1 fail, 2 usage, 3 unknown, 70 a crash.
 
-    With `lab --bisect` they are those that `git bisect run` reads (see soak.exit_codes).
+    With `lab --bisect` they are those that `git bisect run` reads (see soak.model.exit_codes).
     """
     open_standard_streams()
     words = sys.argv[1:] if arguments is None else arguments

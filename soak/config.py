@@ -31,8 +31,8 @@ from soak.errors import UsageError
 from soak.files.printable import shown
 from soak.files.regular import read_regular
 from soak.listen import DEFAULT_LISTEN
+from soak.model.vocabulary import RegionKind
 from soak.toml_text import parse_toml
-from soak.vocabulary import RegionKind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

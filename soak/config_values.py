@@ -7,7 +7,7 @@ import re
 from typing import Any, TypeGuard
 
 from soak.listen import read_listen
-from soak.vocabulary import RegionKind
+from soak.model.vocabulary import RegionKind
 
 _DURATION_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d|w)")

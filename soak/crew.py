@@ -10,6 +10,7 @@ import traceback
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from soak.model.vocabulary import Operation, Role, WorkerState
 from soak.regions.pages import PAGE_SIZE
 from soak.schema import (
     HOLD_COLUMNS,
@@ -19,7 +20,6 @@ from soak.schema import (
     RUN_WORD,
     STOP_WORD,
 )
-from soak.vocabulary import Operation, Role, WorkerState
 from soak.workload.worker import FREE, NUDGE_SIGNAL, Terms, run_worker
 
 if TYPE_CHECKING:

@@ -14,13 +14,13 @@ from soak.abi.procfs import boot_id
 from soak.control import ending_signals
 from soak.custody import Custody, be_spared
 from soak.errors import UsageError
-from soak.exit_codes import PLAIN
 from soak.exporter_process import ExporterKeeper, ExporterProcess
 from soak.journal import FileJournal, read_journal
 from soak.ledger_store import LedgerStore, bring_home
 from soak.listen import parse_listen
 from soak.log import configure, log_event
 from soak.machine.fitness import require_fit_config
+from soak.model.exit_codes import PLAIN
 from soak.plan import make_plan
 from soak.preparation import RegionFiles, taken, teller
 from soak.process.http_probe import ExporterProbe

@@ -23,7 +23,7 @@ from soak.journal_backlog import Backlog, Line
 from soak.journal_file import ROTATE_BYTES, JournalFile, Reserve
 from soak.journal_line import encode_line
 from soak.journal_reading import last_number, read_journal
-from soak.vocabulary import Level
+from soak.model.vocabulary import Level
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -6,7 +6,7 @@ from collections import Counter, deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from soak.vocabulary import Level
+from soak.model.vocabulary import Level
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

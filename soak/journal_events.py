@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from soak.files.printable import shown
-from soak.vocabulary import Level, ProbeResult, VerdictWord
+from soak.model.vocabulary import Level, ProbeResult, VerdictWord
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping

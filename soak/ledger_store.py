@@ -18,9 +18,9 @@ from soak.errors import UsageError
 from soak.journal import Level, read_journal
 from soak.journal_events import understood
 from soak.ledger import Ledger
+from soak.model.vocabulary import Violation
 from soak.rundir import JOURNAL, LEDGER, write_whole
 from soak.schema import NO_KNOWN_ISSUE, SUPERVISOR, leaks_field
-from soak.vocabulary import Violation
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from soak.errors import UsageError
 from soak.files.printable import shown
-from soak.known_issues import KNOWN_ISSUES
+from soak.model.known_issues import KNOWN_ISSUES
+from soak.model.vocabulary import Operation, RegionKind, Role
 from soak.regions.fs_dax import FILE_SIZE, file_count
 from soak.schema import Cell, soak_layout
 from soak.verdict import REQUIRED_ATTEMPTS, REQUIRED_TRIALS
-from soak.vocabulary import Operation, RegionKind, Role
 from soak.workload.choices import Choice, PlannedRegion, WorkerPlan, plan_workers
 from soak.workload.methods import INTO_MEMORY, METHODS
 from soak.workload.trials import pairings

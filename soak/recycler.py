@@ -13,19 +13,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from soak.journal import Level
+from soak.model.vocabulary import Role
 from soak.process.helper import HelperError, in_helper
 from soak.regions import DeviceDaxRegion
 from soak.sweeper import totals
-from soak.vocabulary import Role
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from soak.crew import Crew, Member
     from soak.detectors.leaks import RegionLeaks
-    from soak.expectations import Release
     from soak.journal import Journal
     from soak.ledger import BlockWriter
+    from soak.model.expectations import Release
     from soak.sweeper import Sweeper
 
 _DRIVER: Final = Path("/sys/bus/dax/drivers/device_dax")

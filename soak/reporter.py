@@ -13,8 +13,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from soak.journal import Level
+from soak.model.vocabulary import ProbeResult, Violation
 from soak.schema import NO_KNOWN_ISSUE
-from soak.vocabulary import ProbeResult, Violation
 
 if TYPE_CHECKING:
     from soak.detectors.finding import Finding

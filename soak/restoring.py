@@ -10,8 +10,8 @@ from typing import Final
 
 from soak.custody import RESTORED, Settled, restore_only
 from soak.ledger_store import bring_home
+from soak.model.vocabulary import Level
 from soak.rundir import discard_unbegun
-from soak.vocabulary import Level
 
 # Where this machine keeps the record of what soaks have taken.
 STATE: Final = Path("/var/lib/dax-soak/custody")

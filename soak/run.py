@@ -24,10 +24,11 @@ from soak.detectors.refusals import RefusalDetector
 from soak.detectors.stalls import StallDetector
 from soak.detectors.struct_pages import StructPages
 from soak.errors import UsageError
-from soak.expectations import parse_release
 from soak.journal import Level
-from soak.known_issues import KNOWN_ISSUES
 from soak.mirror import Mirror
+from soak.model.expectations import parse_release
+from soak.model.known_issues import KNOWN_ISSUES
+from soak.model.vocabulary import RegionKind, Role
 from soak.recycler import Recycler
 from soak.regions import FsDaxRegion
 from soak.regions.fs_dax import first_files
@@ -45,7 +46,6 @@ from soak.stall_watch import StallWatch
 from soak.summary import Summary
 from soak.supervisor import Supervisor
 from soak.sweeper import Sweeper, totals
-from soak.vocabulary import RegionKind, Role
 from soak.workload.holder import Holder
 from soak.workload.invalidator import Invalidator
 from soak.workload.mapper import Mapper
@@ -58,9 +58,9 @@ if TYPE_CHECKING:
 
     from soak.companion import Companion
     from soak.config import Config
-    from soak.expectations import Release
     from soak.journal import Journal
     from soak.ledger import BlockWriter, Ledger
+    from soak.model.expectations import Release
     from soak.plan import RunPlan
     from soak.regions import Region
     from soak.workload.choices import WorkerPlan

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from soak.ledger_layout import Block, Field, Layout
-from soak.vocabulary import (
+from soak.model.vocabulary import (
     ERRNOS,
     INVALIDATIONS,
     SHORT_PINS,

@@ -15,10 +15,8 @@ from soak.detectors.finding import Finding
 from soak.detectors.tasks import look_at, waits_for_pages
 from soak.detectors.wakeups import judge_probe, probe_pipe, probe_transfer
 from soak.journal import Level
-from soak.known_issues import O_DIRECT_LOST_WAKEUP, REMAPPED_PAGE_STALL
-from soak.schema import BUCKET_BOUNDS_NS, RECORDER_COLUMNS, RECORDER_LENGTH, STALL_COLUMNS
-from soak.tally import judged_trials
-from soak.vocabulary import (
+from soak.model.known_issues import O_DIRECT_LOST_WAKEUP, REMAPPED_PAGE_STALL
+from soak.model.vocabulary import (
     INVALIDATIONS,
     SHORT_PINS,
     Interface,
@@ -27,6 +25,8 @@ from soak.vocabulary import (
     RegionKind,
     Violation,
 )
+from soak.schema import BUCKET_BOUNDS_NS, RECORDER_COLUMNS, RECORDER_LENGTH, STALL_COLUMNS
+from soak.tally import judged_trials
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from soak.detectors.stalls import Hold, Judgement, Overdue, StallDetector
     from soak.detectors.wakeups import WakeupProbe
     from soak.journal import Journal
-    from soak.known_issues import KnownIssue
     from soak.ledger import BlockWriter
+    from soak.model.known_issues import KnownIssue
     from soak.reporter import Reporter
 
 # How often a probe is tried at the start, and later while the workers rest.

@@ -17,10 +17,10 @@ from soak.canaries import FIRST_SECONDS
 from soak.control import CONTINUE, PAUSE, STOP, WORDS, ending_signals
 from soak.jobs import Jobs
 from soak.journal import Level
+from soak.model.vocabulary import Detector, RunState, VerdictWord
 from soak.reporter import REPORT_SECONDS
 from soak.sweeper import FULL_HEADROOM_PPM
 from soak.tally import completed_operations
-from soak.vocabulary import Detector, RunState, VerdictWord
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

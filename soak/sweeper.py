@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Final
 from soak.detectors.finding import Finding
 from soak.detectors.leaks import REFCOUNT_LIMIT, Held
 from soak.journal import Level
-from soak.known_issues import TYPE1_DEVICE_DAX_LEAK
+from soak.model.known_issues import TYPE1_DEVICE_DAX_LEAK
+from soak.model.vocabulary import Interface, Operation, ProbeResult, Violation
 from soak.schema import ACCOUNT_COLUMNS, NO_KNOWN_ISSUE, account_field, leaks_field
-from soak.vocabulary import Interface, Operation, ProbeResult, Violation
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

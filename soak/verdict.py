@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from soak.journal_events import complaint
 from soak.journal_reading import DAMAGED, UNFINISHED
-from soak.vocabulary import Level, ProbeResult, VerdictWord, Violation
+from soak.model.vocabulary import Level, ProbeResult, VerdictWord, Violation
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

@@ -21,9 +21,9 @@ from soak.machine.dax import device_findings, file_system_findings
 from soak.machine.pci import pci_functions, require_fit
 from soak.machine.proposal import Proposal, write_proposal
 from soak.machine.survey import json_of, survey, text_of
+from soak.model.vocabulary import RegionKind
 from soak.plan import make_plan
 from soak.regions import DeviceDaxRegion, examine_region, open_regions
-from soak.vocabulary import RegionKind
 from tests.guest_support import elsewhere, run_tool, tell, told
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from soak.journal_events import EVENTS
-from soak.vocabulary import Level
+from soak.model.vocabulary import Level
 
 BOOT: Final = "11111111-1111-1111-1111-111111111111"
 # One is what each check holds for that comes first.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from soak.expectations import EXPECTATIONS
+from soak.model.expectations import EXPECTATIONS
 from tests.test_exporter_support import ROOT
 
 if TYPE_CHECKING:
@@ -22,8 +22,8 @@ MOST_LINES = 500
 TOO_LONG: set[str] = set()
 
 ABI = "soak.abi"
-WORDS = {"soak.config", "soak.errors", "soak.vocabulary"}
-LEDGER = {"soak.ledger", "soak.ledger_layout", "soak.schema", "soak.vocabulary"}
+WORDS = {"soak.config", "soak.errors", "soak.model.vocabulary"}
+LEDGER = {"soak.ledger", "soak.ledger_layout", "soak.schema", "soak.model.vocabulary"}
 NOTIFYING = {"soak.process.notify", "soak.process.http_probe", "soak.process.watchdog"}
 
 # What the modules of a part may import of this project, by name or as a whole package. `soak`
@@ -41,7 +41,14 @@ MAY_IMPORT: dict[str, set[str]] = {
         *WORDS,
     },
     "soak.workload": {
-        *(ABI, "soak.disks", "soak.regions", "soak.workload", "soak.expectations", "soak.errors"),
+        *(
+            ABI,
+            "soak.disks",
+            "soak.regions",
+            "soak.workload",
+            "soak.model.expectations",
+            "soak.errors",
+        ),
         *LEDGER,
     },
     "soak.detectors": {
@@ -50,10 +57,10 @@ MAY_IMPORT: dict[str, set[str]] = {
             "soak.detectors",
             "soak.disks",
             "soak.regions",
-            "soak.expectations",
+            "soak.model.expectations",
             "soak.process.helper",
         ),
-        *("soak.known_issues", *LEDGER),
+        *("soak.model.known_issues", *LEDGER),
     },
     "exporter": {
         *("soak", "exporter", "soak.errors", "soak.listen", "soak.log", *NOTIFYING, *LEDGER),
@@ -64,7 +71,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "soak.files.process_lock": set(),
     # The words of the project depend on nothing that could depend on them.
-    "soak.vocabulary": set(),
+    "soak.model.vocabulary": set(),
     "soak.errors": set(),
     "soak.listen": {"soak.errors"},
     "soak.log": set(),
@@ -77,27 +84,27 @@ MAY_IMPORT: dict[str, set[str]] = {
     "soak.toml_text": set(),
     "soak.config": {
         *("soak.config_values", "soak.errors", "soak.listen", "soak.files.printable"),
-        *("soak.files.regular", "soak.toml_text", "soak.vocabulary"),
+        *("soak.files.regular", "soak.toml_text", "soak.model.vocabulary"),
     },
-    "soak.config_values": {"soak.listen", "soak.vocabulary"},
-    "soak.schema": {"soak.ledger_layout", "soak.vocabulary"},
+    "soak.config_values": {"soak.listen", "soak.model.vocabulary"},
+    "soak.schema": {"soak.ledger_layout", "soak.model.vocabulary"},
     "soak.process.helper": set(),
     "soak.journal": {
         *(ABI, "soak.journal_backlog", "soak.journal_file", "soak.journal_line"),
-        *("soak.journal_reading", "soak.vocabulary"),
+        *("soak.journal_reading", "soak.model.vocabulary"),
     },
-    "soak.journal_backlog": {"soak.vocabulary"},
+    "soak.journal_backlog": {"soak.model.vocabulary"},
     "soak.journal_file": {"soak.journal_reading", "soak.files.regular"},
     "soak.journal_reading": {"soak.errors", "soak.journal_line", "soak.files.regular"},
     "soak.journal_line": {"soak.files.bounded_json"},
-    "soak.journal_events": {"soak.files.printable", "soak.vocabulary"},
+    "soak.journal_events": {"soak.files.printable", "soak.model.vocabulary"},
     "soak.systemd": {"soak", "soak.systemd", "soak.config", "soak.errors"},
     "soak.process.notify": {"soak.errors"},
     "soak.process.http_probe": {"soak.errors"},
     "soak.process.watchdog": {"soak.process.notify"},
-    "soak.verdict": {"soak.journal_events", "soak.journal_reading", "soak.vocabulary"},
-    "soak.expectations": {"soak.vocabulary", "soak.schema"},
-    "soak.known_issues": {"soak.vocabulary", "soak.expectations"},
+    "soak.verdict": {"soak.journal_events", "soak.journal_reading", "soak.model.vocabulary"},
+    "soak.model.expectations": {"soak.model.vocabulary", "soak.schema"},
+    "soak.model.known_issues": {"soak.model.vocabulary", "soak.model.expectations"},
 }
 
 

@@ -13,7 +13,7 @@ from soak.bench.contenders import LENGTH, Subject
 from soak.bench.report import Bench, Scrape, json_report, rows, text_report
 from soak.bench.series import Series, take_turns
 from soak.cli import main
-from soak.vocabulary import Operation, RegionKind, Role
+from soak.model.vocabulary import Operation, RegionKind, Role
 from tests.soak_support import deterministic, workers
 
 if TYPE_CHECKING:

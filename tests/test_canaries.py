@@ -21,6 +21,7 @@ from soak.canary_kinds import (
 from soak.clock import SoakClock
 from soak.detectors.refusals import RefusalDetector
 from soak.journal import FileJournal, read_journal
+from soak.model.vocabulary import Detector, VerdictWord
 from soak.process.helper import HelperError
 from soak.process.step_helper import Stepper
 from soak.regions import AnonymousRegion, FsDaxRegion
@@ -36,7 +37,6 @@ from soak.schema import (
     WORKER,
 )
 from soak.verdict import judge
-from soak.vocabulary import Detector, VerdictWord
 from tests.journal_support import valid_line
 from tests.soak_support import DEADLINE, make_ledger
 from tests.test_helper import children

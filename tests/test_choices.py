@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from soak.cli import main
 from soak.errors import UsageError
+from soak.model.vocabulary import Operation, RegionKind, Role
 from soak.regions.fs_dax import FILE_SIZE
 from soak.regions.pages import PAGE_SIZE
-from soak.vocabulary import Operation, RegionKind, Role
 from soak.workload.choices import SCENARIOS, SLOTS, Choice, PlannedRegion, plan_workers
 from soak.workload.methods import METHODS
 from tests.soak_support import REGIONS, deterministic, workers

@@ -11,9 +11,9 @@ import pytest
 
 from soak import __version__, rundir
 from soak.cli import main
-from soak.expectations import EXPECTATIONS
-from soak.known_issues import KNOWN_ISSUES
 from soak.lab.faults import FAULTS, parse_fault
+from soak.model.expectations import EXPECTATIONS
+from soak.model.known_issues import KNOWN_ISSUES
 from soak.workload.choices import SCENARIOS
 from tests.soak_support import DEADLINE
 from tests.test_exporter_support import ROOT

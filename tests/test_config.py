@@ -29,8 +29,8 @@ from soak.config import (
 from soak.config_values import parse_duration, parse_size
 from soak.errors import UsageError
 from soak.files.printable import shown
+from soak.model.vocabulary import RegionKind
 from soak.plan import make_plan
-from soak.vocabulary import RegionKind
 from tests.soak_support import KNOWN_ISSUE, deterministic
 
 if TYPE_CHECKING:

@@ -17,10 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from soak import cli
-from soak.exit_codes import BISECT, INTERRUPTED, PLAIN, is_bisecting
 from soak.lab import command
 from soak.lab.boot_error import BootError
-from soak.vocabulary import VerdictWord
+from soak.model.exit_codes import BISECT, INTERRUPTED, PLAIN, is_bisecting
+from soak.model.vocabulary import VerdictWord
 from tests.soak_support import DEADLINE
 from tests.test_exporter_support import ROOT
 

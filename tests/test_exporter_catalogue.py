@@ -11,7 +11,7 @@ import pytest
 from exporter.catalogue import METRICS, PREFIX, Metric, MetricType
 from exporter.collector import LedgerCollector
 from soak.ledger import LedgerReader
-from soak.vocabulary import ProbeResult
+from soak.model.vocabulary import ProbeResult
 from tests.test_exporter_support import KNOWN_ISSUE, ROOT, make_ledger
 
 if TYPE_CHECKING:
@@ -19,7 +19,14 @@ if TYPE_CHECKING:
 
 ALLOWED = {
     *("prometheus_client", "structlog", "soak.log", "exporter"),
-    *("soak", "soak.ledger", "soak.ledger_layout", "soak.schema", "soak.vocabulary", "soak.errors"),
+    *(
+        "soak",
+        "soak.ledger",
+        "soak.ledger_layout",
+        "soak.schema",
+        "soak.model.vocabulary",
+        "soak.errors",
+    ),
     *("soak.listen", "soak.files.regular", "soak.files.bounded_json", "soak.files.printable"),
     # How a service tells its manager that it is alive.
     *("soak.process.notify", "soak.process.http_probe", "soak.process.watchdog"),

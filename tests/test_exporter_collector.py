@@ -20,9 +20,7 @@ from exporter.snapshot import Snapshot
 from soak.lab.request import lab_config
 from soak.ledger import Ledger, LedgerReader
 from soak.ledger_layout import WORD
-from soak.plan import make_plan
-from soak.schema import BUCKET_BOUNDS_NS, INTERRUPTED_COLUMN, RECORDER_COLUMNS, leaks_field
-from soak.vocabulary import (
+from soak.model.vocabulary import (
     INVALIDATIONS,
     SHORT_PINS,
     Interface,
@@ -30,6 +28,8 @@ from soak.vocabulary import (
     VerdictWord,
     WorkerState,
 )
+from soak.plan import make_plan
+from soak.schema import BUCKET_BOUNDS_NS, INTERRUPTED_COLUMN, RECORDER_COLUMNS, leaks_field
 from tests.test_exporter_support import (
     KNOWN_ISSUE,
     MAP_FS_DAX,

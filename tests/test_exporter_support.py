@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 from prometheus_client.parser import text_string_to_metric_families
 
 from soak.ledger import Ledger
-from soak.schema import Cell, soak_layout
-from soak.vocabulary import (
+from soak.model.vocabulary import (
     INVALIDATIONS,
     SHORT_PINS,
     Interface,
@@ -27,6 +26,7 @@ from soak.vocabulary import (
     RunState,
     VerdictWord,
 )
+from soak.schema import Cell, soak_layout
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

@@ -13,9 +13,9 @@ from soak.journal import FileJournal, Level, read_journal
 from soak.journal_events import EVENTS, complaint
 from soak.lab import protocol
 from soak.lab.progress import EventLines, Progress
+from soak.model.vocabulary import VerdictWord
 from soak.report.text import text_report
 from soak.verdict import Judge, judge
-from soak.vocabulary import VerdictWord
 from tests.fuzz_support import ODD_JSON, damaged_bytes, damaged_json, fuzz, many_inputs
 from tests.journal_support import valid_line
 from tests.test_fuzz_journal import LINES

@@ -10,11 +10,11 @@ import pytest
 from soak.journal_events import complaint
 from soak.journal_line import LineError, decode_line, encode_line
 from soak.journal_reading import DAMAGED, UNFINISHED, read_journal
+from soak.model.vocabulary import VerdictWord
 from soak.report.text import text_report
 from soak.rundir import JOURNAL
 from soak.unfinished import Story
 from soak.verdict import Verdict, judge
-from soak.vocabulary import VerdictWord
 from tests.fuzz_support import damaged_bytes, damaged_json, fuzz, many_inputs, odd_sequence
 from tests.journal_support import valid_line
 from tests.soak_support import KNOWN_ISSUE

@@ -24,9 +24,9 @@ from soak.config import Config
 from soak.errors import UsageError
 from soak.journal import FileJournal
 from soak.lab.resume import past_run
+from soak.model.vocabulary import VerdictWord
 from soak.unfinished import choose_run
 from soak.verdict import EXIT_CODES
-from soak.vocabulary import VerdictWord
 from tests.fuzz_support import damaged_bytes, fuzz, many_inputs
 from tests.soak_support import make_ledger
 from tests.test_fuzz_journal import TEXTS, run_of

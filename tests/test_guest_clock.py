@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from soak.lab.guest_clock import GuestClock
+from soak.model.vocabulary import VerdictWord
 from soak.verdict import judge
-from soak.vocabulary import VerdictWord
 from tests.journal_support import BOOT, valid_line
 from tests.soak_support import KNOWN_ISSUE, deterministic
 

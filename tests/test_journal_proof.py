@@ -17,8 +17,8 @@ from soak.cli import main
 from soak.journal import FileJournal, Level, read_journal
 from soak.journal_events import EVENTS, complaint
 from soak.journal_line import MAX_NUMBER, CutLineError, LineError, decode_line, encode_line
+from soak.model.vocabulary import VerdictWord
 from soak.verdict import judge
-from soak.vocabulary import VerdictWord
 from tests.journal_support import valid_fields, valid_line
 from tests.soak_support import deterministic
 

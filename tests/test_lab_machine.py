@@ -14,7 +14,7 @@ import pytest
 from soak.config import parse_config
 from soak.custody import RESTORED
 from soak.custody.trees import MARK_FILE
-from soak.vocabulary import RegionKind
+from soak.model.vocabulary import RegionKind
 from tests.script_support import seen_in_guest, told_in_guest
 
 if TYPE_CHECKING:

@@ -27,8 +27,8 @@ from soak.machine.kernel import OFFERS, kernel_findings
 from soak.machine.pci import PciFunction, objections, pci_functions, require_fit
 from soak.machine.proposal import Proposal, write_proposal
 from soak.machine.survey import Section, json_of, survey, text_of
+from soak.model.vocabulary import RegionKind
 from soak.plan import make_plan
-from soak.vocabulary import RegionKind
 from tests.soak_support import deterministic
 from tests.test_exporter_support import ROOT
 

@@ -12,10 +12,7 @@ from soak.detectors.finding import Finding
 from soak.detectors.wakeups import WakeupProbe, judge_probe
 from soak.journal import Level
 from soak.ledger import LedgerReader
-from soak.reporter import Reporter
-from soak.schema import NO_KNOWN_ISSUE
-from soak.verdict import judge
-from soak.vocabulary import (
+from soak.model.vocabulary import (
     Interface,
     Operation,
     ProbeResult,
@@ -23,6 +20,9 @@ from soak.vocabulary import (
     VerdictWord,
     Violation,
 )
+from soak.reporter import Reporter
+from soak.schema import NO_KNOWN_ISSUE
+from soak.verdict import judge
 from tests.soak_support import KNOWN_ISSUE, make_ledger
 from tests.test_verdict import BOOTED, ENDED, STARTED, Event, lines, sample, violation
 

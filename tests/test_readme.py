@@ -10,11 +10,11 @@ import pytest
 from exporter.catalogue import METRICS, PREFIX
 from soak.cli import main
 from soak.config import SECTIONS
-from soak.exit_codes import BISECT, INTERRUPTED, PLAIN
 from soak.lab.faults import FAULTS
 from soak.lab.kernels import KERNEL_NAMES
+from soak.model.exit_codes import BISECT, INTERRUPTED, PLAIN
+from soak.model.vocabulary import Detector, VerdictWord, Violation
 from soak.report.reference import with_table
-from soak.vocabulary import Detector, VerdictWord, Violation
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 

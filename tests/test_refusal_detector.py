@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from soak.detectors.refusals import RefusalDetector
-from soak.expectations import EXPECTATIONS, expected, parse_release
+from soak.model.expectations import EXPECTATIONS, expected, parse_release
+from soak.model.vocabulary import ERRNOS, Interface, Operation, RegionKind, Violation
 from soak.schema import COUNT_COLUMNS, RECORDER_COLUMNS, RECORDER_LENGTH, Cell, judged_field
-from soak.vocabulary import ERRNOS, Interface, Operation, RegionKind, Violation
 from tests.soak_support import deterministic, make_ledger
 
 if TYPE_CHECKING:

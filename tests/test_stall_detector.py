@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from soak.detectors.stalls import Judgement, Overdue, StallDetector
 from soak.ledger import BlockWriter, Ledger
+from soak.model.vocabulary import INVALIDATIONS, SHORT_PINS, Interface, Operation, Violation
 from soak.schema import (
     HOLD_COLUMNS,
     HOLDS_LENGTH,
@@ -21,7 +22,6 @@ from soak.schema import (
     RECORDER_LENGTH,
     soak_layout,
 )
-from soak.vocabulary import INVALIDATIONS, SHORT_PINS, Interface, Operation, Violation
 from soak.workload.choices import plan_workers
 from tests.soak_support import REGIONS, deterministic
 

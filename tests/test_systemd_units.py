@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from soak.cli import main, make_parser
 from soak.config import Config, load_config
 from soak.errors import UsageError
-from soak.exit_codes import PLAIN
 from soak.listen import parse_listen
+from soak.model.exit_codes import PLAIN
 from soak.systemd import install as install_module
 from soak.systemd.install import refuse_hidden
 from soak.systemd.units import MARKER, PLACES, UNITS, Service, command_line, example_config

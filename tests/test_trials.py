@@ -7,9 +7,9 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
+from soak.model.vocabulary import INVALIDATIONS, SHORT_PINS, Backing, Interface, Operation, Role
 from soak.regions.fs_dax import TRIAL_FILE_SIZE
 from soak.regions.pages import PAGE_SIZE
-from soak.vocabulary import INVALIDATIONS, SHORT_PINS, Backing, Interface, Operation, Role
 from soak.workload.choices import WorkerPlan, plan_workers
 from soak.workload.methods import INTO_MEMORY, METHODS, available
 from soak.workload.trials import TrialPlan, pairings

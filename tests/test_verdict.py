@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from soak.cli import main
 from soak.journal import FileJournal, Level, read_journal
+from soak.model.vocabulary import VerdictWord, Violation
 from soak.report.text import text_report
 from soak.verdict import (
     EXIT_CODES,
@@ -22,7 +23,6 @@ from soak.verdict import (
     judge,
     lost_machine_event,
 )
-from soak.vocabulary import VerdictWord, Violation
 from tests.journal_support import BOOT, valid_fields, valid_line
 from tests.soak_support import KNOWN_ISSUE, deterministic
 

@@ -20,6 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from soak.ledger import Ledger, LedgerReader
+from soak.model.vocabulary import ERRNOS, OTHER_ERRNO, RegionKind, Role, errno_name
 from soak.schema import (
     BUCKET_BOUNDS_NS,
     COUNT_COLUMNS,
@@ -28,7 +29,6 @@ from soak.schema import (
     RUN_WORD,
     STOP_WORD,
 )
-from soak.vocabulary import ERRNOS, OTHER_ERRNO, RegionKind, Role, errno_name
 from soak.workload.choices import Choice
 from soak.workload.worker import SKIPPED, outcome_columns, work
 from tests.soak_support import DEADLINE, deterministic, make_ledger, workers

@@ -21,8 +21,8 @@ from soak.abi.vfio import (
     DmaMap,
     DmaUnmap,
 )
-from soak.expectations import expected
-from soak.vocabulary import Operation, RegionKind
+from soak.model.expectations import expected
+from soak.model.vocabulary import Operation, RegionKind
 from soak.workload.choices import Choice
 from soak.workload.worker import outcome_columns, work
 
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from soak.bench.series import Timed
-    from soak.expectations import Release
     from soak.ledger import BlockWriter
+    from soak.model.expectations import Release
     from soak.workload.choices import WorkerPlan
     from soak.workload.mapper import Mapper
 

@@ -16,13 +16,13 @@ from soak.bench.contenders import LENGTH, LIBRARY, REFERENCES, Contenders, Subje
 from soak.bench.series import MEASURED, Series, take_turns
 from soak.custody import Custody
 from soak.detectors.struct_pages import StructPages
-from soak.expectations import parse_release
 from soak.journal import Level, PortJournal
 from soak.mirror import place_ledger
+from soak.model.expectations import parse_release
+from soak.model.vocabulary import RegionKind, Role
 from soak.plan import make_plan
 from soak.preparation import RegionFiles, taken
 from soak.schema import SUPERVISOR
-from soak.vocabulary import RegionKind, Role
 from soak.workload.mapper import Mapper
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from soak.vocabulary import Interface, Operation, RegionKind, Violation
+    from soak.model.vocabulary import Interface, Operation, RegionKind, Violation
 
 
 @dataclass(frozen=True)

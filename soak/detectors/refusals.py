@@ -10,7 +10,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from soak.detectors.finding import Finding
-from soak.expectations import expected
+from soak.model.expectations import expected
+from soak.model.vocabulary import ERRNOS, Violation, errno_name
 from soak.schema import (
     CANARY,
     COUNT_COLUMNS,
@@ -20,13 +21,12 @@ from soak.schema import (
     RECORDER_LENGTH,
     Cell,
 )
-from soak.vocabulary import ERRNOS, Violation, errno_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from soak.expectations import Expectation, Release
     from soak.ledger import BlockWriter
+    from soak.model.expectations import Expectation, Release
 
 _EVIDENCE_LINES: Final = 5
 

@@ -12,16 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from soak.detectors.tasks import hangs_in_kernel, sleeps_for_pages
-from soak.expectations import expected
-from soak.schema import (
-    CANARY,
-    HOLD_COLUMNS,
-    HOLDS_LENGTH,
-    RECORDER_COLUMNS,
-    RECORDER_LENGTH,
-    Cell,
-)
-from soak.vocabulary import (
+from soak.model.expectations import expected
+from soak.model.vocabulary import (
     INVALIDATIONS,
     SHORT_PINS,
     Backing,
@@ -31,12 +23,20 @@ from soak.vocabulary import (
     Role,
     Violation,
 )
+from soak.schema import (
+    CANARY,
+    HOLD_COLUMNS,
+    HOLDS_LENGTH,
+    RECORDER_COLUMNS,
+    RECORDER_LENGTH,
+    Cell,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-    from soak.expectations import Release
     from soak.ledger import BlockWriter
+    from soak.model.expectations import Release
 
 _REMEMBERED_HOLDS: Final = 2 * HOLDS_LENGTH
 # How long the kernel lets a device take over a request before it gives it up itself (30 * HZ in

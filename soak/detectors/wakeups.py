@@ -17,9 +17,9 @@ from soak.abi.splice import PagePipe
 from soak.abi.transfer import open_direct
 from soak.detectors.tasks import ASLEEP, look_at, waits_for_pages
 from soak.disks import DATA_OFFSET
+from soak.model.vocabulary import ProbeResult
 from soak.process.helper import in_helper
 from soak.regions.pages import PAGE_SIZE
-from soak.vocabulary import ProbeResult
 
 if TYPE_CHECKING:
     from collections.abc import Callable

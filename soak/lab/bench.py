@@ -18,7 +18,6 @@ from soak.bench.contenders import LIBRARY
 from soak.bench.report import Bench, Scrape, json_report, text_report
 from soak.bench.series import MEASURED, Series
 from soak.errors import UsageError
-from soak.exit_codes import INTERRUPTED
 from soak.journal import read_journal
 from soak.journal_events import understood
 from soak.lab.boot import DEFAULT_KERNEL, boot, find_parts, soak_once
@@ -29,6 +28,7 @@ from soak.lab.progress import Progress
 from soak.lab.request import LabRequest, lab_config
 from soak.lab.toolchain import missing, refuse_without
 from soak.ledger import LedgerReader
+from soak.model.exit_codes import INTERRUPTED
 from soak.plan import with_overrides
 
 if TYPE_CHECKING:

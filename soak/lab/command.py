@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from soak import rundir
 from soak.config import load_config
 from soak.errors import UsageError
-from soak.exit_codes import BISECT, INTERRUPTED, PLAIN
 from soak.files.printable import printable
 from soak.lab.boot import DEFAULT_KERNEL, Booted, boot, find_parts, soak_once
 from soak.lab.boot_error import BootError
@@ -24,6 +23,7 @@ from soak.lab.progress import Progress
 from soak.lab.request import LabRequest, lab_config
 from soak.lab.resume import Past, past_run
 from soak.lab.script import run_script, script_files
+from soak.model.exit_codes import BISECT, INTERRUPTED, PLAIN
 from soak.plan import make_plan, with_overrides
 from soak.process.output import complain
 from soak.report.text import publish

@@ -9,6 +9,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
 from soak.files.printable import printable
+from soak.model.vocabulary import Level, Operation, Violation
 from soak.process.output import put
 from soak.schema import (
     COUNT_COLUMNS,
@@ -19,7 +20,6 @@ from soak.schema import (
     WORKER,
     Cell,
 )
-from soak.vocabulary import Level, Operation, Violation
 
 if TYPE_CHECKING:
     from soak.ledger import LedgerReader

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from soak.config import Config, RegionSection
 from soak.lab.namespaces import Namespace, nvdimm_size
-from soak.vocabulary import RegionKind
+from soak.model.vocabulary import RegionKind
 
 if TYPE_CHECKING:
     from soak.lab.kernels import Kernel

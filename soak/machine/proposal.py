@@ -12,7 +12,7 @@ import tomli_w
 from soak.config import Config, RegionSection, VfioSection, WorkloadSection
 from soak.errors import UsageError
 from soak.machine.pci import VFIO_DRIVER
-from soak.vocabulary import RegionKind
+from soak.model.vocabulary import RegionKind
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

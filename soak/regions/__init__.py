@@ -7,10 +7,10 @@ from itertools import combinations
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from soak.errors import InUseError, UsageError
+from soak.model.vocabulary import RegionKind
 from soak.regions.anonymous import AnonymousRegion
 from soak.regions.device_dax import DeviceDaxRegion
 from soak.regions.fs_dax import FsDaxRegion
-from soak.vocabulary import RegionKind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

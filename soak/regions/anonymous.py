@@ -13,8 +13,8 @@ from soak.abi.mmap import (
     PROT_WRITE,
     Mapping,
 )
+from soak.model.vocabulary import RegionKind
 from soak.regions.pages import PAGE_SIZE, PageSpan
-from soak.vocabulary import RegionKind
 
 if TYPE_CHECKING:
     from soak.config import RegionSection

@@ -11,9 +11,9 @@ from soak.abi.dax import DEVICE_DRIVER, SYSTEM_RAM_DRIVER, DaxDevice, dax_device
 from soak.abi.mmap import MAP_SHARED, PROT_READ, PROT_WRITE, Mapping
 from soak.abi.openers import Device, openers
 from soak.errors import InUseError, UsageError
+from soak.model.vocabulary import RegionKind
 from soak.process.helper import HelperError, in_helper
 from soak.regions.pages import PAGE_SIZE, PageSpan
-from soak.vocabulary import RegionKind
 
 if TYPE_CHECKING:
     from soak.config import RegionSection

@@ -18,8 +18,8 @@ from soak.abi.dax import pmem_namespace
 from soak.abi.mmap import MAP_FIXED, MAP_SHARED, PROT_READ, PROT_WRITE, Mapping
 from soak.abi.statx import device_number, is_dax
 from soak.errors import UsageError
+from soak.model.vocabulary import RegionKind
 from soak.regions.pages import PAGE_SIZE, PageSpan
-from soak.vocabulary import RegionKind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

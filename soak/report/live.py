@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Final
 
+from soak.model.vocabulary import Outcome, RunState, VerdictWord, Violation, WorkerState
 from soak.schema import (
     HOST,
     NO_KNOWN_ISSUE,
@@ -16,7 +17,6 @@ from soak.schema import (
     Cell,
     leaks_field,
 )
-from soak.vocabulary import Outcome, RunState, VerdictWord, Violation, WorkerState
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -12,8 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from soak.files.printable import printable
+from soak.model.vocabulary import VerdictWord, WorkerState
 from soak.report.live import NANOSECONDS
-from soak.vocabulary import VerdictWord, WorkerState
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

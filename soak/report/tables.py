@@ -5,10 +5,10 @@ from __future__ import annotations
 import textwrap
 from typing import TYPE_CHECKING, Any, Final
 
-from soak.expectations import EXPECTATIONS, FIRST, LAST, Release
-from soak.known_issues import KNOWN_ISSUES
 from soak.lab.faults import FAULTS
-from soak.vocabulary import errno_name
+from soak.model.expectations import EXPECTATIONS, FIRST, LAST, Release
+from soak.model.known_issues import KNOWN_ISSUES
+from soak.model.vocabulary import errno_name
 from soak.workload.choices import SCENARIOS
 
 if TYPE_CHECKING:

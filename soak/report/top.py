@@ -22,10 +22,10 @@ from soak.files.bounded_json import parse_json
 from soak.files.regular import read_regular
 from soak.ledger import LedgerReader
 from soak.ledger_layout import UNREADABLE, LedgerError
+from soak.model.vocabulary import VerdictWord
 from soak.report.live import HEARTBEAT_LIMIT_NS, NANOSECONDS, Reading, View, make_view
 from soak.report.live_text import Conclusion, Cropped, draw
 from soak.verdict import EXIT_CODES
-from soak.vocabulary import VerdictWord
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

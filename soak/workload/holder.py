@@ -6,8 +6,8 @@ import errno
 from typing import TYPE_CHECKING
 
 from soak.abi.mmap import MADV_DONTNEED
+from soak.model.vocabulary import Operation
 from soak.regions.fs_dax import FILE_SIZE
-from soak.vocabulary import Operation
 from soak.workload.holding import HoldBook, Holding
 from soak.workload.worker import SKIPPED
 

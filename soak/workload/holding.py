@@ -20,9 +20,9 @@ from soak.abi.transfer import (
     write_from,
 )
 from soak.disks import DATA_OFFSET
+from soak.model.vocabulary import SHORT_PINS, Backing, Interface
 from soak.regions.fs_dax import TRIAL_FILE_SIZE
 from soak.schema import HOLD_COLUMNS, HOLDS_LENGTH
-from soak.vocabulary import SHORT_PINS, Backing, Interface
 from soak.workload.methods import (
     BLOCKING,
     COPY,

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Final
 
 from soak.abi.fallocate import open_truncate, punch_hole, truncate, zero_range
 from soak.abi.mmap import MADV_DONTNEED
+from soak.model.vocabulary import Operation
 from soak.regions.fs_dax import FILE_SIZE
 from soak.regions.pages import PAGE_SIZE
-from soak.vocabulary import Operation
 from soak.workload.worker import SKIPPED
 
 if TYPE_CHECKING:

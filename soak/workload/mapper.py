@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Final
 
 from soak.abi.mmap import MADV_DONTNEED
 from soak.abi.vfio import Container
+from soak.model.vocabulary import Operation, RegionKind
 from soak.regions.fs_dax import FILE_SIZE, first_files
 from soak.regions.pages import PAGE_SIZE
-from soak.vocabulary import Operation, RegionKind
 from soak.workload.choices import SLOTS
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from soak.vocabulary import Backing, Interface
+from soak.model.vocabulary import Backing, Interface
 
 _PIPE_PAGES: Final = 16  # of a pipe's default size, include/linux/pipe_fs_i.h
 _TRANSFER_PAGES: Final = 512

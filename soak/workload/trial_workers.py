@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Final
 from soak.abi.fallocate import open_truncate, punch_hole, truncate, unlink, zero_range
 from soak.abi.mmap import MADV_DONTNEED, MAP_SHARED, PROT_READ, PROT_WRITE, Mapping
 from soak.abi.transfer import write_from
+from soak.model.vocabulary import Backing, Operation
 from soak.regions.fs_dax import TRIAL_FILE_SIZE
-from soak.vocabulary import Backing, Operation
 from soak.workload.holding import HoldBook, Holding
 from soak.workload.methods import BLOCKING, METHODS
 from soak.workload.worker import SKIPPED

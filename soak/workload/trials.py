@@ -13,9 +13,9 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from soak.model.vocabulary import INVALIDATIONS, Backing, Interface, Operation
 from soak.regions.fs_dax import TRIAL_FILE_SIZE
 from soak.regions.pages import PAGE_SIZE
-from soak.vocabulary import INVALIDATIONS, Backing, Interface, Operation
 from soak.workload.methods import METHODS
 
 if TYPE_CHECKING:

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
 
 from soak.abi.libc import die_with_parent
-from soak.expectations import expected
 from soak.ledger_layout import WORD
+from soak.model.expectations import expected
+from soak.model.vocabulary import ERRNO_COLUMN, ERRNOS, WorkerState
 from soak.schema import (
     BUCKET_BOUNDS_NS,
     COUNT_COLUMNS,
@@ -30,15 +31,14 @@ from soak.schema import (
     RUN_WORD,
     STOP_WORD,
 )
-from soak.vocabulary import ERRNO_COLUMN, ERRNOS, WorkerState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from soak.expectations import Release
     from soak.ledger import BlockWriter
+    from soak.model.expectations import Release
+    from soak.model.vocabulary import Operation
     from soak.schema import Cell
-    from soak.vocabulary import Operation
     from soak.workload.choices import Choice
 
 # Frees a call that is stuck: the handler does nothing, and the call returns EINTR.

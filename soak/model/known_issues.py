@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from soak.vocabulary import (
+from soak.model.vocabulary import (
     INVALIDATIONS,
     SHORT_PINS,
     Interface,
@@ -19,7 +19,7 @@ from soak.vocabulary import (
 )
 
 if TYPE_CHECKING:
-    from soak.expectations import Release
+    from soak.model.expectations import Release
 
 
 @dataclass(frozen=True)

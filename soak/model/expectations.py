@@ -11,7 +11,14 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from soak.vocabulary import INVALIDATIONS, SHORT_PINS, Backing, Interface, Operation, RegionKind
+from soak.model.vocabulary import (
+    INVALIDATIONS,
+    SHORT_PINS,
+    Backing,
+    Interface,
+    Operation,
+    RegionKind,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

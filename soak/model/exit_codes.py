@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from soak.model.vocabulary import VerdictWord
 from soak.verdict import EXIT_CODES, USAGE_EXIT_CODE
-from soak.vocabulary import VerdictWord
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -1,0 +1,1 @@
+"""What a kernel owes: the words, the expectations, the known issues."""
