@@ -13,8 +13,8 @@ import structlog
 
 from exporter.server import serve
 from exporter.source import LEDGER_NAME
+from soak.config.listen import DEFAULT_LISTEN, parse_listen
 from soak.errors import UsageError
-from soak.listen import DEFAULT_LISTEN, parse_listen
 from soak.log import configure, log_crash
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from soak import __version__
-from soak import command_options as take
+from soak.config import options as take
 from soak.control import CONTINUE, PAUSE, STOP
 from soak.errors import UsageError
 from soak.files.printable import printable
@@ -111,7 +111,7 @@ def _lab(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from soak.config import load_config
+    from soak.config.sections import load_config
     from soak.plan import make_plan, with_overrides
 
     config = with_overrides(
@@ -148,7 +148,7 @@ def _bench(options: argparse.Namespace) -> int:
 
 def _measure(options: argparse.Namespace) -> int:
     from soak.bench.measure import measure
-    from soak.config import load_config
+    from soak.config.sections import load_config
 
     config = load_config(options.config)
     measure(
@@ -202,7 +202,7 @@ def _exporter(options: argparse.Namespace) -> int:
 
 @done_when_unread
 def _install(options: argparse.Namespace) -> int:
-    from soak.listen import DEFAULT_LISTEN, read_listen
+    from soak.config.listen import DEFAULT_LISTEN, read_listen
     from soak.systemd.install import install, uninstall
 
     if options.uninstall:

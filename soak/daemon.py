@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Final
 from soak import rundir
 from soak.abi.mounts import filesystem_of
 from soak.abi.procfs import boot_id
+from soak.config.listen import parse_listen
 from soak.control import ending_signals
 from soak.custody import Custody, be_spared
 from soak.errors import UsageError
 from soak.exporter_process import ExporterKeeper, ExporterProcess
 from soak.journal import FileJournal, read_journal
 from soak.ledger_store import LedgerStore, bring_home
-from soak.listen import parse_listen
 from soak.log import configure, log_event
 from soak.machine.fitness import require_fit_config
 from soak.model.exit_codes import PLAIN
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from soak.companion import Companion
-    from soak.config import Config
+    from soak.config.sections import Config
     from soak.custody import Settled
     from soak.regions import Region
     from soak.verdict import Verdict

@@ -22,7 +22,7 @@ from soak.workload.trials import pairings
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from soak.config import Config
+    from soak.config.sections import Config
     from soak.ledger_layout import Layout
     from soak.regions import Region
 

@@ -18,7 +18,7 @@ from soak.regions.fs_dax import file_count
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from soak.config import Config
+    from soak.config.sections import Config
     from soak.custody import Custody, Settled
     from soak.journal import Journal
 

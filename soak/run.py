@@ -57,7 +57,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from soak.companion import Companion
-    from soak.config import Config
+    from soak.config.sections import Config
     from soak.journal import Journal
     from soak.ledger import BlockWriter, Ledger
     from soak.model.expectations import Release

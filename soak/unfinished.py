@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import tomli_w
 
 from soak import rundir
-from soak.config import load_config
+from soak.config.sections import load_config
 from soak.errors import UsageError
 from soak.journal_events import understood
 from soak.journal_reading import journal_exists, read_given_journal
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from soak.config import Config
+    from soak.config.sections import Config
 
 _SPACE_NEEDED: Final = 64 << 20
 

@@ -11,7 +11,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from soak.config import parse_config
+from soak.config.sections import parse_config
 from soak.detectors.leaks import RegionLeaks
 from soak.detectors.refusals import RefusalDetector
 from soak.detectors.stalls import StallDetector

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from soak.abi.libc import LIBC, checked
 from soak.abi.vfio import Container
-from soak.config import RegionSection
+from soak.config.sections import RegionSection
 from soak.custody import Custody
 from soak.errors import UsageError
 from soak.machine.command import check_against

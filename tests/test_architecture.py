@@ -22,7 +22,7 @@ MOST_LINES = 500
 TOO_LONG: set[str] = set()
 
 ABI = "soak.abi"
-WORDS = {"soak.config", "soak.errors", "soak.model.vocabulary"}
+WORDS = {"soak.config.sections", "soak.errors", "soak.model.vocabulary"}
 LEDGER = {"soak.ledger", "soak.ledger_layout", "soak.schema", "soak.model.vocabulary"}
 NOTIFYING = {"soak.process.notify", "soak.process.http_probe", "soak.process.watchdog"}
 
@@ -63,7 +63,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("soak.model.known_issues", *LEDGER),
     },
     "exporter": {
-        *("soak", "exporter", "soak.errors", "soak.listen", "soak.log", *NOTIFYING, *LEDGER),
+        *("soak", "exporter", "soak.errors", "soak.config.listen", "soak.log", *NOTIFYING, *LEDGER),
     },
     "soak.custody": {
         *(ABI, "soak.custody", "soak.errors", "soak.process.helper", "soak.journal"),
@@ -73,7 +73,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # The words of the project depend on nothing that could depend on them.
     "soak.model.vocabulary": set(),
     "soak.errors": set(),
-    "soak.listen": {"soak.errors"},
+    "soak.config.listen": {"soak.errors"},
     "soak.log": set(),
     "soak.ledger": {"soak.errors", "soak.ledger_layout", "soak.files.regular"},
     "soak.control": {"soak.errors"},
@@ -81,12 +81,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "soak.files.bounded_json": set(),
     "soak.files.printable": set(),
     "soak.files.regular": set(),
-    "soak.toml_text": set(),
-    "soak.config": {
-        *("soak.config_values", "soak.errors", "soak.listen", "soak.files.printable"),
-        *("soak.files.regular", "soak.toml_text", "soak.model.vocabulary"),
+    "soak.config.toml_text": set(),
+    "soak.config.sections": {
+        *("soak.config.values", "soak.errors", "soak.config.listen", "soak.files.printable"),
+        *("soak.files.regular", "soak.config.toml_text", "soak.model.vocabulary"),
     },
-    "soak.config_values": {"soak.listen", "soak.model.vocabulary"},
+    "soak.config.values": {"soak.config.listen", "soak.model.vocabulary"},
     "soak.schema": {"soak.ledger_layout", "soak.model.vocabulary"},
     "soak.process.helper": set(),
     "soak.journal": {
@@ -98,7 +98,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "soak.journal_reading": {"soak.errors", "soak.journal_line", "soak.files.regular"},
     "soak.journal_line": {"soak.files.bounded_json"},
     "soak.journal_events": {"soak.files.printable", "soak.model.vocabulary"},
-    "soak.systemd": {"soak", "soak.systemd", "soak.config", "soak.errors"},
+    "soak.systemd": {"soak", "soak.systemd", "soak.config.sections", "soak.errors"},
     "soak.process.notify": {"soak.errors"},
     "soak.process.http_probe": {"soak.errors"},
     "soak.process.watchdog": {"soak.process.notify"},

@@ -12,7 +12,7 @@ import tomli_w
 from hypothesis import given
 from hypothesis import strategies as st
 
-from soak.config import (
+from soak.config.sections import (
     CanariesSection,
     Config,
     ExporterSection,
@@ -26,7 +26,7 @@ from soak.config import (
     load_config,
     parse_config,
 )
-from soak.config_values import parse_duration, parse_size
+from soak.config.values import parse_duration, parse_size
 from soak.errors import UsageError
 from soak.files.printable import shown
 from soak.model.vocabulary import RegionKind

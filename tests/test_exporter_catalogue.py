@@ -27,7 +27,12 @@ ALLOWED = {
         "soak.model.vocabulary",
         "soak.errors",
     ),
-    *("soak.listen", "soak.files.regular", "soak.files.bounded_json", "soak.files.printable"),
+    *(
+        "soak.config.listen",
+        "soak.files.regular",
+        "soak.files.bounded_json",
+        "soak.files.printable",
+    ),
     # How a service tells its manager that it is alive.
     *("soak.process.notify", "soak.process.http_probe", "soak.process.watchdog"),
 }

@@ -18,9 +18,9 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 
 from exporter.collector import LedgerCollector
 from exporter.server import MAX_CONNECTIONS, ExporterServer
+from soak.config.listen import parse_listen
 from soak.errors import UsageError
 from soak.ledger import LedgerReader
-from soak.listen import parse_listen
 from tests.test_exporter_support import (
     DEADLINE,
     MAP_FS_DAX,

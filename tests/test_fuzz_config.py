@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from soak.config import SECTIONS, RegionSection, load_config
+from soak.config.sections import SECTIONS, RegionSection, load_config
 from soak.errors import UsageError
 from soak.ledger_layout import MAX_SIZE
 from soak.plan import make_plan

@@ -15,7 +15,7 @@ import pytest
 from exporter.collector import LedgerCollector
 from exporter.exposition import landing_page, metrics_page
 from exporter.source import LedgerSource
-from soak.config import Config, RegionSection, WorkloadSection
+from soak.config.sections import Config, RegionSection, WorkloadSection
 from soak.errors import UsageError
 from soak.lab.progress import Progress
 from soak.ledger import Ledger, LedgerReader

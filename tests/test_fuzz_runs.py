@@ -20,7 +20,7 @@ import pytest
 
 from soak import rundir
 from soak.cli import main
-from soak.config import Config
+from soak.config.sections import Config
 from soak.errors import UsageError
 from soak.journal import FileJournal
 from soak.lab.resume import past_run

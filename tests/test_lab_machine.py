@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from soak.config import parse_config
+from soak.config.sections import parse_config
 from soak.custody import RESTORED
 from soak.custody.trees import MARK_FILE
 from soak.model.vocabulary import RegionKind

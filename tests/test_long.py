@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from soak.config_values import parse_duration
+from soak.config.values import parse_duration
 from tests.lab_support import FULL_LOAD, lab
 
 if TYPE_CHECKING:

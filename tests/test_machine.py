@@ -19,7 +19,7 @@ from soak.abi.dax import DaxDevice, PmemNamespace, dax_devices, pmem_namespace
 from soak.abi.mounts import Mount, mounts, parse_mountinfo, parse_swaps
 from soak.abi.netlink import uses_of_links
 from soak.abi.openers import Device, openers
-from soak.config import load_config, parse_config
+from soak.config.sections import load_config, parse_config
 from soak.errors import UsageError
 from soak.machine.dax import judge_device, judge_disk, size_text
 from soak.machine.finding import Finding, Objection, State, refused

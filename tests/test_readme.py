@@ -9,7 +9,7 @@ import pytest
 
 from exporter.catalogue import METRICS, PREFIX
 from soak.cli import main
-from soak.config import SECTIONS
+from soak.config.sections import SECTIONS
 from soak.lab.faults import FAULTS
 from soak.lab.kernels import KERNEL_NAMES
 from soak.model.exit_codes import BISECT, INTERRUPTED, PLAIN

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from soak.config import load_config
+from soak.config.sections import load_config
 from soak.errors import UsageError
 from soak.files.regular import (
     ContentError,

@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from soak.cli import main, make_parser
-from soak.config import Config, load_config
+from soak.config.listen import parse_listen
+from soak.config.sections import Config, load_config
 from soak.errors import UsageError
-from soak.listen import parse_listen
 from soak.model.exit_codes import PLAIN
 from soak.systemd import install as install_module
 from soak.systemd.install import refuse_hidden

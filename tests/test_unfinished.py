@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from soak import rundir
-from soak.config import Config, RunSection
+from soak.config.sections import Config, RunSection
 from soak.errors import UsageError
 from soak.journal import FileJournal
 from soak.unfinished import choose_run

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from soak.bench.series import Prepare, Timed
-    from soak.config import Config
+    from soak.config.sections import Config
     from soak.ledger import Ledger
     from soak.mirror import Mirror
     from soak.regions import Region

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from soak import rundir
-from soak.config import load_config
+from soak.config.sections import load_config
 from soak.errors import UsageError
 from soak.files.printable import printable
 from soak.lab.boot import DEFAULT_KERNEL, Booted, boot, find_parts, soak_once

@@ -19,7 +19,7 @@ from soak.run import Setting, given_up_files, run_soak
 from soak.uevents import UeventWatch, things_in_use
 
 if TYPE_CHECKING:
-    from soak.config import Config
+    from soak.config.sections import Config
 
 _STATE: Final = Path("/run/dax-soak-custody")
 # On tmpfs, where the memory that the host shares is slow.

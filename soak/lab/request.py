@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from soak.config import Config, RegionSection
+from soak.config.sections import Config, RegionSection
 from soak.lab.namespaces import Namespace, nvdimm_size
 from soak.model.vocabulary import RegionKind
 

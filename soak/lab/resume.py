@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from soak import rundir
-from soak.config import load_config
+from soak.config.sections import load_config
 from soak.errors import UsageError
 from soak.ledger import LedgerReader
 from soak.ledger_layout import LedgerError
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from soak.config import Config
+    from soak.config.sections import Config
 
 
 @dataclass(frozen=True)

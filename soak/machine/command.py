@@ -6,7 +6,7 @@ import sys
 import textwrap
 from typing import TYPE_CHECKING, Final
 
-from soak.config import load_config
+from soak.config.sections import load_config
 from soak.machine.finding import State
 from soak.machine.fitness import check_config
 from soak.machine.proposal import Proposal, write_proposal

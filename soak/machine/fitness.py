@@ -19,7 +19,7 @@ from soak.regions import check_apart, examine_region
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from soak.config import Config
+    from soak.config.sections import Config
     from soak.regions import Region
 
     Planner = Callable[[Config, Sequence[Region]], object]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import tomli_w
 
-from soak.config import Config, RegionSection, VfioSection, WorkloadSection
+from soak.config.sections import Config, RegionSection, VfioSection, WorkloadSection
 from soak.errors import UsageError
 from soak.machine.pci import VFIO_DRIVER
 from soak.model.vocabulary import RegionKind

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from soak.config import RegionSection
+    from soak.config.sections import RegionSection
 
 _A = TypeVar("_A")
 _R = TypeVar("_R")

@@ -17,7 +17,7 @@ from soak.model.vocabulary import RegionKind
 from soak.regions.pages import PAGE_SIZE, PageSpan
 
 if TYPE_CHECKING:
-    from soak.config import RegionSection
+    from soak.config.sections import RegionSection
 
 _DEFAULT_SIZE = 16 << 20
 

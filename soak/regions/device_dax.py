@@ -16,7 +16,7 @@ from soak.process.helper import HelperError, in_helper
 from soak.regions.pages import PAGE_SIZE, PageSpan
 
 if TYPE_CHECKING:
-    from soak.config import RegionSection
+    from soak.config.sections import RegionSection
 
 _SECONDS: Final = 20.0
 

@@ -24,7 +24,7 @@ from soak.regions.pages import PAGE_SIZE, PageSpan
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from soak.config import RegionSection
+    from soak.config.sections import RegionSection
 
 FILE_SIZE: Final = 8 << 20
 # A file of a trial is never longer; it is made anew and written in part for each one.

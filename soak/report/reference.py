@@ -1,6 +1,6 @@
 """The configuration reference of the README, made from the code: `make readme` writes it.
 
-Each key stands in soak.config with its meaning and its default, and nowhere else.
+Each key stands in soak.config.sections with its meaning and its default, and nowhere else.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from soak.config import SECTIONS, RegionSection
+from soak.config.sections import SECTIONS, RegionSection
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import tomli_w
 
 from soak import __version__
-from soak.config import Config, RegionSection
+from soak.config.sections import Config, RegionSection
 from soak.errors import UsageError
 
 if TYPE_CHECKING:

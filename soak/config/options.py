@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Final
 
-from soak import arguments
+from soak.config import arguments
 
 _WHICH_RUN: Final = "run directory, run id or 'latest'"
 

@@ -11,8 +11,8 @@ from argparse import ArgumentTypeError
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from soak.config_values import parse_duration, parse_seed
-from soak.listen import read_listen
+from soak.config.listen import read_listen
+from soak.config.values import parse_duration, parse_seed
 
 if TYPE_CHECKING:
     from collections.abc import Callable

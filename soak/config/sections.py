@@ -9,7 +9,9 @@ import re
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from soak.config_values import (
+from soak.config.listen import DEFAULT_LISTEN
+from soak.config.toml_text import parse_toml
+from soak.config.values import (
     parse_address,
     parse_alignment,
     parse_duration,
@@ -30,9 +32,7 @@ from soak.config_values import (
 from soak.errors import UsageError
 from soak.files.printable import shown
 from soak.files.regular import read_regular
-from soak.listen import DEFAULT_LISTEN
 from soak.model.vocabulary import RegionKind
-from soak.toml_text import parse_toml
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

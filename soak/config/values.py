@@ -6,7 +6,7 @@ import math
 import re
 from typing import Any, TypeGuard
 
-from soak.listen import read_listen
+from soak.config.listen import read_listen
 from soak.model.vocabulary import RegionKind
 
 _DURATION_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
