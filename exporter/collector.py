@@ -13,14 +13,14 @@ from exporter.families import info, single
 from exporter.groups import GROUPS
 from exporter.snapshot import Snapshot
 from soak import __version__
-from soak.ledger_layout import UNREADABLE
+from soak.ledger.layout import UNREADABLE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from prometheus_client import Metric
 
-    from soak.ledger import LedgerReader
+    from soak.ledger.memory import LedgerReader
 
 _OPENING: Final = "the ledger"
 _LOG: Final[structlog.typing.FilteringBoundLogger] = structlog.get_logger()

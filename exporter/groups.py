@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 from exporter.catalogue import ZERO_ERRNOS
 from exporter.families import histogram, info, plain, single
 from exporter.snapshot import NANOSECONDS
+from soak.ledger.schema import NO_KNOWN_ISSUE, leaks_field
 from soak.model.vocabulary import (
     SHORT_PINS,
     Interface,
@@ -21,7 +22,6 @@ from soak.model.vocabulary import (
     Violation,
     WorkerState,
 )
-from soak.schema import NO_KNOWN_ISSUE, leaks_field
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

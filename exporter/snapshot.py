@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
-from soak.ledger_layout import LedgerError
+from soak.ledger.layout import LedgerError
+from soak.ledger.schema import HOST, RECORDER_COLUMNS, SUPERVISOR, WORKER, Cell
 from soak.model.vocabulary import RegionKind, RunState, VerdictWord, WorkerState
-from soak.schema import HOST, RECORDER_COLUMNS, SUPERVISOR, WORKER, Cell
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from soak.ledger import BlockSnapshot, LedgerReader
+    from soak.ledger.memory import BlockSnapshot, LedgerReader
 
 NANOSECONDS: Final = 1_000_000_000
 HEARTBEAT_LIMIT_NS: Final = 15 * NANOSECONDS
@@ -71,7 +71,7 @@ class Worker:
 class Snapshot:
     """One moment of a ledger: each block is read once, in a single call, when it is first needed.
 
-    A damaged ledger makes any part of it raise one of `UNREADABLE` in `soak.ledger_layout`.
+    A damaged ledger makes any part of it raise one of `UNREADABLE` in `soak.ledger.layout`.
     """
 
     def __init__(self, reader: LedgerReader, now_ns: int) -> None:

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Final
 
-from soak.ledger import LedgerReader
+from soak.ledger.memory import LedgerReader
 from soak.log import bind_log
 
 LEDGER_NAME: Final = "ledger"

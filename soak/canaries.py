@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from soak.canary_kinds import Canary, Differences, Result, Steps
     from soak.journal import Journal
-    from soak.ledger import BlockWriter
+    from soak.ledger.memory import BlockWriter
     from soak.reporter import Reporter
 
 # Soon after the start: a run is not worth much before it has seen its detectors at work.

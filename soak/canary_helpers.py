@@ -15,10 +15,10 @@ from soak.abi.mmap import MADV_DONTNEED, MAP_SHARED, PROT_READ, PROT_WRITE, Mapp
 from soak.abi.splice import HeldPages, PagePipe
 from soak.abi.transfer import write_from
 from soak.abi.vfio import Container
+from soak.ledger.schema import Cell
 from soak.model.vocabulary import Interface, Operation, RegionKind, errno_name
 from soak.regions import DeviceDaxRegion, FsDaxRegion
 from soak.regions.pages import PAGE_SIZE
-from soak.schema import Cell
 from soak.workload.choices import Choice
 from soak.workload.holding import HoldBook
 from soak.workload.methods import METHODS, PIPE
@@ -27,7 +27,7 @@ from soak.workload.worker import outcome_columns, work
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from soak.ledger import BlockWriter
+    from soak.ledger.memory import BlockWriter
     from soak.model.expectations import Release
     from soak.regions import Region
 

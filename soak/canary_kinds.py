@@ -15,18 +15,18 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from soak.canary_helpers import extra_pins, lying_holder, refused_hold, refused_map, truncater
 from soak.crew import end_hold
 from soak.detectors.tasks import look_at
+from soak.ledger.schema import CANARY_HOLDER, CANARY_INVALIDATOR, CANARY_REFUSED
 from soak.model.vocabulary import Detector, Violation
 from soak.process.helper import HelperError
 from soak.process.step_helper import Stepper
 from soak.regions import DeviceDaxRegion, FsDaxRegion
-from soak.schema import CANARY_HOLDER, CANARY_INVALIDATOR, CANARY_REFUSED
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from soak.detectors.finding import Finding
     from soak.detectors.stalls import Clock
-    from soak.ledger import BlockWriter
+    from soak.ledger.memory import BlockWriter
     from soak.model.expectations import Release
     from soak.regions import Region
 

@@ -10,7 +10,7 @@ from soak.verdict import lost_machine_event
 
 if TYPE_CHECKING:
     from soak.journal import Journal
-    from soak.ledger import BlockWriter
+    from soak.ledger.memory import BlockWriter
 
 _TAIL_LINES: Final = 60
 # A record bears the time of a clock that need not be the one that the heart beat by.

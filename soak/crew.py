@@ -10,9 +10,7 @@ import traceback
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from soak.model.vocabulary import Operation, Role, WorkerState
-from soak.regions.pages import PAGE_SIZE
-from soak.schema import (
+from soak.ledger.schema import (
     HOLD_COLUMNS,
     HOLDS_LENGTH,
     RECORDER_COLUMNS,
@@ -20,12 +18,14 @@ from soak.schema import (
     RUN_WORD,
     STOP_WORD,
 )
+from soak.model.vocabulary import Operation, Role, WorkerState
+from soak.regions.pages import PAGE_SIZE
 from soak.workload.worker import FREE, NUDGE_SIGNAL, Terms, run_worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from soak.ledger import BlockWriter
+    from soak.ledger.memory import BlockWriter
     from soak.workload.choices import WorkerPlan
     from soak.workload.worker import Operator
 

@@ -17,6 +17,7 @@ from soak.custody import Custody, be_spared
 from soak.errors import UsageError
 from soak.exporter_process import ExporterKeeper, ExporterProcess
 from soak.journal import FileJournal, read_journal
+from soak.ledger.schema import SUPERVISOR
 from soak.ledger_store import LedgerStore, bring_home
 from soak.log import configure, log_event
 from soak.machine.fitness import require_fit_config
@@ -28,7 +29,6 @@ from soak.regions import FsDaxRegion
 from soak.report.text import publish
 from soak.restoring import STATE
 from soak.run import Setting, given_up_files, run_soak
-from soak.schema import SUPERVISOR
 from soak.service import Service
 from soak.uevents import UeventWatch, things_in_use
 from soak.unfinished import ChosenRun, choose_run

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from soak.journal import Journal
-    from soak.ledger import BlockWriter
+    from soak.ledger.memory import BlockWriter
 
 DAY_SECONDS: Final = 86_400.0
 

@@ -74,7 +74,7 @@ COUNTS: Final = Check(
     "whole numbers by name",
     lambda value: isinstance(value, dict) and all(_is_count(count) for count in value.values()),
 )
-# As soak.schema.Cell has it: operation, region and interface.
+# As soak.ledger.schema.Cell has it: operation, region and interface.
 LABELLED: Final = Check(
     "whole numbers by operation, region and interface",
     lambda value: COUNTS.holds(value) and all(_is_label(label) for label in value),

@@ -17,17 +17,17 @@ from soak.custody import FAILED, FORGOTTEN, RESTORED, Settled
 from soak.errors import UsageError
 from soak.journal import Level, read_journal
 from soak.journal_events import understood
-from soak.ledger import Ledger
+from soak.ledger.memory import Ledger
+from soak.ledger.schema import NO_KNOWN_ISSUE, SUPERVISOR, leaks_field
 from soak.model.vocabulary import Violation
 from soak.rundir import JOURNAL, LEDGER, write_whole
-from soak.schema import NO_KNOWN_ISSUE, SUPERVISOR, leaks_field
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from soak.journal import FileJournal
-    from soak.ledger import BlockWriter
-    from soak.ledger_layout import Layout
+    from soak.ledger.layout import Layout
+    from soak.ledger.memory import BlockWriter
 
 MEMORY: Final = Path("/run/dax-soak")
 _COPY: Final = "ledger.saved"

@@ -10,8 +10,8 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from soak.companion import Companion
-from soak.ledger import Ledger
-from soak.schema import CANARY, SUPERVISOR, WORKER
+from soak.ledger.memory import Ledger
+from soak.ledger.schema import CANARY, SUPERVISOR, WORKER
 
 if TYPE_CHECKING:
     from pathlib import Path

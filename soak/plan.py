@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from soak.errors import UsageError
 from soak.files.printable import shown
+from soak.ledger.schema import Cell, soak_layout
 from soak.model.known_issues import KNOWN_ISSUES
 from soak.model.vocabulary import Operation, RegionKind, Role
 from soak.regions.fs_dax import FILE_SIZE, file_count
-from soak.schema import Cell, soak_layout
 from soak.verdict import REQUIRED_ATTEMPTS, REQUIRED_TRIALS
 from soak.workload.choices import Choice, PlannedRegion, WorkerPlan, plan_workers
 from soak.workload.methods import INTO_MEMORY, METHODS
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from soak.config.sections import Config
-    from soak.ledger_layout import Layout
+    from soak.ledger.layout import Layout
     from soak.regions import Region
 
 # A quarter of the areas of memory that a process may have (vm.max_map_count).

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from soak.crew import Crew, Member
     from soak.detectors.leaks import RegionLeaks
     from soak.journal import Journal
-    from soak.ledger import BlockWriter
+    from soak.ledger.memory import BlockWriter
     from soak.model.expectations import Release
     from soak.sweeper import Sweeper
 

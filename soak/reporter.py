@@ -13,13 +13,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from soak.journal import Level
+from soak.ledger.schema import NO_KNOWN_ISSUE
 from soak.model.vocabulary import ProbeResult, Violation
-from soak.schema import NO_KNOWN_ISSUE
 
 if TYPE_CHECKING:
     from soak.detectors.finding import Finding
     from soak.journal import Journal
-    from soak.ledger import BlockWriter
+    from soak.ledger.memory import BlockWriter
 
 
 REPORT_SECONDS: Final = 5.0

@@ -25,15 +25,7 @@ from soak.detectors.stalls import StallDetector
 from soak.detectors.struct_pages import StructPages
 from soak.errors import UsageError
 from soak.journal import Level
-from soak.mirror import Mirror
-from soak.model.expectations import parse_release
-from soak.model.known_issues import KNOWN_ISSUES
-from soak.model.vocabulary import RegionKind, Role
-from soak.recycler import Recycler
-from soak.regions import FsDaxRegion
-from soak.regions.fs_dax import first_files
-from soak.reporter import Reporter
-from soak.schema import (
+from soak.ledger.schema import (
     ACCOUNT_COLUMNS,
     CANARY_HOLDER,
     CANARY_INVALIDATOR,
@@ -42,6 +34,14 @@ from soak.schema import (
     account_field,
     judged_field,
 )
+from soak.mirror import Mirror
+from soak.model.expectations import parse_release
+from soak.model.known_issues import KNOWN_ISSUES
+from soak.model.vocabulary import RegionKind, Role
+from soak.recycler import Recycler
+from soak.regions import FsDaxRegion
+from soak.regions.fs_dax import first_files
+from soak.reporter import Reporter
 from soak.stall_watch import StallWatch
 from soak.summary import Summary
 from soak.supervisor import Supervisor
@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     from soak.companion import Companion
     from soak.config.sections import Config
     from soak.journal import Journal
-    from soak.ledger import BlockWriter, Ledger
+    from soak.ledger.memory import BlockWriter, Ledger
     from soak.model.expectations import Release
     from soak.plan import RunPlan
     from soak.regions import Region

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from soak.journal import FileJournal
-    from soak.ledger import BlockWriter
+    from soak.ledger.memory import BlockWriter
     from soak.process.http_probe import ExporterProbe
 
 

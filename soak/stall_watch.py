@@ -15,6 +15,8 @@ from soak.detectors.finding import Finding
 from soak.detectors.tasks import look_at, waits_for_pages
 from soak.detectors.wakeups import judge_probe, probe_pipe, probe_transfer
 from soak.journal import Level
+from soak.ledger.schema import BUCKET_BOUNDS_NS, RECORDER_COLUMNS, RECORDER_LENGTH, STALL_COLUMNS
+from soak.ledger.totals import judged_trials
 from soak.model.known_issues import O_DIRECT_LOST_WAKEUP, REMAPPED_PAGE_STALL
 from soak.model.vocabulary import (
     INVALIDATIONS,
@@ -25,8 +27,6 @@ from soak.model.vocabulary import (
     RegionKind,
     Violation,
 )
-from soak.schema import BUCKET_BOUNDS_NS, RECORDER_COLUMNS, RECORDER_LENGTH, STALL_COLUMNS
-from soak.tally import judged_trials
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from soak.detectors.stalls import Hold, Judgement, Overdue, StallDetector
     from soak.detectors.wakeups import WakeupProbe
     from soak.journal import Journal
-    from soak.ledger import BlockWriter
+    from soak.ledger.memory import BlockWriter
     from soak.model.known_issues import KnownIssue
     from soak.reporter import Reporter
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
-from soak.schema import COUNT_COLUMNS, STALL_COLUMNS, leaks_field
+from soak.ledger.schema import COUNT_COLUMNS, STALL_COLUMNS, leaks_field
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from soak.journal import Journal
-    from soak.ledger import BlockWriter
+    from soak.ledger.memory import BlockWriter
 
 _Path = tuple[str, ...]
 # Always told, with 0 where there was none; what else is 0 is left out.

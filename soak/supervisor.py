@@ -17,10 +17,10 @@ from soak.canaries import FIRST_SECONDS
 from soak.control import CONTINUE, PAUSE, STOP, WORDS, ending_signals
 from soak.jobs import Jobs
 from soak.journal import Level
+from soak.ledger.totals import completed_operations
 from soak.model.vocabulary import Detector, RunState, VerdictWord
 from soak.reporter import REPORT_SECONDS
 from soak.sweeper import FULL_HEADROOM_PPM
-from soak.tally import completed_operations
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from soak.crew import Crew, Death
     from soak.detectors.refusals import RefusalDetector
     from soak.journal import Journal
-    from soak.ledger import BlockWriter
+    from soak.ledger.memory import BlockWriter
     from soak.recycler import Recycler
     from soak.reporter import Reporter
     from soak.stall_watch import StallWatch

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from soak.companion import Companion
 
 if TYPE_CHECKING:
-    from soak.ledger import BlockWriter
+    from soak.ledger.memory import BlockWriter
     from soak.verdict import Judge
 
 

@@ -16,7 +16,7 @@ from soak.detectors.leaks import RegionLeaks
 from soak.detectors.refusals import RefusalDetector
 from soak.detectors.stalls import StallDetector
 from soak.journal import FileJournal, read_journal
-from soak.ledger import Ledger
+from soak.ledger.memory import Ledger
 from soak.plan import make_plan
 from soak.regions import open_regions
 from soak.run import Setting, run_soak

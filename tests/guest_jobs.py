@@ -17,8 +17,8 @@ import schedule
 
 from soak.jobs import Jobs
 from soak.journal import FileJournal
-from soak.ledger import Ledger
-from soak.schema import soak_layout
+from soak.ledger.memory import Ledger
+from soak.ledger.schema import soak_layout
 from tests.guest_support import play
 
 if TYPE_CHECKING:

@@ -21,9 +21,9 @@ from exporter.collector import LedgerCollector
 from soak.control import PLANT, ask
 from soak.lab.cache import Cache, cache_directory
 from soak.lab.kernel_build import built_kernel
-from soak.ledger import LedgerReader
-from soak.ledger_layout import LedgerError
-from soak.schema import SUPERVISOR
+from soak.ledger.layout import LedgerError
+from soak.ledger.memory import LedgerReader
+from soak.ledger.schema import SUPERVISOR
 from soak.verdict import Judge
 from tests.journal_tail import JournalTail
 from tests.patience import MOST_BEATS, LateError, Patience, Signs

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from hypothesis import settings
 
-from soak.ledger import Ledger
+from soak.ledger.memory import Ledger
+from soak.ledger.schema import soak_layout
 from soak.model.vocabulary import RegionKind, Role
-from soak.schema import soak_layout
 from soak.workload.choices import PlannedRegion, plan_workers
 
 if TYPE_CHECKING:

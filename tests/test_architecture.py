@@ -23,7 +23,7 @@ TOO_LONG: set[str] = set()
 
 ABI = "soak.abi"
 WORDS = {"soak.config.sections", "soak.errors", "soak.model.vocabulary"}
-LEDGER = {"soak.ledger", "soak.ledger_layout", "soak.schema", "soak.model.vocabulary"}
+LEDGER = {"soak.ledger.memory", "soak.ledger.layout", "soak.ledger.schema", "soak.model.vocabulary"}
 NOTIFYING = {"soak.process.notify", "soak.process.http_probe", "soak.process.watchdog"}
 
 # What the modules of a part may import of this project, by name or as a whole package. `soak`
@@ -75,9 +75,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "soak.errors": set(),
     "soak.config.listen": {"soak.errors"},
     "soak.log": set(),
-    "soak.ledger": {"soak.errors", "soak.ledger_layout", "soak.files.regular"},
+    "soak.ledger.memory": {"soak.errors", "soak.ledger.layout", "soak.files.regular"},
     "soak.control": {"soak.errors"},
-    "soak.ledger_layout": {"soak.files.bounded_json", "soak.files.printable", "soak.files.regular"},
+    "soak.ledger.layout": {"soak.files.bounded_json", "soak.files.printable", "soak.files.regular"},
     "soak.files.bounded_json": set(),
     "soak.files.printable": set(),
     "soak.files.regular": set(),
@@ -87,7 +87,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("soak.files.regular", "soak.config.toml_text", "soak.model.vocabulary"),
     },
     "soak.config.values": {"soak.config.listen", "soak.model.vocabulary"},
-    "soak.schema": {"soak.ledger_layout", "soak.model.vocabulary"},
+    "soak.ledger.schema": {"soak.ledger.layout", "soak.model.vocabulary"},
     "soak.process.helper": set(),
     "soak.journal": {
         *(ABI, "soak.journal_backlog", "soak.journal_file", "soak.journal_line"),
@@ -103,7 +103,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "soak.process.http_probe": {"soak.errors"},
     "soak.process.watchdog": {"soak.process.notify"},
     "soak.verdict": {"soak.journal_events", "soak.journal_reading", "soak.model.vocabulary"},
-    "soak.model.expectations": {"soak.model.vocabulary", "soak.schema"},
+    "soak.model.expectations": {"soak.model.vocabulary", "soak.ledger.schema"},
     "soak.model.known_issues": {"soak.model.vocabulary", "soak.model.expectations"},
 }
 
@@ -172,7 +172,7 @@ def test_the_program_is_found() -> None:
     assert {"soak", "soak.cli", "soak.abi.btf", "soak.lab.guest", "exporter.server"} <= set(
         modules()
     )
-    assert "soak.ledger_layout" in own(all_imports("soak.schema"))
+    assert "soak.ledger.layout" in own(all_imports("soak.ledger.schema"))
     assert "soak.cli" not in imports_when_loaded("soak.lab.command")
 
 

@@ -21,13 +21,7 @@ from soak.canary_kinds import (
 from soak.clock import SoakClock
 from soak.detectors.refusals import RefusalDetector
 from soak.journal import FileJournal, read_journal
-from soak.model.vocabulary import Detector, VerdictWord
-from soak.process.helper import HelperError
-from soak.process.step_helper import Stepper
-from soak.regions import AnonymousRegion, FsDaxRegion
-from soak.regions.pages import PageSpan
-from soak.reporter import Reporter
-from soak.schema import (
+from soak.ledger.schema import (
     CANARY,
     CANARY_HOLDER,
     CANARY_INVALIDATOR,
@@ -36,6 +30,12 @@ from soak.schema import (
     SUPERVISOR,
     WORKER,
 )
+from soak.model.vocabulary import Detector, VerdictWord
+from soak.process.helper import HelperError
+from soak.process.step_helper import Stepper
+from soak.regions import AnonymousRegion, FsDaxRegion
+from soak.regions.pages import PageSpan
+from soak.reporter import Reporter
 from soak.verdict import judge
 from tests.journal_support import valid_line
 from tests.soak_support import DEADLINE, make_ledger
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from soak.canary_kinds import Differences, Steps
-    from soak.ledger import BlockWriter
+    from soak.ledger.memory import BlockWriter
 
 RELEASE = (6, 12)
 DETECTORS = (Detector.REFUSALS, Detector.STALLS, Detector.LEAKS)

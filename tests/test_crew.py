@@ -14,10 +14,10 @@ import pytest
 
 from soak.crew import Crew, Member, in_flight
 from soak.custody import be_expendable
+from soak.ledger.schema import SUPERVISOR
 from soak.model.vocabulary import Operation, WorkerState
 from soak.process.helper import in_helper
 from soak.process.limits import private_bytes
-from soak.schema import SUPERVISOR
 from soak.workload.worker import FREE, Terms, outcome_columns
 from tests.soak_support import make_ledger, workers
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from soak.crew import Death
-    from soak.ledger import BlockWriter
+    from soak.ledger.memory import BlockWriter
     from soak.workload.choices import Choice
     from soak.workload.worker import Barrier, Operator
 

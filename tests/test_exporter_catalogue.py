@@ -10,7 +10,7 @@ import pytest
 
 from exporter.catalogue import METRICS, PREFIX, Metric, MetricType
 from exporter.collector import LedgerCollector
-from soak.ledger import LedgerReader
+from soak.ledger.memory import LedgerReader
 from soak.model.vocabulary import ProbeResult
 from tests.test_exporter_support import KNOWN_ISSUE, ROOT, make_ledger
 
@@ -21,9 +21,9 @@ ALLOWED = {
     *("prometheus_client", "structlog", "soak.log", "exporter"),
     *(
         "soak",
-        "soak.ledger",
-        "soak.ledger_layout",
-        "soak.schema",
+        "soak.ledger.memory",
+        "soak.ledger.layout",
+        "soak.ledger.schema",
         "soak.model.vocabulary",
         "soak.errors",
     ),

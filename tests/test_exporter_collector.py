@@ -18,8 +18,9 @@ from exporter.collector import LedgerCollector
 from exporter.groups import GROUPS
 from exporter.snapshot import Snapshot
 from soak.lab.request import lab_config
-from soak.ledger import Ledger, LedgerReader
-from soak.ledger_layout import WORD
+from soak.ledger.layout import WORD
+from soak.ledger.memory import Ledger, LedgerReader
+from soak.ledger.schema import BUCKET_BOUNDS_NS, INTERRUPTED_COLUMN, RECORDER_COLUMNS, leaks_field
 from soak.model.vocabulary import (
     INVALIDATIONS,
     SHORT_PINS,
@@ -29,7 +30,6 @@ from soak.model.vocabulary import (
     WorkerState,
 )
 from soak.plan import make_plan
-from soak.schema import BUCKET_BOUNDS_NS, INTERRUPTED_COLUMN, RECORDER_COLUMNS, leaks_field
 from tests.test_exporter_support import (
     KNOWN_ISSUE,
     MAP_FS_DAX,
@@ -45,7 +45,7 @@ from tests.test_exporter_support import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from soak.ledger import BlockWriter
+    from soak.ledger.memory import BlockWriter
 
 SECOND = 1_000_000_000
 MAPPING = {"region": "fs-dax", "interface": "vfio-type1"}

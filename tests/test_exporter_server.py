@@ -20,7 +20,7 @@ from exporter.collector import LedgerCollector
 from exporter.server import MAX_CONNECTIONS, ExporterServer
 from soak.config.listen import parse_listen
 from soak.errors import UsageError
-from soak.ledger import LedgerReader
+from soak.ledger.memory import LedgerReader
 from tests.test_exporter_support import (
     DEADLINE,
     MAP_FS_DAX,

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from soak.ledger import Ledger
+from soak.ledger.memory import Ledger
+from soak.ledger.schema import Cell, soak_layout
 from soak.model.vocabulary import (
     INVALIDATIONS,
     SHORT_PINS,
@@ -26,12 +27,11 @@ from soak.model.vocabulary import (
     RunState,
     VerdictWord,
 )
-from soak.schema import Cell, soak_layout
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from soak.ledger import BlockWriter
+    from soak.ledger.memory import BlockWriter
 
 ROOT = Path(__file__).parents[1]
 DEADLINE = 60.0

@@ -10,7 +10,7 @@ import pytest
 
 from soak.config.sections import SECTIONS, RegionSection, load_config
 from soak.errors import UsageError
-from soak.ledger_layout import MAX_SIZE
+from soak.ledger.layout import MAX_SIZE
 from soak.plan import make_plan
 from tests.fuzz_support import damaged_bytes, fuzz, many_inputs
 from tests.soak_support import KNOWN_ISSUE

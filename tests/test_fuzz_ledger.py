@@ -18,13 +18,13 @@ from exporter.source import LedgerSource
 from soak.config.sections import Config, RegionSection, WorkloadSection
 from soak.errors import UsageError
 from soak.lab.progress import Progress
-from soak.ledger import Ledger, LedgerReader
-from soak.ledger_layout import UNREADABLE, Layout, LedgerError
+from soak.ledger.layout import UNREADABLE, Layout, LedgerError
+from soak.ledger.memory import Ledger, LedgerReader
+from soak.ledger.schema import CANARY, HOST, SUPERVISOR, WORKER
 from soak.model.vocabulary import RegionKind, RunState, VerdictWord, WorkerState
 from soak.plan import make_plan
 from soak.report.live import Reading, make_view
 from soak.report.top import watch
-from soak.schema import CANARY, HOST, SUPERVISOR, WORKER
 from tests.fuzz_support import damaged_bytes, damaged_json, fuzz, many_inputs
 from tests.test_ledger_damage import PREFIX, read_all
 

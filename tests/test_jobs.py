@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 
 from soak.jobs import Jobs
 from soak.journal import FileJournal, read_journal
-from soak.schema import JOBS
+from soak.ledger.schema import JOBS
 from tests.soak_support import DEADLINE, deterministic, make_ledger
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from soak.ledger import BlockWriter
+    from soak.ledger.memory import BlockWriter
 
 SECOND = 1_000_000_000
 

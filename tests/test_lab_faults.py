@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from soak.journal import read_journal
-from soak.ledger import LedgerReader
+from soak.ledger.memory import LedgerReader
 from tests.lab_support import (
     QUICK_KERNEL,
     LabProcess,

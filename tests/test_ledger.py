@@ -14,8 +14,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from soak.ledger import BlockWriter, Ledger, LedgerReader
-from soak.ledger_layout import MAX_BLOCK, MAX_HEADER, WORD, Block, Field, Layout
+from soak.ledger.layout import MAX_BLOCK, MAX_HEADER, WORD, Block, Field, Layout
+from soak.ledger.memory import BlockWriter, Ledger, LedgerReader
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -25,15 +25,15 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from soak.ledger import Ledger, LedgerReader
-from soak.ledger_layout import WORD, Block, Field, Layout
+from soak.ledger.layout import WORD, Block, Field, Layout
+from soak.ledger.memory import Ledger, LedgerReader
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
     from multiprocessing.connection import Connection
     from multiprocessing.context import SpawnProcess
 
-    from soak.ledger import BlockSnapshot
+    from soak.ledger.memory import BlockSnapshot
 
 READING_SECONDS = 30.0
 DEADLINE_SECONDS = 2 * READING_SECONDS

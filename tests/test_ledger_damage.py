@@ -16,8 +16,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from soak.ledger import Ledger, LedgerReader
-from soak.ledger_layout import FORMAT, MAGIC, Block, Field, Layout, LedgerError
+from soak.ledger.layout import FORMAT, MAGIC, Block, Field, Layout, LedgerError
+from soak.ledger.memory import Ledger, LedgerReader
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -10,10 +10,10 @@ import pytest
 from soak import rundir
 from soak.custody import FAILED, FORGOTTEN, RESTORED
 from soak.journal import FileJournal, Level
-from soak.ledger import LedgerReader
+from soak.ledger.memory import LedgerReader
+from soak.ledger.schema import NO_KNOWN_ISSUE, SUPERVISOR
 from soak.ledger_store import LedgerStore, bring_home
 from soak.model.vocabulary import Violation
-from soak.schema import NO_KNOWN_ISSUE, SUPERVISOR
 from tests.journal_support import valid_fields
 from tests.soak_support import make_ledger
 

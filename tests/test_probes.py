@@ -11,7 +11,8 @@ from exporter.collector import LedgerCollector
 from soak.detectors.finding import Finding
 from soak.detectors.wakeups import WakeupProbe, judge_probe
 from soak.journal import Level
-from soak.ledger import LedgerReader
+from soak.ledger.memory import LedgerReader
+from soak.ledger.schema import NO_KNOWN_ISSUE
 from soak.model.vocabulary import (
     Interface,
     Operation,
@@ -21,7 +22,6 @@ from soak.model.vocabulary import (
     Violation,
 )
 from soak.reporter import Reporter
-from soak.schema import NO_KNOWN_ISSUE
 from soak.verdict import judge
 from tests.soak_support import KNOWN_ISSUE, make_ledger
 from tests.test_verdict import BOOTED, ENDED, STARTED, Event, lines, sample, violation

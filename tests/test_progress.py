@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from soak.lab.progress import Progress
-from soak.ledger import BlockWriter, LedgerReader
+from soak.ledger.memory import BlockWriter, LedgerReader
 from tests.soak_support import make_ledger
 
 if TYPE_CHECKING:

@@ -13,13 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from soak.detectors.refusals import RefusalDetector
+from soak.ledger.schema import COUNT_COLUMNS, RECORDER_COLUMNS, RECORDER_LENGTH, Cell, judged_field
 from soak.model.expectations import EXPECTATIONS, expected, parse_release
 from soak.model.vocabulary import ERRNOS, Interface, Operation, RegionKind, Violation
-from soak.schema import COUNT_COLUMNS, RECORDER_COLUMNS, RECORDER_LENGTH, Cell, judged_field
 from tests.soak_support import deterministic, make_ledger
 
 if TYPE_CHECKING:
-    from soak.ledger import BlockWriter
+    from soak.ledger.memory import BlockWriter
 
 RELEASE = (6, 12)
 DEVICE, FS = "map device-dax vfio-type1", "map fs-dax vfio-type1"

@@ -23,8 +23,8 @@ from soak.files.regular import (
 from soak.journal import FileJournal
 from soak.journal_reading import read_journal
 from soak.lab.boot_image import boot_image_release
-from soak.ledger import Ledger, LedgerReader
-from soak.ledger_layout import LedgerError
+from soak.ledger.layout import LedgerError
+from soak.ledger.memory import Ledger, LedgerReader
 from soak.report.top import watch
 from tests.soak_support import make_ledger
 

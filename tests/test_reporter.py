@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from soak import reporter as reporter_module
 from soak.detectors.finding import Finding
 from soak.journal import Level
+from soak.ledger.schema import NO_KNOWN_ISSUE
 from soak.model.vocabulary import Interface, Operation, RegionKind, Violation
 from soak.reporter import Reporter
-from soak.schema import NO_KNOWN_ISSUE
 from tests.soak_support import KNOWN_ISSUE, deterministic, make_ledger
 
 if TYPE_CHECKING:
-    from soak.ledger import BlockWriter
+    from soak.ledger.memory import BlockWriter
 
 FOREVER = float("inf")
 

@@ -13,15 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from soak.detectors.stalls import Judgement, Overdue, StallDetector
-from soak.ledger import BlockWriter, Ledger
-from soak.model.vocabulary import INVALIDATIONS, SHORT_PINS, Interface, Operation, Violation
-from soak.schema import (
+from soak.ledger.memory import BlockWriter, Ledger
+from soak.ledger.schema import (
     HOLD_COLUMNS,
     HOLDS_LENGTH,
     RECORDER_COLUMNS,
     RECORDER_LENGTH,
     soak_layout,
 )
+from soak.model.vocabulary import INVALIDATIONS, SHORT_PINS, Interface, Operation, Violation
 from soak.workload.choices import plan_workers
 from tests.soak_support import REGIONS, deterministic
 

@@ -19,9 +19,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from soak.ledger import Ledger, LedgerReader
-from soak.model.vocabulary import ERRNOS, OTHER_ERRNO, RegionKind, Role, errno_name
-from soak.schema import (
+from soak.ledger.memory import Ledger, LedgerReader
+from soak.ledger.schema import (
     BUCKET_BOUNDS_NS,
     COUNT_COLUMNS,
     RECORDER_COLUMNS,
@@ -29,6 +28,7 @@ from soak.schema import (
     RUN_WORD,
     STOP_WORD,
 )
+from soak.model.vocabulary import ERRNOS, OTHER_ERRNO, RegionKind, Role, errno_name
 from soak.workload.choices import Choice
 from soak.workload.worker import SKIPPED, outcome_columns, work
 from tests.soak_support import DEADLINE, deterministic, make_ledger, workers
@@ -36,7 +36,7 @@ from tests.soak_support import DEADLINE, deterministic, make_ledger, workers
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from soak.ledger import BlockSnapshot
+    from soak.ledger.memory import BlockSnapshot
     from soak.workload.choices import WorkerPlan
 
 RELEASE = (6, 12)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from soak.bench.series import Timed
-    from soak.ledger import BlockWriter
+    from soak.ledger.memory import BlockWriter
     from soak.model.expectations import Release
     from soak.workload.choices import WorkerPlan
     from soak.workload.mapper import Mapper

@@ -17,12 +17,12 @@ from soak.bench.series import MEASURED, Series, take_turns
 from soak.custody import Custody
 from soak.detectors.struct_pages import StructPages
 from soak.journal import Level, PortJournal
+from soak.ledger.schema import SUPERVISOR
 from soak.mirror import place_ledger
 from soak.model.expectations import parse_release
 from soak.model.vocabulary import RegionKind, Role
 from soak.plan import make_plan
 from soak.preparation import RegionFiles, taken
-from soak.schema import SUPERVISOR
 from soak.workload.mapper import Mapper
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from soak.bench.series import Prepare, Timed
     from soak.config.sections import Config
-    from soak.ledger import Ledger
+    from soak.ledger.memory import Ledger
     from soak.mirror import Mirror
     from soak.regions import Region
     from soak.regions.pages import PageSpan

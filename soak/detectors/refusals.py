@@ -10,9 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from soak.detectors.finding import Finding
-from soak.model.expectations import expected
-from soak.model.vocabulary import ERRNOS, Violation, errno_name
-from soak.schema import (
+from soak.ledger.schema import (
     CANARY,
     COUNT_COLUMNS,
     DONE_COLUMN,
@@ -21,11 +19,13 @@ from soak.schema import (
     RECORDER_LENGTH,
     Cell,
 )
+from soak.model.expectations import expected
+from soak.model.vocabulary import ERRNOS, Violation, errno_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from soak.ledger import BlockWriter
+    from soak.ledger.memory import BlockWriter
     from soak.model.expectations import Expectation, Release
 
 _EVIDENCE_LINES: Final = 5

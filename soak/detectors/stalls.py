@@ -12,6 +12,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from soak.detectors.tasks import hangs_in_kernel, sleeps_for_pages
+from soak.ledger.schema import (
+    CANARY,
+    HOLD_COLUMNS,
+    HOLDS_LENGTH,
+    RECORDER_COLUMNS,
+    RECORDER_LENGTH,
+    Cell,
+)
 from soak.model.expectations import expected
 from soak.model.vocabulary import (
     INVALIDATIONS,
@@ -23,19 +31,11 @@ from soak.model.vocabulary import (
     Role,
     Violation,
 )
-from soak.schema import (
-    CANARY,
-    HOLD_COLUMNS,
-    HOLDS_LENGTH,
-    RECORDER_COLUMNS,
-    RECORDER_LENGTH,
-    Cell,
-)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-    from soak.ledger import BlockWriter
+    from soak.ledger.memory import BlockWriter
     from soak.model.expectations import Release
 
 _REMEMBERED_HOLDS: Final = 2 * HOLDS_LENGTH

@@ -27,7 +27,7 @@ from soak.lab.kernels import check_kernel
 from soak.lab.progress import Progress
 from soak.lab.request import LabRequest, lab_config
 from soak.lab.toolchain import missing, refuse_without
-from soak.ledger import LedgerReader
+from soak.ledger.memory import LedgerReader
 from soak.model.exit_codes import INTERRUPTED
 from soak.plan import with_overrides
 

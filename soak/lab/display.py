@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from soak.schema import SUPERVISOR, WORKER
+from soak.ledger.schema import SUPERVISOR, WORKER
 
 if TYPE_CHECKING:
     from soak.lab.progress import Progress
     from soak.lab.request import LabRequest
-    from soak.ledger import LedgerReader
+    from soak.ledger.memory import LedgerReader
 
 _NANOSECONDS = 1_000_000_000
 

@@ -34,11 +34,11 @@ from soak.lab.request import LabRequest, namespaces
 from soak.lab.scratch import CRASH_STORE_SIZE, Scratch
 from soak.lab.signs_of_life import BEAT_SECONDS, Life, SignsOfLife
 from soak.lab.vm import VirtualMachine, signal_name
-from soak.ledger import Ledger, LedgerReader
+from soak.ledger.memory import Ledger, LedgerReader
+from soak.ledger.schema import HOST, SUPERVISOR, WORKER
+from soak.ledger.totals import completed_operations, judged_trials
 from soak.model.vocabulary import RunState, VerdictWord
 from soak.plan import make_plan
-from soak.schema import HOST, SUPERVISOR, WORKER
-from soak.tally import completed_operations, judged_trials
 from soak.verdict import Judge, Verdict, lost_machine_event
 
 if TYPE_CHECKING:

@@ -9,9 +9,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
 from soak.files.printable import printable
-from soak.model.vocabulary import Level, Operation, Violation
-from soak.process.output import put
-from soak.schema import (
+from soak.ledger.schema import (
     COUNT_COLUMNS,
     FAILED_COLUMN,
     NO_KNOWN_ISSUE,
@@ -20,9 +18,11 @@ from soak.schema import (
     WORKER,
     Cell,
 )
+from soak.model.vocabulary import Level, Operation, Violation
+from soak.process.output import put
 
 if TYPE_CHECKING:
-    from soak.ledger import LedgerReader
+    from soak.ledger.memory import LedgerReader
 
 _PLAIN_SECONDS: Final = 10.0
 # Filling lines takes time that grows with the square of a sentence, which a guest may have sent.

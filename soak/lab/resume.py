@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from soak import rundir
 from soak.config.sections import load_config
 from soak.errors import UsageError
-from soak.ledger import LedgerReader
-from soak.ledger_layout import LedgerError
+from soak.ledger.layout import LedgerError
+from soak.ledger.memory import LedgerReader
 from soak.rundir import RunDirectory
 from soak.unfinished import Story
 

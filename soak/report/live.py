@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Final
 
-from soak.model.vocabulary import Outcome, RunState, VerdictWord, Violation, WorkerState
-from soak.schema import (
+from soak.ledger.schema import (
     HOST,
     NO_KNOWN_ISSUE,
     RECORDER_COLUMNS,
@@ -17,11 +16,12 @@ from soak.schema import (
     Cell,
     leaks_field,
 )
+from soak.model.vocabulary import Outcome, RunState, VerdictWord, Violation, WorkerState
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from soak.ledger import BlockSnapshot, LedgerReader
+    from soak.ledger.memory import BlockSnapshot, LedgerReader
 
 NANOSECONDS: Final = 1_000_000_000
 # As the exporter has it: a supervisor beats ten times a second.
@@ -82,7 +82,7 @@ class Worker:
 class Reading:
     """All blocks of a ledger at about one moment.
 
-    A ledger that is damaged or of another version raises one of `UNREADABLE` in `soak.ledger_layout`,
+    A ledger that is damaged or of another version raises one of `UNREADABLE` in `soak.ledger.layout`,
     here or where a view is made of it.
     """
 

@@ -20,8 +20,8 @@ from rich.live import Live
 from soak.errors import UsageError, why
 from soak.files.bounded_json import parse_json
 from soak.files.regular import read_regular
-from soak.ledger import LedgerReader
-from soak.ledger_layout import UNREADABLE, LedgerError
+from soak.ledger.layout import UNREADABLE, LedgerError
+from soak.ledger.memory import LedgerReader
 from soak.model.vocabulary import VerdictWord
 from soak.report.live import HEARTBEAT_LIMIT_NS, NANOSECONDS, Reading, View, make_view
 from soak.report.live_text import Conclusion, Cropped, draw

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 from soak.abi.vfio import DMA_MAP_FLAG_READ, DMA_MAP_FLAG_WRITE
 from soak.errors import UsageError
+from soak.ledger.schema import Cell
 from soak.model.vocabulary import INVALIDATIONS, Interface, Operation, RegionKind, Role
 from soak.regions.fs_dax import FILE_SIZE
 from soak.regions.pages import PAGE_SIZE
-from soak.schema import Cell
 from soak.workload.methods import COPY, METHODS, PIPE, REPEATED, TRANSFER, Method, available
 from soak.workload.trials import TrialPlan
 

@@ -20,9 +20,9 @@ from soak.abi.transfer import (
     write_from,
 )
 from soak.disks import DATA_OFFSET
+from soak.ledger.schema import HOLD_COLUMNS, HOLDS_LENGTH
 from soak.model.vocabulary import SHORT_PINS, Backing, Interface
 from soak.regions.fs_dax import TRIAL_FILE_SIZE
-from soak.schema import HOLD_COLUMNS, HOLDS_LENGTH
 from soak.workload.methods import (
     BLOCKING,
     COPY,
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from soak.ledger import BlockWriter
+    from soak.ledger.memory import BlockWriter
     from soak.workload.choices import Choice
 
 _POLL_SECONDS: Final = 0.001

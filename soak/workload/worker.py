@@ -16,10 +16,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
 
 from soak.abi.libc import die_with_parent
-from soak.ledger_layout import WORD
-from soak.model.expectations import expected
-from soak.model.vocabulary import ERRNO_COLUMN, ERRNOS, WorkerState
-from soak.schema import (
+from soak.ledger.layout import WORD
+from soak.ledger.schema import (
     BUCKET_BOUNDS_NS,
     COUNT_COLUMNS,
     DONE_COLUMN,
@@ -31,14 +29,16 @@ from soak.schema import (
     RUN_WORD,
     STOP_WORD,
 )
+from soak.model.expectations import expected
+from soak.model.vocabulary import ERRNO_COLUMN, ERRNOS, WorkerState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from soak.ledger import BlockWriter
+    from soak.ledger.memory import BlockWriter
+    from soak.ledger.schema import Cell
     from soak.model.expectations import Release
     from soak.model.vocabulary import Operation
-    from soak.schema import Cell
     from soak.workload.choices import Choice
 
 # Frees a call that is stuck: the handler does nothing, and the call returns EINTR.

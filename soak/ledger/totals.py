@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from soak.ledger.schema import COUNT_COLUMNS, INTERRUPTED_COLUMN
 from soak.model.vocabulary import RegionKind
-from soak.schema import COUNT_COLUMNS, INTERRUPTED_COLUMN
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

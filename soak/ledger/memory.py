@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 from soak.errors import UsageError
 from soak.files.regular import open_regular
-from soak.ledger_layout import MAX_HEADER, MIRROR_WORD, WORD, Block, Layout, LedgerError
+from soak.ledger.layout import MAX_HEADER, MIRROR_WORD, WORD, Block, Layout, LedgerError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence

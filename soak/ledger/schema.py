@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from soak.ledger_layout import Block, Field, Layout
+from soak.ledger.layout import Block, Field, Layout
 from soak.model.vocabulary import (
     ERRNOS,
     INVALIDATIONS,

@@ -1,0 +1,1 @@
+"""The ledger: counters and states of a run in shared memory."""
