@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from soak.canary_kinds import Attempt, WedgedHelperError
-from soak.journal import Level
+from soak.journal.writer import Level
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from soak.canary_kinds import Canary, Differences, Result, Steps
-    from soak.journal import Journal
+    from soak.journal.writer import Journal
     from soak.ledger.memory import BlockWriter
     from soak.reporter import Reporter
 

@@ -226,7 +226,7 @@ def _top(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from soak.journal_reading import read_given_journal
+    from soak.journal.reading import read_given_journal
     from soak.report.text import text_report
     from soak.rundir import JOURNAL, find_run
     from soak.verdict import judge

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from soak.abi.pstore import crash_records
-from soak.journal import Level
+from soak.journal.writer import Level
 from soak.verdict import lost_machine_event
 
 if TYPE_CHECKING:
-    from soak.journal import Journal
+    from soak.journal.writer import Journal
     from soak.ledger.memory import BlockWriter
 
 _TAIL_LINES: Final = 60

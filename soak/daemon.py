@@ -16,7 +16,7 @@ from soak.control import ending_signals
 from soak.custody import Custody, be_spared
 from soak.errors import UsageError
 from soak.exporter_process import ExporterKeeper, ExporterProcess
-from soak.journal import FileJournal, read_journal
+from soak.journal.writer import FileJournal, read_journal
 from soak.ledger.schema import SUPERVISOR
 from soak.ledger_store import LedgerStore, bring_home
 from soak.log import configure, log_event

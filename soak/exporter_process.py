@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Final
 
 from soak.companion import Companion
 from soak.errors import UsageError
-from soak.journal import Level
+from soak.journal.writer import Level
 
 if TYPE_CHECKING:
-    from soak.journal import Journal
+    from soak.journal.writer import Journal
 
 # Where this program is, which may not be where Python looks by itself.
 _PROGRAM: Final = str(Path(__file__).parents[1])

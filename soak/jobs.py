@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import schedule
 
-from soak.journal import Level
+from soak.journal.writer import Level
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from soak.journal import Journal
+    from soak.journal.writer import Journal
     from soak.ledger.memory import BlockWriter
 
 DAY_SECONDS: Final = 86_400.0

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Final
 from soak.companion import Companion
 from soak.custody import FAILED, FORGOTTEN, RESTORED, Settled
 from soak.errors import UsageError
-from soak.journal import Level, read_journal
-from soak.journal_events import understood
+from soak.journal.events import understood
+from soak.journal.writer import Level, read_journal
 from soak.ledger.memory import Ledger
 from soak.ledger.schema import NO_KNOWN_ISSUE, SUPERVISOR, leaks_field
 from soak.model.vocabulary import Violation
@@ -25,7 +25,7 @@ from soak.rundir import JOURNAL, LEDGER, write_whole
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from soak.journal import FileJournal
+    from soak.journal.writer import FileJournal
     from soak.ledger.layout import Layout
     from soak.ledger.memory import BlockWriter
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from soak.custody import Demand, raise_limits
 from soak.disks import mark_disks
-from soak.journal import Level
+from soak.journal.writer import Level
 from soak.regions import open_regions
 from soak.regions.fs_dax import file_count
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from soak.config.sections import Config
     from soak.custody import Custody, Settled
-    from soak.journal import Journal
+    from soak.journal.writer import Journal
 
 _DRIVER: Final = "vfio-pci"
 

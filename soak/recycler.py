@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from soak.journal import Level
+from soak.journal.writer import Level
 from soak.model.vocabulary import Role
 from soak.process.helper import HelperError, in_helper
 from soak.regions import DeviceDaxRegion
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from soak.crew import Crew, Member
     from soak.detectors.leaks import RegionLeaks
-    from soak.journal import Journal
+    from soak.journal.writer import Journal
     from soak.ledger.memory import BlockWriter
     from soak.model.expectations import Release
     from soak.sweeper import Sweeper

@@ -12,13 +12,13 @@ from collections import defaultdict
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
-from soak.journal import Level
+from soak.journal.writer import Level
 from soak.ledger.schema import NO_KNOWN_ISSUE
 from soak.model.vocabulary import ProbeResult, Violation
 
 if TYPE_CHECKING:
     from soak.detectors.finding import Finding
-    from soak.journal import Journal
+    from soak.journal.writer import Journal
     from soak.ledger.memory import BlockWriter
 
 

@@ -24,7 +24,7 @@ from soak.detectors.refusals import RefusalDetector
 from soak.detectors.stalls import StallDetector
 from soak.detectors.struct_pages import StructPages
 from soak.errors import UsageError
-from soak.journal import Level
+from soak.journal.writer import Level
 from soak.ledger.schema import (
     ACCOUNT_COLUMNS,
     CANARY_HOLDER,
@@ -58,7 +58,7 @@ if TYPE_CHECKING:
 
     from soak.companion import Companion
     from soak.config.sections import Config
-    from soak.journal import Journal
+    from soak.journal.writer import Journal
     from soak.ledger.memory import BlockWriter, Ledger
     from soak.model.expectations import Release
     from soak.plan import RunPlan

@@ -16,7 +16,7 @@ from soak.errors import UsageError, why
 from soak.files.own_directory import check_private, check_way, open_own
 from soak.files.process_lock import LockedError, ProcessLock
 from soak.files.user_directories import user_directory
-from soak.journal_reading import has_begun, journal_exists
+from soak.journal.reading import has_begun, journal_exists
 
 if TYPE_CHECKING:
     from typing import Self

@@ -11,7 +11,7 @@ from soak.process.watchdog import Watchdog
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from soak.journal import FileJournal
+    from soak.journal.writer import FileJournal
     from soak.ledger.memory import BlockWriter
     from soak.process.http_probe import ExporterProbe
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from soak.detectors.finding import Finding
 from soak.detectors.tasks import look_at, waits_for_pages
 from soak.detectors.wakeups import judge_probe, probe_pipe, probe_transfer
-from soak.journal import Level
+from soak.journal.writer import Level
 from soak.ledger.schema import BUCKET_BOUNDS_NS, RECORDER_COLUMNS, RECORDER_LENGTH, STALL_COLUMNS
 from soak.ledger.totals import judged_trials
 from soak.model.known_issues import O_DIRECT_LOST_WAKEUP, REMAPPED_PAGE_STALL
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from soak.crew import Crew, Member
     from soak.detectors.stalls import Hold, Judgement, Overdue, StallDetector
     from soak.detectors.wakeups import WakeupProbe
-    from soak.journal import Journal
+    from soak.journal.writer import Journal
     from soak.ledger.memory import BlockWriter
     from soak.model.known_issues import KnownIssue
     from soak.reporter import Reporter

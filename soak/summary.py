@@ -10,7 +10,7 @@ from soak.ledger.schema import COUNT_COLUMNS, STALL_COLUMNS, leaks_field
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from soak.journal import Journal
+    from soak.journal.writer import Journal
     from soak.ledger.memory import BlockWriter
 
 _Path = tuple[str, ...]

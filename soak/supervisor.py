@@ -16,7 +16,7 @@ from soak.abi.procfs import boot_id, foll_pins, kernel_release, locked_and_pinne
 from soak.canaries import FIRST_SECONDS
 from soak.control import CONTINUE, PAUSE, STOP, WORDS, ending_signals
 from soak.jobs import Jobs
-from soak.journal import Level
+from soak.journal.writer import Level
 from soak.ledger.totals import completed_operations
 from soak.model.vocabulary import Detector, RunState, VerdictWord
 from soak.reporter import REPORT_SECONDS
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from soak.control import ControlSocket
     from soak.crew import Crew, Death
     from soak.detectors.refusals import RefusalDetector
-    from soak.journal import Journal
+    from soak.journal.writer import Journal
     from soak.ledger.memory import BlockWriter
     from soak.recycler import Recycler
     from soak.reporter import Reporter

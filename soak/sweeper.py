@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from soak.detectors.finding import Finding
 from soak.detectors.leaks import REFCOUNT_LIMIT, Held
-from soak.journal import Level
+from soak.journal.writer import Level
 from soak.ledger.schema import ACCOUNT_COLUMNS, NO_KNOWN_ISSUE, account_field, leaks_field
 from soak.model.known_issues import TYPE1_DEVICE_DAX_LEAK
 from soak.model.vocabulary import Interface, Operation, ProbeResult, Violation
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from soak.crew import Crew
     from soak.detectors.leaks import Measurement, PinProbe, RegionLeaks
-    from soak.journal import Journal
+    from soak.journal.writer import Journal
     from soak.ledger.memory import BlockWriter
     from soak.reporter import Reporter
 

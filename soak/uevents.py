@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any, Final
 from soak.abi.libc import die_with_parent
 from soak.abi.netlink import uevents
 from soak.companion import Companion
-from soak.journal import Level
+from soak.journal.writer import Level
 from soak.regions import DeviceDaxRegion, FsDaxRegion
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from soak.journal import Journal
+    from soak.journal.writer import Journal
     from soak.regions import Region
 
 _CHUNK: Final = 65536

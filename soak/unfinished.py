@@ -10,8 +10,8 @@ import tomli_w
 from soak import rundir
 from soak.config.sections import load_config
 from soak.errors import UsageError
-from soak.journal_events import understood
-from soak.journal_reading import journal_exists, read_given_journal
+from soak.journal.events import understood
+from soak.journal.reading import journal_exists, read_given_journal
 from soak.rundir import RunDirectory
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from soak.journal_events import complaint
-from soak.journal_reading import DAMAGED, UNFINISHED
+from soak.journal.events import complaint
+from soak.journal.reading import DAMAGED, UNFINISHED
 from soak.model.vocabulary import Level, ProbeResult, VerdictWord, Violation
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from soak.journal import FileJournal, Level, read_journal
+from soak.journal.writer import FileJournal, Level, read_journal
 
 LINES = 40
 VIOLATIONS = 25

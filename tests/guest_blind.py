@@ -15,7 +15,7 @@ from soak.config.sections import parse_config
 from soak.detectors.leaks import RegionLeaks
 from soak.detectors.refusals import RefusalDetector
 from soak.detectors.stalls import StallDetector
-from soak.journal import FileJournal, read_journal
+from soak.journal.writer import FileJournal, read_journal
 from soak.ledger.memory import Ledger
 from soak.plan import make_plan
 from soak.regions import open_regions

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 import schedule
 
 from soak.jobs import Jobs
-from soak.journal import FileJournal
+from soak.journal.writer import FileJournal
 from soak.ledger.memory import Ledger
 from soak.ledger.schema import soak_layout
 from tests.guest_support import play

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from soak.journal_events import EVENTS
+from soak.journal.events import EVENTS
 from soak.model.vocabulary import Level
 
 BOOT: Final = "11111111-1111-1111-1111-111111111111"

@@ -20,7 +20,7 @@ from soak.canary_kinds import (
 )
 from soak.clock import SoakClock
 from soak.detectors.refusals import RefusalDetector
-from soak.journal import FileJournal, read_journal
+from soak.journal.writer import FileJournal, read_journal
 from soak.ledger.schema import (
     CANARY,
     CANARY_HOLDER,

@@ -19,7 +19,7 @@ import pytest
 from soak import rundir
 from soak.errors import UsageError
 from soak.exporter_process import ExporterKeeper, ExporterProcess
-from soak.journal import FileJournal, read_journal
+from soak.journal.writer import FileJournal, read_journal
 from tests.soak_support import DEADLINE
 from tests.test_exporter_support import eventually, make_ledger
 

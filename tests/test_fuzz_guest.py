@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from soak.journal import FileJournal, Level, read_journal
-from soak.journal_events import EVENTS, complaint
+from soak.journal.events import EVENTS, complaint
+from soak.journal.writer import FileJournal, Level, read_journal
 from soak.lab import protocol
 from soak.lab.progress import EventLines, Progress
 from soak.model.vocabulary import VerdictWord

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from soak.journal_events import complaint
-from soak.journal_line import LineError, decode_line, encode_line
-from soak.journal_reading import DAMAGED, UNFINISHED, read_journal
+from soak.journal.events import complaint
+from soak.journal.line import LineError, decode_line, encode_line
+from soak.journal.reading import DAMAGED, UNFINISHED, read_journal
 from soak.model.vocabulary import VerdictWord
 from soak.report.text import text_report
 from soak.rundir import JOURNAL

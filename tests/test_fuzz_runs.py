@@ -22,7 +22,7 @@ from soak import rundir
 from soak.cli import main
 from soak.config.sections import Config
 from soak.errors import UsageError
-from soak.journal import FileJournal
+from soak.journal.writer import FileJournal
 from soak.lab.resume import past_run
 from soak.model.vocabulary import VerdictWord
 from soak.unfinished import choose_run

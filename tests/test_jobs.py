@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from soak.jobs import Jobs
-from soak.journal import FileJournal, read_journal
+from soak.journal.writer import FileJournal, read_journal
 from soak.ledger.schema import JOBS
 from tests.soak_support import DEADLINE, deterministic, make_ledger
 

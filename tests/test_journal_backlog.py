@@ -19,8 +19,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule
 
-from soak.journal import OWN_EVENTS, FileJournal, Level, read_journal
-from soak.journal_reading import DAMAGED, UNFINISHED
+from soak.journal.reading import DAMAGED, UNFINISHED
+from soak.journal.writer import OWN_EVENTS, FileJournal, Level, read_journal
 from soak.process.helper import in_helper
 from tests import full_disk
 from tests.script_support import run_script

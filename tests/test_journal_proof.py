@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 import soak
 from soak.cli import main
-from soak.journal import FileJournal, Level, read_journal
-from soak.journal_events import EVENTS, complaint
-from soak.journal_line import MAX_NUMBER, CutLineError, LineError, decode_line, encode_line
+from soak.journal.events import EVENTS, complaint
+from soak.journal.line import MAX_NUMBER, CutLineError, LineError, decode_line, encode_line
+from soak.journal.writer import FileJournal, Level, read_journal
 from soak.model.vocabulary import VerdictWord
 from soak.verdict import judge
 from tests.journal_support import valid_fields, valid_line

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from soak.journal import read_journal
+from soak.journal.writer import read_journal
 from soak.ledger.memory import LedgerReader
 from tests.lab_support import (
     QUICK_KERNEL,

@@ -15,7 +15,7 @@ import pytest
 
 from soak.cli import main
 from soak.control import CONTINUE, PAUSE, STOP, Question
-from soak.journal import read_journal
+from soak.journal.writer import read_journal
 from soak.lab import host, protocol
 from soak.lab.cache import Cache, cache_directory
 from soak.lab.image import GuestRoot

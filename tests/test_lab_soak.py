@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from soak.journal import read_journal
+from soak.journal.writer import read_journal
 from soak.verdict import judge
 from tests.lab_support import (
     ROOT,

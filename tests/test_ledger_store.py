@@ -9,7 +9,7 @@ import pytest
 
 from soak import rundir
 from soak.custody import FAILED, FORGOTTEN, RESTORED
-from soak.journal import FileJournal, Level
+from soak.journal.writer import FileJournal, Level
 from soak.ledger.memory import LedgerReader
 from soak.ledger.schema import NO_KNOWN_ISSUE, SUPERVISOR
 from soak.ledger_store import LedgerStore, bring_home

@@ -10,8 +10,8 @@ import pytest
 
 from soak.cli import main
 from soak.files.printable import printable
-from soak.journal import FileJournal
-from soak.journal_line import encode_line
+from soak.journal.line import encode_line
+from soak.journal.writer import FileJournal
 from tests.journal_support import valid_line
 from tests.lab_support import ROOT
 from tests.soak_support import DEADLINE

@@ -10,7 +10,7 @@ import pytest
 from exporter.collector import LedgerCollector
 from soak.detectors.finding import Finding
 from soak.detectors.wakeups import WakeupProbe, judge_probe
-from soak.journal import Level
+from soak.journal.writer import Level
 from soak.ledger.memory import LedgerReader
 from soak.ledger.schema import NO_KNOWN_ISSUE
 from soak.model.vocabulary import (

@@ -20,8 +20,8 @@ from soak.files.regular import (
     open_to_read,
     read_regular,
 )
-from soak.journal import FileJournal
-from soak.journal_reading import read_journal
+from soak.journal.reading import read_journal
+from soak.journal.writer import FileJournal
 from soak.lab.boot_image import boot_image_release
 from soak.ledger.layout import LedgerError
 from soak.ledger.memory import Ledger, LedgerReader

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from soak import reporter as reporter_module
 from soak.detectors.finding import Finding
-from soak.journal import Level
+from soak.journal.writer import Level
 from soak.ledger.schema import NO_KNOWN_ISSUE
 from soak.model.vocabulary import Interface, Operation, RegionKind, Violation
 from soak.reporter import Reporter

@@ -12,7 +12,7 @@ import pytest
 
 from soak import rundir
 from soak.errors import UsageError
-from soak.journal import FileJournal
+from soak.journal.writer import FileJournal
 from soak.rundir import RunDirectory
 from tests.journal_support import valid_fields
 from tests.test_cli import left_behind

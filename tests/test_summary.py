@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from soak.journal import FileJournal, read_journal
+from soak.journal.writer import FileJournal, read_journal
 from soak.ledger.schema import SUPERVISOR, leaks_field
 from soak.summary import Summary
 from tests.soak_support import KNOWN_ISSUE, make_ledger

@@ -7,7 +7,7 @@ import resource
 import signal
 from pathlib import Path
 
-from soak.journal import FileJournal, read_journal
+from soak.journal.writer import FileJournal, read_journal
 from soak.process.helper import in_helper
 from soak.uevents import UeventWatch
 from tests.soak_support import DEADLINE

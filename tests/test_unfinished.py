@@ -9,7 +9,7 @@ import pytest
 from soak import rundir
 from soak.config.sections import Config, RunSection
 from soak.errors import UsageError
-from soak.journal import FileJournal
+from soak.journal.writer import FileJournal
 from soak.unfinished import choose_run
 from tests.journal_support import valid_fields
 

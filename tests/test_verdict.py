@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from soak.cli import main
-from soak.journal import FileJournal, Level, read_journal
+from soak.journal.writer import FileJournal, Level, read_journal
 from soak.model.vocabulary import VerdictWord, Violation
 from soak.report.text import text_report
 from soak.verdict import (

@@ -16,7 +16,7 @@ from soak.bench.contenders import LENGTH, LIBRARY, REFERENCES, Contenders, Subje
 from soak.bench.series import MEASURED, Series, take_turns
 from soak.custody import Custody
 from soak.detectors.struct_pages import StructPages
-from soak.journal import Level, PortJournal
+from soak.journal.writer import Level, PortJournal
 from soak.ledger.schema import SUPERVISOR
 from soak.mirror import place_ledger
 from soak.model.expectations import parse_release

@@ -27,7 +27,7 @@ from soak.custody.modules import MODULES, is_there
 from soak.custody.record import Record, sync_directory
 from soak.custody.sysctls import Demand, Span, wanted_values
 from soak.errors import UsageError
-from soak.journal import Level
+from soak.journal.writer import Level
 from soak.process.helper import HelperError, in_helper
 
 if TYPE_CHECKING:

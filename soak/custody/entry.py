@@ -13,7 +13,7 @@ from soak.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from soak.journal import Level
+    from soak.journal.writer import Level
 
 # What an entry knows: what was found before, and what was wanted. JSON values.
 Facts = dict[str, Any]

@@ -18,8 +18,8 @@ from soak.bench.contenders import LIBRARY
 from soak.bench.report import Bench, Scrape, json_report, text_report
 from soak.bench.series import MEASURED, Series
 from soak.errors import UsageError
-from soak.journal import read_journal
-from soak.journal_events import understood
+from soak.journal.events import understood
+from soak.journal.writer import read_journal
 from soak.lab.boot import DEFAULT_KERNEL, boot, find_parts, soak_once
 from soak.lab.cache import Cache, cache_directory
 from soak.lab.cpio import CpioWriter

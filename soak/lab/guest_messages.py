@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from soak.files.bounded_json import parse_json
-from soak.journal import Level
-from soak.journal_events import NUMBER, TEXT, Check, complaint
-from soak.journal_line import is_number
+from soak.journal.events import NUMBER, TEXT, Check, complaint
+from soak.journal.line import is_number
+from soak.journal.writer import Level
 from soak.lab import protocol
 
 if TYPE_CHECKING:

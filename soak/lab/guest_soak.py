@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from soak.custody import Custody
-from soak.journal import PortJournal
+from soak.journal.writer import PortJournal
 from soak.machine.fitness import require_fit_config
 from soak.mirror import place_ledger
 from soak.plan import make_plan

@@ -18,7 +18,7 @@ import tomli_w
 from soak import rundir
 from soak.control import PLANT, STOP, WORDS, ControlSocket, ending_signals
 from soak.exporter_process import ExporterProcess
-from soak.journal import OWN_EVENTS, FileJournal, Level, read_journal
+from soak.journal.writer import OWN_EVENTS, FileJournal, Level, read_journal
 from soak.lab import protocol
 from soak.lab.boot_error import STOOD_STILL, BootError
 from soak.lab.console import EVIDENCE_LINES, SHOWN_LINES, begin_console, console_tail

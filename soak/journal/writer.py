@@ -1,7 +1,7 @@
 """The journal: everything that happened in a run, one JSON object a line, append-only.
 
 Each line has `format`, `seq`, `time` (UTC), `monotonic` (seconds), `boot_id`, `event` (noun.verb),
-`level`, the event's own fields (soak.journal_events) and a checksum. What a verdict says can be
+`level`, the event's own fields (soak.journal.events) and a checksum. What a verdict says can be
 computed again from the journal alone, and damage to it never improves a verdict.
 
 In a lab the guest writes no file: it sends its lines over a virtio-serial port, where the host numbers
@@ -19,10 +19,10 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
 from soak.abi.procfs import boot_id
-from soak.journal_backlog import Backlog, Line
-from soak.journal_file import ROTATE_BYTES, JournalFile, Reserve
-from soak.journal_line import encode_line
-from soak.journal_reading import last_number, read_journal
+from soak.journal.backlog import Backlog, Line
+from soak.journal.file import ROTATE_BYTES, JournalFile, Reserve
+from soak.journal.line import encode_line
+from soak.journal.reading import last_number, read_journal
 from soak.model.vocabulary import Level
 
 if TYPE_CHECKING:

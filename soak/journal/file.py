@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from soak.files.regular import open_regular
-from soak.journal_reading import rotated_files
+from soak.journal.reading import rotated_files
 
 ROTATE_BYTES: Final = 64 << 20
 RESERVE_BYTES: Final = 1 << 20

@@ -16,7 +16,7 @@ from typing import IO, TYPE_CHECKING, Any, Final, NamedTuple
 
 from soak.errors import UsageError, why
 from soak.files.regular import open_plain, open_to_read
-from soak.journal_line import CutLineError, LineError, decode_line
+from soak.journal.line import CutLineError, LineError, decode_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -1,0 +1,1 @@
+"""The journal: what happened in a run, line by line, on disk."""
