@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from soak.custody import Demand, raise_limits
-from soak.disks import mark_disks
 from soak.journal.writer import Level
 from soak.regions import open_regions
 from soak.regions.fs_dax import file_count
+from soak.regions.transfer_disks import mark_disks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -31,10 +31,10 @@ NOTIFYING = {"soak.process.notify", "soak.process.http_probe", "soak.process.wat
 MAY_IMPORT: dict[str, set[str]] = {
     "soak.abi": {ABI},
     "soak.regions": {ABI, "soak.regions", "soak.process.helper", *WORDS},
-    "soak.disks": {ABI, "soak.errors", "soak.process.helper"},
+    "soak.regions.transfer_disks": {ABI, "soak.errors", "soak.process.helper"},
     "soak.machine": {
         ABI,
-        "soak.disks",
+        "soak.regions.transfer_disks",
         "soak.machine",
         "soak.regions",
         "soak.process.helper",
@@ -43,7 +43,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "soak.workload": {
         *(
             ABI,
-            "soak.disks",
+            "soak.regions.transfer_disks",
             "soak.regions",
             "soak.workload",
             "soak.model.expectations",
@@ -55,7 +55,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *(
             ABI,
             "soak.detectors",
-            "soak.disks",
+            "soak.regions.transfer_disks",
             "soak.regions",
             "soak.model.expectations",
             "soak.process.helper",

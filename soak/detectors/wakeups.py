@@ -16,10 +16,10 @@ from soak.abi.mmap import MAP_SHARED, PROT_READ, PROT_WRITE, Mapping
 from soak.abi.splice import PagePipe
 from soak.abi.transfer import open_direct
 from soak.detectors.tasks import ASLEEP, look_at, waits_for_pages
-from soak.disks import DATA_OFFSET
 from soak.model.vocabulary import ProbeResult
 from soak.process.helper import in_helper
 from soak.regions.pages import PAGE_SIZE
+from soak.regions.transfer_disks import DATA_OFFSET
 
 if TYPE_CHECKING:
     from collections.abc import Callable

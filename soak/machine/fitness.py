@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from soak.abi.openers import Device
-from soak.disks import contents_problem
 from soak.errors import UsageError
 from soak.machine.blocks import disk_users, opened
 from soak.machine.dax import size_text
@@ -15,6 +14,7 @@ from soak.machine.finding import Finding, Objection, State, refused
 from soak.machine.pci import PciFunction, objections
 from soak.machine.survey import Section
 from soak.regions import check_apart, examine_region
+from soak.regions.transfer_disks import contents_problem
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -19,10 +19,10 @@ from soak.abi.transfer import (
     read_into,
     write_from,
 )
-from soak.disks import DATA_OFFSET
 from soak.ledger.schema import HOLD_COLUMNS, HOLDS_LENGTH
 from soak.model.vocabulary import SHORT_PINS, Backing, Interface
 from soak.regions.fs_dax import TRIAL_FILE_SIZE
+from soak.regions.transfer_disks import DATA_OFFSET
 from soak.workload.methods import (
     BLOCKING,
     COPY,
