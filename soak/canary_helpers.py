@@ -20,8 +20,8 @@ from soak.model.vocabulary import Interface, Operation, RegionKind, errno_name
 from soak.regions import DeviceDaxRegion, FsDaxRegion
 from soak.regions.pages import PAGE_SIZE
 from soak.workload.choices import Choice
-from soak.workload.holding import HoldBook
-from soak.workload.methods import METHODS, PIPE
+from soak.workload.pins.methods import METHODS, PIPE
+from soak.workload.pins.short import HoldBook
 from soak.workload.worker import outcome_columns, work
 
 if TYPE_CHECKING:

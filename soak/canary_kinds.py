@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from soak.canary_helpers import extra_pins, lying_holder, refused_hold, refused_map, truncater
-from soak.crew import end_hold
 from soak.detectors.tasks import look_at
 from soak.ledger.schema import CANARY_HOLDER, CANARY_INVALIDATOR, CANARY_REFUSED
 from soak.model.vocabulary import Detector, Violation
 from soak.process.helper import HelperError
 from soak.process.step_helper import Stepper
 from soak.regions import DeviceDaxRegion, FsDaxRegion
+from soak.workload.pool import end_hold
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

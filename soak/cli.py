@@ -23,7 +23,7 @@ from soak.verdict import EXIT_CODES
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from soak.plan import RunPlan
+    from soak.workload.plan import RunPlan
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -112,7 +112,7 @@ def _lab(options: argparse.Namespace) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     from soak.config.sections import load_config
-    from soak.plan import make_plan, with_overrides
+    from soak.workload.plan import make_plan, with_overrides
 
     config = with_overrides(
         load_config(options.config),
@@ -160,7 +160,7 @@ def _measure(options: argparse.Namespace) -> int:
 
 def print_choices(plan: RunPlan, count: int) -> int:
     """Print what each worker of a plan does first."""
-    from soak.plan import choice_line
+    from soak.workload.plan import choice_line
 
     for worker, choice in plan.first_choices(count):
         if not put(f"{choice_line(worker, choice)}\n"):
@@ -173,7 +173,7 @@ def _check(options: argparse.Namespace) -> int:
     from soak.machine.command import check_against, check_machine
     from soak.machine.finding import Finding, State
     from soak.machine.survey import Section
-    from soak.plan import make_plan
+    from soak.workload.plan import make_plan
 
     if options.config is not None:
         return check_against(options.config, make_plan, as_json=options.json)

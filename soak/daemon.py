@@ -22,7 +22,6 @@ from soak.ledger_store import LedgerStore, bring_home
 from soak.log import configure, log_event
 from soak.machine.fitness import require_fit_config
 from soak.model.exit_codes import PLAIN
-from soak.plan import make_plan
 from soak.preparation import RegionFiles, taken, teller
 from soak.process.http_probe import ExporterProbe
 from soak.regions import FsDaxRegion
@@ -34,6 +33,7 @@ from soak.uevents import UeventWatch, things_in_use
 from soak.unfinished import ChosenRun, choose_run
 from soak.verdict import Judge
 from soak.verdict_keeper import VerdictKeeper
+from soak.workload.plan import make_plan
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

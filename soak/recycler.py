@@ -21,12 +21,12 @@ from soak.sweeper import totals
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from soak.crew import Crew, Member
     from soak.detectors.leaks import RegionLeaks
     from soak.journal.writer import Journal
     from soak.ledger.memory import BlockWriter
     from soak.model.expectations import Release
     from soak.sweeper import Sweeper
+    from soak.workload.pool import Crew, Member
 
 _DRIVER: Final = Path("/sys/bus/dax/drivers/device_dax")
 _RECYCLE_SECONDS: Final = 120.0

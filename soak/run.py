@@ -17,7 +17,6 @@ from soak.canary_kinds import make_canaries
 from soak.clock import SoakClock
 from soak.control import ControlSocket
 from soak.crash_log import pick_up
-from soak.crew import Crew, Member
 from soak.custody import be_expendable
 from soak.detectors.leaks import Account, RegionLeaks
 from soak.detectors.refusals import RefusalDetector
@@ -46,10 +45,11 @@ from soak.stall_watch import StallWatch
 from soak.summary import Summary
 from soak.supervisor import Supervisor
 from soak.sweeper import Sweeper, totals
-from soak.workload.holder import Holder
-from soak.workload.invalidator import Invalidator
-from soak.workload.mapper import Mapper
-from soak.workload.trial_workers import TrialHolder, TrialInvalidator
+from soak.workload.operators.holder import Holder
+from soak.workload.operators.invalidator import Invalidator
+from soak.workload.operators.mapper import Mapper
+from soak.workload.operators.trial import TrialHolder, TrialInvalidator
+from soak.workload.pool import Crew, Member
 from soak.workload.worker import Terms, outcome_columns
 
 if TYPE_CHECKING:
@@ -61,9 +61,9 @@ if TYPE_CHECKING:
     from soak.journal.writer import Journal
     from soak.ledger.memory import BlockWriter, Ledger
     from soak.model.expectations import Release
-    from soak.plan import RunPlan
     from soak.regions import Region
     from soak.workload.choices import WorkerPlan
+    from soak.workload.plan import RunPlan
     from soak.workload.worker import Operator
 
 

@@ -33,13 +33,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from soak.clock import SoakClock
-    from soak.crew import Crew, Member
     from soak.detectors.stalls import Hold, Judgement, Overdue, StallDetector
     from soak.detectors.wakeups import WakeupProbe
     from soak.journal.writer import Journal
     from soak.ledger.memory import BlockWriter
     from soak.model.known_issues import KnownIssue
     from soak.reporter import Reporter
+    from soak.workload.pool import Crew, Member
 
 # How often a probe is tried at the start, and later while the workers rest.
 _ATTEMPTS: Final = 10

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from soak.clock import SoakClock
     from soak.companion import Companion
     from soak.control import ControlSocket
-    from soak.crew import Crew, Death
     from soak.detectors.refusals import RefusalDetector
     from soak.journal.writer import Journal
     from soak.ledger.memory import BlockWriter
@@ -38,6 +37,7 @@ if TYPE_CHECKING:
     from soak.stall_watch import StallWatch
     from soak.summary import Summary
     from soak.sweeper import Sweeper
+    from soak.workload.pool import Crew, Death
 
 BEAT_SECONDS: Final = 0.1
 

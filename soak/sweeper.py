@@ -16,11 +16,11 @@ from soak.model.vocabulary import Interface, Operation, ProbeResult, Violation
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from soak.crew import Crew
     from soak.detectors.leaks import Measurement, PinProbe, RegionLeaks
     from soak.journal.writer import Journal
     from soak.ledger.memory import BlockWriter
     from soak.reporter import Reporter
+    from soak.workload.pool import Crew
 
 FULL_HEADROOM_PPM: Final = 1_000_000
 

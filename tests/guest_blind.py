@@ -17,9 +17,9 @@ from soak.detectors.refusals import RefusalDetector
 from soak.detectors.stalls import StallDetector
 from soak.journal.writer import FileJournal, read_journal
 from soak.ledger.memory import Ledger
-from soak.plan import make_plan
 from soak.regions import open_regions
 from soak.run import Setting, run_soak
+from soak.workload.plan import make_plan
 from tests.guest_support import step, tell
 
 if TYPE_CHECKING:

@@ -22,8 +22,8 @@ from soak.machine.pci import pci_functions, require_fit
 from soak.machine.proposal import Proposal, write_proposal
 from soak.machine.survey import json_of, survey, text_of
 from soak.model.vocabulary import RegionKind
-from soak.plan import make_plan
 from soak.regions import DeviceDaxRegion, examine_region, open_regions
+from soak.workload.plan import make_plan
 from tests.guest_support import elsewhere, run_tool, tell, told
 
 if TYPE_CHECKING:

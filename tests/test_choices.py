@@ -16,7 +16,7 @@ from soak.model.vocabulary import Operation, RegionKind, Role
 from soak.regions.fs_dax import FILE_SIZE
 from soak.regions.pages import PAGE_SIZE
 from soak.workload.choices import SCENARIOS, SLOTS, Choice, PlannedRegion, plan_workers
-from soak.workload.methods import METHODS
+from soak.workload.pins.methods import METHODS
 from tests.soak_support import REGIONS, deterministic, workers
 
 if TYPE_CHECKING:

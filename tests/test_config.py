@@ -30,7 +30,7 @@ from soak.config.values import parse_duration, parse_size
 from soak.errors import UsageError
 from soak.files.printable import shown
 from soak.model.vocabulary import RegionKind
-from soak.plan import make_plan
+from soak.workload.plan import make_plan
 from tests.soak_support import KNOWN_ISSUE, deterministic
 
 if TYPE_CHECKING:

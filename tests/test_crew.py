@@ -12,21 +12,21 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from soak.crew import Crew, Member, in_flight
 from soak.custody import be_expendable
 from soak.ledger.schema import SUPERVISOR
 from soak.model.vocabulary import Operation, WorkerState
 from soak.process.helper import in_helper
 from soak.process.limits import private_bytes
+from soak.workload.pool import Crew, Member, in_flight
 from soak.workload.worker import FREE, Terms, outcome_columns
 from tests.soak_support import make_ledger, workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from soak.crew import Death
     from soak.ledger.memory import BlockWriter
     from soak.workload.choices import Choice
+    from soak.workload.pool import Death
     from soak.workload.worker import Barrier, Operator
 
 RELEASE = (6, 1)

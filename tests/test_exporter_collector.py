@@ -29,7 +29,7 @@ from soak.model.vocabulary import (
     VerdictWord,
     WorkerState,
 )
-from soak.plan import make_plan
+from soak.workload.plan import make_plan
 from tests.test_exporter_support import (
     KNOWN_ISSUE,
     MAP_FS_DAX,

@@ -11,7 +11,7 @@ import pytest
 from soak.config.sections import SECTIONS, RegionSection, load_config
 from soak.errors import UsageError
 from soak.ledger.layout import MAX_SIZE
-from soak.plan import make_plan
+from soak.workload.plan import make_plan
 from tests.fuzz_support import damaged_bytes, fuzz, many_inputs
 from tests.soak_support import KNOWN_ISSUE
 

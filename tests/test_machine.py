@@ -28,7 +28,7 @@ from soak.machine.pci import PciFunction, objections, pci_functions, require_fit
 from soak.machine.proposal import Proposal, write_proposal
 from soak.machine.survey import Section, json_of, survey, text_of
 from soak.model.vocabulary import RegionKind
-from soak.plan import make_plan
+from soak.workload.plan import make_plan
 from tests.soak_support import deterministic
 from tests.test_exporter_support import ROOT
 

@@ -11,7 +11,7 @@ from soak.model.vocabulary import INVALIDATIONS, SHORT_PINS, Backing, Interface,
 from soak.regions.fs_dax import TRIAL_FILE_SIZE
 from soak.regions.pages import PAGE_SIZE
 from soak.workload.choices import WorkerPlan, plan_workers
-from soak.workload.methods import INTO_MEMORY, METHODS, available
+from soak.workload.pins.methods import INTO_MEMORY, METHODS, available
 from soak.workload.trials import TrialPlan, pairings
 from tests.soak_support import REGIONS, deterministic
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from soak.ledger.memory import BlockWriter
     from soak.model.expectations import Release
     from soak.workload.choices import WorkerPlan
-    from soak.workload.mapper import Mapper
+    from soak.workload.operators.mapper import Mapper
 
 # Where the guest has the compiled loop.
 LIBRARY: Final = "/usr/lib/dax-soak-bench/loop.so"

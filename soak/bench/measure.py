@@ -21,9 +21,9 @@ from soak.ledger.schema import SUPERVISOR
 from soak.mirror import place_ledger
 from soak.model.expectations import parse_release
 from soak.model.vocabulary import RegionKind, Role
-from soak.plan import make_plan
 from soak.preparation import RegionFiles, taken
-from soak.workload.mapper import Mapper
+from soak.workload.operators.mapper import Mapper
+from soak.workload.plan import make_plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -29,7 +29,7 @@ from soak.lab.request import LabRequest, lab_config
 from soak.lab.toolchain import missing, refuse_without
 from soak.ledger.memory import LedgerReader
 from soak.model.exit_codes import INTERRUPTED
-from soak.plan import with_overrides
+from soak.workload.plan import with_overrides
 
 if TYPE_CHECKING:
     import argparse

@@ -24,9 +24,9 @@ from soak.lab.request import LabRequest, lab_config
 from soak.lab.resume import Past, past_run
 from soak.lab.script import run_script, script_files
 from soak.model.exit_codes import BISECT, INTERRUPTED, PLAIN
-from soak.plan import make_plan, with_overrides
 from soak.process.output import complain
 from soak.report.text import publish
+from soak.workload.plan import make_plan, with_overrides
 
 if TYPE_CHECKING:
     import argparse

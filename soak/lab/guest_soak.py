@@ -13,10 +13,10 @@ from soak.custody import Custody
 from soak.journal.writer import PortJournal
 from soak.machine.fitness import require_fit_config
 from soak.mirror import place_ledger
-from soak.plan import make_plan
 from soak.preparation import RegionFiles, taken, teller
 from soak.run import Setting, given_up_files, run_soak
 from soak.uevents import UeventWatch, things_in_use
+from soak.workload.plan import make_plan
 
 if TYPE_CHECKING:
     from soak.config.sections import Config

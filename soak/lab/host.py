@@ -38,8 +38,8 @@ from soak.ledger.memory import Ledger, LedgerReader
 from soak.ledger.schema import HOST, SUPERVISOR, WORKER
 from soak.ledger.totals import completed_operations, judged_trials
 from soak.model.vocabulary import RunState, VerdictWord
-from soak.plan import make_plan
 from soak.verdict import Judge, Verdict, lost_machine_event
+from soak.workload.plan import make_plan
 
 if TYPE_CHECKING:
     from soak.control import Request

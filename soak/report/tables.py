@@ -14,7 +14,7 @@ from soak.workload.choices import SCENARIOS
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from soak.workload.methods import Method
+    from soak.workload.pins.methods import Method
 
 _WIDTH: Final = 79
 _INDENT: Final = "    "

@@ -20,7 +20,7 @@ from soak.ledger.schema import Cell
 from soak.model.vocabulary import INVALIDATIONS, Interface, Operation, RegionKind, Role
 from soak.regions.fs_dax import FILE_SIZE
 from soak.regions.pages import PAGE_SIZE
-from soak.workload.methods import COPY, METHODS, PIPE, REPEATED, TRANSFER, Method, available
+from soak.workload.pins.methods import COPY, METHODS, PIPE, REPEATED, TRANSFER, Method, available
 from soak.workload.trials import TrialPlan
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from soak.model.vocabulary import INVALIDATIONS, Backing, Interface, Operation
 from soak.regions.fs_dax import TRIAL_FILE_SIZE
 from soak.regions.pages import PAGE_SIZE
-from soak.workload.methods import METHODS
+from soak.workload.pins.methods import METHODS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

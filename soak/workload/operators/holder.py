@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from soak.abi.mmap import MADV_DONTNEED
 from soak.model.vocabulary import Operation
 from soak.regions.fs_dax import FILE_SIZE
-from soak.workload.holding import HoldBook, Holding
+from soak.workload.pins.short import HoldBook, Holding
 from soak.workload.worker import SKIPPED
 
 if TYPE_CHECKING:

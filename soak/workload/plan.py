@@ -16,7 +16,7 @@ from soak.model.vocabulary import Operation, RegionKind, Role
 from soak.regions.fs_dax import FILE_SIZE, file_count
 from soak.verdict import REQUIRED_ATTEMPTS, REQUIRED_TRIALS
 from soak.workload.choices import Choice, PlannedRegion, WorkerPlan, plan_workers
-from soak.workload.methods import INTO_MEMORY, METHODS
+from soak.workload.pins.methods import INTO_MEMORY, METHODS
 from soak.workload.trials import pairings
 
 if TYPE_CHECKING:

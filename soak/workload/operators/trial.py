@@ -18,8 +18,8 @@ from soak.abi.mmap import MADV_DONTNEED, MAP_SHARED, PROT_READ, PROT_WRITE, Mapp
 from soak.abi.transfer import write_from
 from soak.model.vocabulary import Backing, Operation
 from soak.regions.fs_dax import TRIAL_FILE_SIZE
-from soak.workload.holding import HoldBook, Holding
-from soak.workload.methods import BLOCKING, METHODS
+from soak.workload.pins.methods import BLOCKING, METHODS
+from soak.workload.pins.short import HoldBook, Holding
 from soak.workload.worker import SKIPPED
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from soak.ledger.schema import HOLD_COLUMNS, HOLDS_LENGTH
 from soak.model.vocabulary import SHORT_PINS, Backing, Interface
 from soak.regions.fs_dax import TRIAL_FILE_SIZE
 from soak.regions.transfer_disks import DATA_OFFSET
-from soak.workload.methods import (
+from soak.workload.pins.methods import (
     BLOCKING,
     COPY,
     INTO_MEMORY,

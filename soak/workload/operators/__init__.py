@@ -1,0 +1,1 @@
+"""What a worker of each role does, an operation at a time."""
