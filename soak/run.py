@@ -12,16 +12,20 @@ from typing import TYPE_CHECKING, Any
 
 from soak.abi.btf import BtfError
 from soak.abi.procfs import boot_id, kernel_release
-from soak.canaries import Canaries
-from soak.canary_kinds import make_canaries
-from soak.clock import SoakClock
 from soak.control import ControlSocket
 from soak.crash_log import pick_up
 from soak.custody import be_expendable
-from soak.detectors.leaks import Account, RegionLeaks
+from soak.detectors.canaries.kinds import make_canaries
+from soak.detectors.canaries.runner import Canaries
+from soak.detectors.clock import SoakClock
+from soak.detectors.leaks.measure import Account, RegionLeaks
+from soak.detectors.leaks.recycler import Recycler
+from soak.detectors.leaks.struct_pages import StructPages
+from soak.detectors.leaks.sweeper import Sweeper, totals
 from soak.detectors.refusals import RefusalDetector
-from soak.detectors.stalls import StallDetector
-from soak.detectors.struct_pages import StructPages
+from soak.detectors.reporter import Reporter
+from soak.detectors.stalls.judge import StallDetector
+from soak.detectors.stalls.responder import StallWatch
 from soak.errors import UsageError
 from soak.journal.writer import Level
 from soak.ledger.schema import (
@@ -37,14 +41,10 @@ from soak.mirror import Mirror
 from soak.model.expectations import parse_release
 from soak.model.known_issues import KNOWN_ISSUES
 from soak.model.vocabulary import RegionKind, Role
-from soak.recycler import Recycler
 from soak.regions import FsDaxRegion
 from soak.regions.fs_dax import first_files
-from soak.reporter import Reporter
-from soak.stall_watch import StallWatch
 from soak.summary import Summary
 from soak.supervisor import Supervisor
-from soak.sweeper import Sweeper, totals
 from soak.workload.operators.holder import Holder
 from soak.workload.operators.invalidator import Invalidator
 from soak.workload.operators.mapper import Mapper

@@ -13,30 +13,30 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 from soak.abi.procfs import boot_id, foll_pins, kernel_release, locked_and_pinned_bytes, taint
-from soak.canaries import FIRST_SECONDS
 from soak.control import CONTINUE, PAUSE, STOP, WORDS, ending_signals
+from soak.detectors.canaries.runner import FIRST_SECONDS
+from soak.detectors.leaks.sweeper import FULL_HEADROOM_PPM
+from soak.detectors.reporter import REPORT_SECONDS
 from soak.jobs import Jobs
 from soak.journal.writer import Level
 from soak.ledger.totals import completed_operations
 from soak.model.vocabulary import Detector, RunState, VerdictWord
-from soak.reporter import REPORT_SECONDS
-from soak.sweeper import FULL_HEADROOM_PPM
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from soak.canaries import Canaries
-    from soak.clock import SoakClock
     from soak.companion import Companion
     from soak.control import ControlSocket
+    from soak.detectors.canaries.runner import Canaries
+    from soak.detectors.clock import SoakClock
+    from soak.detectors.leaks.recycler import Recycler
+    from soak.detectors.leaks.sweeper import Sweeper
     from soak.detectors.refusals import RefusalDetector
+    from soak.detectors.reporter import Reporter
+    from soak.detectors.stalls.responder import StallWatch
     from soak.journal.writer import Journal
     from soak.ledger.memory import BlockWriter
-    from soak.recycler import Recycler
-    from soak.reporter import Reporter
-    from soak.stall_watch import StallWatch
     from soak.summary import Summary
-    from soak.sweeper import Sweeper
     from soak.workload.pool import Crew, Death
 
 BEAT_SECONDS: Final = 0.1

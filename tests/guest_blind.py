@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from soak.config.sections import parse_config
-from soak.detectors.leaks import RegionLeaks
+from soak.detectors.leaks.measure import RegionLeaks
 from soak.detectors.refusals import RefusalDetector
-from soak.detectors.stalls import StallDetector
+from soak.detectors.stalls.judge import StallDetector
 from soak.journal.writer import FileJournal, read_journal
 from soak.ledger.memory import Ledger
 from soak.regions import open_regions
@@ -23,7 +23,7 @@ from soak.workload.plan import make_plan
 from tests.guest_support import step, tell
 
 if TYPE_CHECKING:
-    from soak.detectors.leaks import Held, Measurement
+    from soak.detectors.leaks.measure import Held, Measurement
 
 HOME: Final = Path("/run/soak")
 CONFIG: Final = {

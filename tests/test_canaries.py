@@ -7,10 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from soak import canary_kinds
-from soak.canaries import Canaries
-from soak.canary_helpers import refused_hold
-from soak.canary_kinds import (
+from soak.detectors.canaries import kinds as canary_kinds
+from soak.detectors.canaries.kinds import (
     Attempt,
     LeakCanary,
     RefusalCanary,
@@ -18,8 +16,11 @@ from soak.canary_kinds import (
     WedgedHelperError,
     make_canaries,
 )
-from soak.clock import SoakClock
+from soak.detectors.canaries.runner import Canaries
+from soak.detectors.canaries.steps import refused_hold
+from soak.detectors.clock import SoakClock
 from soak.detectors.refusals import RefusalDetector
+from soak.detectors.reporter import Reporter
 from soak.journal.writer import FileJournal, read_journal
 from soak.ledger.schema import (
     CANARY,
@@ -35,7 +36,6 @@ from soak.process.helper import HelperError
 from soak.process.step_helper import Stepper
 from soak.regions import AnonymousRegion, FsDaxRegion
 from soak.regions.pages import PageSpan
-from soak.reporter import Reporter
 from soak.verdict import judge
 from tests.journal_support import valid_line
 from tests.soak_support import DEADLINE, make_ledger
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from soak.canary_kinds import Differences, Steps
+    from soak.detectors.canaries.kinds import Differences, Steps
     from soak.ledger.memory import BlockWriter
 
 RELEASE = (6, 12)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from soak.clock import MOST_NS_PER_BEAT, SoakClock
+from soak.detectors.clock import MOST_NS_PER_BEAT, SoakClock
 from tests.soak_support import deterministic
 
 BEAT = 100_000_000

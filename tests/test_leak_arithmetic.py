@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from soak.detectors.leaks import Held, Idle, PinProbe, RegionLeaks
+from soak.detectors.leaks.measure import Held, Idle, PinProbe, RegionLeaks
 from soak.regions import AnonymousRegion
 from soak.regions.pages import PageSpan
 from tests.soak_support import deterministic
@@ -20,8 +20,8 @@ from tests.soak_support import deterministic
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from soak.detectors.leaks import Measurement
-    from soak.detectors.struct_pages import StructPages
+    from soak.detectors.leaks.measure import Measurement
+    from soak.detectors.leaks.struct_pages import StructPages
 
 PAGES = 64
 SPAN = PageSpan(0x140000, PAGES, 1)

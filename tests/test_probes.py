@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from exporter.collector import LedgerCollector
-from soak.detectors.finding import Finding
-from soak.detectors.wakeups import WakeupProbe, judge_probe
+from soak.detectors.base import Finding
+from soak.detectors.reporter import Reporter
+from soak.detectors.stalls.probe import WakeupProbe, judge_probe
 from soak.journal.writer import Level
 from soak.ledger.memory import LedgerReader
 from soak.ledger.schema import NO_KNOWN_ISSUE
@@ -21,7 +22,6 @@ from soak.model.vocabulary import (
     VerdictWord,
     Violation,
 )
-from soak.reporter import Reporter
 from soak.verdict import judge
 from tests.soak_support import KNOWN_ISSUE, make_ledger
 from tests.test_verdict import BOOTED, ENDED, STARTED, Event, lines, sample, violation

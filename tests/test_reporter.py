@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from soak import reporter as reporter_module
-from soak.detectors.finding import Finding
+from soak.detectors import reporter as reporter_module
+from soak.detectors.base import Finding
+from soak.detectors.reporter import Reporter
 from soak.journal.writer import Level
 from soak.ledger.schema import NO_KNOWN_ISSUE
 from soak.model.vocabulary import Interface, Operation, RegionKind, Violation
-from soak.reporter import Reporter
 from tests.soak_support import KNOWN_ISSUE, deterministic, make_ledger
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Desk:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now = [1000.0]
-    monkeypatch.setattr("soak.reporter.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("soak.detectors.reporter.time.monotonic", lambda: now[0])
     return now
 
 

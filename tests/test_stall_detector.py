@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from soak.detectors.stalls import Judgement, Overdue, StallDetector
+from soak.detectors.stalls.judge import Judgement, Overdue, StallDetector
 from soak.ledger.memory import BlockWriter, Ledger
 from soak.ledger.schema import (
     HOLD_COLUMNS,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
-from soak.detectors.finding import Finding
+from soak.detectors.base import Finding
 from soak.ledger.schema import (
     CANARY,
     COUNT_COLUMNS,

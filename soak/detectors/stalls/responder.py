@@ -11,9 +11,9 @@ from bisect import bisect_left
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from soak.detectors.finding import Finding
+from soak.detectors.base import Finding
+from soak.detectors.stalls.probe import judge_probe, probe_pipe, probe_transfer
 from soak.detectors.tasks import look_at, waits_for_pages
-from soak.detectors.wakeups import judge_probe, probe_pipe, probe_transfer
 from soak.journal.writer import Level
 from soak.ledger.schema import BUCKET_BOUNDS_NS, RECORDER_COLUMNS, RECORDER_LENGTH, STALL_COLUMNS
 from soak.ledger.totals import judged_trials
@@ -32,13 +32,13 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from soak.clock import SoakClock
-    from soak.detectors.stalls import Hold, Judgement, Overdue, StallDetector
-    from soak.detectors.wakeups import WakeupProbe
+    from soak.detectors.clock import SoakClock
+    from soak.detectors.reporter import Reporter
+    from soak.detectors.stalls.judge import Hold, Judgement, Overdue, StallDetector
+    from soak.detectors.stalls.probe import WakeupProbe
     from soak.journal.writer import Journal
     from soak.ledger.memory import BlockWriter
     from soak.model.known_issues import KnownIssue
-    from soak.reporter import Reporter
     from soak.workload.pool import Crew, Member
 
 # How often a probe is tried at the start, and later while the workers rest.

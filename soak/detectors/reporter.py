@@ -17,7 +17,7 @@ from soak.ledger.schema import NO_KNOWN_ISSUE
 from soak.model.vocabulary import ProbeResult, Violation
 
 if TYPE_CHECKING:
-    from soak.detectors.finding import Finding
+    from soak.detectors.base import Finding
     from soak.journal.writer import Journal
     from soak.ledger.memory import BlockWriter
 

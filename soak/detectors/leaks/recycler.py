@@ -12,20 +12,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from soak.detectors.leaks.sweeper import totals
 from soak.journal.writer import Level
 from soak.model.vocabulary import Role
 from soak.process.helper import HelperError, in_helper
 from soak.regions import DeviceDaxRegion
-from soak.sweeper import totals
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from soak.detectors.leaks import RegionLeaks
+    from soak.detectors.leaks.measure import RegionLeaks
+    from soak.detectors.leaks.sweeper import Sweeper
     from soak.journal.writer import Journal
     from soak.ledger.memory import BlockWriter
     from soak.model.expectations import Release
-    from soak.sweeper import Sweeper
     from soak.workload.pool import Crew, Member
 
 _DRIVER: Final = Path("/sys/bus/dax/drivers/device_dax")

@@ -10,16 +10,16 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from soak.canary_kinds import Attempt, WedgedHelperError
+from soak.detectors.canaries.kinds import Attempt, WedgedHelperError
 from soak.journal.writer import Level
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from soak.canary_kinds import Canary, Differences, Result, Steps
+    from soak.detectors.canaries.kinds import Canary, Differences, Result, Steps
+    from soak.detectors.reporter import Reporter
     from soak.journal.writer import Journal
     from soak.ledger.memory import BlockWriter
-    from soak.reporter import Reporter
 
 # Soon after the start: a run is not worth much before it has seen its detectors at work.
 FIRST_SECONDS: Final = 3.0

@@ -12,7 +12,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from soak.canary_helpers import extra_pins, lying_holder, refused_hold, refused_map, truncater
+from soak.detectors.canaries.steps import (
+    extra_pins,
+    lying_holder,
+    refused_hold,
+    refused_map,
+    truncater,
+)
 from soak.detectors.tasks import look_at
 from soak.ledger.schema import CANARY_HOLDER, CANARY_INVALIDATOR, CANARY_REFUSED
 from soak.model.vocabulary import Detector, Violation
@@ -24,8 +30,8 @@ from soak.workload.pool import end_hold
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from soak.detectors.finding import Finding
-    from soak.detectors.stalls import Clock
+    from soak.detectors.base import Finding
+    from soak.detectors.stalls.judge import Clock
     from soak.ledger.memory import BlockWriter
     from soak.model.expectations import Release
     from soak.regions import Region

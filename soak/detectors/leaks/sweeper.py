@@ -6,8 +6,8 @@ import time
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Final
 
-from soak.detectors.finding import Finding
-from soak.detectors.leaks import REFCOUNT_LIMIT, Held
+from soak.detectors.base import Finding
+from soak.detectors.leaks.measure import REFCOUNT_LIMIT, Held
 from soak.journal.writer import Level
 from soak.ledger.schema import ACCOUNT_COLUMNS, NO_KNOWN_ISSUE, account_field, leaks_field
 from soak.model.known_issues import TYPE1_DEVICE_DAX_LEAK
@@ -16,10 +16,10 @@ from soak.model.vocabulary import Interface, Operation, ProbeResult, Violation
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from soak.detectors.leaks import Measurement, PinProbe, RegionLeaks
+    from soak.detectors.leaks.measure import Measurement, PinProbe, RegionLeaks
+    from soak.detectors.reporter import Reporter
     from soak.journal.writer import Journal
     from soak.ledger.memory import BlockWriter
-    from soak.reporter import Reporter
     from soak.workload.pool import Crew
 
 FULL_HEADROOM_PPM: Final = 1_000_000

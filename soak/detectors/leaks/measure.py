@@ -18,7 +18,7 @@ from soak.process.helper import in_helper
 from soak.regions.pages import PAGE_SIZE
 
 if TYPE_CHECKING:
-    from soak.detectors.struct_pages import StructPages
+    from soak.detectors.leaks.struct_pages import StructPages
     from soak.regions import Region
     from soak.regions.pages import PageSpan
 

@@ -1,0 +1,1 @@
+"""Faults of the soak's own making, by which each detector is seen to work."""

@@ -1,0 +1,1 @@
+"""Leaked page references: measured, swept, and recycled."""

@@ -1,0 +1,1 @@
+"""Stalls, late wake-ups and early truncates: judged, probed, and answered."""
