@@ -17,9 +17,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from soak.journal import writer as journal_module
 from soak.journal.reading import UNFINISHED
 from soak.journal.writer import FileJournal, Level, PortJournal, read_journal
-from soak.journal.writer import writer as journal_module
 from tests.soak_support import DEADLINE, deterministic
 
 if TYPE_CHECKING:

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from soak import rundir
+from soak.journal import file as journal_file
 from soak.journal.line import encode_line
 from soak.journal.reading import journal_exists, last_number, rotated_files
 from soak.journal.writer import FileJournal, Level, read_journal
-from soak.journal.writer import file as journal_file
 from soak.verdict import judge
 from tests.soak_support import DEADLINE
 

@@ -132,11 +132,11 @@ def test_a_full_disk_does_not_starve_it(soak: Soak, tmp_path: Path) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
     try:
         assert soak.live(SECONDS * 3) == [{"WATCHDOG": "1"}] * 6
-        assert soak.journal.writer.waiting > 0
+        assert soak.journal.waiting > 0
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     soak.live(1)
-    assert (soak.journal.writer.waiting, soak.journal.writer.errors) == (0, 0)
+    assert (soak.journal.waiting, soak.journal.writer.errors) == (0, 0)
 
 
 def test_all_that_rest_are_named(soak: Soak) -> None:
