@@ -170,8 +170,8 @@ def print_choices(plan: RunPlan, count: int) -> int:
 
 @done_when_unread
 def _check(options: argparse.Namespace) -> int:
+    from soak.machine.check_line import Finding, State
     from soak.machine.command import check_against, check_machine
-    from soak.machine.finding import Finding, State
     from soak.machine.survey import Section
     from soak.workload.plan import make_plan
 
@@ -203,7 +203,7 @@ def _exporter(options: argparse.Namespace) -> int:
 @done_when_unread
 def _install(options: argparse.Namespace) -> int:
     from soak.config.listen import DEFAULT_LISTEN, read_listen
-    from soak.systemd.install import install, uninstall
+    from soak.machine.service.install import install, uninstall
 
     if options.uninstall:
         return uninstall(root=options.root, dry_run=options.dry_run)
@@ -257,7 +257,7 @@ def _plant(options: argparse.Namespace) -> int:
 
 
 def _restore(_options: argparse.Namespace) -> int:
-    from soak.custody import FAILED
+    from soak.machine.changes import FAILED
     from soak.restoring import restore_here
 
     settled = restore_here()

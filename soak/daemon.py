@@ -13,13 +13,13 @@ from soak.abi.mounts import filesystem_of
 from soak.abi.procfs import boot_id
 from soak.config.listen import parse_listen
 from soak.control import ending_signals
-from soak.custody import Custody, be_spared
 from soak.errors import UsageError
 from soak.exporter_process import ExporterKeeper, ExporterProcess
 from soak.journal.writer import FileJournal, read_journal
 from soak.ledger.schema import SUPERVISOR
 from soak.ledger_store import LedgerStore, bring_home
 from soak.log import configure, log_event
+from soak.machine.changes import Custody, be_spared
 from soak.machine.fitness import require_fit_config
 from soak.model.exit_codes import PLAIN
 from soak.preparation import RegionFiles, taken, teller
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     from soak.companion import Companion
     from soak.config.sections import Config
-    from soak.custody import Settled
+    from soak.machine.changes import Settled
     from soak.regions import Region
     from soak.verdict import Verdict
 

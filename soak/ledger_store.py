@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from soak.companion import Companion
-from soak.custody import FAILED, FORGOTTEN, RESTORED, Settled
 from soak.errors import UsageError
 from soak.journal.events import understood
 from soak.journal.writer import Level, read_journal
 from soak.ledger.memory import Ledger
 from soak.ledger.schema import NO_KNOWN_ISSUE, SUPERVISOR, leaks_field
+from soak.machine.changes import FAILED, FORGOTTEN, RESTORED, Settled
 from soak.model.vocabulary import Violation
 from soak.rundir import JOURNAL, LEDGER, write_whole
 

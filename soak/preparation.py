@@ -9,8 +9,8 @@ import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from soak.custody import Demand, raise_limits
 from soak.journal.writer import Level
+from soak.machine.changes import Demand, raise_limits
 from soak.regions import open_regions
 from soak.regions.fs_dax import file_count
 from soak.regions.transfer_disks import mark_disks
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from soak.config.sections import Config
-    from soak.custody import Custody, Settled
     from soak.journal.writer import Journal
+    from soak.machine.changes import Custody, Settled
 
 _DRIVER: Final = "vfio-pci"
 

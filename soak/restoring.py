@@ -8,8 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-from soak.custody import RESTORED, Settled, restore_only
 from soak.ledger_store import bring_home
+from soak.machine.changes import RESTORED, Settled, restore_only
 from soak.model.vocabulary import Level
 from soak.rundir import discard_unbegun
 

@@ -14,7 +14,6 @@ from soak.abi.btf import BtfError
 from soak.abi.procfs import boot_id, kernel_release
 from soak.control import ControlSocket
 from soak.crash_log import pick_up
-from soak.custody import be_expendable
 from soak.detectors.canaries.kinds import make_canaries
 from soak.detectors.canaries.runner import Canaries
 from soak.detectors.clock import SoakClock
@@ -37,6 +36,7 @@ from soak.ledger.schema import (
     account_field,
     judged_field,
 )
+from soak.machine.changes import be_expendable
 from soak.mirror import Mirror
 from soak.model.expectations import parse_release
 from soak.model.known_issues import KNOWN_ISSUES

@@ -10,8 +10,8 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from soak.custody import Custody, Machine
 from soak.errors import UsageError
+from soak.machine.changes import Custody, Machine
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -22,9 +22,9 @@ from soak.abi.modules import delete_module
 from soak.abi.procfs import symbol_address
 from soak.abi.splice import PagePipe
 from soak.abi.vfio import Container
-from soak.custody import Custody, Demand, Settled, raise_limits, restore_only
-from soak.custody.modules import MODULES
 from soak.errors import UsageError
+from soak.machine.changes import Custody, Demand, Settled, raise_limits, restore_only
+from soak.machine.changes.modules import MODULES
 from soak.process.helper import HelperError, in_helper
 from tests.guest_support import play, step, tell
 

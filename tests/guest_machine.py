@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from soak.abi.libc import LIBC, checked
 from soak.abi.vfio import Container
 from soak.config.sections import RegionSection
-from soak.custody import Custody
 from soak.errors import UsageError
+from soak.machine.changes import Custody
 from soak.machine.command import check_against
 from soak.machine.dax import device_findings, file_system_findings
 from soak.machine.pci import pci_functions, require_fit

@@ -65,8 +65,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "exporter": {
         *("soak", "exporter", "soak.errors", "soak.config.listen", "soak.log", *NOTIFYING, *LEDGER),
     },
-    "soak.custody": {
-        *(ABI, "soak.custody", "soak.errors", "soak.process.helper", "soak.journal.writer"),
+    "soak.machine.changes": {
+        *(ABI, "soak.machine.changes", "soak.errors", "soak.process.helper", "soak.journal.writer"),
         "soak.files.process_lock",
     },
     "soak.files.process_lock": set(),
@@ -98,7 +98,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "soak.journal.reading": {"soak.errors", "soak.journal.line", "soak.files.regular"},
     "soak.journal.line": {"soak.files.bounded_json"},
     "soak.journal.events": {"soak.files.printable", "soak.model.vocabulary"},
-    "soak.systemd": {"soak", "soak.systemd", "soak.config.sections", "soak.errors"},
+    "soak.machine.service": {"soak", "soak.machine.service", "soak.config.sections", "soak.errors"},
     "soak.process.notify": {"soak.errors"},
     "soak.process.http_probe": {"soak.errors"},
     "soak.process.watchdog": {"soak.process.notify"},

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from soak.custody import be_expendable
 from soak.ledger.schema import SUPERVISOR
+from soak.machine.changes import be_expendable
 from soak.model.vocabulary import Operation, WorkerState
 from soak.process.helper import in_helper
 from soak.process.limits import private_bytes

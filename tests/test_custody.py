@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from soak.custody import Custody, Demand, Span, restore_only
-from soak.custody.kinds import KINDS
-from soak.custody.sysctls import NEEDS
-from soak.custody.trees import MARK_FILE
 from soak.errors import UsageError
+from soak.machine.changes import Custody, Demand, Span, restore_only
+from soak.machine.changes.kinds import KINDS
+from soak.machine.changes.sysctls import NEEDS
+from soak.machine.changes.trees import MARK_FILE
 from tests.custody_support import LATER_BOOT, Place
 
 if TYPE_CHECKING:

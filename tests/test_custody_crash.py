@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from soak.custody import FAILED, restore_only
+from soak.machine.changes import FAILED, restore_only
 from tests.custody_support import LATER_BOOT, SETTINGS, Place, killed_at, perform
 from tests.soak_support import deterministic
 

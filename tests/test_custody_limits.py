@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from soak.custody import be_expendable, be_spared, raise_limits
+from soak.machine.changes import be_expendable, be_spared, raise_limits
 from soak.process.helper import HelperError, in_helper
 from soak.process.limits import LIMITS, OOM_SCORES, private_bytes
 from tests.soak_support import DEADLINE

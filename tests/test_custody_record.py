@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from soak.custody import restore_only
 from soak.errors import UsageError
+from soak.machine.changes import restore_only
 from tests.custody_support import Place
 from tests.soak_support import deterministic
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from soak.config.sections import parse_config
-from soak.custody import RESTORED
-from soak.custody.trees import MARK_FILE
+from soak.machine.changes import RESTORED
+from soak.machine.changes.trees import MARK_FILE
 from soak.model.vocabulary import RegionKind
 from tests.script_support import seen_in_guest, told_in_guest
 

@@ -21,8 +21,8 @@ from soak.abi.netlink import uses_of_links
 from soak.abi.openers import Device, openers
 from soak.config.sections import load_config, parse_config
 from soak.errors import UsageError
+from soak.machine.check_line import Finding, Objection, State, refused
 from soak.machine.dax import judge_device, judge_disk, size_text
-from soak.machine.finding import Finding, Objection, State, refused
 from soak.machine.kernel import OFFERS, kernel_findings
 from soak.machine.pci import PciFunction, objections, pci_functions, require_fit
 from soak.machine.proposal import Proposal, write_proposal

@@ -17,10 +17,10 @@ from soak.cli import main, make_parser
 from soak.config.listen import parse_listen
 from soak.config.sections import Config, load_config
 from soak.errors import UsageError
+from soak.machine.service import install as install_module
+from soak.machine.service.install import refuse_hidden
+from soak.machine.service.units import MARKER, PLACES, UNITS, Service, command_line, example_config
 from soak.model.exit_codes import PLAIN
-from soak.systemd import install as install_module
-from soak.systemd.install import refuse_hidden
-from soak.systemd.units import MARKER, PLACES, UNITS, Service, command_line, example_config
 from tests.soak_support import DEADLINE, deterministic
 
 # Exposure levels as systemd-analyze takes them, in tenths. The soak is root and drives vfio, BPF and

@@ -14,10 +14,10 @@ from soak.abi.btf import BtfError
 from soak.abi.procfs import kernel_release
 from soak.bench.contenders import LENGTH, LIBRARY, REFERENCES, Contenders, Subject
 from soak.bench.series import MEASURED, Series, take_turns
-from soak.custody import Custody
 from soak.detectors.leaks.struct_pages import StructPages
 from soak.journal.writer import Level, PortJournal
 from soak.ledger.schema import SUPERVISOR
+from soak.machine.changes import Custody
 from soak.mirror import place_ledger
 from soak.model.expectations import parse_release
 from soak.model.vocabulary import RegionKind, Role

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from soak.custody import Custody
 from soak.journal.writer import PortJournal
+from soak.machine.changes import Custody
 from soak.machine.fitness import require_fit_config
 from soak.mirror import place_ledger
 from soak.preparation import RegionFiles, taken, teller

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from soak.abi.mounts import mounts, swap_devices
 from soak.abi.openers import Device, openers
-from soak.machine.finding import Objection
+from soak.machine.check_line import Objection
 from soak.process.helper import HelperError, in_helper
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ import textwrap
 from typing import TYPE_CHECKING, Final
 
 from soak.config.sections import load_config
-from soak.machine.finding import State
+from soak.machine.check_line import State
 from soak.machine.fitness import check_config
 from soak.machine.proposal import Proposal, write_proposal
 from soak.machine.survey import Section, has_hardware, json_of, survey, text_of

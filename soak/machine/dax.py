@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from soak.abi.dax import DaxDevice, PmemNamespace, dax_devices, disk_name, pmem_disks
 from soak.abi.mounts import Mount, mounts
-from soak.machine.finding import Finding, Objection, State, refused
+from soak.machine.check_line import Finding, Objection, State, refused
 from soak.regions.device_dax import mode_problem, use_problem
 
 if TYPE_CHECKING:

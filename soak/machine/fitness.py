@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Final
 from soak.abi.openers import Device
 from soak.errors import UsageError
 from soak.machine.blocks import disk_users, opened
+from soak.machine.check_line import Finding, Objection, State, refused
 from soak.machine.dax import size_text
-from soak.machine.finding import Finding, Objection, State, refused
 from soak.machine.pci import PciFunction, objections
 from soak.machine.survey import Section
 from soak.regions import check_apart, examine_region

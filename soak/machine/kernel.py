@@ -14,7 +14,7 @@ from soak.abi.btf import VMLINUX, Btf, BtfError
 from soak.abi.io_uring import try_io_uring
 from soak.abi.procfs import foll_pins, symbol_address, task_stack
 from soak.abi.vfio import supports_type1
-from soak.machine.finding import Finding, State
+from soak.machine.check_line import Finding, State
 from soak.machine.pci import TURN_ON
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from soak.abi.openers import Device
 from soak.abi.vfio import group_in_use
 from soak.errors import UsageError
 from soak.machine.blocks import disk_users, opened
-from soak.machine.finding import Finding, Objection, State, refused
+from soak.machine.check_line import Finding, Objection, State, refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

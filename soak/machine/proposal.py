@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
-    from soak.machine.finding import Finding
+    from soak.machine.check_line import Finding
     from soak.machine.survey import Section
 
 _WIDTH: Final = 79

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from soak.abi.procfs import kernel_release
+from soak.machine.check_line import Finding, State
 from soak.machine.dax import device_findings, file_system_findings
-from soak.machine.finding import Finding, State
 from soak.machine.kernel import kernel_findings
 from soak.machine.pci import TURN_ON, finding, pci_functions
 

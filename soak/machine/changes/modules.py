@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from soak.abi.modules import delete_module
-from soak.custody.entry import Facts, Kind, Machine, Outcome
 from soak.errors import UsageError
+from soak.machine.changes.entry import Facts, Kind, Machine, Outcome
 
 _SECONDS: Final = 60.0
 

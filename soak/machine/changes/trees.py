@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from soak.abi.directories import open_own_directory, rename_to_new
-from soak.custody.entry import Facts, Kind, Machine, Outcome
 from soak.errors import UsageError
+from soak.machine.changes.entry import Facts, Kind, Machine, Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -8,8 +8,8 @@ from typing import Final
 
 from soak.abi.freeze import freeze, thaw, wait_until_writable
 from soak.abi.statx import device_number
-from soak.custody.entry import Facts, Kind, Machine, Outcome, UnchangedError
 from soak.errors import UsageError
+from soak.machine.changes.entry import Facts, Kind, Machine, Outcome, UnchangedError
 from soak.process.helper import HelperError, in_helper
 
 _SECONDS: Final = 20.0

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from soak.custody.bindings import BINDING
-from soak.custody.frozen import FROZEN
-from soak.custody.modules import KERNEL_MODULE
-from soak.custody.sysctls import SYSCTL
-from soak.custody.trees import TREE
+from soak.machine.changes.bindings import BINDING
+from soak.machine.changes.frozen import FROZEN
+from soak.machine.changes.modules import KERNEL_MODULE
+from soak.machine.changes.sysctls import SYSCTL
+from soak.machine.changes.trees import TREE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from soak.custody.entry import Kind
+    from soak.machine.changes.entry import Kind
 
 KINDS: Final[Mapping[str, Kind]] = {
     "binding": BINDING,

@@ -12,14 +12,14 @@ from dataclasses import fields
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from soak.custody.entry import Entry
 from soak.errors import UsageError
+from soak.machine.changes.entry import Entry
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from soak.custody.entry import Kind
+    from soak.machine.changes.entry import Kind
 
 _NAME: Final = "custody.json"
 _FORMAT: Final = 1

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 import soak
 from soak.errors import UsageError
-from soak.systemd.units import (
+from soak.machine.service.units import (
     DEFAULT_CONFIG,
     MARKER,
     PLACES,

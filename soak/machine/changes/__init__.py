@@ -4,9 +4,9 @@ A change is written down before it is made (record), made and undone by helpers 
 for each kind of change), and put back at the end, or at the next start after a crash.
 """
 
-from soak.custody.custody import Custody, restore_only
-from soak.custody.entry import FAILED, FORGOTTEN, RESTORED, Entry, Machine, Settled
-from soak.custody.sysctls import Demand, Span
+from soak.machine.changes.changes import Custody, restore_only
+from soak.machine.changes.entry import FAILED, FORGOTTEN, RESTORED, Entry, Machine, Settled
+from soak.machine.changes.sysctls import Demand, Span
 from soak.process.limits import be_expendable, be_spared, raise_limits
 
 __all__ = (

@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final
 
-from soak.custody.entry import Facts, Kind, Machine, Outcome
 from soak.errors import UsageError
+from soak.machine.changes.entry import Facts, Kind, Machine, Outcome
 
 if TYPE_CHECKING:
     from pathlib import Path

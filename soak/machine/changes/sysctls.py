@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
-from soak.custody.entry import Facts, Kind, Machine, Outcome
 from soak.errors import UsageError
+from soak.machine.changes.entry import Facts, Kind, Machine, Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

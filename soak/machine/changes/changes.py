@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from soak.abi.libc import die_with_parent
-from soak.custody.bindings import VFIO_PCI, driver_of
-from soak.custody.entry import (
+from soak.errors import UsageError
+from soak.journal.writer import Level
+from soak.machine.changes.bindings import VFIO_PCI, driver_of
+from soak.machine.changes.entry import (
     FAILED,
     FORGOTTEN,
     RESTORED,
@@ -21,13 +23,11 @@ from soak.custody.entry import (
     Settled,
     UnchangedError,
 )
-from soak.custody.kinds import KINDS
-from soak.custody.lock import Busy, lock_machine
-from soak.custody.modules import MODULES, is_there
-from soak.custody.record import Record, sync_directory
-from soak.custody.sysctls import Demand, Span, wanted_values
-from soak.errors import UsageError
-from soak.journal.writer import Level
+from soak.machine.changes.kinds import KINDS
+from soak.machine.changes.lock import Busy, lock_machine
+from soak.machine.changes.modules import MODULES, is_there
+from soak.machine.changes.record import Record, sync_directory
+from soak.machine.changes.sysctls import Demand, Span, wanted_values
 from soak.process.helper import HelperError, in_helper
 
 if TYPE_CHECKING:

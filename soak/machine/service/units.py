@@ -109,7 +109,7 @@ def _explained(keys: Sequence[Field[Any]]) -> Iterator[str]:
 
 
 def _template(name: str) -> str:
-    return (files("soak.systemd") / "templates" / name).read_text(encoding="utf-8")
+    return (files("soak.machine.service") / "templates" / name).read_text(encoding="utf-8")
 
 
 def _quoted(word: str) -> str:
