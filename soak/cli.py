@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, NoReturn
 
 from soak import __version__
 from soak.config import options as take
-from soak.control import CONTINUE, PAUSE, STOP
 from soak.errors import UsageError
 from soak.files.printable import printable
 from soak.model.exit_codes import BISECT, PLAIN, is_bisecting
 from soak.process.output import complain, done_when_unread, open_standard_streams, put
+from soak.supervisor.control import CONTINUE, PAUSE, STOP
 from soak.verdict import EXIT_CODES
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ def _run(options: argparse.Namespace) -> int:
         )
         soak_in_lab(config, places)
         return 0
-    from soak.daemon import Serving, soak_here
+    from soak.supervisor.local import Serving, soak_here
 
     serving = Serving(config.exporter.listen, options.watch_exporter)
     return soak_here(config, options.run_dir, serving, resume=options.resume, strict=options.strict)
@@ -239,17 +239,17 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _say(options: argparse.Namespace) -> int:
-    from soak.control import say
     from soak.rundir import find_run
+    from soak.supervisor.control import say
 
     put(f"{printable(say(find_run(options.run), options.word))}\n")
     return 0
 
 
 def _plant(options: argparse.Namespace) -> int:
-    from soak.control import PLANT, say
     from soak.lab.faults import check_fault
     from soak.rundir import find_run
+    from soak.supervisor.control import PLANT, say
 
     check_fault(options.fault)
     put(f"{printable(say(find_run(options.run), f'{PLANT}{options.fault}'))}\n")
@@ -258,7 +258,7 @@ def _plant(options: argparse.Namespace) -> int:
 
 def _restore(_options: argparse.Namespace) -> int:
     from soak.machine.changes import FAILED
-    from soak.restoring import restore_here
+    from soak.supervisor.restoring import restore_here
 
     settled = restore_here()
     for one in settled:

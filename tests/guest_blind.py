@@ -18,7 +18,7 @@ from soak.detectors.stalls.judge import StallDetector
 from soak.journal.writer import FileJournal, read_journal
 from soak.ledger.memory import Ledger
 from soak.regions import open_regions
-from soak.run import Setting, run_soak
+from soak.supervisor.assembly import Setting, run_soak
 from soak.workload.plan import make_plan
 from tests.guest_support import step, tell
 

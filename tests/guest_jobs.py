@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import schedule
 
-from soak.jobs import Jobs
 from soak.journal.writer import FileJournal
 from soak.ledger.memory import Ledger
 from soak.ledger.schema import soak_layout
+from soak.supervisor.jobs import Jobs
 from tests.guest_support import play
 
 if TYPE_CHECKING:

@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any, Self
 from prometheus_client.parser import text_string_to_metric_families
 
 from exporter.collector import LedgerCollector
-from soak.control import PLANT, ask
 from soak.lab.cache import Cache, cache_directory
 from soak.lab.kernel_build import built_kernel
 from soak.ledger.layout import LedgerError
 from soak.ledger.memory import LedgerReader
 from soak.ledger.schema import SUPERVISOR
+from soak.supervisor.control import PLANT, ask
 from soak.verdict import Judge
 from tests.journal_tail import JournalTail
 from tests.patience import MOST_BEATS, LateError, Patience, Signs

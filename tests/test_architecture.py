@@ -76,7 +76,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "soak.config.listen": {"soak.errors"},
     "soak.log": set(),
     "soak.ledger.memory": {"soak.errors", "soak.ledger.layout", "soak.files.regular"},
-    "soak.control": {"soak.errors"},
+    "soak.supervisor.control": {"soak.errors"},
     "soak.ledger.layout": {"soak.files.bounded_json", "soak.files.printable", "soak.files.regular"},
     "soak.files.bounded_json": set(),
     "soak.files.printable": set(),
@@ -206,7 +206,7 @@ def test_only_the_lab_and_the_commands_know_the_exporter() -> None:
         for module in modules()
         if not is_in(module, "exporter") and any(is_in(n, "exporter") for n in all_imports(module))
     }
-    commands = {"soak.cli", "soak.daemon"}
+    commands = {"soak.cli", "soak.supervisor.local"}
     assert all(user in commands or is_in(user, "soak.lab") for user in users)
 
 

@@ -18,8 +18,8 @@ import pytest
 
 from soak import rundir
 from soak.errors import UsageError
-from soak.exporter_process import ExporterKeeper, ExporterProcess
 from soak.journal.writer import FileJournal, read_journal
+from soak.supervisor.hooks.exporter import ExporterKeeper, ExporterProcess
 from tests.soak_support import DEADLINE
 from tests.test_exporter_support import eventually, make_ledger
 

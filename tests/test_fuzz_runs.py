@@ -25,7 +25,7 @@ from soak.errors import UsageError
 from soak.journal.writer import FileJournal
 from soak.lab.resume import past_run
 from soak.model.vocabulary import VerdictWord
-from soak.unfinished import choose_run
+from soak.supervisor.resume import choose_run
 from soak.verdict import EXIT_CODES
 from tests.fuzz_support import damaged_bytes, fuzz, many_inputs
 from tests.soak_support import make_ledger

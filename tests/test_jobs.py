@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from soak.jobs import Jobs
 from soak.journal.writer import FileJournal, read_journal
 from soak.ledger.schema import JOBS
+from soak.supervisor.jobs import Jobs
 from tests.soak_support import DEADLINE, deterministic, make_ledger
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def desk(tmp_path: Path) -> Desk:
 @pytest.fixture
 def now(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     moment = [1000 * SECOND]
-    monkeypatch.setattr("soak.jobs.time.monotonic_ns", lambda: moment[0])
+    monkeypatch.setattr("soak.supervisor.jobs.time.monotonic_ns", lambda: moment[0])
     return moment
 
 
@@ -206,7 +206,7 @@ def test_turns_do_not_drift_and_are_not_made_up_for(
     patch = pytest.MonkeyPatch()
     with tempfile.TemporaryDirectory() as directory, patch.context() as patched:
         now = [SECOND]
-        patched.setattr("soak.jobs.time.monotonic_ns", lambda: now[0])
+        patched.setattr("soak.supervisor.jobs.time.monotonic_ns", lambda: now[0])
         desk = Desk(Path(directory))
         begun: list[int] = []
         taking = [0]

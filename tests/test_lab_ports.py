@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any, Self
 import pytest
 
 from soak.cli import main
-from soak.control import CONTINUE, PAUSE, STOP, Question
 from soak.journal.writer import read_journal
 from soak.lab import host, protocol
 from soak.lab.cache import Cache, cache_directory
 from soak.lab.image import GuestRoot
 from soak.rundir import RunDirectory
+from soak.supervisor.control import CONTINUE, PAUSE, STOP, Question
 from tests.journal_support import valid_line
 from tests.lab_support import QUICK_KERNEL, ROOT, WITH_THE_TEST, end_process
 from tests.soak_support import DEADLINE

@@ -11,9 +11,9 @@ from soak import rundir
 from soak.journal.writer import FileJournal, Level
 from soak.ledger.memory import LedgerReader
 from soak.ledger.schema import NO_KNOWN_ISSUE, SUPERVISOR
-from soak.ledger_store import LedgerStore, bring_home
 from soak.machine.changes import FAILED, FORGOTTEN, RESTORED
 from soak.model.vocabulary import Violation
+from soak.supervisor.ledger_store import LedgerStore, bring_home
 from tests.journal_support import valid_fields
 from tests.soak_support import make_ledger
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 import pytest
 
-from soak import control, rundir
+from soak import rundir
 from soak.abi.libc import LIBC
 from soak.cli import main
 from soak.errors import UsageError
@@ -23,6 +23,7 @@ from soak.lab.apt import Mirror
 from soak.lab.cache import Cache, cache_directory
 from soak.lab.faults import parse_fault
 from soak.lab.kernels import check_kernel
+from soak.supervisor import control
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -10,7 +10,7 @@ from soak import rundir
 from soak.config.sections import Config, RunSection
 from soak.errors import UsageError
 from soak.journal.writer import FileJournal
-from soak.unfinished import choose_run
+from soak.supervisor.resume import choose_run
 from tests.journal_support import valid_fields
 
 if TYPE_CHECKING:

@@ -18,10 +18,10 @@ from soak.detectors.leaks.struct_pages import StructPages
 from soak.journal.writer import Level, PortJournal
 from soak.ledger.schema import SUPERVISOR
 from soak.machine.changes import Custody
-from soak.mirror import place_ledger
 from soak.model.expectations import parse_release
 from soak.model.vocabulary import RegionKind, Role
-from soak.preparation import RegionFiles, taken
+from soak.supervisor.mirror import place_ledger
+from soak.supervisor.preparation import RegionFiles, taken
 from soak.workload.operators.mapper import Mapper
 from soak.workload.plan import make_plan
 
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     from soak.bench.series import Prepare, Timed
     from soak.config.sections import Config
     from soak.ledger.memory import Ledger
-    from soak.mirror import Mirror
     from soak.regions import Region
     from soak.regions.pages import PageSpan
+    from soak.supervisor.mirror import Mirror
 
 _LOCAL_LEDGER: Final = Path("/run/dax-soak-ledger")
 _STATE: Final = Path("/run/dax-soak-custody")

@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from soak.abi.libc import LIBC, checked
-from soak.control import Question
 from soak.errors import UsageError
 from soak.lab import protocol
 from soak.lab.disks import make_disks
 from soak.lab.guest_program import GuestProgram, run_program, run_script
 from soak.lab.namespaces import FIRST_MOUNT, NamespaceError, prepare
 from soak.lab.protocol import Order
+from soak.supervisor.control import Question
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Final
 from soak.journal.writer import PortJournal
 from soak.machine.changes import Custody
 from soak.machine.fitness import require_fit_config
-from soak.mirror import place_ledger
-from soak.preparation import RegionFiles, taken, teller
-from soak.run import Setting, given_up_files, run_soak
-from soak.uevents import UeventWatch, things_in_use
+from soak.supervisor.assembly import Setting, given_up_files, run_soak
+from soak.supervisor.hooks.uevents import UeventWatch, things_in_use
+from soak.supervisor.mirror import place_ledger
+from soak.supervisor.preparation import RegionFiles, taken, teller
 from soak.workload.plan import make_plan
 
 if TYPE_CHECKING:

@@ -16,8 +16,6 @@ from typing import TYPE_CHECKING, Any, Final
 import tomli_w
 
 from soak import rundir
-from soak.control import PLANT, STOP, WORDS, ControlSocket, ending_signals
-from soak.exporter_process import ExporterProcess
 from soak.journal.writer import OWN_EVENTS, FileJournal, Level, read_journal
 from soak.lab import protocol
 from soak.lab.boot_error import STOOD_STILL, BootError
@@ -38,11 +36,13 @@ from soak.ledger.memory import Ledger, LedgerReader
 from soak.ledger.schema import HOST, SUPERVISOR, WORKER
 from soak.ledger.totals import completed_operations, judged_trials
 from soak.model.vocabulary import RunState, VerdictWord
+from soak.supervisor.control import PLANT, STOP, WORDS, ControlSocket, ending_signals
+from soak.supervisor.hooks.exporter import ExporterProcess
 from soak.verdict import Judge, Verdict, lost_machine_event
 from soak.workload.plan import make_plan
 
 if TYPE_CHECKING:
-    from soak.control import Request
+    from soak.supervisor.control import Request
 
 # Deadlines count beats, and each for what the guest had of a processor (see SignsOfLife).
 _NMI_BEATS: Final = 60

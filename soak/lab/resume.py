@@ -12,7 +12,7 @@ from soak.errors import UsageError
 from soak.ledger.layout import LedgerError
 from soak.ledger.memory import LedgerReader
 from soak.rundir import RunDirectory
-from soak.unfinished import Story
+from soak.supervisor.resume import Story
 
 if TYPE_CHECKING:
     import argparse

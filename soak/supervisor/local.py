@@ -12,37 +12,37 @@ from soak import rundir
 from soak.abi.mounts import filesystem_of
 from soak.abi.procfs import boot_id
 from soak.config.listen import parse_listen
-from soak.control import ending_signals
 from soak.errors import UsageError
-from soak.exporter_process import ExporterKeeper, ExporterProcess
 from soak.journal.writer import FileJournal, read_journal
 from soak.ledger.schema import SUPERVISOR
-from soak.ledger_store import LedgerStore, bring_home
 from soak.log import configure, log_event
 from soak.machine.changes import Custody, be_spared
 from soak.machine.fitness import require_fit_config
 from soak.model.exit_codes import PLAIN
-from soak.preparation import RegionFiles, taken, teller
 from soak.process.http_probe import ExporterProbe
 from soak.regions import FsDaxRegion
 from soak.report.text import publish
-from soak.restoring import STATE
-from soak.run import Setting, given_up_files, run_soak
-from soak.service import Service
-from soak.uevents import UeventWatch, things_in_use
-from soak.unfinished import ChosenRun, choose_run
+from soak.supervisor.assembly import Setting, given_up_files, run_soak
+from soak.supervisor.control import ending_signals
+from soak.supervisor.hooks.exporter import ExporterKeeper, ExporterProcess
+from soak.supervisor.hooks.systemd import Service
+from soak.supervisor.hooks.uevents import UeventWatch, things_in_use
+from soak.supervisor.hooks.verdict import VerdictKeeper
+from soak.supervisor.ledger_store import LedgerStore, bring_home
+from soak.supervisor.preparation import RegionFiles, taken, teller
+from soak.supervisor.restoring import STATE
+from soak.supervisor.resume import ChosenRun, choose_run
 from soak.verdict import Judge
-from soak.verdict_keeper import VerdictKeeper
 from soak.workload.plan import make_plan
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from soak.companion import Companion
     from soak.config.sections import Config
     from soak.machine.changes import Settled
     from soak.regions import Region
+    from soak.supervisor.hooks.base import Companion
     from soak.verdict import Verdict
 
 _ENDING_SECONDS: Final = 10.0

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Self
 
-from soak.companion import Companion
 from soak.process.notify import Notifier, watchdog_seconds
 from soak.process.watchdog import Watchdog
+from soak.supervisor.hooks.base import Companion
 
 if TYPE_CHECKING:
     from collections.abc import Callable

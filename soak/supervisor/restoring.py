@@ -8,10 +8,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-from soak.ledger_store import bring_home
 from soak.machine.changes import RESTORED, Settled, restore_only
 from soak.model.vocabulary import Level
 from soak.rundir import discard_unbegun
+from soak.supervisor.ledger_store import bring_home
 
 # Where this machine keeps the record of what soaks have taken.
 STATE: Final = Path("/var/lib/dax-soak/custody")

@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from soak.abi.btf import BtfError
 from soak.abi.procfs import boot_id, kernel_release
-from soak.control import ControlSocket
-from soak.crash_log import pick_up
 from soak.detectors.canaries.kinds import make_canaries
 from soak.detectors.canaries.runner import Canaries
 from soak.detectors.clock import SoakClock
@@ -37,14 +35,16 @@ from soak.ledger.schema import (
     judged_field,
 )
 from soak.machine.changes import be_expendable
-from soak.mirror import Mirror
 from soak.model.expectations import parse_release
 from soak.model.known_issues import KNOWN_ISSUES
 from soak.model.vocabulary import RegionKind, Role
 from soak.regions import FsDaxRegion
 from soak.regions.fs_dax import first_files
-from soak.summary import Summary
-from soak.supervisor import Supervisor
+from soak.supervisor.control import ControlSocket
+from soak.supervisor.crash_log import pick_up
+from soak.supervisor.mirror import Mirror
+from soak.supervisor.summary import Summary
+from soak.supervisor.supervisor import Supervisor
 from soak.workload.operators.holder import Holder
 from soak.workload.operators.invalidator import Invalidator
 from soak.workload.operators.mapper import Mapper
@@ -56,12 +56,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from contextlib import AbstractContextManager
 
-    from soak.companion import Companion
     from soak.config.sections import Config
     from soak.journal.writer import Journal
     from soak.ledger.memory import BlockWriter, Ledger
     from soak.model.expectations import Release
     from soak.regions import Region
+    from soak.supervisor.hooks.base import Companion
     from soak.workload.choices import WorkerPlan
     from soak.workload.plan import RunPlan
     from soak.workload.worker import Operator

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from soak.companion import Companion
+from soak.supervisor.hooks.base import Companion
 
 if TYPE_CHECKING:
     from soak.ledger.memory import BlockWriter

@@ -13,20 +13,18 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 from soak.abi.procfs import boot_id, foll_pins, kernel_release, locked_and_pinned_bytes, taint
-from soak.control import CONTINUE, PAUSE, STOP, WORDS, ending_signals
 from soak.detectors.canaries.runner import FIRST_SECONDS
 from soak.detectors.leaks.sweeper import FULL_HEADROOM_PPM
 from soak.detectors.reporter import REPORT_SECONDS
-from soak.jobs import Jobs
 from soak.journal.writer import Level
 from soak.ledger.totals import completed_operations
 from soak.model.vocabulary import Detector, RunState, VerdictWord
+from soak.supervisor.control import CONTINUE, PAUSE, STOP, WORDS, ending_signals
+from soak.supervisor.jobs import Jobs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from soak.companion import Companion
-    from soak.control import ControlSocket
     from soak.detectors.canaries.runner import Canaries
     from soak.detectors.clock import SoakClock
     from soak.detectors.leaks.recycler import Recycler
@@ -36,7 +34,9 @@ if TYPE_CHECKING:
     from soak.detectors.stalls.responder import StallWatch
     from soak.journal.writer import Journal
     from soak.ledger.memory import BlockWriter
-    from soak.summary import Summary
+    from soak.supervisor.control import ControlSocket
+    from soak.supervisor.hooks.base import Companion
+    from soak.supervisor.summary import Summary
     from soak.workload.pool import Crew, Death
 
 BEAT_SECONDS: Final = 0.1

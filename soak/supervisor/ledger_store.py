@@ -12,7 +12,6 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from soak.companion import Companion
 from soak.errors import UsageError
 from soak.journal.events import understood
 from soak.journal.writer import Level, read_journal
@@ -21,6 +20,7 @@ from soak.ledger.schema import NO_KNOWN_ISSUE, SUPERVISOR, leaks_field
 from soak.machine.changes import FAILED, FORGOTTEN, RESTORED, Settled
 from soak.model.vocabulary import Violation
 from soak.rundir import JOURNAL, LEDGER, write_whole
+from soak.supervisor.hooks.base import Companion
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -9,9 +9,9 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Final
 
-from soak.companion import Companion
 from soak.ledger.memory import Ledger
 from soak.ledger.schema import CANARY, SUPERVISOR, WORKER
+from soak.supervisor.hooks.base import Companion
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -12,9 +12,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from soak.companion import Companion
 from soak.errors import UsageError
 from soak.journal.writer import Level
+from soak.supervisor.hooks.base import Companion
 
 if TYPE_CHECKING:
     from soak.journal.writer import Journal

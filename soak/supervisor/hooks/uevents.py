@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from soak.abi.libc import die_with_parent
 from soak.abi.netlink import uevents
-from soak.companion import Companion
 from soak.journal.writer import Level
 from soak.regions import DeviceDaxRegion, FsDaxRegion
+from soak.supervisor.hooks.base import Companion
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

@@ -1,0 +1,1 @@
+"""One soak, from its assembly to its last line in the journal."""

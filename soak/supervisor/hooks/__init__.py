@@ -1,0 +1,1 @@
+"""What goes along with a run: called at its start, at each beat, and at its end."""
