@@ -216,7 +216,7 @@ def _install(options: argparse.Namespace) -> int:
 
 @done_when_unread
 def _top(options: argparse.Namespace) -> int:
-    from soak.report.top import watch
+    from soak.report.top.terminal import watch
     from soak.rundir import LEDGER, VERDICT, find_run
 
     directory = find_run(options.run)

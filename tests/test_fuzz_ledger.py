@@ -22,8 +22,8 @@ from soak.ledger.layout import UNREADABLE, Layout, LedgerError
 from soak.ledger.memory import Ledger, LedgerReader
 from soak.ledger.schema import CANARY, HOST, SUPERVISOR, WORKER
 from soak.model.vocabulary import RegionKind, RunState, VerdictWord, WorkerState
-from soak.report.live import Reading, make_view
-from soak.report.top import watch
+from soak.report.top.terminal import watch
+from soak.report.top.view import Reading, make_view
 from soak.workload.plan import make_plan
 from tests.fuzz_support import damaged_bytes, damaged_json, fuzz, many_inputs
 from tests.test_ledger_damage import PREFIX, read_all

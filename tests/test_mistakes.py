@@ -32,7 +32,7 @@ LONG_NAME: Final = "n" * 256
 LONG_PATH: Final = "/n" * 2048
 NOT_UTF8: Final = os.fsdecode(b"\xff")
 NOBODY: Final = 65534
-IMPORTED_WHEN_NEEDED: Final = ("exporter.__main__", "soak.lab.command", "soak.report.top")
+IMPORTED_WHEN_NEEDED: Final = ("exporter.__main__", "soak.lab.command", "soak.report.top.terminal")
 
 # Where a word of the command line names a file, a directory or a run.
 PLACES: Final = (

@@ -25,7 +25,7 @@ from soak.journal.writer import FileJournal
 from soak.lab.boot_image import boot_image_release
 from soak.ledger.layout import LedgerError
 from soak.ledger.memory import Ledger, LedgerReader
-from soak.report.top import watch
+from soak.report.top.terminal import watch
 from tests.soak_support import make_ledger
 
 if TYPE_CHECKING:

@@ -23,8 +23,8 @@ from soak.files.regular import read_regular
 from soak.ledger.layout import UNREADABLE, LedgerError
 from soak.ledger.memory import LedgerReader
 from soak.model.vocabulary import VerdictWord
-from soak.report.live import HEARTBEAT_LIMIT_NS, NANOSECONDS, Reading, View, make_view
-from soak.report.live_text import Conclusion, Cropped, draw
+from soak.report.top.draw import Conclusion, Cropped, draw
+from soak.report.top.view import HEARTBEAT_LIMIT_NS, NANOSECONDS, Reading, View, make_view
 from soak.verdict import EXIT_CODES
 
 if TYPE_CHECKING:

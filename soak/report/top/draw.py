@@ -13,12 +13,12 @@ from rich.text import Text
 
 from soak.files.printable import printable
 from soak.model.vocabulary import VerdictWord, WorkerState
-from soak.report.live import NANOSECONDS
+from soak.report.top.view import NANOSECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from soak.report.live import View
+    from soak.report.top.view import View
 
 _VERDICT_STYLES: Final = {
     VerdictWord.PASS: "bold green",
