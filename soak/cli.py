@@ -123,7 +123,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.print_choices is not None:
         return print_choices(make_plan(config), options.print_choices)
     if options.ledger is not None:
-        from soak.lab.guest_soak import LabPlaces, soak_in_lab
+        from soak.lab.guest.soak import LabPlaces, soak_in_lab
 
         places = LabPlaces(
             options.run_id,
@@ -141,14 +141,14 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _bench(options: argparse.Namespace) -> int:
-    from soak.lab.bench import bench
+    from soak.lab.bench.command import bench
 
     return bench(options)
 
 
 def _measure(options: argparse.Namespace) -> int:
-    from soak.bench.measure import measure
     from soak.config.sections import load_config
+    from soak.lab.bench.measure import measure
 
     config = load_config(options.config)
     measure(
@@ -247,7 +247,7 @@ def _say(options: argparse.Namespace) -> int:
 
 
 def _plant(options: argparse.Namespace) -> int:
-    from soak.lab.faults import check_fault
+    from soak.lab.guest.faults import check_fault
     from soak.rundir import find_run
     from soak.supervisor.control import PLANT, say
 

@@ -9,7 +9,7 @@ import signal
 from pathlib import Path
 from typing import Any, Final
 
-from soak.lab.disks import make_disks
+from soak.lab.guest.disks import make_disks
 from tests.guest_support import COVERING, Run, configure, listen_on_loopback, metrics, tell
 
 CONFIG: Final = Path("/run/soak.toml")

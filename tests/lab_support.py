@@ -19,7 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from exporter.collector import LedgerCollector
 from soak.lab.cache import Cache, cache_directory
-from soak.lab.kernel_build import built_kernel
+from soak.lab.kernels.build import built_kernel
 from soak.ledger.layout import LedgerError
 from soak.ledger.memory import LedgerReader
 from soak.ledger.schema import SUPERVISOR

@@ -9,7 +9,7 @@ import textwrap
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
-from soak.lab.console import EVIDENCE_LINES, console_tail
+from soak.lab.host.console import EVIDENCE_LINES, console_tail
 from tests.lab_support import QUICK_KERNEL, ROOT, WITH_THE_TEST, end_process, shown
 from tests.patience import LateError, Patience, Signs
 from tests.progress_lines import keep, say

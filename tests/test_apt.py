@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from soak.errors import UsageError
-from soak.lab.apt import Mirror, Suite
+from soak.lab.image.apt import Mirror, Suite
 
 if TYPE_CHECKING:
     from pathlib import Path

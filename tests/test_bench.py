@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from soak.bench.contenders import LENGTH, Subject
-from soak.bench.report import Bench, Scrape, json_report, rows, text_report
-from soak.bench.series import Series, take_turns
 from soak.cli import main
+from soak.lab.bench.contenders import LENGTH, Subject
+from soak.lab.bench.report import Bench, Scrape, json_report, rows, text_report
+from soak.lab.bench.series import Series, take_turns
 from soak.model.vocabulary import Operation, RegionKind, Role
 from tests.soak_support import deterministic, workers
 

@@ -12,11 +12,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from soak.errors import UsageError
-from soak.lab.build_tree import open_build_tree
 from soak.lab.cache import Cache
-from soak.lab.image import GuestRoot
-from soak.lab.kernels import KernelStore, check_kernel
-from soak.lab.module_layer import layer_of_tree
+from soak.lab.image.root import GuestRoot
+from soak.lab.kernels.build_tree import open_build_tree
+from soak.lab.kernels.module_layer import layer_of_tree
+from soak.lab.kernels.store import KernelStore, check_kernel
 from tests.test_cpio import parse
 from tests.test_kernel_names import boot_image, check_sentence
 

@@ -11,7 +11,7 @@ import pytest
 
 from soak import __version__, rundir
 from soak.cli import main
-from soak.lab.faults import FAULTS, parse_fault
+from soak.lab.guest.faults import FAULTS, parse_fault
 from soak.model.expectations import EXPECTATIONS
 from soak.model.known_issues import KNOWN_ISSUES
 from soak.workload.choices import SCENARIOS

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from soak.lab import console
-from soak.lab.console import begin_console, console_tail, keep_console_short
+from soak.lab.host import console
+from soak.lab.host.console import begin_console, console_tail, keep_console_short
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from soak.lab.cpio import CpioWriter
+from soak.lab.image.cpio import CpioWriter
 
 HEADER_BYTES = 110
 TRAILER = b"TRAILER!!!"

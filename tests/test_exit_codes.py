@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from soak import cli
 from soak.lab import command
-from soak.lab.boot_error import BootError
+from soak.lab.host.boot_error import BootError
 from soak.model.exit_codes import BISECT, INTERRUPTED, PLAIN, is_bisecting
 from soak.model.vocabulary import VerdictWord
 from tests.soak_support import DEADLINE

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from soak.lab.guest_clock import GuestClock
+from soak.lab.host.guest_clock import GuestClock
 from soak.model.vocabulary import VerdictWord
 from soak.verdict import judge
 from tests.journal_support import BOOT, valid_line

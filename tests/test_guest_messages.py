@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from soak.lab import protocol
-from soak.lab.guest_messages import GarbledError, GuestListener, parse_event, parse_message
-from soak.lab.port import Port
+from soak.lab.host.guest_messages import GarbledError, GuestListener, parse_event, parse_message
+from soak.lab.host.port import Port
 from soak.verdict import judge
 from tests.journal_support import valid_line
 from tests.soak_support import DEADLINE, deterministic

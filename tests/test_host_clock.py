@@ -6,7 +6,7 @@ import mmap
 import platform
 from typing import TYPE_CHECKING, Final
 
-from soak.lab.host_clock import counter_khz
+from soak.lab.host.host_clock import counter_khz
 
 if TYPE_CHECKING:
     import pytest

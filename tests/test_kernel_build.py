@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from soak.errors import UsageError
-from soak.lab import kernel_build
-from soak.lab.boot_image import boot_image_release
 from soak.lab.cache import Cache
-from soak.lab.kernel_build import build_kernel, built_kernel
+from soak.lab.kernels import build as kernel_build
+from soak.lab.kernels.boot_image import boot_image_release
+from soak.lab.kernels.build import build_kernel, built_kernel
 from soak.lab.progress import Progress
 from tests.soak_support import DEADLINE
 from tests.test_kernel_names import boot_image

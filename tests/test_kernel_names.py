@@ -12,13 +12,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from soak.errors import UsageError
-from soak.lab.boot_image import boot_image_release
 from soak.lab.cache import Cache
-from soak.lab.debian_kernel import DEBIAN_SUITES
-from soak.lab.host_kernel import host_kernel
-from soak.lab.image import GuestRoot
-from soak.lab.kernel_build import SOURCE_SUITES
-from soak.lab.kernels import KERNEL_NAMES, KernelStore, check_kernel
+from soak.lab.image.root import GuestRoot
+from soak.lab.kernels.boot_image import boot_image_release
+from soak.lab.kernels.build import SOURCE_SUITES
+from soak.lab.kernels.debian import DEBIAN_SUITES
+from soak.lab.kernels.host import host_kernel
+from soak.lab.kernels.store import KERNEL_NAMES, KernelStore, check_kernel
 
 deterministic = settings(derandomize=True, database=None, deadline=None, max_examples=150)
 

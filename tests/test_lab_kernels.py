@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from soak.lab.cache import Cache, cache_directory
-from soak.lab.image import GuestRoot
-from soak.lab.kernels import KernelStore
+from soak.lab.image.root import GuestRoot
+from soak.lab.kernels.store import KernelStore
 from tests.lab_support import QUICK_KERNEL, ROOT, lab
 from tests.test_cpio import parse
 

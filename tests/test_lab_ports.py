@@ -15,9 +15,10 @@ import pytest
 
 from soak.cli import main
 from soak.journal.writer import read_journal
-from soak.lab import host, protocol
+from soak.lab import protocol
 from soak.lab.cache import Cache, cache_directory
-from soak.lab.image import GuestRoot
+from soak.lab.host import run as host
+from soak.lab.image.root import GuestRoot
 from soak.rundir import RunDirectory
 from soak.supervisor.control import CONTINUE, PAUSE, STOP, Question
 from tests.journal_support import valid_line

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from soak.lab.build_tree import open_build_tree
 from soak.lab.cache import Cache, cache_directory
-from soak.lab.image import GuestRoot
-from soak.lab.module_layer import layer_of_tree
+from soak.lab.image.root import GuestRoot
+from soak.lab.kernels.build_tree import open_build_tree
+from soak.lab.kernels.module_layer import layer_of_tree
 from tests.lab_support import QUICK_KERNEL, ROOT, alive, lab
 from tests.test_build_tree import STYLES, shown
 from tests.test_cpio import parse

@@ -19,10 +19,10 @@ from soak.cli import main
 from soak.errors import UsageError
 from soak.files.user_directories import user_directory
 from soak.lab import requirements
-from soak.lab.apt import Mirror
 from soak.lab.cache import Cache, cache_directory
-from soak.lab.faults import parse_fault
-from soak.lab.kernels import check_kernel
+from soak.lab.guest.faults import parse_fault
+from soak.lab.image.apt import Mirror
+from soak.lab.kernels.store import check_kernel
 from soak.supervisor import control
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ import pytest
 from exporter.catalogue import METRICS, PREFIX
 from soak.cli import main
 from soak.config.sections import SECTIONS
-from soak.lab.faults import FAULTS
-from soak.lab.kernels import KERNEL_NAMES
+from soak.lab.guest.faults import FAULTS
+from soak.lab.kernels.store import KERNEL_NAMES
 from soak.model.exit_codes import BISECT, INTERRUPTED, PLAIN
 from soak.model.vocabulary import Detector, VerdictWord, Violation
 from soak.report.reference import with_table

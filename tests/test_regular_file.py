@@ -22,7 +22,7 @@ from soak.files.regular import (
 )
 from soak.journal.reading import read_journal
 from soak.journal.writer import FileJournal
-from soak.lab.boot_image import boot_image_release
+from soak.lab.kernels.boot_image import boot_image_release
 from soak.ledger.layout import LedgerError
 from soak.ledger.memory import Ledger, LedgerReader
 from soak.report.top.terminal import watch

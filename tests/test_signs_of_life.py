@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from soak.lab.processor_share import ProcessorShare
-from soak.lab.signs_of_life import Life, SignsOfLife
+from soak.lab.host.processor_share import ProcessorShare
+from soak.lab.host.signs_of_life import Life, SignsOfLife
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -8,7 +8,7 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from soak.lab.standstill import Standstill
+from soak.lab.host.standstill import Standstill
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from soak.lab.cache import Cache, cache_directory
-from soak.lab.image import GuestRoot
-from soak.lab.kernels import Kernel, KernelStore
+from soak.lab.image.root import GuestRoot
+from soak.lab.kernels.store import Kernel, KernelStore
 from tests.test_build_tree import STYLES
 from tests.test_cpio import parse
 

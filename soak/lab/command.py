@@ -13,16 +13,16 @@ from soak import rundir
 from soak.config.sections import load_config
 from soak.errors import UsageError
 from soak.files.printable import printable
-from soak.lab.boot import DEFAULT_KERNEL, Booted, boot, find_parts, soak_once
-from soak.lab.boot_error import BootError
 from soak.lab.cache import Cache, cache_directory
-from soak.lab.faults import parse_fault
-from soak.lab.image import package_layer, script_layer
-from soak.lab.kernels import check_kernel
+from soak.lab.guest.faults import parse_fault
+from soak.lab.host.boot import DEFAULT_KERNEL, Booted, boot, find_parts, soak_once
+from soak.lab.host.boot_error import BootError
+from soak.lab.host.script import run_script, script_files
+from soak.lab.image.root import package_layer, script_layer
+from soak.lab.kernels.store import check_kernel
 from soak.lab.progress import Progress
 from soak.lab.request import LabRequest, lab_config
 from soak.lab.resume import Past, past_run
-from soak.lab.script import run_script, script_files
 from soak.model.exit_codes import BISECT, INTERRUPTED, PLAIN
 from soak.process.output import complain
 from soak.report.text import publish

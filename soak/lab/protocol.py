@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final, Self
 
-from soak.lab.namespaces import Namespace
+from soak.lab.guest.namespaces import Namespace
 
 # Names of the virtio-serial ports.
 JOURNAL_PORT: Final = "dax-soak.journal"

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from soak.config.sections import Config, RegionSection
-from soak.lab.namespaces import Namespace, nvdimm_size
+from soak.lab.guest.namespaces import Namespace, nvdimm_size
 from soak.model.vocabulary import RegionKind
 
 if TYPE_CHECKING:
-    from soak.lab.kernels import Kernel
+    from soak.lab.kernels.store import Kernel
 
 # A namespace keeps its own struct pages, so less than its size can be mapped.
 REGION_SIZES: Final = {

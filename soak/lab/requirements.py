@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from soak.errors import UsageError
-from soak.lab.apt import machine_mirror
 from soak.lab.cache import cache_directory
-from soak.lab.qemu import BINARY, MEMORY_MIB, PACKAGE, accelerators, find_qemu
+from soak.lab.host.qemu import BINARY, MEMORY_MIB, PACKAGE, accelerators, find_qemu
+from soak.lab.image.apt import machine_mirror
 from soak.lab.request import lab_config, space_needed
 from soak.rundir import runs_directory
 

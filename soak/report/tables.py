@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from typing import TYPE_CHECKING, Any, Final
 
-from soak.lab.faults import FAULTS
+from soak.lab.guest.faults import FAULTS
 from soak.model.expectations import EXPECTATIONS, FIRST, LAST, Release
 from soak.model.known_issues import KNOWN_ISSUES
 from soak.model.vocabulary import errno_name

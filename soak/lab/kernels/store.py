@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from soak.errors import UsageError
-from soak.lab.boot_image import boot_image_release
-from soak.lab.build_tree import open_build_tree
 from soak.lab.cache import Cache, cache_directory
-from soak.lab.debian_kernel import DEBIAN_SUITES, fetch_kernel
-from soak.lab.host_kernel import host_kernel
-from soak.lab.kernel_build import SOURCE_SUITES, build_kernel, built_kernel, check_can_build
-from soak.lab.module_layer import (
+from soak.lab.kernels.boot_image import boot_image_release
+from soak.lab.kernels.build import SOURCE_SUITES, build_kernel, built_kernel, check_can_build
+from soak.lab.kernels.build_tree import open_build_tree
+from soak.lab.kernels.debian import DEBIAN_SUITES, fetch_kernel
+from soak.lab.kernels.host import host_kernel
+from soak.lab.kernels.module_layer import (
     layer_of_installed,
     layer_of_tree,
     modules_beside,
@@ -26,7 +26,7 @@ from soak.lab.module_layer import (
 from soak.lab.progress import Progress
 
 if TYPE_CHECKING:
-    from soak.lab.image import GuestRoot
+    from soak.lab.image.root import GuestRoot
 
 _HOST: Final = "host"
 _DEBIAN: Final = "debian"

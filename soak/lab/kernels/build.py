@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from soak.errors import UsageError
-from soak.lab.apt import Suite, file_name, machine_mirror
-from soak.lab.source_tree import SourceTree
-from soak.lab.toolchain import missing, refuse_without
+from soak.lab.image.apt import Suite, file_name, machine_mirror
+from soak.lab.kernels.source_tree import SourceTree
+from soak.lab.packages import missing, refuse_without
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

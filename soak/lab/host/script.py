@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any, Final
 from soak import rundir
 from soak.files.printable import printable
 from soak.lab import protocol
-from soak.lab.boot_error import STOOD_STILL, BootError
-from soak.lab.console import begin_console, console_tail
-from soak.lab.guest_messages import GarbledError, parse_message
+from soak.lab.host.boot_error import STOOD_STILL, BootError
+from soak.lab.host.console import begin_console, console_tail
+from soak.lab.host.guest_messages import GarbledError, parse_message
+from soak.lab.host.qemu import Machine
+from soak.lab.host.scratch import CRASH_STORE_SIZE, Scratch
+from soak.lab.host.vm import VirtualMachine
 from soak.lab.protocol import Order
-from soak.lab.qemu import Machine
 from soak.lab.request import namespaces
-from soak.lab.scratch import CRASH_STORE_SIZE, Scratch
-from soak.lab.vm import VirtualMachine
 from soak.process.output import complain, put
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from soak.errors import UsageError
-from soak.lab.disks import PARAMETERS as DISK_PARAMETERS
-from soak.lab.host_clock import counter_khz
-from soak.lab.namespaces import LABEL_SIZE
+from soak.lab.guest.disks import PARAMETERS as DISK_PARAMETERS
+from soak.lab.guest.namespaces import LABEL_SIZE
+from soak.lab.host.host_clock import counter_khz
 from soak.lab.protocol import CONTROL_PORT, JOURNAL_PORT
 
 if TYPE_CHECKING:

@@ -19,14 +19,14 @@ from soak.abi.libc import LIBC, checked
 from soak.abi.mmap import MAP_SHARED, PROT_READ, PROT_WRITE, Mapping
 from soak.abi.splice import HeldPages
 from soak.errors import UsageError
-from soak.lab.disks import resume_disk, suspend_disk
+from soak.lab.guest.disks import resume_disk, suspend_disk
 from soak.regions.fs_dax import FILE_SIZE
 from soak.regions.pages import PAGE_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from soak.lab.guest import Scene
+    from soak.lab.guest.init import Scene
 
 _MS_BIND: Final = 0x1000
 _DEFAULT_SECONDS: Final = 15.0

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Final
 
 from soak.abi.btf import BtfError
 from soak.abi.procfs import kernel_release
-from soak.bench.contenders import LENGTH, LIBRARY, REFERENCES, Contenders, Subject
-from soak.bench.series import MEASURED, Series, take_turns
 from soak.detectors.leaks.struct_pages import StructPages
 from soak.journal.writer import Level, PortJournal
+from soak.lab.bench.contenders import LENGTH, LIBRARY, REFERENCES, Contenders, Subject
+from soak.lab.bench.series import MEASURED, Series, take_turns
 from soak.ledger.schema import SUPERVISOR
 from soak.machine.changes import Custody
 from soak.model.expectations import parse_release
@@ -28,8 +28,8 @@ from soak.workload.plan import make_plan
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from soak.bench.series import Prepare, Timed
     from soak.config.sections import Config
+    from soak.lab.bench.series import Prepare, Timed
     from soak.ledger.memory import Ledger
     from soak.regions import Region
     from soak.regions.pages import PageSpan

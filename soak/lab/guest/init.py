@@ -20,16 +20,16 @@ from typing import TYPE_CHECKING, Any, Final
 from soak.abi.libc import LIBC, checked
 from soak.errors import UsageError
 from soak.lab import protocol
-from soak.lab.disks import make_disks
-from soak.lab.guest_program import GuestProgram, run_program, run_script
-from soak.lab.namespaces import FIRST_MOUNT, NamespaceError, prepare
+from soak.lab.guest.disks import make_disks
+from soak.lab.guest.namespaces import FIRST_MOUNT, NamespaceError, prepare
+from soak.lab.guest.program import GuestProgram, run_program, run_script
 from soak.lab.protocol import Order
 from soak.supervisor.control import Question
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from soak.lab.guest_program import Load
+    from soak.lab.guest.program import Load
 
 _MOUNTS: Final = (
     ("proc", "/proc", "proc"),
@@ -235,7 +235,7 @@ def _watch(order: Order, control: Control, program: GuestProgram, scene: Scene) 
 
 
 def _plant(name: str, control: Control, scene: Scene) -> None:
-    from soak.lab.faults import FAULTS  # noqa: PLC0415 - not needed before
+    from soak.lab.guest.faults import FAULTS  # noqa: PLC0415 - not needed before
 
     control.tell(protocol.FAULT, name=name)
     try:
@@ -279,7 +279,7 @@ def _load_modules(order: Order) -> None:
     modules = Path("/usr/lib/modules") / os.uname().release
     if not modules.exists():
         return
-    from soak.lab.modules import (  # noqa: PLC0415 - only where there are modules
+    from soak.lab.guest.modules import (  # noqa: PLC0415 - only where there are modules
         BASE_MODULES,
         SCRIPT_MODULES,
     )

@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from soak.errors import UsageError
-from soak.lab.cpio import CpioWriter
-from soak.lab.modules import GUEST_MODULES
+from soak.lab.guest.modules import GUEST_MODULES
+from soak.lab.image.cpio import CpioWriter
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from soak.lab.build_tree import BuildTree
     from soak.lab.cache import Cache
-    from soak.lab.image import GuestRoot
+    from soak.lab.image.root import GuestRoot
+    from soak.lab.kernels.build_tree import BuildTree
 
 _LAYER: Final = "modules.cpio"
 _INDEXES: Final = ("modules.builtin", "modules.builtin.modinfo", "modules.order")

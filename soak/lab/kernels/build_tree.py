@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from soak.errors import UsageError
 from soak.files.regular import read_regular
-from soak.lab.boot_image import boot_image_release
+from soak.lab.kernels.boot_image import boot_image_release
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from qemu.qmp import ConnectError, ExecInterruptedError, ExecuteError, QMPClient, StateError
 
-from soak.lab.console import keep_console_short
-from soak.lab.port import Port
-from soak.lab.processor_share import ProcessorShare
-from soak.lab.standstill import Standstill
+from soak.lab.host.console import keep_console_short
+from soak.lab.host.port import Port
+from soak.lab.host.processor_share import ProcessorShare
+from soak.lab.host.standstill import Standstill
 
 if TYPE_CHECKING:
-    from soak.lab.qemu import Machine
+    from soak.lab.host.qemu import Machine
 
 # What QEMU itself says, beside the guest's console; the first of it matters most.
 _LOG: Final = "qemu.log"

@@ -10,8 +10,8 @@ from typing import IO, TYPE_CHECKING, Final, Self
 
 from soak.errors import UsageError
 from soak.lab import protocol
-from soak.lab.cpio import CpioWriter
-from soak.lab.namespaces import nvdimm_alignment, nvdimm_size
+from soak.lab.guest.namespaces import nvdimm_alignment, nvdimm_size
+from soak.lab.image.cpio import CpioWriter
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

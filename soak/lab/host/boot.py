@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from soak import rundir
 from soak.errors import UsageError
-from soak.lab.boot_error import BootError
-from soak.lab.host import LabRun
-from soak.lab.image import GuestRoot, program_layers
-from soak.lab.kernels import KernelStore
-from soak.lab.qemu import accelerators, find_qemu
+from soak.lab.host.boot_error import BootError
+from soak.lab.host.qemu import accelerators, find_qemu
+from soak.lab.host.run import LabRun
+from soak.lab.image.root import GuestRoot, program_layers
+from soak.lab.kernels.store import KernelStore
 from soak.lab.request import space_needed
 from soak.rundir import RunDirectory
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from soak.lab.cache import Cache
-    from soak.lab.kernels import Kernel
+    from soak.lab.kernels.store import Kernel
     from soak.lab.progress import Progress
     from soak.lab.request import LabRequest
     from soak.verdict import Verdict

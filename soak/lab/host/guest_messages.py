@@ -17,7 +17,7 @@ from soak.lab import protocol
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from soak.lab.port import Port
+    from soak.lab.host.port import Port
 
 _SHOWN: Final = 200
 # A guest that sends nothing else must not fill the journal.

@@ -29,7 +29,7 @@ from soak.workload.worker import outcome_columns, work
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from soak.bench.series import Timed
+    from soak.lab.bench.series import Timed
     from soak.ledger.memory import BlockWriter
     from soak.model.expectations import Release
     from soak.workload.choices import WorkerPlan

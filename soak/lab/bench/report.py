@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from soak.bench.series import Series
+    from soak.lab.bench.series import Series
 
 _NANOSECONDS: Final = 1e9
 _NAME_WIDTH, _RATE_WIDTH, _RATIO_WIDTH = 24, 12, 18

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from soak.errors import UsageError
-from soak.lab.apt import Suite, machine_mirror
-from soak.lab.cpio import CpioWriter
+from soak.lab.image.apt import Suite, machine_mirror
+from soak.lab.image.cpio import CpioWriter
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -175,11 +175,11 @@ def _library_layer(
 _INIT = f"""#!{_PYTHON} -I
 import sys
 sys.path.insert(0, "/{_GUEST_LIBRARY}")
-from soak.lab.guest import main
+from soak.lab.guest.init import main
 
 
 def load():
-    import soak.lab.guest_soak
+    import soak.lab.guest.soak
     from soak.cli import main
 
     return main

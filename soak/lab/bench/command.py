@@ -14,19 +14,19 @@ from typing import TYPE_CHECKING, Final
 from exporter.collector import LedgerCollector
 from exporter.exposition import metrics_page
 from soak import rundir
-from soak.bench.contenders import LIBRARY
-from soak.bench.report import Bench, Scrape, json_report, text_report
-from soak.bench.series import MEASURED, Series
 from soak.errors import UsageError
 from soak.journal.events import understood
 from soak.journal.writer import read_journal
-from soak.lab.boot import DEFAULT_KERNEL, boot, find_parts, soak_once
+from soak.lab.bench.contenders import LIBRARY
+from soak.lab.bench.report import Bench, Scrape, json_report, text_report
+from soak.lab.bench.series import MEASURED, Series
 from soak.lab.cache import Cache, cache_directory
-from soak.lab.cpio import CpioWriter
-from soak.lab.kernels import check_kernel
+from soak.lab.host.boot import DEFAULT_KERNEL, boot, find_parts, soak_once
+from soak.lab.image.cpio import CpioWriter
+from soak.lab.kernels.store import check_kernel
+from soak.lab.packages import missing, refuse_without
 from soak.lab.progress import Progress
 from soak.lab.request import LabRequest, lab_config
-from soak.lab.toolchain import missing, refuse_without
 from soak.ledger.memory import LedgerReader
 from soak.model.exit_codes import INTERRUPTED
 from soak.workload.plan import with_overrides
@@ -34,7 +34,7 @@ from soak.workload.plan import with_overrides
 if TYPE_CHECKING:
     import argparse
 
-    from soak.lab.boot import Booted
+    from soak.lab.host.boot import Booted
 
 _SOURCE: Final = Path(__file__).parent.parent / "bench" / "loop.c"
 _PROGRAMS: Final = {"gcc": "gcc", "ld": "binutils"}

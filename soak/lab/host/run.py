@@ -18,20 +18,20 @@ import tomli_w
 from soak import rundir
 from soak.journal.writer import OWN_EVENTS, FileJournal, Level, read_journal
 from soak.lab import protocol
-from soak.lab.boot_error import STOOD_STILL, BootError
-from soak.lab.console import EVIDENCE_LINES, SHOWN_LINES, begin_console, console_tail
 from soak.lab.display import Display, operations_begun
-from soak.lab.faults import FAULTS
-from soak.lab.guest_clock import GuestClock
-from soak.lab.guest_messages import GuestListener
-from soak.lab.guest_state import GuestState
+from soak.lab.guest.faults import FAULTS
+from soak.lab.host.boot_error import STOOD_STILL, BootError
+from soak.lab.host.console import EVIDENCE_LINES, SHOWN_LINES, begin_console, console_tail
+from soak.lab.host.guest_clock import GuestClock
+from soak.lab.host.guest_messages import GuestListener
+from soak.lab.host.guest_state import GuestState
+from soak.lab.host.qemu import Machine
+from soak.lab.host.scratch import CRASH_STORE_SIZE, Scratch
+from soak.lab.host.signs_of_life import BEAT_SECONDS, Life, SignsOfLife
+from soak.lab.host.vm import VirtualMachine, signal_name
 from soak.lab.progress import EventLines, Progress
 from soak.lab.protocol import Order
-from soak.lab.qemu import Machine
 from soak.lab.request import LabRequest, namespaces
-from soak.lab.scratch import CRASH_STORE_SIZE, Scratch
-from soak.lab.signs_of_life import BEAT_SECONDS, Life, SignsOfLife
-from soak.lab.vm import VirtualMachine, signal_name
 from soak.ledger.memory import Ledger, LedgerReader
 from soak.ledger.schema import HOST, SUPERVISOR, WORKER
 from soak.ledger.totals import completed_operations, judged_trials

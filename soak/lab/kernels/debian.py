@@ -5,14 +5,14 @@ from __future__ import annotations
 import shutil
 from typing import TYPE_CHECKING, Final
 
-from soak.lab.apt import Suite, file_name, machine_mirror
-from soak.lab.module_layer import guest_modules_key, write_layer
+from soak.lab.image.apt import Suite, file_name, machine_mirror
+from soak.lab.kernels.module_layer import guest_modules_key, write_layer
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from soak.lab.cache import Cache
-    from soak.lab.image import GuestRoot
+    from soak.lab.image.root import GuestRoot
 
 # Which suite of Debian has which kernel.
 DEBIAN_SUITES: Final = {"6.1": "bookworm", "6.12": "trixie", "sid": "sid"}

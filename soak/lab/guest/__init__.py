@@ -1,0 +1,1 @@
+"""The lab's guest: its first process, and what it prepares for a soak."""

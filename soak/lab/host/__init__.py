@@ -1,0 +1,1 @@
+"""The lab's host: it boots the machine, watches it, and judges."""

@@ -1,0 +1,1 @@
+"""Kernels that the lab boots: found, fetched, or built."""
