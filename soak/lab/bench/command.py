@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from soak.lab.host.boot import Booted
 
-_SOURCE: Final = Path(__file__).parent.parent / "bench" / "loop.c"
+_SOURCE: Final = Path(__file__).with_name("loop.c")
 _PROGRAMS: Final = {"gcc": "gcc", "ld": "binutils"}
 _HEADERS: Final = {"errno.h": "libc6-dev", "linux/vfio.h": "linux-libc-dev"}
 _COMPILE: Final = ("gcc", "-O2", "-Wall", "-Wextra", "-shared", "-fPIC")
