@@ -191,7 +191,7 @@ def _check(options: argparse.Namespace) -> int:
 
 def _exporter(options: argparse.Namespace) -> int:
     from exporter.__main__ import main as serve
-    from soak.rundir import LATEST, LEDGER, find_latest, find_run
+    from soak.run_directory import LATEST, LEDGER, find_latest, find_run
 
     listen = ["--listen", options.listen] if options.listen else []
     runs = find_latest(options.run)
@@ -217,7 +217,7 @@ def _install(options: argparse.Namespace) -> int:
 @done_when_unread
 def _top(options: argparse.Namespace) -> int:
     from soak.report.top.terminal import watch
-    from soak.rundir import LEDGER, VERDICT, find_run
+    from soak.run_directory import LEDGER, VERDICT, find_run
 
     directory = find_run(options.run)
     return watch(
@@ -228,7 +228,7 @@ def _top(options: argparse.Namespace) -> int:
 def _report(options: argparse.Namespace) -> int:
     from soak.journal.reading import read_given_journal
     from soak.report.text import text_report
-    from soak.rundir import JOURNAL, find_run
+    from soak.run_directory import JOURNAL, find_run
     from soak.verdict import judge
 
     directory = find_run(options.run)
@@ -239,7 +239,7 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _say(options: argparse.Namespace) -> int:
-    from soak.rundir import find_run
+    from soak.run_directory import find_run
     from soak.supervisor.control import say
 
     put(f"{printable(say(find_run(options.run), options.word))}\n")
@@ -248,7 +248,7 @@ def _say(options: argparse.Namespace) -> int:
 
 def _plant(options: argparse.Namespace) -> int:
     from soak.lab.guest.faults import check_fault
-    from soak.rundir import find_run
+    from soak.run_directory import find_run
     from soak.supervisor.control import PLANT, say
 
     check_fault(options.fault)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from soak import __version__, rundir
+from soak import __version__, run_directory
 from soak.cli import main
 from soak.lab.guest.faults import FAULTS, parse_fault
 from soak.model.expectations import EXPECTATIONS
@@ -30,7 +30,7 @@ def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """
     (tmp_path / "no-directory").write_text("")
     monkeypatch.setenv("DAX_SOAK_CACHE", str(tmp_path / "no-directory" / "cache"))
-    monkeypatch.setattr(rundir, "runs_directory", lambda: tmp_path / "runs")
+    monkeypatch.setattr(run_directory, "runs_directory", lambda: tmp_path / "runs")
     return tmp_path
 
 

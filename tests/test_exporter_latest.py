@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from soak import rundir
-from soak.rundir import RunDirectory
+from soak import run_directory
+from soak.run_directory import RunDirectory
 from tests.test_exporter_support import (
     ROOT,
     RUN,
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 GROUP = 4242
-FOLLOW = ("--ledger", f"{rundir.LATEST}/{rundir.LEDGER}")
+FOLLOW = ("--ledger", f"{run_directory.LATEST}/{run_directory.LEDGER}")
 
 
 @pytest.fixture
@@ -30,14 +30,14 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     directory = tmp_path / "runs"
     directory.mkdir()
     directory.chmod(0o755)
-    monkeypatch.setattr(rundir, "runs_directory", lambda: directory)
+    monkeypatch.setattr(run_directory, "runs_directory", lambda: directory)
     return directory
 
 
 def new_run(name: str) -> Path:
     with RunDirectory.make(None, name, 0) as made:
-        make_ledger(made.path / rundir.LEDGER, run={**RUN, "run_id": name})
-        rundir.note_begun(made.path)
+        make_ledger(made.path / run_directory.LEDGER, run={**RUN, "run_id": name})
+        run_directory.note_begun(made.path)
         return made.path
 
 
@@ -61,9 +61,9 @@ def test_until_a_new_run_has_begun_the_one_before_is_served(runs: Path) -> None:
         running_exporter(runs, *FOLLOW) as exporter,
         RunDirectory.make(None, "run-2", 0) as made,
     ):
-        make_ledger(made.path / rundir.LEDGER, run={**RUN, "run_id": "run-2"})
+        make_ledger(made.path / run_directory.LEDGER, run={**RUN, "run_id": "run-2"})
         assert serves(exporter, "run-1")
-        rundir.note_begun(made.path)
+        run_directory.note_begun(made.path)
         assert serves(exporter, "run-2")
 
 
@@ -74,7 +74,7 @@ def test_who_was_root_reads_later_runs_by_their_group(runs: Path) -> None:
     with running_exporter(runs, *FOLLOW) as exporter:
         for name in ("run-1", "run-2"):
             directory = new_run(name)
-            ledger = directory / rundir.LEDGER
+            ledger = directory / run_directory.LEDGER
             ledger.chmod(0o640)
             assert ledger.stat().st_gid == GROUP
             assert directory.stat().st_mode & 0o7777 == 0o2755
@@ -82,10 +82,10 @@ def test_who_was_root_reads_later_runs_by_their_group(runs: Path) -> None:
 
 
 def test_what_means_the_newest_run(runs: Path) -> None:
-    assert rundir.find_latest("latest") == runs
-    assert rundir.find_latest(str(runs / "latest")) == runs
-    assert rundir.find_latest("run-1") is None
-    assert rundir.find_latest(str(runs / "run-1")) is None
-    assert rundir.find_latest(str(ROOT / "no-such-directory" / "latest")) is None
+    assert run_directory.find_latest("latest") == runs
+    assert run_directory.find_latest(str(runs / "latest")) == runs
+    assert run_directory.find_latest("run-1") is None
+    assert run_directory.find_latest(str(runs / "run-1")) is None
+    assert run_directory.find_latest(str(ROOT / "no-such-directory" / "latest")) is None
     runs.rmdir()
-    assert rundir.find_latest("latest") is None
+    assert run_directory.find_latest("latest") is None

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from soak import rundir
+from soak import run_directory
 from soak.errors import UsageError
 from soak.journal.writer import FileJournal, read_journal
 from soak.supervisor.hooks.exporter import ExporterKeeper, ExporterProcess
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
-    make_ledger(tmp_path / rundir.LEDGER)
+    make_ledger(tmp_path / run_directory.LEDGER)
     return tmp_path
 
 
@@ -43,7 +43,7 @@ def exporter(directory: Path) -> Iterator[ExporterProcess]:
 
 
 def events(directory: Path) -> list[str]:
-    return [event["event"] for event in read_journal(directory / rundir.JOURNAL)]
+    return [event["event"] for event in read_journal(directory / run_directory.JOURNAL)]
 
 
 def serves(exporter: ExporterProcess) -> bool:
@@ -89,8 +89,8 @@ def test_it_opens_nothing_before_its_address_is_asked_for(tmp_path: Path) -> Non
     """It is started before there is a ledger, and reads as root what there is when it listens."""
     with contextlib.closing(ExporterProcess(tmp_path, "127.0.0.1:0")) as early:
         time.sleep(1.0)
-        make_ledger(tmp_path / rundir.LEDGER)
-        (tmp_path / rundir.LEDGER).chmod(0o600)
+        make_ledger(tmp_path / run_directory.LEDGER)
+        (tmp_path / run_directory.LEDGER).chmod(0o600)
         assert early.address
         with urllib.request.urlopen(f"http://{early.address}/metrics", timeout=10) as answer:
             assert b"dax_soak_up 1.0" in answer.read()
@@ -106,7 +106,7 @@ def test_one_that_is_killed_before_it_listens_is_told_of(directory: Path) -> Non
 def test_another_one_takes_the_place_of_one_that_died(
     directory: Path, exporter: ExporterProcess
 ) -> None:
-    with FileJournal(directory / rundir.JOURNAL) as journal:
+    with FileJournal(directory / run_directory.JOURNAL) as journal:
         keeper = ExporterKeeper(exporter, journal)
         keeper.beat()
         assert serves(exporter)
@@ -119,7 +119,7 @@ def test_another_one_takes_the_place_of_one_that_died(
 def test_that_none_can_be_started_ends_no_run(
     directory: Path, exporter: ExporterProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with FileJournal(directory / rundir.JOURNAL) as journal:
+    with FileJournal(directory / run_directory.JOURNAL) as journal:
         keeper = ExporterKeeper(exporter, journal)
         kill(exporter)
         monkeypatch.setattr(sys, "executable", str(directory / "gone"))

@@ -12,7 +12,7 @@ from soak.journal.line import LineError, decode_line, encode_line
 from soak.journal.reading import DAMAGED, UNFINISHED, read_journal
 from soak.model.vocabulary import VerdictWord
 from soak.report.text import text_report
-from soak.rundir import JOURNAL
+from soak.run_directory import JOURNAL
 from soak.supervisor.resume import Story
 from soak.verdict import Verdict, judge
 from tests.fuzz_support import damaged_bytes, damaged_json, fuzz, many_inputs, odd_sequence

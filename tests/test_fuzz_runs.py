@@ -18,7 +18,7 @@ from weakref import finalize
 
 import pytest
 
-from soak import rundir
+from soak import run_directory
 from soak.cli import main
 from soak.config.sections import Config
 from soak.errors import UsageError
@@ -41,7 +41,14 @@ _DRAWN_ONE_IN: Final = 20
 # So does a process of its own.
 _FORKED_ONE_IN: Final = 20
 _NAMES: Final = (
-    *(rundir.JOURNAL, rundir.LEDGER, rundir.VERDICT, rundir.CONFIG, rundir.LOCK, "control"),
+    *(
+        run_directory.JOURNAL,
+        run_directory.LEDGER,
+        run_directory.VERDICT,
+        run_directory.CONFIG,
+        run_directory.LOCK,
+        "control",
+    ),
     *("journal-000001.jsonl", "journal.jsonl.1.gz", "journal.jsonl-20260101"),
 )
 RESUMED: Final = argparse.Namespace(
@@ -52,11 +59,11 @@ RESUMED: Final = argparse.Namespace(
 def fill(directory: Path, word: VerdictWord, ledger: bytes) -> None:
     """Leave what a run leaves that ended with this verdict."""
     directory.mkdir()
-    (directory / rundir.JOURNAL).write_bytes(b"".join(TEXTS[word]))
-    (directory / rundir.LEDGER).write_bytes(ledger)
-    (directory / rundir.CONFIG).write_text("[run]\nseed = 7\n")
+    (directory / run_directory.JOURNAL).write_bytes(b"".join(TEXTS[word]))
+    (directory / run_directory.LEDGER).write_bytes(ledger)
+    (directory / run_directory.CONFIG).write_text("[run]\nseed = 7\n")
     if word is VerdictWord.PASS:
-        (directory / rundir.VERDICT).write_text('{"verdict": "pass", "reasons": []}')
+        (directory / run_directory.VERDICT).write_text('{"verdict": "pass", "reasons": []}')
 
 
 def spoil(draw: random.Random, path: Path) -> None:
@@ -101,13 +108,13 @@ def test_no_run_directory_makes_a_traceback(
     ledger = make_ledger(tmp_path / "pattern").to_bytes()
     runs = tmp_path / "runs"
     directory = runs / "run-1"
-    monkeypatch.setattr(rundir, "runs_directory", lambda: runs)
+    monkeypatch.setattr(run_directory, "runs_directory", lambda: runs)
 
     def try_input(draw: random.Random) -> None:
         shutil.rmtree(runs, ignore_errors=True)
         runs.mkdir()
         fill(directory, draw.choice(list(TEXTS)), ledger)
-        before = (directory / rundir.JOURNAL).read_bytes()
+        before = (directory / run_directory.JOURNAL).read_bytes()
         for name in draw.sample(_NAMES, draw.choice((1, 1, 2, 4))):
             spoil(draw, directory / name)
         named = draw.choice((str(directory), "run-1"))
@@ -119,12 +126,12 @@ def test_no_run_directory_makes_a_traceback(
         assert "Traceback" not in said.err + said.out
         assert "\u001b[2J" not in said.err + said.out
         if shown[0] == "report" and code == EXIT_CODES[VerdictWord.PASS]:
-            assert (directory / rundir.JOURNAL).read_bytes() == before
+            assert (directory / run_directory.JOURNAL).read_bytes() == before
         with suppress(UsageError):
             choose_run(Config(), draw.choice((None, directory)), resume=True)
         with suppress(UsageError), past_run(argparse.Namespace(resume=named, **vars(RESUMED))):
             pass
-        rundir.discard_unbegun()
+        run_directory.discard_unbegun()
 
     fuzz("runs", count, try_input)
 
@@ -136,7 +143,7 @@ def test_the_exit_code_is_the_verdicts_whoever_reads(tmp_path: Path, count: int)
     for word, texts in TEXTS.items():
         directories[word] = tmp_path / word
         directories[word].mkdir()
-        (directories[word] / rundir.JOURNAL).write_bytes(b"".join(texts))
+        (directories[word] / run_directory.JOURNAL).write_bytes(b"".join(texts))
 
     def try_input(draw: random.Random) -> None:
         word = draw.choice(list(TEXTS))
@@ -242,7 +249,7 @@ def test_a_run_that_is_whole_is_found(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the fuzzer of run directories spoils is in order before."""
-    monkeypatch.setattr(rundir, "runs_directory", partial(type(tmp_path), tmp_path))
+    monkeypatch.setattr(run_directory, "runs_directory", partial(type(tmp_path), tmp_path))
     ledger = make_ledger(tmp_path / "pattern").to_bytes()
     for word in TEXTS:
         fill(tmp_path / word, word, ledger)
@@ -253,8 +260,8 @@ def test_a_run_that_is_whole_is_found(
 def test_a_run_that_was_cut_short_is_found(tmp_path: Path) -> None:
     directory = tmp_path / "run-1"
     directory.mkdir()
-    with FileJournal(directory / rundir.JOURNAL) as lines:
+    with FileJournal(directory / run_directory.JOURNAL) as lines:
         for event, fields in run_of()[1:5]:
             lines.write(event, **fields)
-    (directory / rundir.CONFIG).write_text("")
+    (directory / run_directory.CONFIG).write_text("")
     assert choose_run(Config(), directory, resume=True).resumed

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from soak import rundir
+from soak import run_directory
 from soak.journal import file as journal_file
 from soak.journal.line import encode_line
 from soak.journal.reading import journal_exists, last_number, rotated_files
@@ -230,7 +230,7 @@ def test_a_run_is_found_by_a_rotated_file_alone(path: Path) -> None:
     write_many(path)
     path.unlink()
     assert journal_exists(path)
-    assert rundir.find_run(str(path.parent)) == path.parent.resolve()
+    assert run_directory.find_run(str(path.parent)) == path.parent.resolve()
 
 
 def test_reading_while_it_rotates_misses_nothing(path: Path) -> None:

@@ -19,7 +19,7 @@ from soak.lab import protocol
 from soak.lab.cache import Cache, cache_directory
 from soak.lab.host import run as host
 from soak.lab.image.root import GuestRoot
-from soak.rundir import RunDirectory
+from soak.run_directory import RunDirectory
 from soak.supervisor.control import CONTINUE, PAUSE, STOP, Question
 from tests.journal_support import valid_line
 from tests.lab_support import QUICK_KERNEL, ROOT, WITH_THE_TEST, end_process

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from soak import rundir
+from soak import run_directory
 from soak.journal.writer import FileJournal, Level
 from soak.ledger.memory import LedgerReader
 from soak.ledger.schema import NO_KNOWN_ISSUE, SUPERVISOR
@@ -31,7 +31,7 @@ class Place:
         self.directory, self.memory = root / "runs" / RUN, root / "memory"
         self.directory.mkdir(parents=True)
         self.layout = make_ledger(root / "pattern").layout
-        self.journal = FileJournal(self.directory / rundir.JOURNAL)
+        self.journal = FileJournal(self.directory / run_directory.JOURNAL)
 
     def store(self, *, resumed: bool = False) -> LedgerStore:
         return LedgerStore(
@@ -43,7 +43,7 @@ class Place:
 
     @property
     def counted(self) -> int:
-        with LedgerReader.open(self.directory / rundir.LEDGER) as reader:
+        with LedgerReader.open(self.directory / run_directory.LEDGER) as reader:
             return reader.block(SUPERVISOR).get("starts")
 
     @property
@@ -61,14 +61,14 @@ def place(tmp_path: Path) -> Iterator[Place]:
 def test_a_ledger_lives_in_memory_and_ends_on_disk(place: Place) -> None:
     store = place.store()
     place.count(store, 1)
-    assert (place.directory / rundir.LEDGER).resolve().is_relative_to(place.memory)
+    assert (place.directory / run_directory.LEDGER).resolve().is_relative_to(place.memory)
     assert place.counted == 1
     store.sampled()
     place.count(store, 2)
     store.close()
-    assert not (place.directory / rundir.LEDGER).is_symlink()
+    assert not (place.directory / run_directory.LEDGER).is_symlink()
     assert place.counted == 2
-    assert place.names == {rundir.LEDGER}
+    assert place.names == {run_directory.LEDGER}
     assert list(place.memory.iterdir()) == []
     assert bring_home(memory=place.memory) == []
 
@@ -82,7 +82,7 @@ def test_what_a_killed_run_left_is_there_when_another_starts(place: Place) -> No
     (settled,) = bring_home(memory=place.memory)
     assert (settled.event, settled.target) == (RESTORED, RUN)
     assert place.counted == 3
-    assert place.names == {rundir.LEDGER}
+    assert place.names == {run_directory.LEDGER}
     assert list(place.memory.iterdir()) == []
 
 
@@ -121,7 +121,7 @@ def test_what_was_killed_at_its_very_end_has_its_ledger(place: Place) -> None:
     shutil.copytree(place.memory, kept, symlinks=True)
     store.close()
     shutil.copytree(kept, place.memory, symlinks=True, dirs_exist_ok=True)
-    place.memory.joinpath(RUN, rundir.LEDGER).write_bytes(b"older")
+    place.memory.joinpath(RUN, run_directory.LEDGER).write_bytes(b"older")
     (settled,) = bring_home(memory=place.memory)
     assert settled.event == FORGOTTEN
     assert place.counted == 7
@@ -129,7 +129,7 @@ def test_what_was_killed_at_its_very_end_has_its_ledger(place: Place) -> None:
 
 def test_what_cannot_be_moved_stays_and_is_told(place: Place) -> None:
     place.count(place.store(), 8)
-    (place.directory / f".{rundir.LEDGER}").mkdir()
+    (place.directory / f".{run_directory.LEDGER}").mkdir()
     (settled,) = bring_home(memory=place.memory)
     assert settled.event == FAILED
     assert str(place.memory / RUN) in settled.summary

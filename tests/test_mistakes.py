@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 import pytest
 
-from soak import rundir
+from soak import run_directory
 from soak.abi.libc import LIBC
 from soak.cli import main
 from soak.errors import UsageError
@@ -149,14 +149,14 @@ def as_nobody() -> Iterator[None]:
 @pytest.fixture
 def no_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Have no runs where all are kept, and nothing in the cache."""
-    monkeypatch.setattr(rundir, "runs_directory", lambda: tmp_path / "runs")
+    monkeypatch.setattr(run_directory, "runs_directory", lambda: tmp_path / "runs")
     monkeypatch.setenv("DAX_SOAK_CACHE", "/dev/null/cache")
 
 
 def a_run(directory: Path) -> Path:
     """Make a run directory with a journal that says nothing yet."""
     directory.mkdir(parents=True)
-    (directory / rundir.JOURNAL).touch()
+    (directory / run_directory.JOURNAL).touch()
     return directory
 
 
@@ -247,11 +247,11 @@ def refuse_parent(directory: Path) -> None:
 
 
 def refuse_journal(directory: Path) -> None:
-    (directory / rundir.JOURNAL).chmod(0)
+    (directory / run_directory.JOURNAL).chmod(0)
 
 
 def refuse_ledger(directory: Path) -> None:
-    (directory / rundir.LEDGER).touch(mode=0)
+    (directory / run_directory.LEDGER).touch(mode=0)
 
 
 @pytest.mark.parametrize(
@@ -284,9 +284,9 @@ def test_a_run_without_the_rights_to_it_is_refused(
 @pytest.mark.parametrize(
     ("command", "broken", "told"),
     [
-        ("report", rundir.JOURNAL, "Is a directory"),
-        ("lab --resume", rundir.JOURNAL, "Is a directory"),
-        ("top", rundir.LEDGER, "Is a directory"),
+        ("report", run_directory.JOURNAL, "Is a directory"),
+        ("lab --resume", run_directory.JOURNAL, "Is a directory"),
+        ("top", run_directory.LEDGER, "Is a directory"),
     ],
 )
 @pytest.mark.usefixtures("no_runs")

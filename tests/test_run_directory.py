@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from soak import rundir
+from soak import run_directory
 from soak.errors import UsageError
 from soak.journal.writer import FileJournal
-from soak.rundir import RunDirectory
+from soak.run_directory import RunDirectory
 from tests.journal_support import valid_fields
 from tests.test_cli import left_behind
 
@@ -24,12 +24,12 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a fil
 @pytest.fixture
 def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     directory = tmp_path / "runs"
-    monkeypatch.setattr(rundir, "runs_directory", lambda: directory)
+    monkeypatch.setattr(run_directory, "runs_directory", lambda: directory)
     return directory
 
 
 def begin(directory: Path) -> None:
-    with FileJournal(directory / rundir.JOURNAL) as journal:
+    with FileJournal(directory / run_directory.JOURNAL) as journal:
         journal.write("run.started", **valid_fields("run.started"))
 
 
@@ -59,7 +59,13 @@ def test_modes_do_not_depend_on_the_umask(runs: Path, tmp_path: Path) -> None:
         ):
             modes = {
                 path: stat.S_IMODE(path.stat().st_mode)
-                for path in (runs, kept.path, own.path.parent, own.path, own.path / rundir.LOCK)
+                for path in (
+                    runs,
+                    kept.path,
+                    own.path.parent,
+                    own.path,
+                    own.path / run_directory.LOCK,
+                )
             }
     finally:
         os.umask(before)
@@ -70,20 +76,20 @@ def test_latest_names_the_run_that_has_begun(runs: Path) -> None:
     for name in ("run-1", "run-2"):
         with RunDirectory.make(None, name, 0) as made:
             begin(made.path)
-            rundir.note_begun(made.path)
-            assert rundir.find_run("latest") == rundir.find_run(name) == made.path
+            run_directory.note_begun(made.path)
+            assert run_directory.find_run("latest") == run_directory.find_run(name) == made.path
     with RunDirectory.make(None, "run-3", 0) as refused:
         begin(refused.path)
-        assert rundir.find_run("latest") == runs / "run-2"
-    rundir.discard(runs / "run-2")
+        assert run_directory.find_run("latest") == runs / "run-2"
+    run_directory.discard(runs / "run-2")
     with pytest.raises(UsageError, match="no run"):
-        rundir.find_run("latest")
+        run_directory.find_run("latest")
 
 
 def test_a_run_elsewhere_does_not_become_latest(runs: Path, tmp_path: Path) -> None:
     with RunDirectory.make(tmp_path / "own", "run-1", 0) as made:
         begin(made.path)
-        rundir.note_begun(made.path)
+        run_directory.note_begun(made.path)
     assert left_behind(tmp_path) == {"own", "own/.lock", "own/journal.jsonl"}
     assert not runs.exists()
 
@@ -152,8 +158,8 @@ def test_root_writes_nothing_below_a_directory_of_a_group(tmp_path: Path) -> Non
 def test_a_lock_that_is_no_file_is_refused(runs: Path) -> None:
     directory = runs / "run-1"
     RunDirectory.make(None, "run-1", 0).close()
-    (directory / rundir.LOCK).unlink()
-    os.mkfifo(directory / rundir.LOCK)
+    (directory / run_directory.LOCK).unlink()
+    os.mkfifo(directory / run_directory.LOCK)
     with pytest.raises(UsageError, match="cannot be used: it is no file"):
         RunDirectory.take(directory, "run-1")
 
@@ -165,13 +171,13 @@ def test_what_never_began_is_removed_later(runs: Path, monkeypatch: pytest.Monke
         kept.pop().close()
     begin(runs / "began")
     (runs / "somebody-else").mkdir()
-    (runs / "killed" / rundir.CONSOLE).write_text("booting\n")
+    (runs / "killed" / run_directory.CONSOLE).write_text("booting\n")
     everything = {path.name for path in runs.iterdir()}
-    assert rundir.discard_unbegun() == []
+    assert run_directory.discard_unbegun() == []
     assert {path.name for path in runs.iterdir()} == everything
     later = time.time() + 3600
-    monkeypatch.setattr("soak.rundir.time.time", lambda: later)
-    removed = {path.name for path in rundir.discard_unbegun()}
+    monkeypatch.setattr("soak.run_directory.time.time", lambda: later)
+    removed = {path.name for path in run_directory.discard_unbegun()}
     assert removed == {"killed", ".bench-killed"}
     assert {path.name for path in runs.iterdir()} == everything - removed
     kept[0].close()

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from soak import rundir
+from soak import run_directory
 from soak.config.sections import Config, RunSection
 from soak.errors import UsageError
 from soak.journal.writer import FileJournal
@@ -24,14 +24,14 @@ OTHER = Config(run=RunSection(seed=7))
 @pytest.fixture
 def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     directory = tmp_path / "runs"
-    monkeypatch.setattr(rundir, "runs_directory", lambda: directory)
+    monkeypatch.setattr(run_directory, "runs_directory", lambda: directory)
     return directory
 
 
 def run(name: str, *events: str, config: Config = CONFIG) -> Path:
     """Leave the directory of a run whose journal has these events."""
-    with choose_run(config, rundir.runs_directory() / name, resume=False).open() as made:
-        with FileJournal(made.path / rundir.JOURNAL) as journal:
+    with choose_run(config, run_directory.runs_directory() / name, resume=False).open() as made:
+        with FileJournal(made.path / run_directory.JOURNAL) as journal:
             for event in events:
                 given = {"run_id": name} if event == "run.started" else {}
                 journal.write(event, **valid_fields(event, **given))
@@ -69,14 +69,14 @@ def test_the_newest_that_was_cut_short_goes_on() -> None:
 def test_what_came_later_does_not_hide_it(events: tuple[str, ...]) -> None:
     cut_short = run("run-1", "run.started")
     later = run("run-2", *events)
-    rundir.note_begun(later)
+    run_directory.note_begun(later)
     assert chosen() == "run-1"
     assert choose_run(CONFIG, None, resume=True).directory == cut_short
 
 
 def test_latest_need_not_be_there(runs: Path) -> None:
     run("run-1", "run.started")
-    (runs / rundir.LATEST).symlink_to("gone")
+    (runs / run_directory.LATEST).symlink_to("gone")
     assert chosen() == "run-1"
 
 
@@ -87,7 +87,7 @@ def test_what_has_ended_does_not_go_on() -> None:
 
 
 def test_a_verdict_is_written_at_the_end() -> None:
-    (run("run-1", "run.started") / rundir.VERDICT).write_text("{}")
+    (run("run-1", "run.started") / run_directory.VERDICT).write_text("{}")
     assert chosen() is None
 
 

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from soak import rundir
+from soak import run_directory
 from soak.config.sections import load_config
 from soak.errors import UsageError
 from soak.files.printable import printable
@@ -79,7 +79,7 @@ def _lab(options: argparse.Namespace, past: Past | None) -> int:
     kernel = options.kernel or (past.kernel if past else DEFAULT_KERNEL)
     check_kernel(kernel, options.modules)
     if options.run_dir is not None:
-        rundir.check_new(options.run_dir)
+        run_directory.check_new(options.run_dir)
     progress = Progress()
     parts = find_parts(options, kernel, Cache(cache_directory()), progress)
     request = LabRequest(

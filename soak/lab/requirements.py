@@ -16,7 +16,7 @@ from soak.lab.cache import cache_directory
 from soak.lab.host.qemu import BINARY, MEMORY_MIB, PACKAGE, accelerators, find_qemu
 from soak.lab.image.apt import machine_mirror
 from soak.lab.request import lab_config, space_needed
-from soak.rundir import runs_directory
+from soak.run_directory import runs_directory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

@@ -6,12 +6,12 @@ import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from soak import rundir
+from soak import run_directory
 from soak.config.sections import load_config
 from soak.errors import UsageError
 from soak.ledger.layout import LedgerError
 from soak.ledger.memory import LedgerReader
-from soak.rundir import RunDirectory
+from soak.run_directory import RunDirectory
 from soak.supervisor.resume import Story
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def past_run(options: argparse.Namespace) -> Iterator[Past]:
             raise UsageError(
                 f"A run is resumed as it was started: leave --{given.replace('_', '-')} out."
             )
-    directory = rundir.find_run(options.resume)
+    directory = run_directory.find_run(options.resume)
     with RunDirectory.take(directory, directory.name):
         yield _past(directory)
 
@@ -59,9 +59,9 @@ def _past(directory: Path) -> Past:
             + ": start a new one."
         )
     try:
-        with LedgerReader.open(directory / rundir.LEDGER) as reader:
+        with LedgerReader.open(directory / run_directory.LEDGER) as reader:
             run_id, filesystem = (str(reader.layout.run[name]) for name in ("run_id", "filesystem"))
     except (OSError, LedgerError, LookupError) as error:
         raise UsageError(f"The ledger in {directory} cannot be read: {error}.") from None
-    config = load_config(directory / rundir.CONFIG)
+    config = load_config(directory / run_directory.CONFIG)
     return Past(directory, run_id, config, filesystem, str(story.lab["kernel"]))

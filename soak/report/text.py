@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from soak.files.printable import printable
 from soak.process.output import complain, put
-from soak.rundir import READABLE, REPORT, VERDICT, write_whole
+from soak.run_directory import READABLE, REPORT, VERDICT, write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -19,7 +19,7 @@ from soak.ledger.memory import Ledger
 from soak.ledger.schema import NO_KNOWN_ISSUE, SUPERVISOR, leaks_field
 from soak.machine.changes import FAILED, FORGOTTEN, RESTORED, Settled
 from soak.model.vocabulary import Violation
-from soak.rundir import JOURNAL, LEDGER, write_whole
+from soak.run_directory import JOURNAL, LEDGER, write_whole
 from soak.supervisor.hooks.base import Companion
 
 if TYPE_CHECKING:

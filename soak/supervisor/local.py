@@ -8,7 +8,7 @@ import signal
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from soak import rundir
+from soak import run_directory
 from soak.abi.mounts import filesystem_of
 from soak.abi.procfs import boot_id
 from soak.config.listen import parse_listen
@@ -86,7 +86,7 @@ def soak_here(
                 verdict = _soak_in(directory, chosen, custody, recovered, serving, strict=strict)
             except UsageError:
                 if not chosen.resumed:
-                    rundir.discard(directory)
+                    run_directory.discard(directory)
                 raise
         publish(verdict, directory)
     return PLAIN.verdicts[verdict.verdict]
@@ -103,17 +103,17 @@ def _soak_in(
 ) -> Verdict:
     """Soak with everything in a run directory; all that was taken is given back at the end."""
     config, judge = chosen.config, Judge(strict)
-    for event in read_journal(directory / rundir.JOURNAL) if chosen.resumed else ():
+    for event in read_journal(directory / run_directory.JOURNAL) if chosen.resumed else ():
         judge.see(event)
 
     def heard(line: dict[str, object]) -> None:
         judge.see(line)
         log_event(line)
         if line["event"] == "run.started":
-            rundir.note_begun(directory)
+            run_directory.note_begun(directory)
 
     with contextlib.ExitStack() as stack:
-        journal = stack.enter_context(FileJournal(directory / rundir.JOURNAL, heard=heard))
+        journal = stack.enter_context(FileJournal(directory / run_directory.JOURNAL, heard=heard))
         exporter = None
         if serving.watched is None:
             # It starts while the machine is prepared, and listens when the ledger is there. The exporter

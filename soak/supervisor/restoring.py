@@ -10,7 +10,7 @@ from typing import Final
 
 from soak.machine.changes import RESTORED, Settled, restore_only
 from soak.model.vocabulary import Level
-from soak.rundir import discard_unbegun
+from soak.run_directory import discard_unbegun
 from soak.supervisor.ledger_store import bring_home
 
 # Where this machine keeps the record of what soaks have taken.

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import tomli_w
 
-from soak import rundir
+from soak import run_directory
 from soak.config.sections import load_config
 from soak.errors import UsageError
 from soak.journal.events import understood
 from soak.journal.reading import journal_exists, read_given_journal
-from soak.rundir import RunDirectory
+from soak.run_directory import RunDirectory
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,7 +40,7 @@ class Story:
         """
         started = lab = None
         ended = False
-        for event in understood(read_given_journal(directory / rundir.JOURNAL)):
+        for event in understood(read_given_journal(directory / run_directory.JOURNAL)):
             match event["event"]:
                 case "run.started":
                     started = started or event
@@ -72,7 +72,7 @@ class ChosenRun:
             return RunDirectory.take(self.directory, self.run_id)
         made = RunDirectory.make(self.directory, self.run_id, _SPACE_NEEDED)
         try:
-            (made.path / rundir.CONFIG).write_text(tomli_w.dumps(self.config.to_table()))
+            (made.path / run_directory.CONFIG).write_text(tomli_w.dumps(self.config.to_table()))
         except OSError as error:
             made.close()
             raise UsageError(
@@ -91,13 +91,13 @@ def choose_run(config: Config, wanted: Path | None, *, resume: bool) -> ChosenRu
         UsageError: the newest run was cut short and had another configuration, or `wanted` is in use.
     """
     if resume:
-        known = rundir.begun_runs() if wanted is None else [wanted]
+        known = run_directory.begun_runs() if wanted is None else [wanted]
         cut_short = _cut_short(config, known)
         if cut_short is not None:
             return cut_short
     if wanted is not None:
-        rundir.check_new(wanted)
-    return ChosenRun(rundir.new_run_id(), False, config, wanted)
+        run_directory.check_new(wanted)
+    return ChosenRun(run_directory.new_run_id(), False, config, wanted)
 
 
 def _cut_short(config: Config, known: Sequence[Path]) -> ChosenRun | None:
@@ -127,16 +127,16 @@ def _cut_short(config: Config, known: Sequence[Path]) -> ChosenRun | None:
 
 def _own_story(directory: Path) -> Story | None:
     """Return what became of a run of this machine; None where none began, or one of the lab did."""
-    if not journal_exists(directory / rundir.JOURNAL):
+    if not journal_exists(directory / run_directory.JOURNAL):
         return None
     started = None
-    for event in understood(read_given_journal(directory / rundir.JOURNAL)):
+    for event in understood(read_given_journal(directory / run_directory.JOURNAL)):
         if event["event"] == "lab.started":
             return None
         if event["event"] == "run.started":
             started = event
             break
-    if (directory / rundir.VERDICT).exists():
+    if (directory / run_directory.VERDICT).exists():
         # It is written at the end: the journal of a run of days need not be read for that.
         return Story(started, None, ended=True)
     return Story.of(directory)
@@ -144,5 +144,5 @@ def _own_story(directory: Path) -> Story | None:
 
 def _changed(config: Config, directory: Path) -> list[str]:
     """Return the sections in which a run had another configuration."""
-    before, now = load_config(directory / rundir.CONFIG).to_table(), config.to_table()
+    before, now = load_config(directory / run_directory.CONFIG).to_table(), config.to_table()
     return [name for name in dict.fromkeys((*before, *now)) if before.get(name) != now.get(name)]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from exporter.collector import LedgerCollector
 from exporter.exposition import metrics_page
-from soak import rundir
+from soak import run_directory
 from soak.errors import UsageError
 from soak.journal.events import understood
 from soak.journal.writer import read_journal
@@ -83,7 +83,7 @@ def _bench(options: argparse.Namespace) -> int:
         doing="measuring",
     )
     # What is measured is printed, and not kept: it is no run, and never the latest one.
-    directory = rundir.runs_directory() / f".bench-{rundir.new_run_id()}"
+    directory = run_directory.runs_directory() / f".bench-{run_directory.new_run_id()}"
     try:
         work = partial(soak_once, progress=progress)
         booted = boot(
@@ -93,7 +93,7 @@ def _bench(options: argparse.Namespace) -> int:
             return INTERRUPTED
         result = _result(booted)
     finally:
-        rundir.discard(directory)
+        run_directory.discard(directory)
     sys.stdout.write(json_report(result) if options.format == "json" else text_report(result))
     return 0
 
@@ -129,7 +129,7 @@ def _result(booted: Booted) -> Bench:
         UsageError: it came to no end, or the contenders did not do the same; the sentence says why.
     """
     directory = booted.request.directory
-    for event in understood(read_journal(directory / rundir.JOURNAL)):
+    for event in understood(read_journal(directory / run_directory.JOURNAL)):
         if event["event"] == MEASURED:
             series = [Series.from_fields(fields) for fields in event["series"]]
             short = next(filter(None, (entry.shortfall() for entry in series)), None)
@@ -141,7 +141,7 @@ def _result(booted: Booted) -> Bench:
             return Bench(
                 kernel=event["kernel"],
                 series=series,
-                scrape=_scrape(directory / rundir.LEDGER),
+                scrape=_scrape(directory / run_directory.LEDGER),
                 mirrored=event["mirrored"],
             )
     raise UsageError(f"The bench came to no end: {'; '.join(booted.verdict.reasons)}.")

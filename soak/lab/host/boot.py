@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from soak import rundir
+from soak import run_directory
 from soak.errors import UsageError
 from soak.lab.host.boot_error import BootError
 from soak.lab.host.qemu import accelerators, find_qemu
@@ -14,7 +14,7 @@ from soak.lab.host.run import LabRun
 from soak.lab.image.root import GuestRoot, program_layers
 from soak.lab.kernels.store import KernelStore
 from soak.lab.request import space_needed
-from soak.rundir import RunDirectory
+from soak.run_directory import RunDirectory
 
 if TYPE_CHECKING:
     import argparse
@@ -103,7 +103,7 @@ def boot(
         BootError: none came up.
         UsageError: something is wrong on the host.
     """
-    rundir.discard_unbegun()
+    run_directory.discard_unbegun()
     retried = False
     attempts = list(accelerators_to_try)
     while True:
@@ -112,14 +112,14 @@ def boot(
         try:
             if request.resumed:
                 return _attempt(request, accelerator, work, progress)
-            run_id = rundir.new_run_id()
+            run_id = run_directory.new_run_id()
             space = space_needed(request.config)
             with RunDirectory.make(directory, run_id, space) as owned:
                 request = replace(request, directory=owned.path, run_id=run_id)
                 try:
                     return _attempt(request, accelerator, work, progress)
                 except (UsageError, KeyboardInterrupt):
-                    rundir.discard(owned.path)
+                    run_directory.discard(owned.path)
                     raise
         except UsageError as error:
             if not isinstance(error, BootError):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import tomli_w
 
-from soak import rundir
+from soak import run_directory
 from soak.journal.writer import OWN_EVENTS, FileJournal, Level, read_journal
 from soak.lab import protocol
 from soak.lab.display import Display, operations_begun
@@ -70,7 +70,7 @@ class LabRun:
         self._stopping = 0
         self._covered = False
         self._interrupted = asyncio.Event()
-        self._console = request.directory / rundir.CONSOLE
+        self._console = request.directory / run_directory.CONSOLE
         self._vm: VirtualMachine | None = None
         self._events = EventLines(progress)
         self._asked: deque[Request] = deque()
@@ -94,7 +94,7 @@ class LabRun:
         directory, order = self._request.directory, self._order()
         with contextlib.ExitStack() as stack:
             self._journal = stack.enter_context(
-                FileJournal(directory / rundir.JOURNAL, heard=self._hear_line)
+                FileJournal(directory / run_directory.JOURNAL, heard=self._hear_line)
             )
             exporter = stack.enter_context(
                 contextlib.closing(ExporterProcess(directory, self._request.listen))
@@ -116,15 +116,17 @@ class LabRun:
     def _open_ledger(self) -> None:
         """Make the ledger of a new run, or take that of the run that goes on."""
         request = self._request
-        path = self._ledger_path = request.directory / rundir.LEDGER
+        path = self._ledger_path = request.directory / run_directory.LEDGER
         facts = {"run_id": request.run_id, "filesystem": request.filesystem}
         layout = self._plan.layout(facts, lab=True)
         if request.resumed:
             self._ledger = Ledger.reopen(path, layout)
-            for event in read_journal(request.directory / rundir.JOURNAL):
+            for event in read_journal(request.directory / run_directory.JOURNAL):
                 self._judge.see(event)
         else:
-            (request.directory / rundir.CONFIG).write_text(tomli_w.dumps(request.config.to_table()))
+            (request.directory / run_directory.CONFIG).write_text(
+                tomli_w.dumps(request.config.to_table())
+            )
             self._ledger = Ledger.create(path, layout)
         with LedgerReader.open(path, layout=layout) as reader:
             self._display = Display(self._progress, request, operations_begun(reader))
@@ -431,7 +433,7 @@ class LabRun:
         seq = self._journal.append(line)
         if line["event"] == "run.started" and not self._guest.soaking:
             self._guest.soaking = True
-            rundir.note_begun(self._request.directory)
+            run_directory.note_begun(self._request.directory)
         self._guest.over |= line["event"] == "run.ended"
         self._guest.boot_id = line["boot_id"]
         self._events.show(line)
@@ -476,8 +478,8 @@ class LabRun:
         self._beat_host()
         # It is there while metrics stay up. On a full disk it is tried again at the end, and told.
         with contextlib.suppress(OSError):
-            path = self._request.directory / rundir.VERDICT
-            rundir.write_whole(path, verdict.to_json().encode(), rundir.READABLE)
+            path = self._request.directory / run_directory.VERDICT
+            run_directory.write_whole(path, verdict.to_json().encode(), run_directory.READABLE)
         self._progress.say("")
         return verdict
 

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING, Any, Final
 
-from soak import rundir
+from soak import run_directory
 from soak.files.printable import printable
 from soak.lab import protocol
 from soak.lab.host.boot_error import STOOD_STILL, BootError
@@ -60,7 +60,7 @@ async def run_script(
         UsageError: the lab's files cannot be written.
     """
     directory = request.directory
-    ledger, console = directory / rundir.LEDGER, directory / rundir.CONSOLE
+    ledger, console = directory / run_directory.LEDGER, directory / run_directory.CONSOLE
     begin_console(console)
     with ledger.open("wb") as memory:
         memory.truncate(_LEDGER_SIZE)
@@ -102,7 +102,7 @@ async def run_script(
     if told["code"]:
         # What the script said before it failed is there.
         complain(f"The guest's console:\n{shown}")
-    rundir.discard(directory)
+    run_directory.discard(directory)
     return int(told["code"])
 
 
