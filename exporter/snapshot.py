@@ -7,7 +7,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
 from soak.ledger.layout import LedgerError
-from soak.ledger.schema import HOST, RECORDER_COLUMNS, SUPERVISOR, WORKER, Cell
+from soak.ledger.schema import HOST, RECORDER_COLUMNS, SUPERVISOR, WORKER
+from soak.model.cell import Cell
 from soak.model.vocabulary import RegionKind, RunState, VerdictWord, WorkerState
 
 if TYPE_CHECKING:

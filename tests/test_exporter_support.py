@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from prometheus_client.parser import text_string_to_metric_families
 
 from soak.ledger.memory import Ledger
-from soak.ledger.schema import Cell, soak_layout
+from soak.ledger.schema import soak_layout
+from soak.model.cell import Cell
 from soak.model.vocabulary import (
     INVALIDATIONS,
     SHORT_PINS,

@@ -17,8 +17,8 @@ from soak.ledger.schema import (
     FAILED_COLUMN,
     RECORDER_COLUMNS,
     RECORDER_LENGTH,
-    Cell,
 )
+from soak.model.cell import Cell
 from soak.model.expectations import expected
 from soak.model.vocabulary import ERRNOS, Violation, errno_name
 

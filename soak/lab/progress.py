@@ -16,8 +16,8 @@ from soak.ledger.schema import (
     REFUSED_COLUMN,
     SUPERVISOR,
     WORKER,
-    Cell,
 )
+from soak.model.cell import Cell
 from soak.model.vocabulary import Level, Operation, Violation
 from soak.process.output import put
 

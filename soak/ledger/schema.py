@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from soak.ledger.layout import Block, Field, Layout
+from soak.model.cell import Cell
 from soak.model.vocabulary import (
     ERRNOS,
     INVALIDATIONS,
@@ -86,24 +86,6 @@ CANARY_REFUSED, CANARY_INVALIDATOR, CANARY_HOLDER = (
     *("canary-refused", "canary-invalidator", "canary-holder"),
 )
 _TEXT_WORDS = 32
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A kind of operation as it is counted: what, on which kind of region, through which interface."""
-
-    operation: Operation
-    region: RegionKind
-    interface: Interface
-
-    @property
-    def label(self) -> str:
-        return f"{self.operation} {self.region} {self.interface}"
-
-    @classmethod
-    def parse(cls, label: str) -> Cell:
-        operation, region, interface = label.split(" ")
-        return cls(Operation(operation), RegionKind(region), Interface(interface))
 
 
 def leaks_field(region: str) -> str:

@@ -23,7 +23,7 @@ from soak.model.vocabulary import (
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from soak.ledger.schema import Cell
+    from soak.model.cell import Cell
 
 Release = tuple[int, int]
 FIRST: Final[Release] = (0, 0)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 from soak.abi.vfio import DMA_MAP_FLAG_READ, DMA_MAP_FLAG_WRITE
 from soak.errors import UsageError
-from soak.ledger.schema import Cell
+from soak.model.cell import Cell
 from soak.model.vocabulary import INVALIDATIONS, Interface, Operation, RegionKind, Role
 from soak.regions.fs_dax import FILE_SIZE
 from soak.regions.pages import PAGE_SIZE

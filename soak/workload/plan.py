@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from soak.errors import UsageError
 from soak.files.printable import shown
-from soak.ledger.schema import Cell, soak_layout
+from soak.ledger.schema import soak_layout
+from soak.model.cell import Cell
 from soak.model.known_issues import KNOWN_ISSUES
 from soak.model.vocabulary import Operation, RegionKind, Role
 from soak.regions.fs_dax import FILE_SIZE, file_count

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from soak.ledger.memory import BlockWriter
-    from soak.ledger.schema import Cell
+    from soak.model.cell import Cell
     from soak.model.expectations import Release
     from soak.model.vocabulary import Operation
     from soak.workload.choices import Choice

@@ -15,7 +15,7 @@ from soak.abi.mmap import MADV_DONTNEED, MAP_SHARED, PROT_READ, PROT_WRITE, Mapp
 from soak.abi.splice import HeldPages, PagePipe
 from soak.abi.transfer import write_from
 from soak.abi.vfio import Container
-from soak.ledger.schema import Cell
+from soak.model.cell import Cell
 from soak.model.vocabulary import Interface, Operation, RegionKind, errno_name
 from soak.regions import DeviceDaxRegion, FsDaxRegion
 from soak.regions.pages import PAGE_SIZE

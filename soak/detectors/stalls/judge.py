@@ -12,14 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from soak.detectors.tasks import hangs_in_kernel, sleeps_for_pages
-from soak.ledger.schema import (
-    CANARY,
-    HOLD_COLUMNS,
-    HOLDS_LENGTH,
-    RECORDER_COLUMNS,
-    RECORDER_LENGTH,
-    Cell,
-)
+from soak.ledger.schema import CANARY, HOLD_COLUMNS, HOLDS_LENGTH, RECORDER_COLUMNS, RECORDER_LENGTH
+from soak.model.cell import Cell
 from soak.model.expectations import expected
 from soak.model.vocabulary import (
     INVALIDATIONS,

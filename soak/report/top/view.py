@@ -13,9 +13,9 @@ from soak.ledger.schema import (
     RECORDER_COLUMNS,
     SUPERVISOR,
     WORKER,
-    Cell,
     leaks_field,
 )
+from soak.model.cell import Cell
 from soak.model.vocabulary import Outcome, RunState, VerdictWord, Violation, WorkerState
 
 if TYPE_CHECKING:

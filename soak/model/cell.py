@@ -1,0 +1,25 @@
+"""A kind of operation as it is counted and judged."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from soak.model.vocabulary import Interface, Operation, RegionKind
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A kind of operation as it is counted: what, on which kind of region, through which interface."""
+
+    operation: Operation
+    region: RegionKind
+    interface: Interface
+
+    @property
+    def label(self) -> str:
+        return f"{self.operation} {self.region} {self.interface}"
+
+    @classmethod
+    def parse(cls, label: str) -> Cell:
+        operation, region, interface = label.split(" ")
+        return cls(Operation(operation), RegionKind(region), Interface(interface))
