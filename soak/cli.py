@@ -18,12 +18,9 @@ from soak.files.printable import printable
 from soak.model.exit_codes import BISECT, PLAIN, is_bisecting
 from soak.process.output import complain, done_when_unread, open_standard_streams, put
 from soak.supervisor.control import CONTINUE, PAUSE, STOP
-from soak.verdict import EXIT_CODES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-
-    from soak.workload.plan import RunPlan
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -121,6 +118,8 @@ def _run(options: argparse.Namespace) -> int:
         scenario=options.scenario,
     )
     if options.print_choices is not None:
+        from soak.report.choices import print_choices
+
         return print_choices(make_plan(config), options.print_choices)
     if options.ledger is not None:
         from soak.lab.guest.soak import LabPlaces, soak_in_lab
@@ -155,16 +154,6 @@ def _measure(options: argparse.Namespace) -> int:
         config, options.run_id, options.ledger, options.journal_port,
         mirrored=options.mirror_ledger,
     )  # fmt: skip
-    return 0
-
-
-def print_choices(plan: RunPlan, count: int) -> int:
-    """Print what each worker of a plan does first."""
-    from soak.workload.plan import choice_line
-
-    for worker, choice in plan.first_choices(count):
-        if not put(f"{choice_line(worker, choice)}\n"):
-            break
     return 0
 
 
@@ -235,7 +224,7 @@ def _report(options: argparse.Namespace) -> int:
     verdict = judge(read_given_journal(directory / JOURNAL), strict=options.strict)
     shown = verdict.to_json() if options.format == "json" else text_report(verdict, directory)
     put(shown)
-    return EXIT_CODES[verdict.verdict]
+    return PLAIN.verdicts[verdict.verdict]
 
 
 def _say(options: argparse.Namespace) -> int:
@@ -283,9 +272,10 @@ def _known_issues(_options: argparse.Namespace) -> int:
 
 
 def _faults(_options: argparse.Namespace) -> int:
+    from soak.lab.guest.faults import FAULTS
     from soak.report.tables import faults_table
 
-    put(faults_table())
+    put(faults_table(FAULTS.values()))
     return 0
 
 

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
 FORMAT: Final = 1
-EXIT_CODES: Final = {VerdictWord.PASS: 0, VerdictWord.FAIL: 1, VerdictWord.UNKNOWN: 3}
-USAGE_EXIT_CODE: Final = 2
 
 # Completed operations that a cell of the run's mix must have seen.
 REQUIRED_ATTEMPTS: Final = 100

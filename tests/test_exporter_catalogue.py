@@ -24,6 +24,7 @@ ALLOWED = {
         "soak.ledger.memory",
         "soak.ledger.layout",
         "soak.ledger.schema",
+        "soak.model.cell",
         "soak.model.vocabulary",
         "soak.errors",
     ),

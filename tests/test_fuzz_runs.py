@@ -24,9 +24,9 @@ from soak.config.sections import Config
 from soak.errors import UsageError
 from soak.journal.writer import FileJournal
 from soak.lab.resume import past_run
+from soak.model.exit_codes import PLAIN
 from soak.model.vocabulary import VerdictWord
 from soak.supervisor.resume import choose_run
-from soak.verdict import EXIT_CODES
 from tests.fuzz_support import damaged_bytes, fuzz, many_inputs
 from tests.soak_support import make_ledger
 from tests.test_fuzz_journal import TEXTS, run_of
@@ -122,10 +122,10 @@ def test_no_run_directory_makes_a_traceback(
         shown = draw.choice([*commands * _DRAWN_ONE_IN, ("top", named, "--once")])
         code = main(shown)
         said = capsys.readouterr()
-        assert code in {*EXIT_CODES.values(), 2}, said.err
+        assert code in {*PLAIN.verdicts.values(), 2}, said.err
         assert "Traceback" not in said.err + said.out
         assert "\u001b[2J" not in said.err + said.out
-        if shown[0] == "report" and code == EXIT_CODES[VerdictWord.PASS]:
+        if shown[0] == "report" and code == PLAIN.verdicts[VerdictWord.PASS]:
             assert (directory / run_directory.JOURNAL).read_bytes() == before
         with suppress(UsageError):
             choose_run(Config(), draw.choice((None, directory)), resume=True)
@@ -157,7 +157,7 @@ def test_the_exit_code_is_the_verdicts_whoever_reads(tmp_path: Path, count: int)
                     stream.close()
         else:
             code = read_in_part(draw, command)
-        assert code == EXIT_CODES[word]
+        assert code == PLAIN.verdicts[word]
 
     fuzz("pipes", count, try_input)
 
@@ -253,7 +253,7 @@ def test_a_run_that_is_whole_is_found(
     ledger = make_ledger(tmp_path / "pattern").to_bytes()
     for word in TEXTS:
         fill(tmp_path / word, word, ledger)
-        assert main(["report", word]) == EXIT_CODES[word]
+        assert main(["report", word]) == PLAIN.verdicts[word]
         assert f"verdict   {word.upper()}" in capsys.readouterr().out
 
 

@@ -13,12 +13,11 @@ from hypothesis import strategies as st
 
 from soak.cli import main
 from soak.journal.writer import FileJournal, Level, read_journal
+from soak.model.exit_codes import PLAIN
 from soak.model.vocabulary import VerdictWord, Violation
 from soak.report.text import text_report
 from soak.verdict import (
-    EXIT_CODES,
     REQUIRED_ATTEMPTS,
-    USAGE_EXIT_CODE,
     Judge,
     judge,
     lost_machine_event,
@@ -322,12 +321,12 @@ def test_the_verdict_of_a_file_is_that_of_its_events(events: list[Event]) -> Non
 
 
 def test_each_word_has_its_exit_code() -> None:
-    assert {str(word): code for word, code in EXIT_CODES.items()} == {
+    assert {str(word): code for word, code in PLAIN.verdicts.items()} == {
         "pass": 0,
         "fail": 1,
         "unknown": 3,
     }
-    assert USAGE_EXIT_CODE == 2
+    assert PLAIN.usage == 2
 
 
 @pytest.mark.parametrize(

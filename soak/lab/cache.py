@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
 import shutil
 from typing import IO, TYPE_CHECKING
 
@@ -57,8 +58,10 @@ class Cache:
         Raises:
             UsageError: the cache cannot be used, or `build` cannot read or write a file.
         """
-        if (made := self.root / name).is_dir():
-            return made  # a cache that somebody else filled need not be writable
+        made = self.root / name
+        # A cache that somebody else filled need not be writable. What cannot be seen is said below.
+        if os.path.isdir(made):  # noqa: PTH112 - Path.is_dir() raises what this takes for no
+            return made
         with self.locked(name) as path:
             scratch = path.parent / f".{path.name}.partial"
             try:

@@ -25,6 +25,7 @@ from soak.lab.request import LabRequest, lab_config
 from soak.lab.resume import Past, past_run
 from soak.model.exit_codes import BISECT, INTERRUPTED, PLAIN
 from soak.process.output import complain
+from soak.report.choices import print_choices
 from soak.report.text import publish
 from soak.workload.plan import make_plan, with_overrides
 
@@ -65,8 +66,6 @@ def _lab(options: argparse.Namespace, past: Past | None) -> int:
     )
     plan = make_plan(config)
     if options.print_choices is not None:
-        from soak.cli import print_choices  # noqa: PLC0415 - the command line imports this module
-
         return print_choices(plan, options.print_choices)
     # Mistakes are told before anything is fetched.
     faults = tuple(parse_fault(text) for text in options.fault)

@@ -1,18 +1,63 @@
-"""The compiler and its headers: what is missing of them is told before anything is begun."""
+"""Programs and headers of the host, and the Debian packages that have them."""
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from soak.errors import UsageError
-from soak.lab.requirements import install_command
+from soak.lab.host.qemu import BINARY, PACKAGE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+_INSTALL_SECONDS: Final = 1800
+# Programs that the lab starts, and the Debian packages that have them.
+PROGRAMS: Final = {BINARY: PACKAGE, "setpriv": "util-linux", "dpkg-deb": "dpkg", "apt-get": "apt"}
+# Those that only tests start: what judges the units.
+TEST_PROGRAMS: Final = {**PROGRAMS, "systemd-analyze": "systemd"}
 _HEADER_PLACES: Final = (Path("/usr/include"), Path("/usr/include/x86_64-linux-gnu"))
+
+
+def missing_packages(programs: Mapping[str, str] = PROGRAMS) -> list[str]:
+    """Return the Debian packages of the programs that are not there."""
+    return [package for program, package in programs.items() if shutil.which(program) is None]
+
+
+def install_command(packages: list[str]) -> str:
+    return f"apt-get install --yes --no-install-recommends {' '.join(packages)}"
+
+
+def install_missing(programs: Mapping[str, str] = PROGRAMS) -> None:
+    """Install what is missing, as root.
+
+    Raises:
+        UsageError: this is not root, or apt failed; the sentence has the command.
+    """
+    missing = missing_packages(programs)
+    if not missing:
+        return
+    command = install_command(missing)
+    if os.geteuid() != 0:
+        raise UsageError(
+            f"Needed are the packages {', '.join(missing)}: run 'apt-get update && {command}' as "
+            f"root, then try again."
+        )
+    print(f"Installing {', '.join(missing)}", flush=True)  # noqa: T201 - the user watches
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    for words in (["apt-get", "update", "-qq"], command.split()):
+        try:
+            result = subprocess.run(
+                words, check=False, capture_output=True, text=True, errors="replace",
+                env=environment, timeout=_INSTALL_SECONDS,
+            )  # fmt: skip
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise UsageError(f"'{' '.join(words)}' failed: {error}.") from None
+        if result.returncode != 0:
+            raise UsageError(f"'{' '.join(words)}' failed: {result.stderr.strip()}")
 
 
 def missing(programs: Mapping[str, str], headers: Mapping[str, str]) -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-import subprocess
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +12,15 @@ from typing import TYPE_CHECKING, Final
 
 from soak.errors import UsageError
 from soak.lab.cache import cache_directory
-from soak.lab.host.qemu import BINARY, MEMORY_MIB, PACKAGE, accelerators, find_qemu
+from soak.lab.host.qemu import MEMORY_MIB, accelerators, find_qemu
 from soak.lab.image.apt import machine_mirror
+from soak.lab.packages import (
+    PROGRAMS,
+    TEST_PROGRAMS,
+    install_command,
+    install_missing,
+    missing_packages,
+)
 from soak.lab.request import lab_config, space_needed
 from soak.run_directory import runs_directory
 
@@ -22,12 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
 _CACHE_NEEDED: Final = 1 << 30
-_INSTALL_SECONDS: Final = 1800
 _WIDTH: Final = 79
-# Programs that the lab starts, and the Debian packages that have them.
-PROGRAMS: Final = {BINARY: PACKAGE, "setpriv": "util-linux", "dpkg-deb": "dpkg", "apt-get": "apt"}
-# Those that only tests start: what judges the units.
-TEST_PROGRAMS: Final = {**PROGRAMS, "systemd-analyze": "systemd"}
 
 
 @dataclass(frozen=True)
@@ -81,44 +82,6 @@ def look(programs: Mapping[str, str] = PROGRAMS) -> Iterator[Answer]:
     )
     yield _space("cache", cache_directory, _CACHE_NEEDED)
     yield _space("runs", runs_directory, space_needed(lab_config(None)))
-
-
-def missing_packages(programs: Mapping[str, str] = PROGRAMS) -> list[str]:
-    """Return the Debian packages of the programs that are not there."""
-    return [package for program, package in programs.items() if shutil.which(program) is None]
-
-
-def install_command(packages: list[str]) -> str:
-    return f"apt-get install --yes --no-install-recommends {' '.join(packages)}"
-
-
-def install_missing(programs: Mapping[str, str] = PROGRAMS) -> None:
-    """Install what is missing, as root.
-
-    Raises:
-        UsageError: this is not root, or apt failed; the sentence has the command.
-    """
-    missing = missing_packages(programs)
-    if not missing:
-        return
-    command = install_command(missing)
-    if os.geteuid() != 0:
-        raise UsageError(
-            f"Needed are the packages {', '.join(missing)}: run 'apt-get update && {command}' as "
-            f"root, then try again."
-        )
-    print(f"Installing {', '.join(missing)}", flush=True)  # noqa: T201 - the user watches
-    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    for words in (["apt-get", "update", "-qq"], command.split()):
-        try:
-            result = subprocess.run(
-                words, check=False, capture_output=True, text=True, errors="replace",
-                env=environment, timeout=_INSTALL_SECONDS,
-            )  # fmt: skip
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise UsageError(f"'{' '.join(words)}' failed: {error}.") from None
-        if result.returncode != 0:
-            raise UsageError(f"'{' '.join(words)}' failed: {result.stderr.strip()}")
 
 
 def _asked(subject: str, ask: Callable[[], str]) -> Answer:

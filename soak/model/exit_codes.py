@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from soak.model.vocabulary import VerdictWord
-from soak.verdict import EXIT_CODES, USAGE_EXIT_CODE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ INTERRUPTED: Final = 130
 _BISECT: Final = "--bisect"
 _BISECT_SHORTEST: Final = "--bi"
 _SKIP: Final = 125
+_USAGE: Final = 2
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,9 @@ class ExitCodes:
 
 
 PLAIN: Final = ExitCodes(
-    EXIT_CODES,
-    no_boot=USAGE_EXIT_CODE,
-    usage=USAGE_EXIT_CODE,
+    {VerdictWord.PASS: 0, VerdictWord.FAIL: 1, VerdictWord.UNKNOWN: 3},
+    no_boot=_USAGE,
+    usage=_USAGE,
     crash=70,  # EX_SOFTWARE of sysexits.h: no verdict, so that a service manager starts it again
 )
 # A commit that cannot be judged is skipped; a mistake must not look like a bad commit.

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import textwrap
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from soak.lab.guest.faults import FAULTS
 from soak.model.expectations import EXPECTATIONS, FIRST, LAST, Release
 from soak.model.known_issues import KNOWN_ISSUES
 from soak.model.vocabulary import errno_name
 from soak.workload.choices import SCENARIOS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from soak.workload.pins.methods import Method
 
@@ -49,9 +48,20 @@ def known_issues_table() -> str:
     return "\n".join(lines) + "\n"
 
 
-def faults_table() -> str:
+class Described(Protocol):
+    """A fault, as far as it is told."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def does(self) -> str: ...
+    @property
+    def shows_as(self) -> str: ...
+
+
+def faults_table(faults: Iterable[Described]) -> str:
     """Return the faults that a lab can plant."""
-    rows = [f"{fault.name:<16} {fault.does} ({fault.shows_as})" for fault in FAULTS.values()]
+    rows = [f"{fault.name:<16} {fault.does} ({fault.shows_as})" for fault in faults]
     lines = [line for row in rows for line in _wrapped(row, "", " " * 17)]
     return "\n".join(lines) + "\n"
 

@@ -26,7 +26,7 @@ from soak.regions.pages import PAGE_SIZE
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from soak.lab.guest.init import Scene
+    from soak.lab.guest.context import GuestContext
 
 _MS_BIND: Final = 0x1000
 _DEFAULT_SECONDS: Final = 15.0
@@ -49,7 +49,7 @@ class Fault:
     name: str
     does: str
     shows_as: str
-    plant: Callable[[Scene], None]
+    plant: Callable[[GuestContext], None]
 
 
 def parse_fault(text: str) -> tuple[str, float]:
@@ -84,11 +84,11 @@ def check_fault(name: str) -> None:
         raise UsageError(f"Unknown fault {name!r} (choose from {', '.join(sorted(FAULTS))}).")
 
 
-def _panic(_scene: Scene) -> None:
+def _panic(_context: GuestContext) -> None:
     Path("/proc/sysrq-trigger").write_text("c")
 
 
-def _hang(_scene: Scene) -> None:
+def _hang(_context: GuestContext) -> None:
     """Take every processor for good: nothing else in user space runs again.
 
     What the kernel sets aside for ordinary tasks is taken, too: the throttling of real-time tasks,
@@ -105,47 +105,47 @@ def _hang(_scene: Scene) -> None:
                 pass
 
 
-def _kill_worker(scene: Scene) -> None:
-    os.kill(scene.worker_pid("mapper-0"), signal.SIGKILL)
+def _kill_worker(context: GuestContext) -> None:
+    os.kill(context.worker_pid("mapper-0"), signal.SIGKILL)
 
 
-def _kill_supervisor(scene: Scene) -> None:
-    os.kill(scene.supervisor_pid, signal.SIGKILL)
+def _kill_supervisor(context: GuestContext) -> None:
+    os.kill(context.supervisor_pid, signal.SIGKILL)
 
 
-def _stop_supervisor(scene: Scene) -> None:
-    os.kill(scene.supervisor_pid, signal.SIGSTOP)
+def _stop_supervisor(context: GuestContext) -> None:
+    os.kill(context.supervisor_pid, signal.SIGSTOP)
 
 
-def _leak(scene: Scene) -> None:
+def _leak(context: GuestContext) -> None:
     """Hold one page of the device-dax, which nobody knows of, until the machine ends."""
-    descriptor = os.open(scene.device_dax, os.O_RDWR | os.O_CLOEXEC)
-    mapping = Mapping(scene.alignment, PROT_READ | PROT_WRITE, MAP_SHARED, descriptor)
+    descriptor = os.open(context.device_dax, os.O_RDWR | os.O_CLOEXEC)
+    mapping = Mapping(context.alignment, PROT_READ | PROT_WRITE, MAP_SHARED, descriptor)
     mapping.bytes[0] = 1
-    scene.keep(HeldPages(mapping.address, PAGE_SIZE))
+    context.keep(HeldPages(mapping.address, PAGE_SIZE))
 
 
-def _leak_file(scene: Scene) -> None:
+def _leak_file(context: GuestContext) -> None:
     """Hold one page of an fs-dax file that no worker uses."""
-    path = scene.fs_dax / "held-by-a-fault"
+    path = context.fs_dax / "held-by-a-fault"
     path.write_bytes(b"\xa5" * PAGE_SIZE)
     descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     mapping = Mapping(PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, descriptor)
     mapping.bytes[0] = 1
-    scene.keep(HeldPages(mapping.address, PAGE_SIZE))
+    context.keep(HeldPages(mapping.address, PAGE_SIZE))
 
 
-def _refuse_map(scene: Scene) -> None:
+def _refuse_map(context: GuestContext) -> None:
     """Let a container hold one mapping only: further ones are refused with ENOSPC.
 
     The limit is read when a container is opened, so a mapper is replaced.
     """
     limit = Path("/sys/module/vfio_iommu_type1/parameters/dma_entry_limit")
     limit.write_text("1")
-    _kill_worker(scene)
+    _kill_worker(context)
 
 
-def _page_cache(scene: Scene) -> None:
+def _page_cache(context: GuestContext) -> None:
     """Put files without DAX where the fs-dax files are: the kernel pins those.
 
     A mapper opens files when it starts, so one is replaced.
@@ -153,9 +153,11 @@ def _page_cache(scene: Scene) -> None:
     copy = Path("/run/page-cache")
     # Those of trials and canaries come and go while they are copied.
     passing = shutil.ignore_patterns("trial-*", "canary-*")
-    shutil.copytree(scene.fs_dax_files, copy, ignore=passing)
-    checked(LIBC.mount(bytes(copy), bytes(scene.fs_dax_files), None, _MS_BIND, None), "bind mount")
-    _kill_worker(scene)
+    shutil.copytree(context.fs_dax_files, copy, ignore=passing)
+    checked(
+        LIBC.mount(bytes(copy), bytes(context.fs_dax_files), None, _MS_BIND, None), "bind mount"
+    )
+    _kill_worker(context)
     # Beyond its end nothing of a file is pinned: invalidators open the new ones with O_TRUNC, and make
     # the old ones long again.
     deadline = time.monotonic() + _LONG_SECONDS
@@ -165,29 +167,29 @@ def _page_cache(scene: Scene) -> None:
         time.sleep(0.01)
 
 
-def _stuck_page(scene: Scene) -> None:
+def _stuck_page(context: GuestContext) -> None:
     """Pin a page of a trial's file for good, which nobody knows of.
 
     Where a file that nobody maps is not waited for, a trial may go on all the same: then another.
     """
     deadline = time.monotonic() + _SEIZE_SECONDS
     while True:
-        path, page = _seize_trial_page(scene)
+        path, page = _seize_trial_page(context)
         if _stands_still(path) or time.monotonic() > deadline:
-            scene.keep(page)
+            context.keep(page)
             return
         page.close()
 
 
-def _late_page(scene: Scene) -> None:
+def _late_page(context: GuestContext) -> None:
     """Pin pages of trials, and let each go a second later: their waits end late."""
     for _ in range(_LATE_PAGES):
-        _, page = _seize_trial_page(scene)
+        _, page = _seize_trial_page(context)
         time.sleep(_LATE_SECONDS)
         page.close()
 
 
-def _stuck_transfer(_scene: Scene) -> None:
+def _stuck_transfer(_context: GuestContext) -> None:
     """Have a slow disk keep every request for longer than a kernel lets a device take.
 
     Another process does it: the guest's first one goes on showing that it is alive.
@@ -214,11 +216,11 @@ def _stands_still(path: Path) -> bool:
     return seen[0] == seen[1]
 
 
-def _seize_trial_page(scene: Scene) -> tuple[Path, HeldPages]:
+def _seize_trial_page(context: GuestContext) -> tuple[Path, HeldPages]:
     """Pin a page of a trial that is under way; the file has pages only then."""
     deadline = time.monotonic() + _SEIZE_SECONDS
     while time.monotonic() < deadline:
-        for path in scene.fs_dax_files.glob("trial-*"):
+        for path in context.fs_dax_files.glob("trial-*"):
             # It may be unlinked, emptied or cut short at any moment.
             with contextlib.suppress(OSError):
                 return path, _hold_first_page(path)

@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any, Final
 from soak.abi.libc import LIBC, checked
 from soak.errors import UsageError
 from soak.lab import protocol
+from soak.lab.guest.context import GuestContext
 from soak.lab.guest.disks import make_disks
-from soak.lab.guest.namespaces import FIRST_MOUNT, NamespaceError, prepare
+from soak.lab.guest.namespaces import NamespaceError, prepare
 from soak.lab.guest.program import GuestProgram, run_program, run_script
 from soak.lab.protocol import Order
 from soak.supervisor.control import Question
@@ -53,39 +54,6 @@ _CHUNK: Final = 4096
 
 class GuestError(Exception):
     """The guest lacks something that a soak needs; the sentence goes to the host."""
-
-
-class Scene:
-    """What a fault may need to know of the guest."""
-
-    def __init__(self, found: dict[str, dict[str, Any]], ledger: Path, supervisor_pid: int) -> None:
-        device = next((entry for entry in found.values() if "alignment" in entry), {})
-        self.device_dax = str(device.get("path", ""))
-        self.alignment = int(device.get("alignment", 0))
-        self.supervisor_pid = supervisor_pid
-        self.fs_dax = FIRST_MOUNT
-        self._ledger = ledger
-        self._kept: list[object] = []
-
-    @property
-    def fs_dax_files(self) -> Path:
-        return next(path for path in self.fs_dax.iterdir() if (path / "file-00").exists())
-
-    def worker_pid(self, name: str) -> int:
-        """Look up a worker's process in the ledger."""
-        from soak.ledger.memory import Ledger  # noqa: PLC0415 - only a fault needs it here
-
-        return Ledger.open(self._ledger).block(name).get("pid")
-
-    def workers_started(self) -> bool:
-        from soak.ledger.memory import Ledger  # noqa: PLC0415 - only a fault needs it here
-
-        layout_pid = Ledger.open(self._ledger).block("supervisor")
-        return layout_pid.get("state") == layout_pid.block.fields["state"].values.index("running")
-
-    def keep(self, thing: object) -> None:
-        """Hold on to something until the machine ends."""
-        self._kept.append(thing)
 
 
 class Control:
@@ -182,8 +150,8 @@ def _serve(order: Order, control: Control, program: GuestProgram) -> None:
             *(["--mirror-ledger"] if order.mirror else []),
         ]
     )
-    scene = Scene(found, ledger, program.pid)
-    code = _watch(order, control, program, scene)
+    context = GuestContext(found, ledger, program.pid)
+    code = _watch(order, control, program, context)
     control.tell(protocol.EXITED, code=code)
     # The port's queue is the host's to empty: give it the time to do so.
     time.sleep(0.2)
@@ -204,7 +172,7 @@ def _run_script(order: Order, control: Control, script: GuestProgram) -> None:
     time.sleep(0.2)
 
 
-def _watch(order: Order, control: Control, program: GuestProgram, scene: Scene) -> int:
+def _watch(order: Order, control: Control, program: GuestProgram, context: GuestContext) -> int:
     deadline = time.monotonic() + order.deadline_seconds
     waiting = [(str(name), float(seconds)) for name, seconds in order.faults]
     started: float | None = None
@@ -213,12 +181,12 @@ def _watch(order: Order, control: Control, program: GuestProgram, scene: Scene) 
         control.tell(protocol.ALIVE)
         if time.monotonic() > deadline:
             program.send_signal(signal.SIGKILL)
-        if started is None and waiting and scene.workers_started():
+        if started is None and waiting and context.workers_started():
             started = time.monotonic()
         for name, seconds in list(waiting):
             if started is not None and time.monotonic() - started >= seconds:
                 waiting.remove((name, seconds))
-                _plant(name, control, scene)
+                _plant(name, control, context)
         ports: list[Control | Question] = [control, *asked]
         readable = select.select(ports, [], [], protocol.ALIVE_SECONDS)[0]
         if control in readable:
@@ -234,12 +202,12 @@ def _watch(order: Order, control: Control, program: GuestProgram, scene: Scene) 
     return code
 
 
-def _plant(name: str, control: Control, scene: Scene) -> None:
+def _plant(name: str, control: Control, context: GuestContext) -> None:
     from soak.lab.guest.faults import FAULTS  # noqa: PLC0415 - not needed before
 
     control.tell(protocol.FAULT, name=name)
     try:
-        FAULTS[name].plant(scene)
+        FAULTS[name].plant(context)
     except OSError as error:
         # It found nothing to break: that must not end the guest's first process.
         control.tell(protocol.UNPLANTED, name=name, summary=str(error))

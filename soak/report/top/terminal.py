@@ -22,10 +22,10 @@ from soak.files.bounded_json import parse_json
 from soak.files.regular import read_regular
 from soak.ledger.layout import UNREADABLE, LedgerError
 from soak.ledger.memory import LedgerReader
+from soak.model.exit_codes import PLAIN
 from soak.model.vocabulary import VerdictWord
 from soak.report.top.draw import Conclusion, Cropped, draw
 from soak.report.top.view import HEARTBEAT_LIMIT_NS, NANOSECONDS, Reading, View, make_view
-from soak.verdict import EXIT_CODES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -80,7 +80,7 @@ class _Watched:
 
     @property
     def exit_code(self) -> int:
-        return 0 if self.conclusion is None else EXIT_CODES[self.conclusion.verdict]
+        return 0 if self.conclusion is None else PLAIN.verdicts[self.conclusion.verdict]
 
     @property
     def given_up(self) -> bool:

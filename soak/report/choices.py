@@ -1,0 +1,19 @@
+"""What each worker of a run would do first."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from soak.process.output import put
+from soak.workload.plan import choice_line
+
+if TYPE_CHECKING:
+    from soak.workload.plan import RunPlan
+
+
+def print_choices(plan: RunPlan, count: int) -> int:
+    """Print what each worker of a plan does first."""
+    for worker, choice in plan.first_choices(count):
+        if not put(f"{choice_line(worker, choice)}\n"):
+            break
+    return 0
