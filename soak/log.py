@@ -72,7 +72,7 @@ def bind_log(*, run: str | None = None, boot: str | None = None) -> None:
 
 
 def log_event(line: Mapping[str, Any]) -> None:
-    """Log a line of the journal that is a warning or an error; give it to a journal as its `heard`.
+    """Log a line of the journal that is a warning or an error; give it to a journal as its `on_line`.
 
     The evidence stays in the journal, where `seq` finds it.
     """

@@ -80,7 +80,7 @@ def main() -> None:
         elif line["event"] == "run.started":
             promised.update(line["canaries"])
 
-    with FileJournal(HOME / "journal", heard=heard) as journal:
+    with FileJournal(HOME / "journal", on_line=heard) as journal:
         setting = Setting("blind", ledger, journal, HOME, (), nullcontext(), in_lab=False)
         run_soak(soak, plan, regions, setting)
     tell("journal", list(read_journal(HOME / "journal")))

@@ -15,7 +15,7 @@ from soak.abi.libc import LIBC, checked
 from soak.abi.vfio import Container
 from soak.config.sections import RegionSection
 from soak.errors import UsageError
-from soak.machine.changes import Custody
+from soak.machine.changes import MachineChanges
 from soak.machine.command import check_against
 from soak.machine.dax import device_findings, file_system_findings
 from soak.machine.pci import pci_functions, require_fit
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 sys.stderr = sys.stdout
 DAX = Path("/mnt/dax")
 DISK_MOUNT = Path("/mnt/disk")
-STATE = Path("/var/lib/dax-soak/custody")
+STATE = Path("/var/lib/dax-soak/changes")
 EDU = ("1234", "11e8")
 BRIDGE = ("1b36", "000e")
 NEW_MOUNTS = 0x00020000  # CLONE_NEWNS
@@ -161,10 +161,10 @@ def groups() -> None:
 def directory() -> None:
     section = RegionSection("files", RegionKind.FS_DAX, str(DAX), 16 << 20)
     place = DAX / "dax-soak-files"
-    with Custody.open(STATE, "run-1") as custody:
+    with MachineChanges.open(STATE, "run-1") as changes:
 
         def open_files(*sections: RegionSection) -> object:
-            return open_regions(sections, custody.make_directory)
+            return open_regions(sections, changes.make_directory)
 
         place.mkdir()
         (place / "precious").write_text("somebody's")
@@ -180,12 +180,12 @@ def directory() -> None:
         tell("twins.left", listed(DAX))
         open_files(section)
         tell("directory.files", listed(place))
-        custody.leave_directory(place)
-        custody.restore()
+        changes.leave_directory(place)
+        changes.restore()
         tell("directory.left", listed(place))
     # As the next soak does, and 'dax-soak restore'.
-    with Custody.open(STATE, "run-2") as custody:
-        tell("directory.settled", [settled.event for settled in custody.recover()])
+    with MachineChanges.open(STATE, "run-2") as changes:
+        tell("directory.settled", [settled.event for settled in changes.recover()])
     tell("directory.gone", listed(DAX))
 
 

@@ -33,7 +33,7 @@ from soak.ledger.schema import (
 )
 from soak.model.vocabulary import Detector, VerdictWord
 from soak.process.helper import HelperError
-from soak.process.step_helper import Stepper
+from soak.process.step_helper import StepHelper
 from soak.regions import AnonymousRegion, FsDaxRegion
 from soak.regions.pages import PageSpan
 from soak.verdict import judge
@@ -254,10 +254,10 @@ def test_a_helper_that_cannot_be_killed_is_the_last_of_its_kind(scene: Scene) ->
 
 
 def test_one_under_way_is_not_begun_again_and_stop_ends_it(scene: Scene) -> None:
-    helpers: list[Stepper] = []
+    helpers: list[StepHelper] = []
 
     def steps(_: Attempt) -> Steps:
-        helper = Stepper(_hang)
+        helper = StepHelper(_hang)
         helpers.append(helper)
         try:
             while True:

@@ -55,7 +55,7 @@ class Recorder:
         self.shown = io.StringIO()
         self.judge = Judge()
         self._events = EventLines(Progress(self.shown))
-        self.journal = FileJournal(path, heard=self.judge.see)
+        self.journal = FileJournal(path, on_line=self.judge.see)
         self.host.note = self._note  # type: ignore[method-assign, assignment]
         self.host.lines = _Sink(self._take)
 

@@ -13,7 +13,7 @@ from soak.journal.reading import DAMAGED, UNFINISHED, read_journal
 from soak.model.vocabulary import VerdictWord
 from soak.report.text import text_report
 from soak.run_directory import JOURNAL
-from soak.supervisor.resume import Story
+from soak.supervisor.resume import RunHistory
 from soak.verdict import Verdict, judge
 from tests.fuzz_support import damaged_bytes, damaged_json, fuzz, many_inputs, odd_sequence
 from tests.journal_support import valid_line
@@ -66,7 +66,7 @@ def run_of(*found: Event) -> list[Event]:
         COMPLETED,
         ("summary.written", {"seconds": {"total": 60}, "total": {"stalls": 0}}),
         ("run.ended", {"why": "its time was over"}),
-        ("custody.restored", {"summary": "vm.overcommit_memory is 0 again"}),
+        ("change.restored", {"summary": "vm.overcommit_memory is 0 again"}),
     ]
 
 
@@ -101,7 +101,7 @@ def judged(directory: Path, content: bytes) -> tuple[Verdict, list[dict[str, Any
     report = text_report(verdict, directory)
     assert report.isascii() or all(line.isprintable() for line in report.splitlines())
     assert "\u001b" not in report
-    Story.of(directory)
+    RunHistory.of(directory)
     understood = [line for line in lines if complaint(line) is None]
     return verdict, understood
 

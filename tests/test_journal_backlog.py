@@ -226,7 +226,7 @@ class JournalMachine(RuleBasedStateMachine):
         self.heard[line["seq"]] = line
 
     def open(self) -> FileJournal:
-        return FileJournal(self.path, rotate_bytes=1500, most_held=BOUND, heard=self.hear)
+        return FileJournal(self.path, rotate_bytes=1500, most_held=BOUND, on_line=self.hear)
 
     def do(self, work: Callable[[], object]) -> None:
         """Do something while files may only get so long, and see that the journal is as it must be."""

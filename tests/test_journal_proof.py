@@ -35,7 +35,7 @@ FAILING: Sequence[tuple[str, dict[str, Any]]] = (
     ("violation.found", {**PIN, "known_issue": None}),
     ("sample.taken", {"completed": {LABEL: 5}, "sweeps": {}}),
     ("run.ended", {"why": "its time was over"}),
-    ("custody.restored", {}),
+    ("change.restored", {}),
 )
 
 

@@ -36,9 +36,9 @@ def test_it_takes_what_the_configuration_names_and_gives_it_back(seen: Mapping[s
     assert seen["ordinary"]["bound"] == functions
     ended = seen["killed"]
     assert ended["left"] == NOTHING
-    assert ended["events"].count("custody.restored") >= len(functions)
+    assert ended["events"].count("change.restored") >= len(functions)
     # SIGTERM ends a run in order, and what was seen so far is judged.
-    assert ended["events"][-1] == "custody.restored"
+    assert ended["events"][-1] == "change.restored"
     assert ended["events"].count("run.ended") == 1
     # The ledger has come from memory to the disk.
     assert ended["ledger"] is False

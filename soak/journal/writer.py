@@ -97,18 +97,18 @@ class FileJournal:
         *,
         rotate_bytes: int = ROTATE_BYTES,
         most_held: int = _HELD_LINES,
-        heard: Callable[[dict[str, Any]], None] | None = None,
+        on_line: Callable[[dict[str, Any]], None] | None = None,
     ) -> None:
         """Open the journal, going on behind what is there; a line cut short by a crash is ended.
 
-        At `rotate_bytes` a file is full; no more than `most_held` lines wait. Each line is `heard` as
-        it is numbered, those that the journal writes about itself, too.
+        At `rotate_bytes` a file is full; no more than `most_held` lines wait. Each line goes to
+        `on_line` as it is numbered, those that the journal writes about itself, too.
 
         Raises:
             OSError: the file cannot be made.
         """
         self._boot = boot_id()
-        self._heard = heard
+        self._on_line = on_line
         self._seq = last_number(path)
         self._file = JournalFile(path, rotate_bytes)
         self._reserve = Reserve(path)
@@ -175,8 +175,8 @@ class FileJournal:
         text = encode_line(numbered)
         self._backlog.push(Line(self._seq, Level(line["level"]), text, kept))
         seq = self._seq
-        if self._heard is not None:
-            self._heard(numbered)
+        if self._on_line is not None:
+            self._on_line(numbered)
         return seq
 
     def _say(self, event: str, level: Level, **fields: Any) -> None:  # noqa: ANN401

@@ -22,7 +22,7 @@ from soak.lab.image.root import package_layer, script_layer
 from soak.lab.kernels.store import check_kernel
 from soak.lab.progress import Progress
 from soak.lab.request import LabRequest, lab_config
-from soak.lab.resume import Past, past_run
+from soak.lab.resume import PriorRun, past_run
 from soak.model.exit_codes import BISECT, INTERRUPTED, PLAIN
 from soak.process.output import complain
 from soak.report.choices import print_choices
@@ -55,7 +55,7 @@ def lab(options: argparse.Namespace) -> int:
         return BISECT.no_boot
 
 
-def _lab(options: argparse.Namespace, past: Past | None) -> int:
+def _lab(options: argparse.Namespace, past: PriorRun | None) -> int:
     began = time.monotonic()
     if past is not None:
         config = past.config

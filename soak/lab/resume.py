@@ -12,7 +12,7 @@ from soak.errors import UsageError
 from soak.ledger.layout import LedgerError
 from soak.ledger.memory import LedgerReader
 from soak.run_directory import RunDirectory
-from soak.supervisor.resume import Story
+from soak.supervisor.resume import RunHistory
 
 if TYPE_CHECKING:
     import argparse
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Past:
+class PriorRun:
     """The run that is to go on: what it was asked for."""
 
     directory: Path
@@ -34,7 +34,7 @@ class Past:
 
 
 @contextlib.contextmanager
-def past_run(options: argparse.Namespace) -> Iterator[Past]:
+def past_run(options: argparse.Namespace) -> Iterator[PriorRun]:
     """Find the run that `--resume` names, which is this program's alone meanwhile.
 
     Raises:
@@ -50,8 +50,8 @@ def past_run(options: argparse.Namespace) -> Iterator[Past]:
         yield _past(directory)
 
 
-def _past(directory: Path) -> Past:
-    story = Story.of(directory)
+def _past(directory: Path) -> PriorRun:
+    story = RunHistory.of(directory)
     if story.lab is None or story.ended:
         raise UsageError(
             f"The run in {directory} "
@@ -64,4 +64,4 @@ def _past(directory: Path) -> Past:
     except (OSError, LedgerError, LookupError) as error:
         raise UsageError(f"The ledger in {directory} cannot be read: {error}.") from None
     config = load_config(directory / run_directory.CONFIG)
-    return Past(directory, run_id, config, filesystem, str(story.lab["kernel"]))
+    return PriorRun(directory, run_id, config, filesystem, str(story.lab["kernel"]))

@@ -28,7 +28,7 @@ _REAP_SECONDS: Final = 0.01
 _REAPS: Final = 100
 
 
-class Stepper:
+class StepHelper:
     """A process that runs a generator: each `tell` has it go on to the next `yield`.
 
     What is yielded must be a JSON value; `answer` returns it. `close` kills the process, and with it

@@ -49,8 +49,8 @@ from soak.workload.operators.holder import Holder
 from soak.workload.operators.invalidator import Invalidator
 from soak.workload.operators.mapper import Mapper
 from soak.workload.operators.trial import TrialHolder, TrialInvalidator
-from soak.workload.pool import Crew, Member
-from soak.workload.worker import Terms, outcome_columns
+from soak.workload.pool import WorkerPool, WorkerProcess
+from soak.workload.worker import WorkerLimits, outcome_columns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -61,7 +61,7 @@ if TYPE_CHECKING:
     from soak.ledger.memory import BlockWriter, Ledger
     from soak.model.expectations import Release
     from soak.regions import Region
-    from soak.supervisor.hooks.base import Companion
+    from soak.supervisor.hooks.base import Hook
     from soak.workload.choices import WorkerPlan
     from soak.workload.plan import RunPlan
     from soak.workload.worker import Operator
@@ -79,21 +79,21 @@ class Setting:
     ledger: Ledger
     journal: Journal
     control: Path
-    companions: tuple[Companion, ...]
+    hooks: tuple[Hook, ...]
     # Has the kernel show the addresses of its symbols, for as long as they are read.
     readable_addresses: AbstractContextManager[None]
     in_lab: bool
 
 
 @dataclass(frozen=True)
-class Past:
+class PriorRun:
     """What a run has behind it when a supervisor takes it over: nothing, where `starts` is 0."""
 
     starts: int
     same_boot: bool
 
     @classmethod
-    def of(cls, block: BlockWriter) -> Past:
+    def of(cls, block: BlockWriter) -> PriorRun:
         return cls(block.get("starts"), block.text("boot_id") == boot_id())
 
 
@@ -109,17 +109,17 @@ def run_soak(config: Config, plan: RunPlan, regions: Sequence[Region], setting: 
     ledger, journal = setting.ledger, setting.journal
     with contextlib.ExitStack() as stack:
         block = ledger.block(SUPERVISOR)
-        past = Past.of(block)
-        crew = _crew(plan, regions, functions, ledger)
+        past = PriorRun.of(block)
+        pool = _pool(plan, regions, functions, ledger)
         if past.starts:
-            crew.adopt()
+            pool.adopt()
         with setting.readable_addresses:
             leaks = _watch_leaks(regions, _accounts(regions, block, past), journal, stack)
         if past.starts and not past.same_boot:
             pick_up(block, journal, counts=not setting.in_lab)
             # The reboot has made the pages new.
             for watch in leaks:
-                watch.renew(*totals(watch.region.name, block, crew))
+                watch.renew(*totals(watch.region.name, block, pool))
         release = parse_release(kernel_release())
         control = stack.enter_context(ControlSocket(setting.control))
         reporter = Reporter(block, journal)
@@ -151,24 +151,24 @@ def run_soak(config: Config, plan: RunPlan, regions: Sequence[Region], setting: 
             journal,
             reporter,
             leaks,
-            crew,
+            pool,
             probe_function=functions[0] if functions else None,
             known_issues=known_issues,
             canaries=[ledger.block(CANARY_HOLDER)],
         )
         recycler = Recycler(
-            block, journal, crew, sweeper, leaks, threshold=config.leaks.recycle, release=release
+            block, journal, pool, sweeper, leaks, threshold=config.leaks.recycle, release=release
         )
         supervisor = Supervisor(
             block=block,
-            crew=crew,
+            pool=pool,
             journal=journal,
             reporter=reporter,
             refusals=RefusalDetector(
-                [*(member.block for member in crew.members), refused],
+                [*(member.block for member in pool.workers), refused],
                 release,
                 [
-                    *(block.view(judged_field(member.plan.name)) for member in crew.members),
+                    *(block.view(judged_field(member.plan.name)) for member in pool.workers),
                     # What a canary has shown before is of no account now.
                     memoryview(bytearray(bytes(refused.view("counts")))).cast("Q"),
                 ],
@@ -177,9 +177,9 @@ def run_soak(config: Config, plan: RunPlan, regions: Sequence[Region], setting: 
                 block,
                 journal,
                 reporter,
-                crew,
+                pool,
                 detector=_stall_detector(
-                    plan, crew, ledger, clock, release, read=_read_before(crew, block, past)
+                    plan, pool, ledger, clock, release, read=_read_before(pool, block, past)
                 ),
                 clock=clock,
                 probe_directory=_probe_directory(regions),
@@ -189,13 +189,13 @@ def run_soak(config: Config, plan: RunPlan, regions: Sequence[Region], setting: 
             sweeper=sweeper,
             recycler=recycler,
             canaries=canaries,
-            summary=Summary(block, journal, [member.block for member in crew.members]),
+            summary=Summary(block, journal, [member.block for member in pool.workers]),
             clock=clock,
             duration=config.run.duration,
             sweep_interval=config.leaks.sweep,
             most_wedged=config.limits.wedged_workers,
             run={**_run_facts(plan, setting), "canaries": canaries.detectors},
-            companions=setting.companions,
+            hooks=setting.hooks,
             control=control,
         )
         supervisor.run()
@@ -223,7 +223,7 @@ def _run_facts(plan: RunPlan, setting: Setting) -> dict[str, Any]:
         "seed": plan.config.run.seed,
         "scenario": plan.config.workload.scenario,
         "duration": plan.config.run.duration,
-        "mirrored": any(isinstance(companion, Mirror) for companion in setting.companions),
+        "mirrored": any(isinstance(hook, Mirror) for hook in setting.hooks),
         "promised": plan.promised,
         "swept": [
             region.name for region in plan.regions if region.kind in {"device-dax", "fs-dax"}
@@ -267,7 +267,7 @@ def _watch_leaks(
         return []
 
 
-def _accounts(regions: Sequence[Region], block: BlockWriter, past: Past) -> dict[str, Account]:
+def _accounts(regions: Sequence[Region], block: BlockWriter, past: PriorRun) -> dict[str, Account]:
     """Return what regions were measured against, where that still holds."""
     accounts = {}
     for region in regions if past.starts and past.same_boot else ():
@@ -278,26 +278,28 @@ def _accounts(regions: Sequence[Region], block: BlockWriter, past: Past) -> dict
     return accounts
 
 
-def _read_before(crew: Crew, block: BlockWriter, past: Past) -> dict[str, tuple[int, int]]:
+def _read_before(
+    pool: WorkerPool, block: BlockWriter, past: PriorRun
+) -> dict[str, tuple[int, int]]:
     """Return how far the workers' rings need no judging: their times are of one boot."""
     if past.same_boot:
         rows = block.view("read")
         return {
             member.plan.name: (rows[2 * index], rows[2 * index + 1])
-            for index, member in enumerate(crew.members)
+            for index, member in enumerate(pool.workers)
         }
     return {
         member.plan.name: (
             member.block.get("ended"),
             member.block.get("holds_begun") if member.plan.role is Role.HOLDER else 0,
         )
-        for member in crew.members
+        for member in pool.workers
     }
 
 
 def _stall_detector(
     plan: RunPlan,
-    crew: Crew,
+    pool: WorkerPool,
     ledger: Ledger,
     clock: SoakClock,
     release: Release,
@@ -310,7 +312,7 @@ def _stall_detector(
             member.block,
             tuple(region.name for region in member.plan.regions),
         )
-        for member in crew.members
+        for member in pool.workers
     }
     files = tuple(region.name for region in plan.regions if region.kind is RegionKind.FS_DAX)
     holder, invalidator = ledger.block(CANARY_HOLDER), ledger.block(CANARY_INVALIDATOR)
@@ -336,9 +338,9 @@ def _probe_directory(regions: Sequence[Region]) -> Path | None:
     return next((region.directory for region in regions if isinstance(region, FsDaxRegion)), None)
 
 
-def _crew(
+def _pool(
     plan: RunPlan, regions: Sequence[Region], functions: Sequence[str], ledger: Ledger
-) -> Crew:
+) -> WorkerPool:
     release = parse_release(kernel_release())
     blocks = {worker.name: ledger.block(worker.name) for worker in plan.workers}
     # Workers of trials have files of their own, and give them up in another way.
@@ -346,7 +348,7 @@ def _crew(
         blocks[worker.name].view("quarantine") for worker in plan.workers if not worker.pair
     ]
     members = [
-        Member(
+        WorkerProcess(
             worker,
             blocks[worker.name],
             outcome_columns(worker.cells, release),
@@ -358,11 +360,11 @@ def _crew(
         for worker in plan.workers
     ]
     supervisor = ledger.block(SUPERVISOR)
-    limits = plan.config.limits
-    terms = Terms(
-        rate=plan.config.workload.rate, enter=lambda: be_expendable(limits.memory or None)
+    memory = plan.config.limits.memory or None
+    limits = WorkerLimits(rate=plan.config.workload.rate, enter=lambda: be_expendable(memory))
+    return WorkerPool(
+        members, supervisor.view("pause"), supervisor.view("uncertain"), limits=limits
     )
-    return Crew(members, supervisor.view("pause"), supervisor.view("uncertain"), terms=terms)
 
 
 def _position(worker: WorkerPlan, regions: Sequence[Region]) -> int:

@@ -20,7 +20,7 @@ from soak.ledger.schema import NO_KNOWN_ISSUE, SUPERVISOR, leaks_field
 from soak.machine.changes import FAILED, FORGOTTEN, RESTORED, Settled
 from soak.model.vocabulary import Violation
 from soak.run_directory import JOURNAL, LEDGER, write_whole
-from soak.supervisor.hooks.base import Companion
+from soak.supervisor.hooks.base import Hook
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -36,7 +36,7 @@ _MODE: Final = 0o640
 _HOME: Final = "run"
 
 
-class LedgerStore(Companion):
+class LedgerStore(Hook):
     """Owns the ledger of a run from its start, or from where it was cut short, to its end."""
 
     def __init__(
@@ -140,7 +140,7 @@ class LedgerStore(Companion):
 def bring_home(but: str = "", memory: Path = MEMORY) -> list[Settled]:
     """Move what killed soaks left in memory to the directories of their runs, `but` of one run.
 
-    Only who has the machine's custody may: no soak that lives has its ledger there.
+    Only who holds the lock of the machine's changes may: no soak that lives has its ledger there.
     """
     if not memory.is_dir():
         return []

@@ -16,7 +16,7 @@ from soak.errors import UsageError
 from soak.journal.writer import FileJournal, read_journal
 from soak.ledger.schema import SUPERVISOR
 from soak.log import configure, log_event
-from soak.machine.changes import Custody, be_spared
+from soak.machine.changes import MachineChanges, be_spared
 from soak.machine.fitness import require_fit_config
 from soak.model.exit_codes import PLAIN
 from soak.process.http_probe import ExporterProbe
@@ -29,7 +29,7 @@ from soak.supervisor.hooks.systemd import Service
 from soak.supervisor.hooks.uevents import UeventWatch, things_in_use
 from soak.supervisor.hooks.verdict import VerdictKeeper
 from soak.supervisor.ledger_store import LedgerStore, bring_home
-from soak.supervisor.preparation import RegionFiles, taken, teller
+from soak.supervisor.preparation import RegionFiles, prepared_machine, teller
 from soak.supervisor.restoring import STATE
 from soak.supervisor.resume import ChosenRun, choose_run
 from soak.verdict import Judge
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from soak.config.sections import Config
     from soak.machine.changes import Settled
     from soak.regions import Region
-    from soak.supervisor.hooks.base import Companion
+    from soak.supervisor.hooks.base import Hook
     from soak.verdict import Verdict
 
 _ENDING_SECONDS: Final = 10.0
@@ -72,8 +72,8 @@ def soak_here(
     chosen = choose_run(config, run_dir, resume=resume)
     configure(program="dax-soak", run=chosen.run_id, boot=boot_id())
     with contextlib.ExitStack() as owning:
-        with Custody.open(STATE, chosen.run_id) as custody:
-            recovered = [*custody.recover(), *bring_home(but=chosen.run_id)]
+        with MachineChanges.open(STATE, chosen.run_id) as changes:
+            recovered = [*changes.recover(), *bring_home(but=chosen.run_id)]
             try:
                 require_fit_config(config, make_plan)
             except UsageError:
@@ -83,7 +83,7 @@ def soak_here(
                 raise
             directory = owning.enter_context(chosen.open()).path
             try:
-                verdict = _soak_in(directory, chosen, custody, recovered, serving, strict=strict)
+                verdict = _soak_in(directory, chosen, changes, recovered, serving, strict=strict)
             except UsageError:
                 if not chosen.resumed:
                     run_directory.discard(directory)
@@ -95,7 +95,7 @@ def soak_here(
 def _soak_in(
     directory: Path,
     chosen: ChosenRun,
-    custody: Custody,
+    changes: MachineChanges,
     recovered: Sequence[Settled],
     serving: Serving,
     *,
@@ -113,7 +113,7 @@ def _soak_in(
             run_directory.note_begun(directory)
 
     with contextlib.ExitStack() as stack:
-        journal = stack.enter_context(FileJournal(directory / run_directory.JOURNAL, heard=heard))
+        journal = stack.enter_context(FileJournal(directory / run_directory.JOURNAL, on_line=heard))
         exporter = None
         if serving.watched is None:
             # It starts while the machine is prepared, and listens when the ledger is there. The exporter
@@ -125,8 +125,8 @@ def _soak_in(
                 )
             )
         with (
-            taken(config, chosen.run_id, custody, journal, recovered),
-            contextlib.closing(RegionFiles(config, custody, journal)) as files,
+            prepared_machine(config, chosen.run_id, changes, journal, recovered),
+            contextlib.closing(RegionFiles(config, changes, journal)) as files,
         ):
             regions = files.regions
             plan = make_plan(config, regions)
@@ -139,18 +139,18 @@ def _soak_in(
             block = store.ledger.block(SUPERVISOR)
             keeper = VerdictKeeper(judge, block)
             stack.callback(keeper.sampled)
-            companions: list[Companion] = [store, keeper]
+            hooks: list[Hook] = [store, keeper]
             if exporter is not None:
                 journal.write("exporter.started", address=exporter.address)
-                companions.append(ExporterKeeper(exporter, journal))
+                hooks.append(ExporterKeeper(exporter, journal))
             uevents = UeventWatch(journal, things_in_use(regions, config.vfio.devices))
             stack.enter_context(contextlib.closing(uevents))
             service = stack.enter_context(Service(block, journal, _probe(serving)))
-            companions += [service, uevents]
+            hooks += [service, uevents]
             be_spared()
             setting = Setting(
-                chosen.run_id, store.ledger, journal, directory, tuple(companions),
-                custody.readable_addresses(teller(journal)), in_lab=False,
+                chosen.run_id, store.ledger, journal, directory, tuple(hooks),
+                changes.readable_addresses(teller(journal)), in_lab=False,
             )  # fmt: skip
             run_soak(config, plan, regions, setting)
     return judge.verdict()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from soak.ledger.memory import Ledger
 from soak.ledger.schema import CANARY, SUPERVISOR, WORKER
-from soak.supervisor.hooks.base import Companion
+from soak.supervisor.hooks.base import Hook
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,7 +21,7 @@ _STORES: Final = 20_000
 _SLOW_RATIO: Final = 3.0
 
 
-class Mirror(Companion):
+class Mirror(Hook):
     """Copies what the guest writes; the host's own block stays as the host wrote it."""
 
     def __init__(self, near: Ledger, far: Ledger) -> None:

@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 
     from soak.config.sections import Config
     from soak.journal.writer import Journal
-    from soak.machine.changes import Custody, Settled
+    from soak.machine.changes import MachineChanges, Settled
 
 _DRIVER: Final = "vfio-pci"
 
 
 @contextlib.contextmanager
-def taken(
+def prepared_machine(
     config: Config,
     run_id: str,
-    custody: Custody,
+    changes: MachineChanges,
     journal: Journal,
     recovered: Sequence[Settled],
 ) -> Iterator[None]:
@@ -40,24 +40,24 @@ def taken(
     try:
         raise_limits()
         if config.vfio.devices:
-            custody.load_module(_DRIVER)
+            changes.load_module(_DRIVER)
         for function in config.vfio.devices:
-            custody.bind(function)
-        custody.tune(_demand(config))
+            changes.bind(function)
+        changes.tune(_demand(config))
         disks = (*config.workload.slow_devices, *config.workload.fast_devices)
         mark_disks([Path(disk) for disk in disks], run_id)
         yield
     finally:
-        for settled in custody.restore():
+        for settled in changes.restore():
             tell(settled)
 
 
 class RegionFiles:
-    """The regions of a run and their files, in directories that custody removes at its end."""
+    """The regions of a run and their files, in directories that are removed at its end."""
 
-    def __init__(self, config: Config, custody: Custody, journal: Journal) -> None:
-        self._custody, self._journal = custody, journal
-        self.regions = open_regions(config.regions, custody.make_directory)
+    def __init__(self, config: Config, changes: MachineChanges, journal: Journal) -> None:
+        self._changes, self._journal = changes, journal
+        self.regions = open_regions(config.regions, changes.make_directory)
         # Which files nobody may touch any more: known when the ledger is.
         self.given_up: Callable[[], list[Path]] = list
 
@@ -65,7 +65,7 @@ class RegionFiles:
         """Have those directories left where they are whose files hang in the kernel."""
         left = self.given_up()
         for directory in sorted({path.parent for path in left}):
-            self._custody.leave_directory(directory)
+            self._changes.leave_directory(directory)
         if left:
             names = [str(path) for path in left]
             self._journal.write(

@@ -14,7 +14,7 @@ from soak.run_directory import discard_unbegun
 from soak.supervisor.ledger_store import bring_home
 
 # Where this machine keeps the record of what soaks have taken.
-STATE: Final = Path("/var/lib/dax-soak/custody")
+STATE: Final = Path("/var/lib/dax-soak/changes")
 
 
 def restore_here() -> list[Settled]:

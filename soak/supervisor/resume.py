@@ -24,7 +24,7 @@ _SPACE_NEEDED: Final = 64 << 20
 
 
 @dataclass(frozen=True)
-class Story:
+class RunHistory:
     """What the journal of a run says of its beginning and its end."""
 
     started: dict[str, Any] | None
@@ -32,7 +32,7 @@ class Story:
     ended: bool
 
     @classmethod
-    def of(cls, directory: Path) -> Story:
+    def of(cls, directory: Path) -> RunHistory:
         """Read the journal of a run.
 
         Raises:
@@ -125,7 +125,7 @@ def _cut_short(config: Config, known: Sequence[Path]) -> ChosenRun | None:
     return None
 
 
-def _own_story(directory: Path) -> Story | None:
+def _own_story(directory: Path) -> RunHistory | None:
     """Return what became of a run of this machine; None where none began, or one of the lab did."""
     if not journal_exists(directory / run_directory.JOURNAL):
         return None
@@ -138,8 +138,8 @@ def _own_story(directory: Path) -> Story | None:
             break
     if (directory / run_directory.VERDICT).exists():
         # It is written at the end: the journal of a run of days need not be read for that.
-        return Story(started, None, ended=True)
-    return Story.of(directory)
+        return RunHistory(started, None, ended=True)
+    return RunHistory.of(directory)
 
 
 def _changed(config: Config, directory: Path) -> list[str]:

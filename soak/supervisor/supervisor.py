@@ -35,9 +35,9 @@ if TYPE_CHECKING:
     from soak.journal.writer import Journal
     from soak.ledger.memory import BlockWriter
     from soak.supervisor.control import ControlSocket
-    from soak.supervisor.hooks.base import Companion
+    from soak.supervisor.hooks.base import Hook
     from soak.supervisor.summary import Summary
-    from soak.workload.pool import Crew, Death
+    from soak.workload.pool import Death, WorkerPool
 
 BEAT_SECONDS: Final = 0.1
 
@@ -58,7 +58,7 @@ class Supervisor:
         self,
         *,
         block: BlockWriter,
-        crew: Crew,
+        pool: WorkerPool,
         journal: Journal,
         reporter: Reporter,
         refusals: RefusalDetector,
@@ -72,11 +72,11 @@ class Supervisor:
         sweep_interval: float,
         most_wedged: int,
         run: dict[str, Any],
-        companions: Sequence[Companion],
+        hooks: Sequence[Hook],
         control: ControlSocket | None,
     ) -> None:
         self._block = block
-        self._crew = crew
+        self._pool = pool
         self._journal = journal
         self._reporter = reporter
         self._refusals = refusals
@@ -95,7 +95,7 @@ class Supervisor:
         self._counted = 0.0
         self._covered = False
         self._run = run
-        self._companions = companions
+        self._hooks = hooks
         self._control = control
         self._paused = False
         self._ending = ending_signals()
@@ -132,8 +132,8 @@ class Supervisor:
         self._journal.write("run.ended", why=why)
         self._block.set_word("state", RunState.ENDED)
         self._beat()
-        for companion in self._companions:
-            companion.ended()
+        for hook in self._hooks:
+            hook.ended()
 
     def _begin(self) -> None:
         block = self._block
@@ -176,11 +176,11 @@ class Supervisor:
     def _start(self) -> None:
         self._guarded(Detector.LEAKS, self._sweeper.probe)
         self._guarded(Detector.STALLS, self._stalls.probe)
-        self._crew.start()
+        self._pool.start()
         self._block.set_word("state", RunState.RUNNING)
-        self._journal.write("workers.started", workers=len(self._crew.members))
-        for companion in self._companions:
-            companion.started()
+        self._journal.write("workers.started", workers=len(self._pool.workers))
+        for hook in self._hooks:
+            hook.started()
 
     def _soak(self) -> str:
         """Beat until the end; return why it came."""
@@ -197,7 +197,7 @@ class Supervisor:
         while self._left_ns() > 0:
             self._beat()
             self._look_for_stalls()
-            for death in self._crew.reap():
+            for death in self._pool.reap():
                 self._report_death(death)
             self._report_unborn()
             self._guarded(Detector.REFUSALS, self._look_for_refusals)
@@ -214,7 +214,7 @@ class Supervisor:
             caught = signal.sigtimedwait({*self._ending, signal.SIGCHLD}, BEAT_SECONDS)
             if caught is not None and caught.si_signo in self._ending:
                 return f"told to by {signal.Signals(caught.si_signo).name}"
-            wedged = sum(member.abandoned for member in self._crew.members)
+            wedged = sum(member.abandoned for member in self._pool.workers)
             if wedged > self._most_wedged:
                 why = f"{wedged} workers hang in the kernel for good"
                 self._journal.write(
@@ -246,7 +246,7 @@ class Supervisor:
         """Bring every worker to rest for as long as somebody works on the machine."""
         if self._paused:
             return "paused already"
-        late = self._crew.pause(_BARRIER_SECONDS, self._watch_and_replace)
+        late = self._pool.pause(_BARRIER_SECONDS, self._watch_and_replace)
         self._paused = True
         self._block.set_word("state", RunState.PAUSED)
         self._journal.write("run.paused", Level.WARNING, late=late, summary="the run is paused")
@@ -258,7 +258,7 @@ class Supervisor:
         if not self._paused:
             return "running already"
         self._paused = False
-        self._crew.resume()
+        self._pool.resume()
         self._block.set_word("state", RunState.RUNNING)
         self._journal.write("run.continued", Level.WARNING, summary="the run goes on")
         return "running"
@@ -275,8 +275,8 @@ class Supervisor:
         self._block.add("heartbeats", 1)
         self._journal.retry()
         self._block.set("journal_errors", self._journal.errors)
-        for companion in self._companions:
-            self._must_end = self._must_end or companion.beat()
+        for hook in self._hooks:
+            self._must_end = self._must_end or hook.beat()
 
     def _guarded(self, detector: Detector, work: Callable[[], None]) -> None:
         """Run a detector; when it raises, its blindness is a fact of the run, not the run's end."""
@@ -310,7 +310,7 @@ class Supervisor:
     def _watch_and_replace(self) -> None:
         """Replace, besides, who dies meanwhile: others wait for what it was doing."""
         self._watch()
-        for death in self._crew.reap():
+        for death in self._pool.reap():
             self._report_death(death)
 
     def _look_for_refusals(self) -> None:
@@ -350,12 +350,12 @@ class Supervisor:
             )  # fmt: skip
         else:
             self._block.add("restarts", 1, *index)
-            if death.worker not in self._crew.unborn:
+            if death.worker not in self._pool.unborn:
                 self._journal.write("worker.restarted", worker=death.worker)
 
     def _report_unborn(self) -> None:
         """Say for which workers there is no process, and when there is one again."""
-        unborn = self._crew.unborn
+        unborn = self._pool.unborn
         for name in self._unborn - unborn.keys():
             self._journal.write("worker.restarted", worker=name)
         for name in unborn.keys() - self._unborn:
@@ -366,7 +366,7 @@ class Supervisor:
         self._unborn = set(unborn)
 
     def _end_workers(self) -> None:
-        killed = self._crew.stop(_STOP_SECONDS, self._watch)
+        killed = self._pool.stop(_STOP_SECONDS, self._watch)
         if killed:
             self._journal.write(
                 "workers.killed", Level.WARNING, workers=killed,
@@ -407,12 +407,12 @@ class Supervisor:
     def _at_rest(self) -> Iterator[list[str]]:
         """Have the workers rest meanwhile; give those that do not come to it, which are freed."""
         try:
-            late = self._crew.pause(_BARRIER_SECONDS, self._watch_and_replace)
+            late = self._pool.pause(_BARRIER_SECONDS, self._watch_and_replace)
             for worker in late:
-                self._stalls.free(self._crew.member(worker))
+                self._stalls.free(self._pool.worker(worker))
             yield late
         finally:
-            self._crew.resume()
+            self._pool.resume()
 
     def _sample(self) -> None:
         """Write down what the verdict needs, so that it can be computed from the journal alone."""
@@ -425,11 +425,11 @@ class Supervisor:
             sweeps=self._sweeper.counts(),
             journal_errors=self._journal.errors,
             workers={
-                member.plan.name: member.block.get("incarnation") for member in self._crew.members
+                member.plan.name: member.block.get("incarnation") for member in self._pool.workers
             },
         )
-        for companion in self._companions:
-            companion.sampled()
+        for hook in self._hooks:
+            hook.sampled()
 
     def _note_coverage(self) -> None:
         """Sample as soon as all that was promised is done: there may be somebody who waits for that."""
@@ -444,7 +444,7 @@ class Supervisor:
         completed = {
             **completed_operations(
                 (member.block.names("counts"), member.block.view("counts"))
-                for member in self._crew.members
+                for member in self._pool.workers
             ),
             **self._stalls.trials(),
         }
@@ -460,7 +460,7 @@ class Supervisor:
         self._block.set("foll_pins_released", released)
         self._block.set("tainted", taint())
         locked = pinned = 0
-        for member in self._crew.members:
+        for member in self._pool.workers:
             if member.running:
                 of_one = locked_and_pinned_bytes(member.pid)
                 locked, pinned = locked + of_one[0], pinned + of_one[1]

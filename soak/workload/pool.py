@@ -1,4 +1,4 @@
-"""The crew: the worker processes of a run, started, watched, paused, replaced and ended by one owner."""
+"""The pool: the worker processes of a run, started, watched, paused, replaced and ended by one owner."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from soak.ledger.schema import (
 )
 from soak.model.vocabulary import Operation, Role, WorkerState
 from soak.regions.pages import PAGE_SIZE
-from soak.workload.worker import FREE, NUDGE_SIGNAL, Terms, run_worker
+from soak.workload.worker import FREE, NUDGE_SIGNAL, WorkerLimits, run_worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -52,7 +52,7 @@ class Death:
 
 
 @dataclass
-class Member:
+class WorkerProcess:
     """One worker and what is needed to start it again."""
 
     plan: WorkerPlan
@@ -73,27 +73,27 @@ class Member:
         return self.pid != 0
 
 
-class Crew:
+class WorkerPool:
     """Owns the worker processes. Nothing here blocks for longer than its deadline."""
 
     def __init__(
         self,
-        members: Sequence[Member],
+        workers: Sequence[WorkerProcess],
         pause: memoryview[int],
         uncertain: memoryview[int],
         *,
-        terms: Terms = FREE,
+        limits: WorkerLimits = FREE,
     ) -> None:
         """Take the word by which workers are paused, and those that count uncertain pages by region.
 
-        `terms` are what each worker has to keep to.
+        `limits` are what each worker has to keep to.
         """
-        self.members = members
+        self.workers = workers
         self._pause = pause
         self.uncertain = uncertain
-        self._terms = terms
+        self._terms = limits
         self._barriers = 0
-        self._by_name = {member.plan.name: member for member in members}
+        self._by_name = {member.plan.name: member for member in workers}
         # Abandoned processes that have not ended, and the pages that each may hold, by region.
         self._left: dict[int, list[int]] = {}
         # Workers for which the kernel had no process, and why.
@@ -104,21 +104,21 @@ class Crew:
         """The workers for which there is no process just now, and why; `reap` tries again."""
         return dict(self._unborn)
 
-    def member(self, name: str) -> Member:
+    def worker(self, name: str) -> WorkerProcess:
         return self._by_name[name]
 
     def adopt(self) -> None:
         """Put the books in order that workers left which died with another supervisor."""
-        for member in self.members:
+        for member in self.workers:
             if member.block.get("incarnation"):
                 self._settle(member)
 
-    def start(self, members: Sequence[Member] | None = None) -> None:
+    def start(self, members: Sequence[WorkerProcess] | None = None) -> None:
         """Start workers: all of them, or those that were retired."""
-        for member in self.members if members is None else members:
+        for member in self.workers if members is None else members:
             self._start(member)
 
-    def retire(self, members: Sequence[Member], seconds: float) -> list[str]:
+    def retire(self, members: Sequence[WorkerProcess], seconds: float) -> list[str]:
         """End workers that rest, and all that they hold with them; return those that did not end.
 
         They are not replaced until `start` is called for them.
@@ -143,7 +143,7 @@ class Crew:
             del self._left[pid]
         for name in self.unborn:
             self._start(self._by_name[name])
-        for member in self.members:
+        for member in self.workers:
             status = self._ended(member)
             if status is None:
                 continue
@@ -173,17 +173,17 @@ class Crew:
             time.sleep(_POLL_SECONDS)
         return late
 
-    def nudge(self, member: Member) -> None:
+    def nudge(self, member: WorkerProcess) -> None:
         """Interrupt the call that a worker is in, if it can be interrupted."""
         if member.running:
             os.kill(member.pid, NUDGE_SIGNAL)
 
-    def kill(self, member: Member) -> None:
+    def kill(self, member: WorkerProcess) -> None:
         """Kill a worker; `reap` replaces it when it has died of it."""
         if member.running:
             os.kill(member.pid, signal.SIGKILL)
 
-    def abandon(self, member: Member) -> None:
+    def abandon(self, member: WorkerProcess) -> None:
         """Start another worker in the place of one that was killed and does not die.
 
         It never runs again outside the kernel, and so never writes to its block again. Its file is
@@ -209,7 +209,7 @@ class Crew:
 
         They are those of abandoned processes, and at the end those of workers that do not stop.
         """
-        flights = [in_flight(member.block) for member in self.members if member.running]
+        flights = [in_flight(member.block) for member in self.workers if member.running]
         return sum(held[region] for held in self._left.values()) + sum(
             flight["length"] // PAGE_SIZE
             for flight in flights
@@ -218,7 +218,7 @@ class Crew:
 
     def lost_one(self) -> bool:
         """Say whether a worker died that was not reaped yet: its books are not in order then."""
-        return any(_is_dead(member.pid) for member in self.members if member.running)
+        return any(_is_dead(member.pid) for member in self.workers if member.running)
 
     def resume(self) -> None:
         self._pause[0] = RUN_WORD
@@ -232,13 +232,13 @@ class Crew:
         self._unborn.clear()
         deadline = time.monotonic() + seconds
         killed: list[str] = []
-        while any(member.running for member in self.members):
-            for member in self.members:
+        while any(member.running for member in self.workers):
+            for member in self.workers:
                 if self._ended(member) is not None:
                     self._settle(member)
             meanwhile()
             late = time.monotonic() >= deadline
-            for member in self.members if late else ():
+            for member in self.workers if late else ():
                 if member.running:
                     killed.append(member.plan.name)
                     # The nudge frees a call that sleeps interruptibly; the rest is for the kernel.
@@ -252,13 +252,13 @@ class Crew:
     def _not_resting(self) -> list[str]:
         return [
             member.plan.name
-            for member in self.members
+            for member in self.workers
             if member.running
             and not _is_dead(member.pid)
             and member.block.get("acknowledged") != self._barriers
         ]
 
-    def _start(self, member: Member) -> None:
+    def _start(self, member: WorkerProcess) -> None:
         """Start a worker's process; where a machine is short of them, that is tried again later."""
         block, plan = member.block, member.plan
         incarnation = block.get("incarnation")
@@ -285,7 +285,7 @@ class Crew:
                 os.setpriority(os.PRIO_PROCESS, 0, 0)
                 run_worker(
                     block, self._pause, plan.choices(incarnation), member.make_operator,
-                    member.columns, supervisor=supervisor, terms=self._terms,
+                    member.columns, supervisor=supervisor, limits=self._terms,
                 )  # fmt: skip
                 code = 0
             except BaseException:  # noqa: BLE001 - the last thing that this process does is to say why
@@ -296,7 +296,7 @@ class Crew:
         member.pid = pid
         self._unborn.pop(plan.name, None)
 
-    def _ended(self, member: Member) -> int | None:
+    def _ended(self, member: WorkerProcess) -> int | None:
         if not member.running:
             return None
         pid, status = os.waitpid(member.pid, os.WNOHANG)
@@ -305,7 +305,7 @@ class Crew:
         member.pid = 0
         return status
 
-    def _settle(self, member: Member) -> None:
+    def _settle(self, member: WorkerProcess) -> None:
         """Put the books of a worker in order that can no longer do it.
 
         Its container closed with it, so the kernel has unmapped all that it held. Whether a map that

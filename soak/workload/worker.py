@@ -61,7 +61,7 @@ _fill_line: Final = struct.Struct(f"<{_END + 1}Q").pack_into
 
 
 @dataclass(frozen=True)
-class Terms:
+class WorkerLimits:
     """What a worker keeps to.
 
     `rate` is in operations a second, 0 for as many as there can be; of workers that wait for each other
@@ -72,7 +72,7 @@ class Terms:
     enter: Callable[[], None] = lambda: None
 
 
-FREE: Final = Terms()
+FREE: Final = WorkerLimits()
 
 
 class Operator(Protocol):
@@ -198,11 +198,11 @@ def run_worker(
     columns: Sequence[Mapping[int, int]],
     *,
     supervisor: int,
-    terms: Terms = FREE,
+    limits: WorkerLimits = FREE,
 ) -> None:
     """Be a worker of the process `supervisor`: the body of its process, from preparation to the end."""
     die_with_parent(signal.SIGKILL, supervisor)
-    terms.enter()
+    limits.enter()
     signal.signal(NUDGE_SIGNAL, _nothing)
     # An interrupt from the terminal is for the supervisor, which then stops its workers in order.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -216,8 +216,8 @@ def run_worker(
         follows = False
         if isinstance(operator, PacedOperator):
             choices, follows = operator.paced(barrier), not operator.leads
-        if terms.rate and not follows:
-            choices = _at_rate(choices, terms.rate, barrier)
+        if limits.rate and not follows:
+            choices = _at_rate(choices, limits.rate, barrier)
         work(block, pause, choices, operator.calls(), columns, rest=operator.rest)
     block.set_word("state", WorkerState.ENDED)
 

@@ -23,7 +23,7 @@ from soak.detectors.tasks import look_at
 from soak.ledger.schema import CANARY_HOLDER, CANARY_INVALIDATOR, CANARY_REFUSED
 from soak.model.vocabulary import Detector, Violation
 from soak.process.helper import HelperError
-from soak.process.step_helper import Stepper
+from soak.process.step_helper import StepHelper
 from soak.regions import DeviceDaxRegion, FsDaxRegion
 from soak.workload.pool import end_hold
 
@@ -91,7 +91,7 @@ class _Patience:
             yield
         return value
 
-    def answer(self, helper: Stepper) -> Generator[None, None, Any]:
+    def answer(self, helper: StepHelper) -> Generator[None, None, Any]:
         """Have a helper take a step that may take its time, and return what it yields.
 
         Raises:
@@ -223,7 +223,7 @@ class LeakCanary:
     def __init__(self, clock: Clock, regions: Sequence[DeviceDaxRegion | FsDaxRegion]) -> None:
         self._patience = _Patience(clock)
         self._regions = regions
-        self._ready: Stepper | None = None
+        self._ready: StepHelper | None = None
         self._asked = False
         # Of each region the differences without the pin and with it; none where they were spoilt.
         self._measured: dict[str, tuple[int, int]] | None = None
@@ -350,13 +350,13 @@ def make_canaries(
 
 
 @contextmanager
-def _helper(body: Callable[[], Iterator[Any]]) -> Iterator[Stepper]:
+def _helper(body: Callable[[], Iterator[Any]]) -> Iterator[StepHelper]:
     """Start a helper, and end it whatever happens.
 
     Raises:
         WedgedHelperError: it does not die.
     """
-    helper = Stepper(body)
+    helper = StepHelper(body)
     try:
         yield helper
     finally:

@@ -1,6 +1,6 @@
 """What the helpers of canaries do, step by step: real faults, made with real system calls.
 
-Each is a generator for a `Stepper`: what stands before a `yield` is one step.
+Each is a generator for a `StepHelper`: what stands before a `yield` is one step.
 """
 
 from __future__ import annotations

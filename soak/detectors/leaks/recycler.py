@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from soak.journal.writer import Journal
     from soak.ledger.memory import BlockWriter
     from soak.model.expectations import Release
-    from soak.workload.pool import Crew, Member
+    from soak.workload.pool import WorkerPool, WorkerProcess
 
 _DRIVER: Final = Path("/sys/bus/dax/drivers/device_dax")
 _RECYCLE_SECONDS: Final = 120.0
@@ -57,7 +57,7 @@ class Recycler:
         self,
         block: BlockWriter,
         journal: Journal,
-        crew: Crew,
+        pool: WorkerPool,
         sweeper: Sweeper,
         watches: Sequence[RegionLeaks],
         *,
@@ -67,7 +67,7 @@ class Recycler:
         """Take as `threshold` the share of head-room below which no region shall come."""
         self._block = block
         self._journal = journal
-        self._crew = crew
+        self._pool = pool
         self._sweeper = sweeper
         self._watches = {
             watch.region.name: (watch, watch.region)
@@ -104,7 +104,7 @@ class Recycler:
 
         The workers rest; those that have the region mapped are ended and started again.
         """
-        mappers = [member for member in self._crew.members if member.plan.role is Role.MAPPER]
+        mappers = [member for member in self._pool.workers if member.plan.role is Role.MAPPER]
         return self._make_new(name, mappers)
 
     def _short(self) -> list[str]:
@@ -118,7 +118,7 @@ class Recycler:
     def _can_recycle(self, region: DeviceDaxRegion) -> bool:
         return region.recyclable and self._returns and self._threshold > 0
 
-    def _make_new(self, name: str, again: Sequence[Member]) -> str | None:
+    def _make_new(self, name: str, again: Sequence[WorkerProcess]) -> str | None:
         watch, region = self._watches[name]
         if self._can_recycle(region):
             return self._recycle(watch, region, again)
@@ -143,12 +143,12 @@ class Recycler:
         return why
 
     def _recycle(
-        self, watch: RegionLeaks, region: DeviceDaxRegion, mappers: Sequence[Member]
+        self, watch: RegionLeaks, region: DeviceDaxRegion, mappers: Sequence[WorkerProcess]
     ) -> str | None:
         """Close every mapping and container, make the pages new, start again; return what failed."""
         start, before = time.monotonic(), self._headroom(region.name)
         if mappers:
-            left = self._crew.retire(mappers, _END_SECONDS)
+            left = self._pool.retire(mappers, _END_SECONDS)
             if left:
                 return self._failed(region, f"{', '.join(left)} did not end")
             # What they still held was given back with their containers, and may have leaked.
@@ -157,13 +157,13 @@ class Recycler:
             in_helper(lambda: _rebind(region.path), _RECYCLE_SECONDS)
         except HelperError as error:
             return self._failed(region, str(error))
-        given_back, explained, unexplained = totals(region.name, self._block, self._crew)
+        given_back, explained, unexplained = totals(region.name, self._block, self._pool)
         watch.renew(given_back, explained, unexplained)
         self._sweeper.note_headroom()
         self._uses[region.name] = _Use(self._headroom(region.name))
         if mappers:
             self._sweeper.sweep()
-            self._crew.start(mappers)
+            self._pool.start(mappers)
         self._journal.write(
             "region.recycled",
             region=region.name,

@@ -20,15 +20,15 @@ if TYPE_CHECKING:
     from soak.detectors.reporter import Reporter
     from soak.journal.writer import Journal
     from soak.ledger.memory import BlockWriter
-    from soak.workload.pool import Crew
+    from soak.workload.pool import WorkerPool
 
 FULL_HEADROOM_PPM: Final = 1_000_000
 
 
-def totals(region: str, block: BlockWriter, crew: Crew) -> tuple[int, int, int]:
+def totals(region: str, block: BlockWriter, pool: WorkerPool) -> tuple[int, int, int]:
     """Return how many pages of a region were given back ever, and leaked: explained and unexplained."""
     position = block.index("sweeps", region)[0]
-    given_back = sum(member.block.get("pages_unmapped", position) for member in crew.members)
+    given_back = sum(member.block.get("pages_unmapped", position) for member in pool.workers)
     columns, words = block.names(leaks_field(region)), block.view(leaks_field(region))
     explained, unexplained = (
         words[columns.index(f"leaked_total {issue}")]
@@ -46,7 +46,7 @@ class Sweeper:
         journal: Journal,
         reporter: Reporter,
         watches: Sequence[RegionLeaks],
-        crew: Crew,
+        pool: WorkerPool,
         *,
         probe_function: str | None,
         known_issues: frozenset[str],
@@ -57,8 +57,8 @@ class Sweeper:
         self._journal = journal
         self._reporter = reporter
         self._watches = watches
-        self._crew = crew
-        self._members = crew.members
+        self._pool = pool
+        self._members = pool.workers
         self._canaries = canaries
         self._probe_function = probe_function
         self._known_issues = known_issues
@@ -144,7 +144,7 @@ class Sweeper:
             ).difference
             for watch in self._watches
         }
-        return None if self._crew.lost_one() else found
+        return None if self._pool.lost_one() else found
 
     def counts(self) -> dict[str, int]:
         """Return how often each region was swept."""
@@ -158,7 +158,7 @@ class Sweeper:
         start = time.monotonic_ns()
         held = self._held(*position)
         measured = watch.measure(held)
-        if self._crew.lost_one():
+        if self._pool.lost_one():
             # What it held went while the counts were read: the next sweep sees how it stands.
             return
         now = time.monotonic_ns()
@@ -183,7 +183,7 @@ class Sweeper:
         live = mapped - unmapped
         for block in self._canaries:
             live += block.get("pages_mapped", region) - block.get("pages_unmapped", region)
-        return Held(live, unmapped, self._uncertain[region], stranded=self._crew.stranded(region))
+        return Held(live, unmapped, self._uncertain[region], stranded=self._pool.stranded(region))
 
     def _settle(self, watch: RegionLeaks, held: Held, measured: Measurement) -> None:
         """Note what the maps of killed workers turned out to have pinned."""

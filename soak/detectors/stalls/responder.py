@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from soak.journal.writer import Journal
     from soak.ledger.memory import BlockWriter
     from soak.model.known_issues import KnownIssue
-    from soak.workload.pool import Crew, Member
+    from soak.workload.pool import WorkerPool, WorkerProcess
 
 # How often a probe is tried at the start, and later while the workers rest.
 _ATTEMPTS: Final = 10
@@ -72,7 +72,7 @@ class StallWatch:
         block: BlockWriter,
         journal: Journal,
         reporter: Reporter,
-        crew: Crew,
+        pool: WorkerPool,
         *,
         detector: StallDetector,
         clock: SoakClock,
@@ -83,7 +83,7 @@ class StallWatch:
         self._block = block
         self._journal = journal
         self._reporter = reporter
-        self._crew = crew
+        self._pool = pool
         self._detector = detector
         self._clock = clock
         self._probe_directory = probe_directory
@@ -160,11 +160,11 @@ class StallWatch:
         """Return what this run tries and no expectation speaks of."""
         return [cell.label for cell in self._detector.uncovered()]
 
-    def free(self, member: Member) -> None:
+    def free(self, member: WorkerProcess) -> None:
         """Free a worker that does not come to rest, whatever it is doing."""
         self._begin_to_free(member, member.block.get("begun") - 1)
 
-    def _begin_to_free(self, member: Member, number: int) -> None:
+    def _begin_to_free(self, member: WorkerProcess, number: int) -> None:
         name, now = member.plan.name, time.monotonic_ns()
         if name not in self._stuck:
             self._stuck[name] = _Stuck(number, member.block.get("incarnation"), now, now, None)
@@ -200,7 +200,7 @@ class StallWatch:
         wait, kind = judgement.wait, judgement.violation
         if kind is None:
             return
-        member = self._crew.member(wait.worker)
+        member = self._pool.worker(wait.worker)
         task = look_at(member.pid) if member.running and not wait.end else {}
         interface, issue, undecided = self._explain(judgement, task)
         where = f"{wait.operation} of {RegionKind.FS_DAX}"
@@ -234,7 +234,7 @@ class StallWatch:
     def _report_overdue(self, overdue: Overdue) -> None:
         """Report a pin that does not end, and free its holder, for which others wait."""
         hold = overdue.hold
-        member = self._crew.member(hold.worker)
+        member = self._pool.worker(hold.worker)
         seconds = overdue.bound / 1e9
         what = "lasts" if hold.take_after else "is being taken"
         self._reporter.report(
@@ -322,7 +322,7 @@ class StallWatch:
         return (last.interface if last else Interface.NONE), None, None
 
     def _evidence(
-        self, judgement: Judgement, member: Member, task: dict[str, Any]
+        self, judgement: Judgement, member: WorkerProcess, task: dict[str, Any]
     ) -> dict[str, Any]:
         wait = judgement.wait
         holders = {hold.worker for hold in judgement.holds}
@@ -335,16 +335,16 @@ class StallWatch:
             # In milliseconds from the start of the wait.
             "held": [_hold_line(hold, wait.start) for hold in judgement.holds[-_EVIDENCE_HOLDS:]],
             "recorders": {
-                name: _last_lines(self._crew.member(name).block)
+                name: _last_lines(self._pool.worker(name).block)
                 for name in sorted({wait.worker, *holders})
             },
         }
 
-    def _behind(self, culprit: Member) -> list[dict[str, Any]]:
+    def _behind(self, culprit: WorkerProcess) -> list[dict[str, Any]]:
         """Look at the other workers that have been in one call for long."""
         now = time.monotonic_ns()
         behind = []
-        for member in self._crew.members:
+        for member in self._pool.workers:
             begun = member.block.get("begun")
             if member is culprit or not member.running or begun == member.block.get("ended"):
                 continue
@@ -354,7 +354,7 @@ class StallWatch:
         return behind
 
     def _begin_freeing(self, judgement: Judgement, now: int) -> None:
-        member = self._crew.member(judgement.wait.worker)
+        member = self._pool.worker(judgement.wait.worker)
         self._add(judgement, "stalled", 1)
         self._stuck[judgement.wait.worker] = _Stuck(
             judgement.wait.number, member.block.get("incarnation"), now, now, _row_of(judgement)
@@ -362,7 +362,7 @@ class StallWatch:
 
     def _free(self, now: int) -> None:
         for name, stuck in list(self._stuck.items()):
-            member = self._crew.member(name)
+            member = self._pool.worker(name)
             spent = self._clock.between(stuck.since, now)
             if stuck.row is not None:
                 grown = self._clock.between(stuck.accounted, now)
@@ -378,9 +378,9 @@ class StallWatch:
                 self._abandon(member)
             elif spent > _KILL_NS:
                 stuck.killed = True
-                self._crew.kill(member)
+                self._pool.kill(member)
             else:
-                self._crew.nudge(member)
+                self._pool.nudge(member)
 
     def _forget(self, name: str) -> None:
         row = self._stuck.pop(name).row
@@ -396,10 +396,10 @@ class StallWatch:
             seconds=round(self._clock.between(stuck.since, time.monotonic_ns()) / 1e9, 3),
         )
 
-    def _abandon(self, member: Member) -> None:
+    def _abandon(self, member: WorkerProcess) -> None:
         self._forget(member.plan.name)
         task = look_at(member.pid)
-        self._crew.abandon(member)
+        self._pool.abandon(member)
         self._block.set_at("wedged", member.abandoned, member.plan.name)
         self._journal.write(
             "worker.wedged",

@@ -17,11 +17,11 @@ from soak.journal.writer import Level, PortJournal
 from soak.lab.bench.contenders import LENGTH, LIBRARY, REFERENCES, Contenders, Subject
 from soak.lab.bench.series import MEASURED, Series, take_turns
 from soak.ledger.schema import SUPERVISOR
-from soak.machine.changes import Custody
+from soak.machine.changes import MachineChanges
 from soak.model.expectations import parse_release
 from soak.model.vocabulary import RegionKind, Role
 from soak.supervisor.mirror import place_ledger
-from soak.supervisor.preparation import RegionFiles, taken
+from soak.supervisor.preparation import RegionFiles, prepared_machine
 from soak.workload.operators.mapper import Mapper
 from soak.workload.plan import make_plan
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from soak.supervisor.mirror import Mirror
 
 _LOCAL_LEDGER: Final = Path("/run/dax-soak-ledger")
-_STATE: Final = Path("/run/dax-soak-custody")
+_STATE: Final = Path("/run/dax-soak-changes")
 _SUBJECTS: Final = {
     RegionKind.DEVICE_DAX: "device-dax, map and unmap 2 MiB",
     RegionKind.FS_DAX: "fs-dax, refused map of 2 MiB",
@@ -61,9 +61,9 @@ def measure(
     with contextlib.closing(PortJournal(port)) as journal:
         try:
             with (
-                Custody.open(_STATE, run_id) as custody,
-                taken(config, run_id, custody, journal, custody.recover()),
-                contextlib.closing(RegionFiles(config, custody, journal)) as files,
+                MachineChanges.open(_STATE, run_id) as changes,
+                prepared_machine(config, run_id, changes, journal, changes.recover()),
+                contextlib.closing(RegionFiles(config, changes, journal)) as files,
             ):
                 series = list(_all_series(config, files.regions, opened, _heart(opened, mirror)))
         except (OSError, BtfError, LookupError) as error:

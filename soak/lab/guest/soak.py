@@ -10,18 +10,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from soak.journal.writer import PortJournal
-from soak.machine.changes import Custody
+from soak.machine.changes import MachineChanges
 from soak.machine.fitness import require_fit_config
 from soak.supervisor.assembly import Setting, given_up_files, run_soak
 from soak.supervisor.hooks.uevents import UeventWatch, things_in_use
 from soak.supervisor.mirror import place_ledger
-from soak.supervisor.preparation import RegionFiles, taken, teller
+from soak.supervisor.preparation import RegionFiles, prepared_machine, teller
 from soak.workload.plan import make_plan
 
 if TYPE_CHECKING:
     from soak.config.sections import Config
 
-_STATE: Final = Path("/run/dax-soak-custody")
+_STATE: Final = Path("/run/dax-soak-changes")
 # On tmpfs, where the memory that the host shares is slow.
 _MIRRORED_LEDGER: Final = Path("/run/dax-soak-ledger")
 
@@ -46,15 +46,15 @@ def soak_in_lab(config: Config, places: LabPlaces) -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
     port = os.open(places.journal, os.O_RDWR | os.O_CLOEXEC)
     with (
-        Custody.open(_STATE, places.run_id) as custody,
+        MachineChanges.open(_STATE, places.run_id) as changes,
         contextlib.closing(PortJournal(port)) as journal,
     ):
-        recovered = custody.recover()
+        recovered = changes.recover()
         require_fit_config(config, make_plan)
         ledger, mirror = place_ledger(places.ledger, _MIRRORED_LEDGER, always=places.mirror)
         with (
-            taken(config, places.run_id, custody, journal, recovered),
-            contextlib.closing(RegionFiles(config, custody, journal)) as files,
+            prepared_machine(config, places.run_id, changes, journal, recovered),
+            contextlib.closing(RegionFiles(config, changes, journal)) as files,
             contextlib.closing(
                 UeventWatch(journal, things_in_use(files.regions, config.vfio.devices))
             ) as uevents,
@@ -64,6 +64,6 @@ def soak_in_lab(config: Config, places: LabPlaces) -> None:
             setting = Setting(
                 places.run_id, ledger, journal, places.control,
                 (uevents, *([mirror] if mirror else [])),
-                custody.readable_addresses(teller(journal)), in_lab=True,
+                changes.readable_addresses(teller(journal)), in_lab=True,
             )  # fmt: skip
             run_soak(config, plan, files.regions, setting)

@@ -94,7 +94,7 @@ class LabRun:
         directory, order = self._request.directory, self._order()
         with contextlib.ExitStack() as stack:
             self._journal = stack.enter_context(
-                FileJournal(directory / run_directory.JOURNAL, heard=self._hear_line)
+                FileJournal(directory / run_directory.JOURNAL, on_line=self._hear_line)
             )
             exporter = stack.enter_context(
                 contextlib.closing(ExporterProcess(directory, self._request.listen))

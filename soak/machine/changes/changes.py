@@ -40,7 +40,7 @@ _BUSY_SECONDS: Final = 20.0
 _DONE, _REFUSED, _UNCHANGED = "done", "refused", "unchanged"
 
 
-class Custody:
+class MachineChanges:
     """Changes a machine, and remembers how it was, on disk, before each change.
 
     Nothing here hangs: whatever touches the machine is done by a helper with a deadline. Only the process
@@ -303,7 +303,9 @@ class Custody:
 
     def _check_owner(self) -> None:
         if not self._lock.held:
-            raise RuntimeError("custody is closed, or belongs to the process that forked this one")
+            raise RuntimeError(
+                "these changes are closed, or belong to the process that forked this one"
+            )
 
 
 def restore_only(
@@ -318,8 +320,8 @@ def restore_only(
     """
     if not state.exists():
         return []
-    with Custody.open(state, "restore", machine) as custody:
-        return [*custody.recover(), *also()]
+    with MachineChanges.open(state, "restore", machine) as changes:
+        return [*changes.recover(), *also()]
 
 
 def _open_descriptors() -> set[int]:

@@ -1,4 +1,4 @@
-"""What custody is made of: an entry of the record, and how one kind of change is made and undone."""
+"""An entry of the record of changes, and how one kind of change is made and undone."""
 
 from __future__ import annotations
 
@@ -98,6 +98,6 @@ class Settled:
         }
 
 
-RESTORED = "custody.restored"
-FORGOTTEN = "custody.forgotten"
-FAILED = "custody.failed"
+RESTORED = "change.restored"
+FORGOTTEN = "change.forgotten"
+FAILED = "change.failed"

@@ -1,4 +1,4 @@
-"""The kinds of change that the soak makes to a machine: the one list that record and custody go by."""
+"""The kinds of change that the soak makes to a machine: the one list of them."""
 
 from __future__ import annotations
 

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-_LOCK: Final = "custody.lock"
-_BUSY: Final = "custody.busy"
+_LOCK: Final = "changes.lock"
+_BUSY: Final = "changes.busy"
 _POLL_SECONDS: Final = 0.02
 
 

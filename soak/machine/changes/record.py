@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from soak.machine.changes.entry import Kind
 
-_NAME: Final = "custody.json"
+_NAME: Final = "changes.json"
 _FORMAT: Final = 1
 _TYPES: Final = {
     "number": int,

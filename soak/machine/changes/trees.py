@@ -22,7 +22,7 @@ from soak.machine.changes.entry import Facts, Kind, Machine, Outcome
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-MARK_FILE: Final = ".dax-soak-custody"
+MARK_FILE: Final = ".dax-soak-mark"
 _SECONDS: Final = 60.0
 _OCTAL: Final = re.compile(r"\\([0-7]{3})")
 _OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH

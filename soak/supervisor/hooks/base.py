@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-class Companion:
+class Hook:
     """Does nothing, at every moment; others do something at some. No method may block."""
 
     def started(self) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from soak.errors import UsageError
 from soak.journal.writer import Level
-from soak.supervisor.hooks.base import Companion
+from soak.supervisor.hooks.base import Hook
 
 if TYPE_CHECKING:
     from soak.journal.writer import Journal
@@ -123,7 +123,7 @@ class ExporterProcess:
         )
 
 
-class ExporterKeeper(Companion):
+class ExporterKeeper(Hook):
     """Puts another exporter in the place of one that died, and says so."""
 
     def __init__(self, exporter: ExporterProcess, journal: Journal) -> None:

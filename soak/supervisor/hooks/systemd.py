@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Self
 
 from soak.process.notify import Notifier, watchdog_seconds
 from soak.process.watchdog import Watchdog
-from soak.supervisor.hooks.base import Companion
+from soak.supervisor.hooks.base import Hook
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from soak.process.http_probe import ExporterProbe
 
 
-class Service(Companion):
+class Service(Hook):
     """Tells when the soak is up and when it ends; feeds the watchdog while everything moves."""
 
     def __init__(

@@ -17,7 +17,7 @@ from soak.abi.libc import die_with_parent
 from soak.abi.netlink import uevents
 from soak.journal.writer import Level
 from soak.regions import DeviceDaxRegion, FsDaxRegion
-from soak.supervisor.hooks.base import Companion
+from soak.supervisor.hooks.base import Hook
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -49,7 +49,7 @@ def things_in_use(regions: Sequence[Region], functions: Iterable[str]) -> dict[s
     return used
 
 
-class UeventWatch(Companion):
+class UeventWatch(Hook):
     """Listens from the moment when the workers have started to their end."""
 
     def __init__(self, journal: Journal, used: Mapping[str, Path]) -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from soak.supervisor.hooks.base import Companion
+from soak.supervisor.hooks.base import Hook
 
 if TYPE_CHECKING:
     from soak.ledger.memory import BlockWriter
     from soak.verdict import Judge
 
 
-class VerdictKeeper(Companion):
+class VerdictKeeper(Hook):
     """Has the judge speak after each sample. The lab's host does that for its guest."""
 
     def __init__(self, judge: Judge, block: BlockWriter) -> None:

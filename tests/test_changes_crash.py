@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from soak.machine.changes import FAILED, restore_only
-from tests.custody_support import LATER_BOOT, SETTINGS, Place, killed_at, perform
+from tests.changes_support import LATER_BOOT, SETTINGS, Place, killed_at, perform
 from tests.soak_support import deterministic
 
 if TYPE_CHECKING:
@@ -45,8 +45,8 @@ def test_everything_is_as_before(steps: list[tuple[str, Any]], call: int, again:
         settled = restore_only(place.state, place.machine())
         assert [item.summary for item in settled if item.event == FAILED] == []
         assert place.snapshot() == before
-        with place.open() as custody:
-            assert custody.held == ()
+        with place.open() as changes:
+            assert changes.held == ()
 
 
 @pytest.mark.parametrize("kind", ["set", "make"])
@@ -75,8 +75,8 @@ def test_after_a_reboot_only_files_are_left_to_remove(
         for name in SETTINGS:
             place.setting(name).write_text("3000\n")
         settled = restore_only(place.state, place.machine(LATER_BOOT))
-        assert {item.kind for item in settled if item.event == "custody.restored"} <= {"directory"}
-        assert {item.kind for item in settled if item.event == "custody.forgotten"} <= {"sysctl"}
+        assert {item.kind for item in settled if item.event == "change.restored"} <= {"directory"}
+        assert {item.kind for item in settled if item.event == "change.forgotten"} <= {"sysctl"}
         assert place.snapshot().keys() == files
         assert {place.setting(name).read_text() for name in SETTINGS} == {"3000\n"}
 
@@ -93,17 +93,17 @@ def test_the_next_start_waits_for_what_a_helper_of_the_dead_one_began(
     pid = os.fork()
     if pid == 0:
         try:
-            with place.open() as custody:
-                custody.load_module("vfio-pci")
+            with place.open() as changes:
+                changes.load_module("vfio-pci")
         finally:
             os._exit(1)
     wait_until((tmp_path / "begun").exists)
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
     assert not (tmp_path / "ended").exists()
-    with place.open() as custody:
+    with place.open() as changes:
         assert (tmp_path / "ended").exists()
-        assert [item.kind for item in custody.recover()] == ["module"]
+        assert [item.kind for item in changes.recover()] == ["module"]
 
 
 def wait_until(condition: Callable[[], bool]) -> None:

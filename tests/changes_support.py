@@ -1,4 +1,4 @@
-"""A place that the soak may change, for tests of its custody: real files, real locks, real processes."""
+"""A place that the soak may change, for tests of its changes: real files, real locks, real processes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from soak.errors import UsageError
-from soak.machine.changes import Custody, Machine
+from soak.machine.changes import Machine, MachineChanges
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,8 +53,8 @@ class Place:
     def machine(self, boot: str = BOOT) -> Machine:
         return Machine(self.root / "no sysfs", self.root / "sys", boot)
 
-    def open(self, run_id: str = "run-1", boot: str = BOOT) -> Custody:
-        return Custody.open(self.state, run_id, self.machine(boot))
+    def open(self, run_id: str = "run-1", boot: str = BOOT) -> MachineChanges:
+        return MachineChanges.open(self.state, run_id, self.machine(boot))
 
     def snapshot(self) -> dict[str, str]:
         """All that the soak could have changed, by name."""
@@ -67,21 +67,21 @@ class Place:
 
 def perform(place: Place, steps: list[tuple[str, Any]]) -> None:
     """Do what a soak would: open, recover, change, undo some of it, put the rest back."""
-    with place.open() as custody:
-        custody.recover()
+    with place.open() as changes:
+        changes.recover()
         for step, argument in steps:
             with contextlib.suppress(UsageError):
                 if step == "set":
                     name, value = argument
-                    custody.set_sysctl(name, str(value))
+                    changes.set_sysctl(name, str(value))
                 elif step == "make":
-                    directory = custody.make_directory(place.ground / argument)
+                    directory = changes.make_directory(place.ground / argument)
                     (directory / "below").mkdir()
                     (directory / "below" / "file").write_text("scratch")
                     (directory / "link").symlink_to(place.ground)
-                elif custody.held:
-                    custody.undo(custody.held[argument % len(custody.held)].number)
-        custody.restore()
+                elif changes.held:
+                    changes.undo(changes.held[argument % len(changes.held)].number)
+        changes.restore()
 
 
 def killed_at(call: int, work: Callable[[], None]) -> bool:

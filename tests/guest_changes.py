@@ -1,4 +1,4 @@
-"""Runs in the guest of a lab: takes the soak's custody of a real kernel, and is killed at it.
+"""Runs in the guest of a lab: changes a real kernel as a soak does, and is killed at it.
 
 It tells what it saw, scene by scene; the test that sent it judges.
 """
@@ -23,7 +23,7 @@ from soak.abi.procfs import symbol_address
 from soak.abi.splice import PagePipe
 from soak.abi.vfio import Container
 from soak.errors import UsageError
-from soak.machine.changes import Custody, Demand, Settled, raise_limits, restore_only
+from soak.machine.changes import Demand, MachineChanges, Settled, raise_limits, restore_only
 from soak.machine.changes.modules import MODULES
 from soak.process.helper import HelperError, in_helper
 from tests.guest_support import play, step, tell
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 STATE = Path("/run/dax-soak-state")
-RECORD = STATE / "custody.json"
+RECORD = STATE / "changes.json"
 VFIO_PCI = Path("/sys/bus/pci/drivers/vfio-pci")
 DAX = Path("/mnt/dax")
 PCI = Path("/sys/bus/pci/devices")
@@ -94,23 +94,23 @@ def told(settled: list[Settled]) -> list[str]:
     return [f"{item.event} {item.kind}: {item.summary}" for item in settled]
 
 
-def change_all(custody: Custody) -> Path:
-    custody.load_module("vfio-pci")
-    custody.bind(EDU)
-    custody.bind(RNG)
-    custody.set_sysctl("kernel.kptr_restrict", "1")
-    directory = custody.make_directory(DAX / "scratch")
+def change_all(changes: MachineChanges) -> Path:
+    changes.load_module("vfio-pci")
+    changes.bind(EDU)
+    changes.bind(RNG)
+    changes.set_sysctl("kernel.kptr_restrict", "1")
+    directory = changes.make_directory(DAX / "scratch")
     (directory / "file").write_bytes(b"x" * 4096)
-    custody.freeze(DAX)
+    changes.freeze(DAX)
     return directory
 
 
 def ordinary() -> dict[str, Any]:
     """Change everything, look, and put everything back."""
-    with Custody.open(STATE, "ordinary") as custody:
-        change_all(custody)
+    with MachineChanges.open(STATE, "ordinary") as changes:
+        change_all(changes)
         changed = snapshot()
-        settled = custody.restore()
+        settled = changes.restore()
     return {
         "changed": changed,
         "told": told(settled),
@@ -165,19 +165,19 @@ def recorded() -> set[str]:
 
 
 def change_and_restore() -> None:
-    with Custody.open(STATE, "killed") as custody:
-        change_all(custody)
-        custody.restore()
+    with MachineChanges.open(STATE, "killed") as changes:
+        change_all(changes)
+        changes.restore()
 
 
 def in_use() -> dict[str, Any]:
     """Try to give back a function that somebody keeps open: unbinding it waits for that one."""
-    with Custody.open(STATE, "in-use") as custody:
-        custody.load_module("vfio-pci")
-        custody.bind(RNG)
+    with MachineChanges.open(STATE, "in-use") as changes:
+        changes.load_module("vfio-pci")
+        changes.bind(RNG)
         container = Container(RNG)
-        hung = told(custody.restore())
-        held = [entry.kind for entry in custody.held]
+        hung = told(changes.restore())
+        held = [entry.kind for entry in changes.held]
         container.close()
     return {"hung": hung, "held": held, "told": until_restored(), "restored": snapshot()}
 
@@ -193,12 +193,12 @@ def freeze_that_hangs() -> dict[str, Any]:
     _, waiting = spawn(lambda _: truncate_to_nothing(path))
     state = Path(f"/proc/{waiting}/wchan")
     wait_for(lambda: any(word in state.read_text() for word in ("break", "dax")))
-    with Custody.open(STATE, "freeze") as custody:
+    with MachineChanges.open(STATE, "freeze") as changes:
         try:
-            custody.freeze(DAX)
+            changes.freeze(DAX)
         except UsageError as error:
             refused = str(error)
-        held = len(custody.held)
+        held = len(changes.held)
     os.kill(holder, signal.SIGKILL)
     settled = until_restored()
     for pid in (holder, waiting):
@@ -233,15 +233,15 @@ def truncate_to_nothing(path: Path) -> None:
 
 def taken_by_somebody() -> dict[str, Any]:
     """Somebody else takes over while the soak has the function: what is theirs is left alone."""
-    with Custody.open(STATE, "taken") as custody:
-        custody.load_module("vfio-pci")
-        custody.bind(EDU)
+    with MachineChanges.open(STATE, "taken") as changes:
+        changes.load_module("vfio-pci")
+        changes.bind(EDU)
         (PCI / EDU / "driver_override").write_text("somebody-else\n")
         KPTR.write_text("0")
-        custody.set_sysctl("kernel.kptr_restrict", "1")
+        changes.set_sysctl("kernel.kptr_restrict", "1")
         KPTR.write_text("2")
-        settled = told(custody.restore())
-        held = len(custody.held)
+        settled = told(changes.restore())
+        held = len(changes.held)
     found = snapshot()
     (PCI / EDU / "driver/unbind").write_text(EDU)
     (PCI / EDU / "driver_override").write_text("\n")
@@ -252,15 +252,15 @@ def addresses() -> dict[str, Any]:
     """The one kernel setting that a detector cannot do without, as strict as it gets."""
     KPTR.write_text("2")
     hidden = in_helper(_address_shown, SECONDS)
-    with Custody.open(STATE, "addresses") as custody:
+    with MachineChanges.open(STATE, "addresses") as changes:
         settled: list[Settled] = []
-        with custody.readable_addresses(settled.append):
+        with changes.readable_addresses(settled.append):
             shown = in_helper(_address_shown, SECONDS)
         after = KPTR.read_text().strip()
-        needs = custody.tune(Demand(aio_contexts=8, mappings=64))
-        many = custody.tune(Demand(aio_contexts=1 << 20, mappings=1 << 20))
-        tuned = {entry.target: entry.facts for entry in custody.held}
-        restored = told(custody.restore())
+        needs = changes.tune(Demand(aio_contexts=8, mappings=64))
+        many = changes.tune(Demand(aio_contexts=1 << 20, mappings=1 << 20))
+        tuned = {entry.target: entry.facts for entry in changes.held}
+        restored = told(changes.restore())
     return {
         "hidden": not hidden, "shown": shown, "after": after, "needs": needs, "many": len(many),
         "tuned": tuned, "told": told(settled) + restored,
@@ -280,7 +280,7 @@ def until_restored() -> list[str]:
 
     def restored() -> bool:
         settled[:] = restore_only(STATE)
-        return all(item.event != "custody.failed" for item in settled)
+        return all(item.event != "change.failed" for item in settled)
 
     wait_for(restored)
     return told(settled)

@@ -1,4 +1,4 @@
-"""Custody on a real kernel: drivers, frozen file systems, settings and modules, killed at any moment."""
+"""What a soak changes on a real kernel is put back: drivers, settings, modules, frozen file systems."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tests.shared_setups import SharedSetUps
 
 pytestmark = pytest.mark.lab(seconds=100)
-SCRIPT = Path(__file__).with_name("guest_custody.py")
+SCRIPT = Path(__file__).with_name("guest_changes.py")
 # Debian's has vfio-pci as a module; where it is built in, the rest is seen once more.
 KERNELS = ("debian:6.1", pytest.param(QUICK_KERNEL, marks=pytest.mark.long))
 
@@ -28,7 +28,7 @@ def seen(request: pytest.FixtureRequest, shared: SharedSetUps) -> Mapping[str, A
     kernel, script = request.param, SCRIPT.read_text()
     return shared.get(
         request,
-        f"custody-{kernel.replace('/', '_')}",
+        f"changes-{kernel.replace('/', '_')}",
         lambda place, _: seen_in_guest(place, script, kernel=kernel),
     )
 
@@ -41,7 +41,7 @@ def test_everything_is_changed_and_put_back(seen: Mapping[str, Any]) -> None:
     assert not changed["writable"]
     assert "scratch" in changed["files"]
     assert seen["ordinary"]["restored"] == before
-    assert all(line.startswith("custody.restored") for line in seen["ordinary"]["told"])
+    assert all(line.startswith("change.restored") for line in seen["ordinary"]["told"])
 
 
 def test_whatever_the_moment_of_death_everything_is_as_before(seen: Mapping[str, Any]) -> None:
@@ -51,7 +51,7 @@ def test_whatever_the_moment_of_death_everything_is_as_before(seen: Mapping[str,
     kinds = [{line.split()[1] for line in entry["told"]} for entry in rounds]
     assert sum(bool(found) for found in kinds) > len(rounds) // 2
     assert {"binding:", "sysctl:", "directory:", "freeze:"} <= set().union(*kinds)
-    assert not any("custody.failed" in line for entry in rounds for line in entry["told"])
+    assert not any("change.failed" in line for entry in rounds for line in entry["told"])
 
 
 def test_root_gets_the_most_there_is(seen: Mapping[str, Any]) -> None:
@@ -60,7 +60,7 @@ def test_root_gets_the_most_there_is(seen: Mapping[str, Any]) -> None:
 
 
 def test_a_function_that_is_in_use_is_given_back_later(seen: Mapping[str, Any]) -> None:
-    hung = [line for line in seen["in_use"]["hung"] if line.startswith("custody.failed")]
+    hung = [line for line in seen["in_use"]["hung"] if line.startswith("change.failed")]
     assert len(hung) == 1
     assert "did not answer within" in hung[0]
     assert "driver/unbind" in hung[0]
@@ -85,7 +85,7 @@ def test_addresses_are_shown_only_while_they_are_read(seen: Mapping[str, Any]) -
     # The kernel's own values are enough for a soak of the usual size, and not for a huge one.
     assert found["needs"] == []
     assert set(found["tuned"]) == {"fs.aio-max-nr", "vm.max_map_count"}
-    assert all(line.startswith("custody.restored sysctl") for line in found["told"])
+    assert all(line.startswith("change.restored sysctl") for line in found["told"])
 
 
 def test_what_somebody_else_took_is_left_alone(seen: Mapping[str, Any]) -> None:

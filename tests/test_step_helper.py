@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from soak.process.helper import HelperError
-from soak.process.step_helper import Stepper
+from soak.process.step_helper import StepHelper
 from tests.lab_support import alive
 from tests.soak_support import DEADLINE
 from tests.test_helper import children, descriptors
@@ -38,7 +38,7 @@ def test_each_step_is_taken_when_it_is_told() -> None:
             os.fstat(reader)
         yield {"second": [1, 2]}
 
-    helper = Stepper(body)
+    helper = StepHelper(body)
     try:
         assert helper.answer(0.1) is None
         assert helper.step(DEADLINE) == helper.pid
@@ -55,7 +55,7 @@ def test_what_a_step_raises_is_told() -> None:
         yield "fine"
         raise OSError(5, "no luck")
 
-    helper = Stepper(body)
+    helper = StepHelper(body)
     assert helper.step(DEADLINE) == "fine"
     with pytest.raises(HelperError, match="no luck"):
         helper.step(DEADLINE)
@@ -68,7 +68,7 @@ def test_a_step_that_does_not_end_has_a_deadline() -> None:
         time.sleep(1000)
         yield "never"
 
-    helper = Stepper(body)
+    helper = StepHelper(body)
     with pytest.raises(HelperError, match=r"within 0\.2 s"):
         helper.step(0.2)
     assert helper.close()
@@ -80,7 +80,7 @@ def test_a_helper_that_dies_is_missed(told: bool) -> None:  # noqa: FBT001 - a p
         yield "one"
         time.sleep(1000)
 
-    helper = Stepper(body)
+    helper = StepHelper(body)
     assert helper.step(DEADLINE) == "one"
     if told:
         helper.tell()
@@ -96,7 +96,7 @@ def test_a_helper_ends_with_the_one_that_tells_it() -> None:
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
-        helper = Stepper(lambda: iter(["one"]))
+        helper = StepHelper(lambda: iter(["one"]))
         helper.step(DEADLINE)
         os.write(writer, f"{helper.pid}\n".encode())
         os._exit(0)

@@ -1,4 +1,4 @@
-"""Custody: changes are made, told and put back; what somebody else changed is left alone."""
+"""Changes to a machine are made, told and put back; what somebody else changed is left alone."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from soak.errors import UsageError
-from soak.machine.changes import Custody, Demand, Span, restore_only
+from soak.machine.changes import Demand, MachineChanges, Span, restore_only
 from soak.machine.changes.kinds import KINDS
 from soak.machine.changes.sysctls import NEEDS
 from soak.machine.changes.trees import MARK_FILE
-from tests.custody_support import LATER_BOOT, Place
+from tests.changes_support import LATER_BOOT, Place
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,109 +28,109 @@ def place(tmp_path: Path) -> Place:
 
 def test_a_change_is_on_disk_and_put_back(place: Place) -> None:
     before = place.snapshot()
-    with place.open() as custody:
-        assert custody.recover() == []
-        custody.set_sysctl("vm.one", "2000")
-        directory = custody.make_directory(place.ground / "scratch")
+    with place.open() as changes:
+        assert changes.recover() == []
+        changes.set_sysctl("vm.one", "2000")
+        directory = changes.make_directory(place.ground / "scratch")
         (directory / "file").write_text("x")
         assert place.setting("vm.one").read_text() == "2000\n"
         assert stat.S_IMODE(directory.stat().st_mode) == 0o700
-        recorded = json.loads((place.state / "custody.json").read_text())["entries"]
+        recorded = json.loads((place.state / "changes.json").read_text())["entries"]
         assert [entry["kind"] for entry in recorded] == ["sysctl", "directory"]
-        settled = custody.restore()
-        assert custody.held == ()
+        settled = changes.restore()
+        assert changes.held == ()
     assert [(item.event, item.kind) for item in settled] == [
-        ("custody.restored", "directory"),
-        ("custody.restored", "sysctl"),
+        ("change.restored", "directory"),
+        ("change.restored", "sysctl"),
     ]
     assert settled[0].fields["of_run"] == "run-1"
     assert place.snapshot() == before
 
 
 def test_what_was_set_twice_goes_back_to_the_first(place: Place) -> None:
-    with place.open() as custody:
-        custody.set_sysctl("vm.one", "2000")
-        custody.set_sysctl("vm.one", "3000")
-        custody.restore()
+    with place.open() as changes:
+        changes.set_sysctl("vm.one", "2000")
+        changes.set_sysctl("vm.one", "3000")
+        changes.restore()
     assert place.setting("vm.one").read_text() == "1000\n"
 
 
 def test_one_change_can_be_undone_alone(place: Place) -> None:
-    with place.open() as custody:
-        first = custody.set_sysctl("vm.one", "2000")
-        custody.set_sysctl("kernel.two.three", "2000")
-        assert custody.undo(first).event == "custody.restored"
-        assert [entry.target for entry in custody.held] == ["kernel.two.three"]
+    with place.open() as changes:
+        first = changes.set_sysctl("vm.one", "2000")
+        changes.set_sysctl("kernel.two.three", "2000")
+        assert changes.undo(first).event == "change.restored"
+        assert [entry.target for entry in changes.held] == ["kernel.two.three"]
         with pytest.raises(KeyError):
-            custody.undo(first)
+            changes.undo(first)
 
 
 def test_a_value_of_somebody_else_stays(place: Place) -> None:
-    with place.open() as custody:
-        custody.set_sysctl("vm.one", "2000")
+    with place.open() as changes:
+        changes.set_sysctl("vm.one", "2000")
         place.setting("vm.one").write_text("4000\n")
-        (settled,) = custody.restore()
-    assert settled.event == "custody.forgotten"
+        (settled,) = changes.restore()
+    assert settled.event == "change.forgotten"
     assert "somebody else" in settled.summary
     assert place.setting("vm.one").read_text() == "4000\n"
 
 
 def test_what_fails_stays_recorded_and_the_rest_goes_on(place: Place) -> None:
-    with place.open() as custody:
-        custody.set_sysctl("kernel.two.three", "2000")
-        custody.set_sysctl("vm.one", "2000")
-        custody.set_sysctl("vm.one", "3000")
+    with place.open() as changes:
+        changes.set_sysctl("kernel.two.three", "2000")
+        changes.set_sysctl("vm.one", "2000")
+        changes.set_sysctl("vm.one", "3000")
         path = place.setting("vm.one")
         path.unlink()
         path.mkdir()
-        settled = custody.restore()
-        assert [item.event for item in settled] == ["custody.failed", "custody.restored"]
+        settled = changes.restore()
+        assert [item.event for item in settled] == ["change.failed", "change.restored"]
         assert "sysctl -w vm.one='2000'" in settled[0].summary
         # The older change of the same setting waits for the newer.
-        assert [entry.target for entry in custody.held] == ["vm.one", "vm.one"]
+        assert [entry.target for entry in changes.held] == ["vm.one", "vm.one"]
     path.rmdir()
     path.write_text("3000\n")
     assert {item.event for item in restore_only(place.state, place.machine())} == {
-        "custody.restored"
+        "change.restored"
     }
     assert path.read_text() == "1000\n"
 
 
 @pytest.mark.parametrize("name", ["vm.none", "vm", "", "../vm.one", "vm/one"])
 def test_a_setting_that_is_not_there_is_refused(place: Place, name: str) -> None:
-    with place.open() as custody:
+    with place.open() as changes:
         with pytest.raises(UsageError, match="There is no kernel setting"):
-            custody.set_sysctl(name, "1")
-        assert custody.held == ()
+            changes.set_sysctl(name, "1")
+        assert changes.held == ()
 
 
 @pytest.mark.parametrize("function", ["0000:ff:1f.7", "", "../../etc", "0000:00:00.8"])
 def test_a_function_that_is_not_there_is_refused(place: Place, function: str) -> None:
-    with place.open() as custody:
+    with place.open() as changes:
         with pytest.raises(UsageError, match="There is no PCI function"):
-            custody.bind(function)
-        assert custody.held == ()
+            changes.bind(function)
+        assert changes.held == ()
 
 
 def test_a_file_system_that_is_not_there_is_refused(place: Place) -> None:
-    with place.open() as custody:
+    with place.open() as changes:
         with pytest.raises(UsageError, match="cannot be frozen"):
-            custody.freeze(place.ground)
-        assert custody.held == ()
+            changes.freeze(place.ground)
+        assert changes.held == ()
 
 
 def test_a_module_that_no_soak_needs_is_refused(place: Place) -> None:
-    with place.open() as custody, pytest.raises(UsageError, match="no module that a soak loads"):
-        custody.load_module("pcspkr")
+    with place.open() as changes, pytest.raises(UsageError, match="no module that a soak loads"):
+        changes.load_module("pcspkr")
 
 
 def test_after_a_reboot_settings_are_forgotten(place: Place) -> None:
-    with place.open() as custody:
-        custody.set_sysctl("vm.one", "2000")
-        custody.make_directory(place.ground / "scratch")
-    with place.open(boot=LATER_BOOT) as custody:
-        directory, setting = custody.recover()
-    assert (directory.event, setting.event) == ("custody.restored", "custody.forgotten")
+    with place.open() as changes:
+        changes.set_sysctl("vm.one", "2000")
+        changes.make_directory(place.ground / "scratch")
+    with place.open(boot=LATER_BOOT) as changes:
+        directory, setting = changes.recover()
+    assert (directory.event, setting.event) == ("change.restored", "change.forgotten")
     assert not (place.ground / "scratch").exists()
     assert place.setting("vm.one").read_text() == "2000\n"
 
@@ -149,36 +149,36 @@ def test_nothing_to_restore_where_no_soak_ever_was(tmp_path: Path) -> None:
 
 def test_a_directory_that_is_there_is_refused(place: Place) -> None:
     (place.ground / "scratch").mkdir()
-    with place.open() as custody:
+    with place.open() as changes:
         with pytest.raises(UsageError, match="was not made by this soak"):
-            custody.make_directory(place.ground / "scratch")
-        assert custody.held == ()
+            changes.make_directory(place.ground / "scratch")
+        assert changes.held == ()
 
 
 def test_a_link_is_not_taken_for_a_place(place: Place) -> None:
     (place.ground / "scratch").symlink_to(place.root / "nowhere")
-    with place.open() as custody, pytest.raises(UsageError, match="is there already"):
-        custody.make_directory(place.ground / "scratch")
+    with place.open() as changes, pytest.raises(UsageError, match="is there already"):
+        changes.make_directory(place.ground / "scratch")
 
 
 def test_a_place_that_others_can_write_is_refused(place: Place) -> None:
     place.ground.chmod(0o777)
-    with place.open() as custody:
+    with place.open() as changes:
         with pytest.raises(UsageError, match="others may write"):
-            custody.make_directory(place.ground / "scratch")
+            changes.make_directory(place.ground / "scratch")
         place.ground.chmod(0o1777)
-        assert custody.make_directory(place.ground / "scratch").is_dir()
-        custody.restore()
+        assert changes.make_directory(place.ground / "scratch").is_dir()
+        changes.restore()
 
 
 def test_links_in_a_directory_are_removed_and_not_followed(place: Place) -> None:
     before = place.snapshot()
-    with place.open() as custody:
-        directory = custody.make_directory(place.ground / "scratch")
+    with place.open() as changes:
+        directory = changes.make_directory(place.ground / "scratch")
         (directory / "up").symlink_to(place.ground)
         (directory / "file").symlink_to(place.ground / "not ours")
         os.mkfifo(directory / "pipe")
-        custody.restore()
+        changes.restore()
     assert place.snapshot() == before
 
 
@@ -187,8 +187,8 @@ def test_what_was_put_in_its_place_is_left_alone(place: Place, impostor: str) ->
     victim = place.root / "victim"
     victim.mkdir()
     (victim / "precious").write_text("x")
-    with place.open() as custody:
-        directory = custody.make_directory(place.ground / "scratch")
+    with place.open() as changes:
+        directory = changes.make_directory(place.ground / "scratch")
         directory.rename(place.root / "stolen")
         if impostor == "link":
             directory.symlink_to(victim)
@@ -199,9 +199,9 @@ def test_what_was_put_in_its_place_is_left_alone(place: Place, impostor: str) ->
         else:
             (victim / MARK_FILE).symlink_to(place.root / "stolen" / MARK_FILE)
             victim.rename(directory)
-        (settled,) = custody.restore()
-        assert custody.held == ()
-    assert settled.event == "custody.forgotten"
+        (settled,) = changes.restore()
+        assert changes.held == ()
+    assert settled.event == "change.forgotten"
     assert "left alone" in settled.summary
     assert directory.is_symlink() or directory.exists()
     kept = victim if victim.exists() else directory
@@ -209,21 +209,21 @@ def test_what_was_put_in_its_place_is_left_alone(place: Place, impostor: str) ->
 
 
 def test_a_directory_that_somebody_removed_is_no_trouble(place: Place) -> None:
-    with place.open() as custody:
-        directory = custody.make_directory(place.ground / "scratch")
+    with place.open() as changes:
+        directory = changes.make_directory(place.ground / "scratch")
         (directory / MARK_FILE).unlink()
         directory.rmdir()
-        (settled,) = custody.restore()
-    assert settled.event == "custody.restored"
+        (settled,) = changes.restore()
+    assert settled.event == "change.restored"
 
 
 def test_a_place_reached_through_a_link_is_remembered_as_it_is(place: Place) -> None:
     (place.root / "link").symlink_to(place.ground)
-    with place.open() as custody:
-        made = custody.make_directory(place.root / "link" / "scratch")
+    with place.open() as changes:
+        made = changes.make_directory(place.root / "link" / "scratch")
         assert made == place.ground / "scratch"
         (place.root / "link").unlink()
-        custody.restore()
+        changes.restore()
     assert not made.exists()
 
 
@@ -258,12 +258,12 @@ def test_one_process_has_it_once(place: Place) -> None:
 
 def test_a_child_that_lives_on_does_not_keep_the_machine(place: Place) -> None:
     ready, done = os.pipe(), os.pipe()
-    with place.open() as custody:
+    with place.open() as changes:
         child = os.fork()
         if child == 0:
             try:
                 with pytest.raises(RuntimeError):
-                    custody.restore()
+                    changes.restore()
                 os.write(ready[1], b".")
                 os.read(done[0], 1)
             finally:
@@ -299,32 +299,32 @@ def kernel(place: Place) -> Place:
     return place
 
 
-def tuned(custody: Custody) -> dict[str, str]:
-    return {entry.target: entry.facts["wanted"] for entry in custody.held}
+def tuned(changes: MachineChanges) -> dict[str, str]:
+    return {entry.target: entry.facts["wanted"] for entry in changes.held}
 
 
 def test_only_what_is_in_the_way_is_changed(kernel: Place) -> None:
-    with kernel.open() as custody:
-        custody.tune(Demand(aio_contexts=10, mappings=64_000))
-        assert tuned(custody) == {}
-        custody.tune(Demand(aio_contexts=11, mappings=65_000))
-        assert tuned(custody) == {"fs.aio-max-nr": "101", "vm.max_map_count": "66024"}
+    with kernel.open() as changes:
+        changes.tune(Demand(aio_contexts=10, mappings=64_000))
+        assert tuned(changes) == {}
+        changes.tune(Demand(aio_contexts=11, mappings=65_000))
+        assert tuned(changes) == {"fs.aio-max-nr": "101", "vm.max_map_count": "66024"}
 
 
 def test_addresses_are_readable_meanwhile(kernel: Place) -> None:
     told: list[str] = []
     path = kernel.setting("kernel.kptr_restrict")
-    with kernel.open() as custody:
-        with custody.readable_addresses(lambda settled: told.append(settled.event)):
+    with kernel.open() as changes:
+        with changes.readable_addresses(lambda settled: told.append(settled.event)):
             assert path.read_text() == "1\n"
         assert path.read_text() == "2\n"
-    assert told == ["custody.restored"]
+    assert told == ["change.restored"]
 
 
 def test_a_setting_that_this_kernel_lacks_is_none_to_change(place: Place) -> None:
-    with place.open() as custody:
-        assert custody.tune(Demand(1, 1)) == []
-        assert custody.tune(Demand(1, 1), Span.READING_ADDRESSES) == []
+    with place.open() as changes:
+        assert changes.tune(Demand(1, 1)) == []
+        assert changes.tune(Demand(1, 1), Span.READING_ADDRESSES) == []
 
 
 @pytest.mark.parametrize("need", NEEDS, ids=lambda need: need.name)

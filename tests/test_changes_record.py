@@ -14,25 +14,25 @@ from hypothesis import strategies as st
 
 from soak.errors import UsageError
 from soak.machine.changes import restore_only
-from tests.custody_support import Place
+from tests.changes_support import Place
 from tests.soak_support import deterministic
 
 
 def left_behind(root: Path) -> Place:
     """A machine on which a soak died that had changed two settings."""
     place = Place.make(root)
-    with place.open() as custody:
-        custody.set_sysctl("vm.one", "2000")
-        custody.set_sysctl("kernel.two.three", "2000")
+    with place.open() as changes:
+        changes.set_sysctl("vm.one", "2000")
+        changes.set_sysctl("kernel.two.three", "2000")
     return place
 
 
 def record(place: Place) -> Path:
-    return place.state / "custody.json"
+    return place.state / "changes.json"
 
 
 def set_aside(place: Place) -> list[Path]:
-    return sorted(place.state.glob("custody.json.damaged-*"))
+    return sorted(place.state.glob("changes.json.damaged-*"))
 
 
 @pytest.mark.parametrize(
@@ -42,9 +42,9 @@ def set_aside(place: Place) -> list[Path]:
 def test_what_cannot_be_read_is_set_aside_and_told(tmp_path: Path, content: bytes) -> None:
     place = left_behind(tmp_path)
     record(place).write_bytes(content)
-    with place.open() as custody:
-        (told,) = custody.recover()
-    assert told.event == "custody.failed"
+    with place.open() as changes:
+        (told,) = changes.recover()
+    assert told.event == "change.failed"
     (kept,) = set_aside(place)
     assert str(kept) in told.summary
     assert kept.read_bytes() == content
@@ -67,7 +67,7 @@ def test_the_good_entries_of_a_damaged_record_are_put_back(
     content["entries"][0] |= damage
     record(place).write_text(json.dumps(content))
     events = [item.event for item in restore_only(place.state, place.machine())]
-    assert events == ["custody.failed", "custody.restored"]
+    assert events == ["change.failed", "change.restored"]
     assert place.setting("kernel.two.three").read_text() == "1000\n"
     assert len(set_aside(place)) == 1
 
@@ -112,14 +112,14 @@ def test_a_module_is_kept_while_a_function_that_is_bound_to_it_is(tmp_path: Path
     binding |= {"kind": "binding", "target": function, "facts": {"driver": "nic", "override": None}}
     record(place).write_text(json.dumps(content))
     (told,) = restore_only(place.state, place.machine())
-    assert told.event == "custody.failed"
+    assert told.event == "change.failed"
     assert "/sys/bus/pci/drivers/nic/bind" in told.summary
     # Without the function there is nothing to give back, and nothing rests on the module.
     device.rmdir()
     settled = restore_only(place.state, place.machine())
     assert [(item.event, item.kind) for item in settled] == [
-        ("custody.forgotten", "binding"),
-        ("custody.restored", "module"),
+        ("change.forgotten", "binding"),
+        ("change.restored", "module"),
     ]
 
 

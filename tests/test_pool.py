@@ -1,0 +1,354 @@
+"""The pool with real processes whose operations do nothing: starting, resting, dying, ending."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import signal
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from soak.ledger.schema import SUPERVISOR
+from soak.machine.changes import be_expendable
+from soak.model.vocabulary import Operation, WorkerState
+from soak.process.helper import in_helper
+from soak.process.limits import private_bytes
+from soak.workload.pool import WorkerPool, WorkerProcess, in_flight
+from soak.workload.worker import FREE, WorkerLimits, outcome_columns
+from tests.soak_support import make_ledger, workers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from soak.ledger.memory import BlockWriter
+    from soak.workload.choices import Choice
+    from soak.workload.pool import Death
+    from soak.workload.worker import Barrier, Operator
+
+RELEASE = (6, 1)
+DEADLINE_SECONDS = 30.0
+
+
+class Idle:
+    """An operator that takes its time and does nothing."""
+
+    def __init__(self, block: BlockWriter) -> None:
+        self._block = block
+
+    def calls(self) -> Mapping[Operation, Callable[[Choice], int]]:
+        return dict.fromkeys(Operation, self._do)
+
+    def rest(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+    def _do(self, _choice: Choice) -> int:
+        time.sleep(0.0005)
+        return 0
+
+
+class Stuck(Idle):
+    """An operator whose first call never ends by itself."""
+
+    def _do(self, _choice: Choice) -> int:
+        while True:
+            time.sleep(60)
+
+
+class Broken(Idle):
+    """An operator that cannot be made."""
+
+    def __init__(self, _block: BlockWriter) -> None:
+        raise RuntimeError("this worker cannot start")
+
+
+class Leading(Idle):
+    """An operator that another one takes its time from."""
+
+    leads = True
+
+    def paced(self, _barrier: Barrier) -> Iterator[Choice]:
+        (plan,) = (plan for plan in workers() if plan.name == self._block.block.name)
+        return plan.choices(0)
+
+
+class Following(Leading):
+    """An operator that takes its time from another one."""
+
+    leads = False
+
+
+@pytest.fixture
+def hire(tmp_path: Path) -> Iterator[Callable[..., WorkerPool]]:
+    ledger = make_ledger(tmp_path / "ledger")
+    pools: list[WorkerPool] = []
+
+    def make(
+        kind: Callable[[BlockWriter], Operator] = Idle, limits: WorkerLimits = FREE
+    ) -> WorkerPool:
+        members = [
+            WorkerProcess(plan, ledger.block(plan.name), outcome_columns(plan.cells, RELEASE), kind)
+            for plan in workers()
+        ]
+        supervisor = ledger.block(SUPERVISOR)
+        words = (supervisor.view("pause"), supervisor.view("uncertain"))
+        pools.append(WorkerPool(members, *words, limits=limits))
+        pools[-1].start()
+        return pools[-1]
+
+    yield make
+    for pool in pools:
+        pool.stop(2.0, nothing)
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, "it took too long"
+        time.sleep(0.01)
+
+
+def nothing() -> None:
+    pass
+
+
+def working(pool: WorkerPool) -> bool:
+    return all(member.block.get("ended") > 0 for member in pool.workers)
+
+
+def deaths_of(pool: WorkerPool) -> list[Death]:
+    found: list[Death] = []
+
+    def reaped() -> bool:
+        found.extend(pool.reap())
+        return bool(found)
+
+    wait_for(reaped)
+    return found
+
+
+def test_workers_rest_between_operations_and_go_on(hire: Callable[..., WorkerPool]) -> None:
+    pool = hire()
+    wait_for(lambda: working(pool))
+    assert pool.pause(DEADLINE_SECONDS, nothing) == []
+    resting = [member.block.get("begun") for member in pool.workers]
+    assert [member.block.get("ended") for member in pool.workers] == resting
+    time.sleep(0.1)
+    assert [member.block.get("begun") for member in pool.workers] == resting
+    pool.resume()
+    wait_for(
+        lambda: all(m.block.get("begun") > n for m, n in zip(pool.workers, resting, strict=True))
+    )
+
+
+def test_a_worker_that_does_not_rest_is_named(hire: Callable[..., WorkerPool]) -> None:
+    pool = hire(Stuck)
+    wait_for(lambda: all(member.block.get("begun") == 1 for member in pool.workers))
+    called: list[int] = []
+    late = pool.pause(0.2, lambda: called.append(1))
+    assert late == [member.plan.name for member in pool.workers]
+    assert called
+
+
+def test_a_killed_worker_is_told_and_replaced(hire: Callable[..., WorkerPool]) -> None:
+    pool = hire()
+    wait_for(lambda: working(pool))
+    victim = pool.workers[0]
+    before, pid = victim.block.get("incarnation"), victim.pid
+    os.kill(pid, signal.SIGKILL)
+    wait_for(pool.lost_one)
+    (death,) = deaths_of(pool)
+    assert (death.worker, death.signal_number, death.gave_up) == (victim.plan.name, 9, False)
+    assert not pool.lost_one()
+    wait_for(lambda: victim.block.get("pid") not in {0, pid})
+    assert victim.block.get("incarnation") == before + 1
+
+
+def test_a_dead_worker_does_not_hold_up_the_others_rest(hire: Callable[..., WorkerPool]) -> None:
+    pool = hire()
+    wait_for(lambda: working(pool))
+    os.kill(pool.workers[0].pid, signal.SIGKILL)
+    wait_for(pool.lost_one)
+    assert pool.pause(DEADLINE_SECONDS, nothing) == []
+    assert pool.lost_one()
+
+
+def test_what_a_killed_worker_held_is_given_back_in_its_books(
+    hire: Callable[..., WorkerPool],
+) -> None:
+    pool = hire(Stuck)
+    member = pool.workers[0]
+    wait_for(lambda: member.block.get("begun") == 1)
+    member.block.set("pages_mapped", 7, 0)
+    os.kill(member.pid, signal.SIGKILL)
+    (death,) = deaths_of(pool)
+    assert death.in_flight is not None
+    assert member.block.get("pages_unmapped", 0) == 7
+    first = next(member.plan.choices(0))
+    assert first.operation is Operation.MAP
+    uncertain = pool.uncertain
+    assert uncertain[first.region] == sum(uncertain) == first.length // 4096
+
+
+def test_what_an_abandoned_worker_holds_is_stranded_until_it_ends(
+    hire: Callable[..., WorkerPool],
+) -> None:
+    pool = hire()
+    assert pool.pause(DEADLINE_SECONDS, nothing) == []
+    member = pool.workers[0]
+    member.block.set("pages_mapped", 7, 0)
+    pid = member.pid
+    pool.abandon(member)
+    assert (pool.stranded(0), pool.stranded(1)) == (7, 0)
+    assert member.block.get("pages_unmapped", 0) == 7
+    assert list(pool.reap()) == []
+    assert pool.stranded(0) == 7
+    os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: list(pool.reap()) == [] and pool.stranded(0) == 0)
+
+
+def test_a_call_that_does_not_come_back_strands_its_pages(hire: Callable[..., WorkerPool]) -> None:
+    pool = hire(Stuck)
+    wait_for(lambda: all(in_flight(member.block) for member in pool.workers))
+    flights = [flight for member in pool.workers if (flight := in_flight(member.block))]
+    pages = sum(flight["length"] // 4096 for flight in flights if flight["region"] == 0)
+    assert pool.stranded(0) == pages > 0
+
+
+def test_one_that_dies_at_every_start_is_given_up(hire: Callable[..., WorkerPool]) -> None:
+    pool = hire(Broken)
+    told: list[Death] = []
+
+    def all_given_up() -> bool:
+        told.extend(pool.reap())
+        return sum(death.gave_up for death in told) == len(pool.workers)
+
+    wait_for(all_given_up)
+    assert not any(member.running for member in pool.workers)
+    assert {death.exit_code for death in told} == {70}
+
+
+def test_stop_ends_all_in_order(hire: Callable[..., WorkerPool]) -> None:
+    pool = hire()
+    wait_for(lambda: working(pool))
+    assert pool.stop(DEADLINE_SECONDS, nothing) == []
+    assert not any(member.running for member in pool.workers)
+    for member in pool.workers:
+        assert member.block.block.fields["state"].values[member.block.get("state")] == "ended"
+        assert member.block.get("begun") == member.block.get("ended")
+
+
+def test_stop_kills_what_does_not_end(hire: Callable[..., WorkerPool]) -> None:
+    pool = hire(Stuck)
+    wait_for(lambda: all(member.block.get("begun") == 1 for member in pool.workers))
+    assert pool.stop(0.5, nothing) == sorted(member.plan.name for member in pool.workers)
+    states = {
+        member.block.block.fields["state"].values[member.block.get("state")]
+        for member in pool.workers
+    }
+    assert states == {WorkerState.DEAD}
+
+
+def test_a_rate_holds_workers_back_and_a_pause_does_not_wait_for_it(
+    hire: Callable[..., WorkerPool],
+) -> None:
+    pool = hire(limits=WorkerLimits(rate=0.01))
+    wait_for(lambda: all(member.block.get("ended") == 1 for member in pool.workers))
+    # The next operation is a hundred seconds away.
+    assert pool.pause(DEADLINE_SECONDS, nothing) == []
+    pool.resume()
+    wait_for(lambda: all(member.block.get("acknowledged") == 0 for member in pool.workers))
+    assert [member.block.get("begun") for member in pool.workers] == [1] * len(pool.workers)
+    assert pool.stop(DEADLINE_SECONDS, nothing) == []
+
+
+def test_of_workers_that_wait_for_each_other_one_keeps_the_rate(
+    hire: Callable[..., WorkerPool],
+) -> None:
+    pool = hire(Leading, limits=WorkerLimits(rate=0.01))
+    wait_for(lambda: all(member.block.get("ended") == 1 for member in pool.workers))
+    assert pool.stop(DEADLINE_SECONDS, nothing) == []
+    assert [member.block.get("begun") for member in pool.workers] == [1] * len(pool.workers)
+
+
+def test_of_workers_that_wait_for_each_other_one_takes_its_time_from_the_other(
+    hire: Callable[..., WorkerPool],
+) -> None:
+    pool = hire(Following, limits=WorkerLimits(rate=0.01))
+    wait_for(lambda: all(member.block.get("ended") > 5 for member in pool.workers))
+
+
+def test_workers_keep_to_a_limit_of_memory_and_go_first(hire: Callable[..., WorkerPool]) -> None:
+    limit = private_bytes() + (256 << 20)
+    pool = hire(limits=WorkerLimits(enter=lambda: be_expendable(limit)))
+    wait_for(lambda: working(pool))
+    for member in pool.workers:
+        process = Path(f"/proc/{member.pid}")
+        limits = (process / "limits").read_text()
+        (line,) = [line for line in limits.splitlines() if line.startswith("Max data size")]
+        assert line.split()[3] == str(limit)
+        assert (process / "oom_score_adj").read_text() == "1000\n"
+
+
+def test_a_worker_that_was_at_work_is_replaced_however_often_it_is_killed(
+    hire: Callable[..., WorkerPool],
+) -> None:
+    pool = hire()
+    for _ in range(8):
+        wait_for(lambda: working(pool))
+        before = [member.block.get("begun") for member in pool.workers]
+        wait_for(
+            lambda: all(
+                member.block.get("begun") > count
+                for member, count in zip(pool.workers, before, strict=True)  # noqa: B023 - at once
+            )
+        )
+        os.kill(pool.workers[0].pid, signal.SIGKILL)
+        (death,) = deaths_of(pool)
+        assert not death.gave_up
+
+
+def test_a_worker_waits_until_the_machine_has_a_process_for_it(
+    hire: Callable[..., WorkerPool],
+) -> None:
+    """A machine that is short of processes ends no soak (fork(2), EAGAIN)."""
+
+    def work() -> list[Any]:
+        if os.geteuid() == 0:
+            os.setuid(65534)  # root has no such limit
+        pool = hire()
+        soft, hard = resource.getrlimit(resource.RLIMIT_NPROC)
+        member = pool.workers[0]
+        incarnation = member.block.get("incarnation")
+        resource.setrlimit(resource.RLIMIT_NPROC, (1, hard))
+        pool.kill(member)
+        deaths: list[str] = []
+
+        def reap() -> None:
+            deaths.extend(death.worker for death in pool.reap())
+
+        def died() -> bool:
+            reap()
+            return deaths != []
+
+        wait_for(died)
+        reap()
+        waits = [pool.unborn, member.running, pool.pause(DEADLINE_SECONDS, reap)]
+        pool.resume()
+        resource.setrlimit(resource.RLIMIT_NPROC, (soft, hard))
+        reap()
+        born = [pool.unborn, member.running, member.block.get("incarnation") - incarnation]
+        pool.stop(2.0, nothing)
+        return [deaths, waits, born]
+
+    name = workers()[0].name
+    deaths, waits, born = in_helper(work, 2 * DEADLINE_SECONDS)
+    assert deaths == [name]
+    assert waits == [{name: os.strerror(errno.EAGAIN)}, False, []]
+    assert born == [{}, True, 1]
