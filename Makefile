@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 # The two commands that a fresh machine needs: `make soak` and `make test`.
 
 DURATION ?= 2m

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """`python -m exporter`: serves a run directory."""
 
 from __future__ import annotations

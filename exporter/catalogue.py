@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The catalogue: the one place where a metric is named, typed and explained.
 
 Dashboards, rules, documentation and tests are generated from it or checked against it.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The collector: reads the ledger at each scrape, and goes on when part of it cannot be read."""
 
 from __future__ import annotations

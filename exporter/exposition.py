@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """What the server answers with: the metrics, in the format asked for, and the first page."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Builds metric families from values by label values, as the catalogue describes them."""
 
 from __future__ import annotations

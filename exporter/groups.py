@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The metric families that a snapshot of a ledger fills, in groups that can fail one by one."""
 
 from __future__ import annotations

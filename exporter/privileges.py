@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Gives up what a server of numbers does not need: root's rights, and a life of its own."""
 
 from __future__ import annotations

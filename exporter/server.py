@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The HTTP server, which no client can stop from answering the others for long.
 
 The one in prometheus-client has no read timeout, no limit on threads, and answers every path.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """One moment of a ledger, in the units and by the labels that metrics have."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Finds the ledger in a run directory, also one that comes later or is replaced."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The command `dax-soak`.
 
 What a subcommand needs is imported when it runs: in the guest of a lab, imports are what is slow.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """What can go wrong on the user's side, told in one sentence."""
 
 

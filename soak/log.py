@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The program's own log: readable on a terminal, JSON lines elsewhere, always on standard error.
 
 What libraries log with Python's own logging comes out the same way. Nothing here raises when standard

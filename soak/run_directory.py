@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The run directory: where a run leaves what it did."""
 
 from __future__ import annotations

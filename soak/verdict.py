@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The verdict of a run: computed from its journal alone, so that anyone can compute it again.
 
 Fail prevails over unknown, unknown over pass. A violation that a known issue explains does not fail a

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """A place that the soak may change, for tests of its changes: real files, real locks, real processes."""
 
 from __future__ import annotations

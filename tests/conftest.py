@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """How the tests are run: which beside which, which again, and what the run says of it all."""
 
 from __future__ import annotations

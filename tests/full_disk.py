@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """A journal on a disk that gets full and has space again: run as a script with a directory on that disk.
 
 It fills the disk, prints what it saw as JSON, and leaves nothing behind. It runs on this machine, on a

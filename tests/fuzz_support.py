@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Fuzzers: inputs that can be made again, each bounded in time, all of them in time and memory.
 
 The ordinary run tries a tenth of what `make soak-long` does, by the same code.

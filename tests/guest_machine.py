@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Runs in the guest of a lab: tries on a real kernel what must be refused, and tells it in JSON lines."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Run in a guest: a soak whose slow disk is quick at first, so that a probe cannot tell anything.
 
 It tells what it saw; tests/test_lab_stalls.py says what must have been seen.

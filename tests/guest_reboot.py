@@ -1,6 +1,8 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Run in a guest, twice: a machine of its own crashes in the middle of a run and goes on in another boot.
 
-The NVDIMM outlives the crash, and on it the file system with the run directory and the record of changes. The first boot
+The NVDIMM outlives the crash, and on it the file system with the run directory and the record of changes.
+The first boot
 prints what it saw and panics; the second one resumes, and prints what became of it.
 """
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Run in a guest: `dax-soak run` as on a machine of its own, ended in every way, and gone on with.
 
 It tells what it saw, scene by scene; tests/test_lab_run.py says what must have been seen.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Runs in the guest of a lab: what is built on network cards and disks, and must be seen from below.
 
 It tells in JSON lines what `dax-soak run` would say of each function meanwhile.

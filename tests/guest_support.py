@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """What several scripts of a guest share: `dax-soak run` there, as on a machine of its own."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Run in a guest with systemd: the units as `dax-soak install` writes them, under a real service manager.
 
 The manager is the first process of a PID namespace, as the lab's own program is that of the machine.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Lines of a journal for tests: every event that is declared, with all that it must have."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Following a journal while it grows, without reading it again and again. Hosts and guests do it."""
 
 from __future__ import annotations

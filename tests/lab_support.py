@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Running the lab as a user does, as a process, and watching it from outside."""
 
 from __future__ import annotations

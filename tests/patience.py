@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Waiting on a condition for as long as the machine under test moves, however slow it is.
 
 Hosts and guests use it, so it imports the standard library alone.

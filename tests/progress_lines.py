@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """What a test run prints while its guests boot and soak: one line for each thing worth knowing.
 
 Lab tests say it, in whichever process they run; the process that owns the terminal prints it.

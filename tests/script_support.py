@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Running scripts in a guest of the lab, in place of a soak: what is tried on a real kernel."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Set-ups that many tests share, such as a boot: made once, and reported once where they fail."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """What several tests of the soak share."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Stands in for QEMU: a guest that says over the host's real ports what a test has written down.
 
 It is for what no kernel can be made to say at the right moment. The steps are a JSON list, in the file

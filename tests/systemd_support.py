@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """A service manager's end of sd_notify, as a real socket."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Debian's package index: what is used where the mirror cannot be reached."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The shape of the program: who may import whom, and what must stand nowhere."""
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ FLOORS = (
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 MOST_ROOMS = 20
+LICENCE = "SPDX-License-Identifier: GPL-2.0-only"
 
 
 @cache
@@ -187,6 +189,16 @@ def tracked_files() -> list[Path]:
         ]
     # A file that was removed and not yet committed is listed, and is not there.
     return [ROOT / name for name in names if (ROOT / name).is_file()]
+
+
+def test_each_file_names_its_licence() -> None:
+    """In one of its first lines; the licence itself need not."""
+    missing = {
+        str(path.relative_to(ROOT))
+        for path in tracked_files()
+        if path.name != "LICENSE" and LICENCE not in "".join(path.read_text().splitlines()[:2])
+    }
+    assert missing == set()
 
 
 def test_no_package_registry_is_named() -> None:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The bench's arithmetic: turns in order, ratios of one round, a report that says all of it."""
 
 from __future__ import annotations

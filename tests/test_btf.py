@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Type information: offsets are found in a blob made here, and in the running kernel's own."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """A kernel build tree: what was built in it is found, and nothing is written into it."""
 
 from __future__ import annotations

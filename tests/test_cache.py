@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """A cached directory is complete or absent, and is built once, whoever asks at the same time."""
 
 from __future__ import annotations

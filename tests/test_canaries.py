@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Canaries as far as they need no DAX: real calls that fail, and detectors that see them or are blind."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Changes to a machine are made, told and put back; what somebody else changed is left alone."""
 
 from __future__ import annotations

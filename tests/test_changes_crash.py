@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Whatever the moment at which a soak is killed, the next one puts back what it had changed."""
 
 from __future__ import annotations

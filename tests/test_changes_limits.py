@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Limits of the soak's own processes: each in a process of its own, where it may be lowered."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """A record that is damaged is kept, told, and used as far as it can be read."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Choices: they follow from the seed alone, and never leave what they may touch."""
 
 from __future__ import annotations

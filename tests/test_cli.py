@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The command line: what is wrong is told in one sentence, and leaves nothing behind."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The soak's own time: it runs with the machine's and stands still with the machine."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The configuration: what it says comes back, and what it cannot mean is refused by name."""
 
 from __future__ import annotations

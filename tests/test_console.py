@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The file of the guest's console: it is bounded, and what came last is found in it."""
 
 from __future__ import annotations

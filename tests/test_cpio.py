@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Archives in the "newc" format, read back by a parser that shares no code with the writer."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Exit codes as `git bisect run` reads them: nothing but a verdict may judge a commit."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The catalogue and what is exported name the same metrics, and the exporter keeps to itself."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """What the ledger says is what the collector exports."""
 
 from __future__ import annotations

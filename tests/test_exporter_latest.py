@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """An exporter of the newest run follows when another run becomes that."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The exporter of a run is there as long as the run is, and its death is not the run's."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The exporter as a process: what Prometheus, a user and a parent process see of it."""
 
 from __future__ import annotations

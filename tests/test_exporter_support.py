@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """What the exporter's tests share: ledgers with known numbers, and the exporter as a process."""
 
 from __future__ import annotations

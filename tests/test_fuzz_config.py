@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Any text as a configuration: it is planned, or refused in one sentence, and never takes all memory."""
 
 from __future__ import annotations

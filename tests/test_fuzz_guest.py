@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """A hostile guest: whatever it sends, reading goes on, the journal knows, and no terminal obeys it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Damaged journals: judged without a traceback, and never better than undamaged."""
 
 from __future__ import annotations

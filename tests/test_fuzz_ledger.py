@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Damaged ledgers: each reader reads what is there, or says in a sentence that it cannot."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Odd run directories, readers that go away, signals at any moment: no traceback, no wrong verdict."""
 
 from __future__ import annotations

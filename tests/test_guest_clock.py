@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The guest's clock beside its host's: a wrong rate is noticed, and nothing else is taken for one."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """What a guest sends over its ports: read line by line, believed nothing, and no end of reading."""
 
 from __future__ import annotations

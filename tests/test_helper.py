@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Helpers: an answer, or the reason why there is none; never a process that stays."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The rate of the host's time-stamp counter."""
 
 from __future__ import annotations

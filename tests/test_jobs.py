@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Scheduled work: in its time by the monotonic clock, whatever the wall clock and the jobs do."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The journal: what was written is read back, and nothing that it runs into ends or holds up a run."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """What a journal holds while its disk is full, what it gives up, and what it says of both."""
 
 from __future__ import annotations

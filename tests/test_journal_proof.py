@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """A journal proves itself: no damage to it makes a verdict better, and none is a traceback."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """A journal in several files: rotated by itself or by others, compressed, killed at any moment."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Following a journal: it grows, rotates, and begins anew where a boot was tried again."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Building a kernel: a real `make` in a tiny tree, ended in every way in which a build ends."""
 
 from __future__ import annotations

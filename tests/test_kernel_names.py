@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """What a kernel's name may be, and the one sentence for what it may not be."""
 
 from __future__ import annotations

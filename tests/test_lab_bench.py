@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """A short bench in a real guest: who took part, and what their ratios may be on any machine."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Canaries on real kernels: seen by detectors that see, missed by those that were made blind."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """What a soak changes on a real kernel is put back: drivers, settings, modules, frozen file systems."""
 
 from __future__ import annotations

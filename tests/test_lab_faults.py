@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Faults that a lab plants, and the detectors that must notice them."""
 
 from __future__ import annotations

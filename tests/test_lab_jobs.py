@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Scheduled work on a machine whose clock is set, and where summer time comes and goes."""
 
 from __future__ import annotations

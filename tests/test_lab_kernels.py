@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Kernels given as files, the mirrored ledger, and what the lab says before it boots anything."""
 
 from __future__ import annotations

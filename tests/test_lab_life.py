@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """A run's life on a real kernel: paused, continued, stopped, ended by a crash and gone on with."""
 
 from __future__ import annotations

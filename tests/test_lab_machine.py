@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """On a real kernel: what must not be touched is refused, with a sentence that says why and what to do.
 
 `guest_machine.py` tries everything in one guest; each test looks at what it told of one rule.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """What the lab's host makes of what a guest says: in order, odd, and while the host stood still."""
 
 from __future__ import annotations

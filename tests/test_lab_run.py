@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """`dax-soak run` on a machine of its own, on a real kernel: safe, killed, gone on with, given back."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """A page that can be pinned no more, on a real kernel: what an earlier soak left is no violation."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """A clean soak of Debian's kernel: one boot, in which a worker is killed on the way.
 
 The kernel comes out of a build tree, as that of a commit which a bisection finds good.

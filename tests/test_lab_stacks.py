@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """What is built on a function's network card or disk keeps it from vfio, on a real kernel.
 
 `guest_stacks.py` builds everything in one guest; each test looks at what was told of one rule.

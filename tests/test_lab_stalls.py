@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Truncate against DMA on real kernels: what sleeps on, what wakes late, and what is right."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The units as installed, under a real systemd on a real kernel: started, killed, starved, ended."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Kernel build trees in the lab, and a lab that `git bisect run` asks.
 
 A good commit, in a tree, is in test_lab_soak.py; a bad one in test_lab_stalls.py.

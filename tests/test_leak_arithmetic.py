@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Leaks: what is counted above idle is compared with what is held and predicted, page by page.
 
 Reading `struct page` itself is tested on real kernels; here the counts are given.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The ledger round-trips: whatever is written by name is read back by the header alone."""
 
 from __future__ import annotations

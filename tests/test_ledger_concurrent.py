@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """One writer, many readers, no lock: readers see what was written, or that they cannot know.
 
 Three kinds of test. In lock step, a writer process makes one store at a time, so every moment of a

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Whatever is in the file, a reader reads what was written or raises LedgerError, nothing else."""
 
 from __future__ import annotations

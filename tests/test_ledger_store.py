@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The ledger of a machine's own run: in memory while it runs, on disk when it ends or another starts."""
 
 from __future__ import annotations

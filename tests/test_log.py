@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The log: JSON or for eyes, run and boot on each line, no local variables, and never an exception."""
 
 from __future__ import annotations

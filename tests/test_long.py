@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """What takes too long for each change: ten minutes of each kernel, and pages of a gigabyte."""
 
 from __future__ import annotations

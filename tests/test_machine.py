@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """What is read of a machine, and what is written for it; what is refused is in test_lab_machine."""
 
 from __future__ import annotations

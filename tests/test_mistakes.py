@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """What users and their surroundings do wrong: one sentence and an exit code, never a crash."""
 
 from __future__ import annotations

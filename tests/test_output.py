@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Output that nobody takes costs the output alone: the exit code stays the verdict's."""
 
 from __future__ import annotations

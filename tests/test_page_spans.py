@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Pages that regions have in common."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Waiting on a condition: as long as the machine moves, and no longer."""
 
 from __future__ import annotations

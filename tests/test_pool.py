@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The pool with real processes whose operations do nothing: starting, resting, dying, ending."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Probes of known issues: what they show, what an inconclusive one leaves open, and how it is settled."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """What a run leaves at its end: verdict and report, on disk and on the terminal."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The README stays true: it names every key, option, verdict, fault and command that there is."""
 
 from __future__ import annotations

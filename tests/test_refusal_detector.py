@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The refusal detector: what was counted is compared with what the kernel owes, once."""
 
 from __future__ import annotations

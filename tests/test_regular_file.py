@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """What stands in the place of a file and is none is refused at once, in a sentence that names it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The reporter: the first of a kind at once, what follows gathered, and nothing lost."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The run directory: one owner at a time, and nothing of another user's in the way."""
 
 from __future__ import annotations

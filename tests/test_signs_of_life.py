@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Signs of life of a guest, counted by what its machine had of a processor."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The stall detector: it judges what the workers' own blocks say of their waits and pins.
 
 The blocks are written here as workers write them; the times are made up, the kernel is not modelled.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """A guest that fell asleep while it booted is told from one that is slow, or talks."""
 
 from __future__ import annotations

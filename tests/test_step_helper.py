@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Helpers that go step by step: each step when it is told, a reason where there is none, no leftovers."""
 
 from __future__ import annotations

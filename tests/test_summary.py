@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The daily summary: what came since the last one, and everything, both true to the ledger."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """What the service manager is told, over a real socket, and what it says to its services."""
 
 from __future__ import annotations

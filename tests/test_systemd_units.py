@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The units: systemd itself reads and judges them, and the command line knows what they start."""
 
 from __future__ import annotations

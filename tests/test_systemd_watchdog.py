@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The watchdog is fed only while the exporter, the journal and the supervisor all move."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """How a test run is reported: flaky tests, set-ups that fail, and where a failed run is kept."""
 
 from __future__ import annotations

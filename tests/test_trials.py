@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Trials: both workers of a pair draw the same ones, and every pairing has its turn."""
 
 from __future__ import annotations

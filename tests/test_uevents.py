@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Whoever listens for devices may die, or never live: the run goes on without, and says so."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Which run `run --resume` goes on with."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The verdict, from hand-written journals: fail over unknown over pass, and nothing is guessed."""
 
 from __future__ import annotations

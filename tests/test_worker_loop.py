@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The worker's loop: whatever a call returns is noted where a reader expects it.
 
 No kernel is modelled here: the calls are tables of results, and only the book-keeping is tested.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """A kernel build tree, as far as the lab looks at it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Asynchronous transfers (io_submit(2), include/uapi/linux/aio_abi.h).
 
 Submitting one pins its pages before it returns, and a transfer that has not completed has not let go of

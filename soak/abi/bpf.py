@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Reading kernel memory safely through a BPF program (include/uapi/linux/bpf.h).
 
 The program is a raw tracepoint that is attached to nothing and is run on demand (BPF_PROG_TEST_RUN,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Where a field lies in a kernel structure, from the running kernel's own type information.
 
 Format: Documentation/bpf/btf.rst.

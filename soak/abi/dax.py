@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Device-dax devices and NVDIMM namespaces as sysfs shows them.
 
 Documentation/ABI/testing/sysfs-bus-dax and sysfs-bus-nvdimm; drivers/dax/bus.c, drivers/nvdimm/.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Calls on directories that Python does not have: openat2(2) and renameat2(2)."""
 
 from __future__ import annotations

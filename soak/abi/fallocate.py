@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Changing the size and the blocks of a file (include/uapi/linux/falloc.h).
 
 Each call returns 0 or an errno and raises nothing: they are the calls under test.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Freezing and thawing file systems (include/uapi/linux/fs.h), as fsfreeze(8) does it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """io_uring (include/uapi/linux/io_uring.h), as far as asking whether it is there."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The C library, called so that errno is kept and EINTR comes back.
 
 Python's own wrappers call again when a signal interrupts them, and so could never be freed from a call

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Memory mappings by address (include/uapi/asm-generic/mman-common.h, mman.h)."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Taking kernel modules out (delete_module(2)). Loading needs modprobe, which knows dependencies."""
 
 from __future__ import annotations

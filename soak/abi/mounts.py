@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """What is mounted, and what is swap: /proc/self/mountinfo and /proc/swaps (proc(5)).
 
 Reading them asks no file system anything, so a server that is gone cannot make it hang.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Which network interfaces are in use, asked over rtnetlink (rtnetlink(7)).
 
 pyroute2 is imported when it is asked: where nothing has a network interface, it would cost seconds.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Which processes have a device open or mapped (/proc/PID/fd, maps and map_files; proc(5)).
 
 `/proc/PID/maps` takes the memory lock of a process that may be stuck, and a file may lie on a server that

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """What the kernel tells in /proc, as far as reading it can never hang.
 
 `/proc/PID/maps`, `smaps` and `cmdline` take the memory lock of a process that may be stuck: they are not

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """What a kernel left of its last words: crash logs of earlier boots (fs/pstore).
 
 systemd-pstore moves them out of the file system, so both places are looked at. They are only read: they

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Short pins by splicing pages into a pipe (vmsplice(2); fs/splice.c)."""
 
 from __future__ import annotations

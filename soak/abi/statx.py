@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """What statx(2) tells beyond stat(2) (include/uapi/linux/stat.h)."""
 
 from __future__ import annotations

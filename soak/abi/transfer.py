@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Moving memory to and from a device or another process, in calls that block (uio.h, fcntl.h).
 
 Each call pins the pages while it copies. It returns 0 or an errno and raises nothing.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """vfio containers with the type1 IOMMU driver (include/uapi/linux/vfio.h)."""
 
 from __future__ import annotations

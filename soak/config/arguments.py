@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """What the words of the command line may be: one parser for each kind, for argparse to call.
 
 A mistake becomes one sentence. An empty word is one: a script that has not set a variable must not get

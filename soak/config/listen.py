@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The address that metrics are served at. A module of its own: servers are slow to import."""
 
 from __future__ import annotations

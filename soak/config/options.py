@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The options of each subcommand: one function for each, which adds them to its parser."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The configuration of a run: what `soak.toml` may say, and what holds where it is silent.
 
 Each key stands once, as a field with its parser and its meaning; unknown keys are errors.

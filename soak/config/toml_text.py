@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """TOML that others wrote: parsed within bounds.
 
 The parser takes a level of recursion for each bracket, and for a dotted key time that grows with the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """What a single value of a configuration may be: each parser returns it, or says what it expects."""
 
 from __future__ import annotations

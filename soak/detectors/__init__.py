@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Detectors: each reads the ledger or the kernel, judges, and reports findings."""

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """What a detector reports."""
 
 from __future__ import annotations

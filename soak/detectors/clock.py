@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The soak's own time, which stands still when the machine does.
 
 It is counted in heartbeats of the supervisor: a beat that comes late adds no more than one that comes in

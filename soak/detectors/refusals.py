@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Refusals: did every operation end as the kernel owes it?
 
 It reads the counts of the workers and compares them with the expectations; the flight recorders give the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Where findings go: a violation is on disk before it is counted.
 
 On a full disk it may be held in memory only, and is counted all the same: a count that is too low would

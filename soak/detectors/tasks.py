@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """What the kernel shows of tasks that are stuck, or that wait behind one."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """JSON that others wrote: parsed, and refused where it nests so deeply that using it could fail."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Directories in which only this user can put something in the way of a write."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Text of others, for a terminal."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """A lock that one process has until it ends, whatever it started meanwhile."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Files that a user names or others can replace: only regular ones are opened, nothing is waited for.
 
 Opening a named pipe waits for its other end, reading a terminal never ends, and opening some devices

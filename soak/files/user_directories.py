@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Where a user's programs keep what they fetch and what they did: the XDG base directories."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Lines of the journal that wait for space on the disk: bounded, in order, violations the last to go."""
 
 from __future__ import annotations

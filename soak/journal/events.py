@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The events of the journal, each declared once: its levels and its fields.
 
 What the verdict is computed from has passed `complaint`: an event that nobody declared, or a field that

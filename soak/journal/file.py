@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The file that a journal is written to: it appends whole lines, rotates, and keeps a reserve.
 
 Nobody else writes it. A tool of the system may rename it, which the writer notices.

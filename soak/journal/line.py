@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """One line of the journal, as it is in the file: JSON with the number of its format and a checksum.
 
 The checksum is the last field, the CRC-32 of all bytes before it (zlib's, as 8 hexadecimal digits): it

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Reading a journal: the current file and those that were rotated away, as one stream of lines.
 
 The journal rotates to `journal-000001.jsonl` and so on. Tools of a system give a file away under names

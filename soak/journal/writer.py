@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The journal: everything that happened in a run, one JSON object a line, append-only.
 
 Each line has `format`, `seq`, `time` (UTC), `monotonic` (seconds), `boot_id`, `event` (noun.verb),

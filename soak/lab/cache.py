@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Where things that were fetched or built once are kept between runs."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """`dax-soak lab`: from the command line to a booted guest and a verdict."""
 
 from __future__ import annotations

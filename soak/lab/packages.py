@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Programs and headers of the host, and the Debian packages that have them."""
 
 from __future__ import annotations

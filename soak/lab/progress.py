@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """What a lab run shows while it runs."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """What host and guest of a lab agree on: names of ports and files, and the messages between them."""
 
 from __future__ import annotations

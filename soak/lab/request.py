@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """What a lab is asked to soak, and the sizes of its emulated memory."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """What the lab needs of the host: said line by line, with the command that gets what is missing."""
 
 from __future__ import annotations

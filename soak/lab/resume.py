@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Finding the run of the lab that shall go on after its guest has died."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """How a ledger is laid out: the header that describes blocks and fields, written and read.
 
 Layout of the file, little-endian: 8 bytes magic, u64 format, u64 length of the JSON text that

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The ledger: what a soak is doing and has done, in a file of fixed layout in shared memory.
 
 A header describes the layout, so that a reader needs nothing but the file. Then come blocks of

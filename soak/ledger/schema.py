@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """What each block of a soak's ledger holds: the one place where its fields are named."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Sums over the blocks of all workers."""
 
 from __future__ import annotations

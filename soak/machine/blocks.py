@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Block devices: whether anybody uses one, itself or through what is built on it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """What was found out about one thing: what it is good for, or why it is not, and what to do."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """`dax-soak check`: what this machine offers, what it lacks, and whether a configuration fits it."""
 
 from __future__ import annotations

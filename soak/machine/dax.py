@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """DAX memory of this machine: device-dax devices, pmem disks and the file systems on them."""
 
 from __future__ import annotations

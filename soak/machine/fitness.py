@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Whether a configuration fits this machine: each region, function and block device that it names."""
 
 from __future__ import annotations

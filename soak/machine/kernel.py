@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """What the running kernel offers to a soak, and what each thing costs that it lacks."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """PCI functions: which of them may be given to vfio, and every reason why another may not.
 
 Documentation/driver-api/vfio.rst says what a group is; drivers/vfio and drivers/iommu/iommu.c what makes

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """A configuration for what was found: a soak.toml in which every key says what it means."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Everything that `dax-soak check` looks at: as sections of lines for people, as JSON for programs."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """A kind of operation as it is counted and judged."""
 
 from __future__ import annotations

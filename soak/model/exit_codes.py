@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """What exit codes say: to people and scripts, and to `git bisect run`."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """What a kernel owes, as data: for an operation, an interface and a kind of memory.
 
 A row holds for a range of kernels, half open, and says where the rule comes from. A combination that no

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Violations that are understood: a name, a scope, a prediction and where it is written down.
 
 One applies only where a probe at the start of the run confirmed it, and explains an observation only

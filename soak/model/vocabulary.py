@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The words of the field that configuration, ledger, journal, metrics and reports share.
 
 A list that grows, grows here. The order of a list is the order of its columns in a ledger, which names

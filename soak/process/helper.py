@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Short-lived processes for calls that can hang: each has a deadline and is ended by its own id."""
 
 from __future__ import annotations

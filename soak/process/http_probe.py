@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Asks whether the exporter still answers, without ever holding up whoever asks."""
 
 from __future__ import annotations

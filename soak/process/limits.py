@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Limits of the soak's own processes. They die with the process, so there is nothing to put back."""
 
 from __future__ import annotations

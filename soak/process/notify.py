@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Tells the service manager how this process is, as sd_notify(3) does, with the standard library.
 
 Where no service manager listens, nothing is told. Nothing here ever blocks.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """What the program prints: nobody who reads it, or stops reading, has a say in what a run does.
 
 A reader that goes away, a full disk behind a redirection, or a stream that was closed costs the output

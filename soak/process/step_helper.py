@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Helper processes that go through several steps, each when it is told to.
 
 As with other helpers, whatever such a process waits for, the one that tells it has a deadline, and ends

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Feeds the service manager's watchdog, and only while everything that must move does."""
 
 from __future__ import annotations

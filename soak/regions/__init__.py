@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Memory under test: found, checked and mapped. The supervisor opens regions, workers map them."""
 
 from __future__ import annotations

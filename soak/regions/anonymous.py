@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Anonymous memory: the control that tells "vfio is broken" from "DAX is broken"."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Device DAX: a character device whose pages are the memory itself (drivers/dax/)."""
 
 from __future__ import annotations

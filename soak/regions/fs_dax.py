@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Files on a file system with DAX: their pages are the blocks of the device.
 
 The region is a directory of the soak's own on that file system, with files of equal size. Workers see

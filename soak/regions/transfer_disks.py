@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Block devices that memory is moved to and from: only those that hold nothing, or are a soak's.
 
 A soak leaves its mark in the first block and moves memory behind it. What has neither zeros nor that

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """What each worker of a run would do first."""
 
 from __future__ import annotations

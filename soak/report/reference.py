@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The configuration reference of the README, made from the code: `make readme` writes it.
 
 Each key stands in soak.config.sections with its meaning and its default, and nowhere else.

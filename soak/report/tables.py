@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The tables that the program works by, printed for people."""
 
 from __future__ import annotations

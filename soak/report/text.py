@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The report for a terminal: how much was looked at, then what was found, and the verdict last."""
 
 from __future__ import annotations

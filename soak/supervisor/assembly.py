@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """One soak on this machine: the regions are opened, the parts are put together, the supervisor runs.
 
 The guest of a lab runs this same thing; only its ledger and its journal lie elsewhere.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """How a running soak is told to pause, to continue and to stop: one word over a socket, one answer back.
 
 The socket lies in the run directory, where only those may reach it who may change the run. Whoever

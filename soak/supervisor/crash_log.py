@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Picking up what the machine said when it died, if it kept it (pstore)."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Scheduled work: coarse jobs that come round again and again, each guarded from the others.
 
 `schedule` keeps the jobs and runs those that are due, in order. It reckons in naive local time, which

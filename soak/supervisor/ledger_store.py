@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Where a machine's own run keeps its ledger: on tmpfs, with a copy on disk at each sample.
 
 A store into a page of a file on disk would wait for the disk. A process that dies leaves tmpfs as it

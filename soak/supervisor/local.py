@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """`dax-soak run` on this machine's own devices: from the first check to what is given back at the end."""
 
 from __future__ import annotations

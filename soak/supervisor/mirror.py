@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Where a guest keeps its ledger: in the memory that the host shares, unless that is slow.
 
 Some hypervisors make such memory uncached, and then every store is a bus cycle. It is measured at the

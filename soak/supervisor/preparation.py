@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """What a soak takes of a machine before it starts, and gives back when it has ended.
 
 The guest of a lab does the same as a machine with devices of its own.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """What an earlier soak left behind on this machine, put back without another soak.
 
 It stands apart from the start of a run, for it has to be there at once and imports little.

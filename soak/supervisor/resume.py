@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Which run a start goes on with: the newest that was cut short, or a new one."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The daily summary: what a run did since the last one, and in all, as one line of the journal."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The supervisor: it starts the workers, runs the detectors and the scheduled jobs, keeps the journal.
 
 It makes no call that can hang. A beat is a tenth of a second; coarse jobs are scheduled, everything that

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Which operation comes next: drawn by a seeded generator, never by what happened.
 
 A chooser follows a model of the world in which every expectation holds (a granted map fills a slot, a

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """From a configuration to what a run consists of, as far as no kernel is needed for it.
 
 The host of a lab makes the same plan as the guest, lays out the ledger by it and can print its choices.

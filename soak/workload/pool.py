@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The pool: the worker processes of a run, started, watched, paused, replaced and ended by one owner."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Trials: one holder, one invalidator, one file, and nobody else.
 
 The kernel's waiting truncate is woken by any later get and put of the page, so a crowd of holders heals

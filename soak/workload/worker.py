@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """A worker: one process that does operations and notes them in the ledger, and nothing else.
 
 The order of the stores is the ledger's promise: what is about to be done is written before it is begun,

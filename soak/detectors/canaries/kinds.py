@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The kinds of canary: for each detector a fault that it must see, and how long it may take to.
 
 A canary goes on a little at each beat of the supervisor, which never waits for one. Only what changes

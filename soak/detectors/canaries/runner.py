@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Canaries: faults that the soak makes itself, so that a detector which misses one is known to be blind.
 
 They are real: a page is pinned, a truncate sleeps, a call ends with the wrong errno. The detectors see

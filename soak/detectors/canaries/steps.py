@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """What the helpers of canaries do, step by step: real faults, made with real system calls.
 
 Each is a generator for a `StepHelper`: what stands before a `yield` is one step.

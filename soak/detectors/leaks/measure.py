@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Leaks: does the kernel give back every page reference?
 
 While the workers rest, the reference counts of all pages of a region are summed. What is above the idle

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Makes the pages of a leaking region new before a reference count overflows.
 
 Where a kernel leaks references, each page of device DAX carries more with every pin, and at 2^31 it

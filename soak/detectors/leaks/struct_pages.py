@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The reference counts of physical pages, read exactly from the kernel's `struct page` array."""
 
 from __future__ import annotations

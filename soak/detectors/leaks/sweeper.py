@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Sweeps: what the leak detector measures is compared with the workers' books and reported."""
 
 from __future__ import annotations

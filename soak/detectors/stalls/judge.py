@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Stalls: does what takes blocks away wait for pins, exactly as long as they last?
 
 It reads when the workers began and ended their invalidations, and when they held pins, and judges the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """A probe: does a truncate that waits for a pin wake up when the pin is given back?"""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Stalls on the way from the detector to journal and ledger; what is stuck is freed.
 
 Evidence comes first, then signals, again and again until the ledger moves; then SIGKILL; and what does

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """`dax-soak bench`: boots a guest, has it measure the soak's own speed, and tells it in ratios."""
 
 from __future__ import annotations

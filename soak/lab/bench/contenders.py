@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The contenders of a bench, side by side in one process of the guest.
 
 All of them do the same ioctls on the same container and the same memory, and count those that ended as

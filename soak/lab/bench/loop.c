@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 /*
  * The same ioctls as the soak's loop, from C: what the kernel alone takes.
  *

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Measuring in the guest of a lab, with the soak's own regions, container, ledger and loop."""
 
 from __future__ import annotations

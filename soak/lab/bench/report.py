@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """What a bench says: medians over rounds, and ratios between contenders of one round."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """What a bench measured, as the guest hands it to the host, and how contenders take turns."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """What a fault may need to know of the guest in which it is planted."""
 
 from __future__ import annotations

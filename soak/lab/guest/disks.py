@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Block devices of the guest, slow and quick, for transfers to and from DAX memory."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Faults that a lab can plant, so that what watches is seen to notice.
 
 Each is real: the kernel panics, a process is killed, a page is held, a limit is lowered. The guest's

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The guest's first process: it makes the machine ready, runs the soak, and tells the host how it goes.
 
 It is started by the kernel from the initramfs, with nothing mounted and nobody else there.

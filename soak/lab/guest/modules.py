@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Which modules the guest of a lab loads, where its kernel has them as modules."""
 
 from __future__ import annotations

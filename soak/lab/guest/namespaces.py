@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The namespaces of the lab's NVDIMM: one for each region of device DAX or of a DAX file system.
 
 The host reckons how large they must be; the guest makes them with ndctl, or finds those of an

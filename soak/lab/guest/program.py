@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The program of a guest: the soak, or a script in its place, forked from the first process at its start.
 
 What it imports it imports while the machine is prepared, and what the first process has imported it has.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """`dax-soak run` in the guest of a lab: ledger and journal are the host's, which also judges."""
 
 from __future__ import annotations

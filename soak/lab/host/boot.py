@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """What a boot of the lab consists of, and how often it is tried."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The guest's console, as a file of its host: what a kernel says last, and when nothing else works."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Comparing the guest's clock with its host's, for as long as the soak's heart beats.
 
 A guest's kernel that calibrates its clock while the host is loaded may find a wrong rate (seen once in 28

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """What a guest sends, checked: it runs the kernel under test, may be dying, and is believed nothing.
 
 What is odd is journalled with its beginning, and makes the verdict unknown, for it may have stood for

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The state of a guest, as its host sees it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The rate of the host's time-stamp counter, which an emulated guest has for its clock.
 
 A kernel that boots finds that rate out by counting it against a timer, and on a loaded host, where QEMU's

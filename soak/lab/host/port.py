@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The host's end of a port of the virtual machine."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """How much of the host's processors a virtual machine gets: one that waits for them is only slow."""
 
 from __future__ import annotations

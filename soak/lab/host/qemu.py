@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The virtual machine: what it consists of, and which accelerator runs it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The host's side of a lab run: it boots the guest, writes the journal, and sees when the guest dies.
 
 Everything that outlives the guest is here: ledger, journal, exporter, verdict.

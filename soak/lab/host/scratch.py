@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The files of a boot that QEMU needs: the guest's initramfs and the image that stands for the NVDIMM."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """A boot of the lab that runs a script in the guest instead of a soak: what is tried on a real kernel.
 
 Tests are made of it. What the script prints comes out here, and its exit code is returned.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Deciding from the signs that a guest gives whether it still lives."""
 
 from __future__ import annotations

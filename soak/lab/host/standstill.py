@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Noticing a guest that fell asleep for good while it booted.
 
 Seen once, under QEMU 7.2's emulation on a loaded machine: both processors of a guest halted after the

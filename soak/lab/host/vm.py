@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """A running virtual machine: its process, its ports, its monitor."""
 
 from __future__ import annotations

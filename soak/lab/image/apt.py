@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Packages of any Debian suite, fetched with the machine's own apt and never installed.
 
 apt is given directories of its own (sources, state, an empty dpkg status), so nothing that it does

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Initial RAM file systems: archives in the "newc" format that a kernel unpacks at boot.
 
 The kernel concatenates archives, so the guest's root, a kernel's modules and this run's own files

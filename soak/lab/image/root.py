@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The guest's own root: Debian packages unpacked once, kept as an initramfs layer.
 
 A live host root over 9p would die with the next upgrade on the host, and squashfs, erofs and loop are

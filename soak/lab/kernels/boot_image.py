@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """What the header of an x86 boot image says (Documentation/arch/x86/boot.rst)."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """`build:VERSION`: a kernel built from Debian's source package with the project's configuration.
 
 It has what Debian's own kernels lack (see kernel.config), and nothing of it is a module.

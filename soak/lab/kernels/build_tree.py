@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """A kernel build tree: a directory in which `make` built a kernel, which is read and never written."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """`debian:SUITE`: a kernel as Debian ships it, fetched and never installed."""
 
 from __future__ import annotations

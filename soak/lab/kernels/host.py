@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """`host`: the kernel that this machine runs, as it is installed."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The initramfs layer with a kernel's modules: just those that the guest loads, and what they need."""
 
 from __future__ import annotations

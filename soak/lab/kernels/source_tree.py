@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """A kernel's source tree in which `make` runs: configured, compiled, and watched while it works."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The kernel that a lab boots: what a name on the command line stands for.
 
 What comes out is always a boot image and, for kernels that have modules, an initramfs layer with

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """What the soak changes on a machine that people care about, and how it is put back.
 
 A change is written down before it is made (record), made and undone by helpers (changes, and one module

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Drivers of PCI functions: giving one to vfio-pci, and giving it back.
 
 Everything goes through sysfs (Documentation/ABI/testing/sysfs-bus-pci). Unbinding waits for whoever uses

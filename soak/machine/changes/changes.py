@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The one owner of what the soak changes on a machine: it makes the changes and puts them back."""
 
 from __future__ import annotations

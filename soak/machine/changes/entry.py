@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """An entry of the record of changes, and how one kind of change is made and undone."""
 
 from __future__ import annotations

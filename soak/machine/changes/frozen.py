@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Frozen file systems. A freeze belongs to nobody: the process that made it may be long gone."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The kinds of change that the soak makes to a machine: the one list of them."""
 
 from __future__ import annotations

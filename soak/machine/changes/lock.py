@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Who may change this machine: one soak at a time, and no helper that a dead one left behind."""
 
 from __future__ import annotations

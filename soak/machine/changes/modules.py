@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Kernel modules that the soak loads, and takes out again where nobody came to use them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The write-ahead record: what the soak has changed on this machine and not yet put back.
 
 A change is on disk here before it is made, and leaves the record after it was undone. The file is

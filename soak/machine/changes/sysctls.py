@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Kernel settings: which a soak needs otherwise than they are, and how one is set and set back."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Directories that the soak makes on file systems of others, and removes with all that is in them.
 
 A directory is known again by a random mark: its name while it is made or removed, and a file in it that

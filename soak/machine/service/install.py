@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """`dax-soak install`: writes the units and what they need, or takes them away. It starts nothing."""
 
 from __future__ import annotations

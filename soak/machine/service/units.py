@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """What `dax-soak install` writes: templates with a few words filled in, and where each belongs."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """How a live view is drawn, in 80 columns: what matters most comes first."""
 
 from __future__ import annotations

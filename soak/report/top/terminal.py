@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The live view in a terminal: reads the ledger, draws, and leaves the run alone."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """What a live view shows, computed from readings of a ledger; no terminal is known here."""
 
 from __future__ import annotations

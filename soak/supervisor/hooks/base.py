@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """What goes along with a supervisor: told at each moment of its life, never holding it up."""
 
 from __future__ import annotations

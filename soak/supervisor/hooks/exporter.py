@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The exporter of a run: a process of its own, started with the run and ended with it."""
 
 from __future__ import annotations

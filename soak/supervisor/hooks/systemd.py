@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """A soak as a service: what the service manager is told, and when its watchdog is fed."""
 
 from __future__ import annotations

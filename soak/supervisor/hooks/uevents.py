@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Devices that come and go while a soak runs, heard from the kernel and written down.
 
 A run whose own device goes ends with a sentence. A process of its own listens, because pyroute2 is slow

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The verdict so far, kept where an exporter sees it: in the ledger."""
 
 from __future__ import annotations

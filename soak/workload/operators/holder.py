@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Holders in a crowd: short pins of the files that others truncate and try to map meanwhile."""
 
 from __future__ import annotations

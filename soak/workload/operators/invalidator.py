@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Invalidators: they take blocks away from fs-dax files and bring them back."""
 
 from __future__ import annotations

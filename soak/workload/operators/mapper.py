@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Mappers: long-term pins over vfio type1, taken and given back.
 
 Each mapper has a PCI function, an IOMMU group and a container of its own: a group opens once, and

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The two workers of a trial. They take turns by three words of the ledger, and share nothing else.
 
 The holder makes the file, pins a part of it and says so (`trial_held`). The invalidator then takes

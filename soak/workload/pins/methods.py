@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The ways in which a short pin is taken and given back, as a table."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Short pins: taken, held and given back, and noted in the ledger while they last.
 
 Who judges a wait needs to know when the pages were pinned for certain, and when they were not any more.
