@@ -8,7 +8,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
 from soak.ledger.layout import LedgerError
-from soak.ledger.schema import HOST, RECORDER_COLUMNS, SUPERVISOR, WORKER
+from soak.ledger.recorder import in_flight
+from soak.ledger.schema import HOST, SUPERVISOR, WORKER
 from soak.model.cell import Cell
 from soak.model.vocabulary import RegionKind, RunState, VerdictWord, WorkerState
 
@@ -59,14 +60,12 @@ class Worker:
     @property
     def in_flight(self) -> InFlight | None:
         """The newest line of its recorder, if that operation has not ended."""
-        begun = self.block.get("begun")
         # The last line of a worker that was killed stays; the call that it names is over.
-        if begun <= self.block.get("ended") or self.state == WorkerState.DEAD:
+        if self.state == WorkerState.DEAD:
             return None
-        lines = self.block.rows("recorder")
-        line = dict(zip(RECORDER_COLUMNS, lines[(begun - 1) % len(lines)], strict=True))
-        if line["end_ns"]:
-            return None  # ended, and about to be counted
+        line = in_flight(self.block.get, self.block.flat)
+        if line is None or line["end_ns"]:
+            return None
         return InFlight(self.cells[line["cell"]], line["start_ns"])
 
 

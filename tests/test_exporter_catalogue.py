@@ -24,6 +24,7 @@ ALLOWED = {
         "soak",
         "soak.ledger.memory",
         "soak.ledger.layout",
+        "soak.ledger.recorder",
         "soak.ledger.schema",
         "soak.model.cell",
         "soak.model.vocabulary",

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from soak.ledger.recorder import in_flight
 from soak.ledger.schema import SUPERVISOR
 from soak.machine.changes import be_expendable
 from soak.model.vocabulary import Operation, WorkerState
 from soak.process.helper import in_helper
 from soak.process.limits import private_bytes
-from soak.workload.pool import WorkerPool, WorkerProcess, in_flight
+from soak.workload.pool import WorkerPool, WorkerProcess
 from soak.workload.worker import FREE, WorkerLimits, outcome_columns
 from tests.soak_support import make_ledger, workers
 
@@ -216,8 +217,12 @@ def test_what_an_abandoned_worker_holds_is_stranded_until_it_ends(
 
 def test_a_call_that_does_not_come_back_strands_its_pages(hire: Callable[..., WorkerPool]) -> None:
     pool = hire(Stuck)
-    wait_for(lambda: all(in_flight(member.block) for member in pool.workers))
-    flights = [flight for member in pool.workers if (flight := in_flight(member.block))]
+    wait_for(lambda: all(in_flight(member.block.get, member.block.view) for member in pool.workers))
+    flights = [
+        flight
+        for member in pool.workers
+        if (flight := in_flight(member.block.get, member.block.view))
+    ]
     pages = sum(flight["length"] // 4096 for flight in flights if flight["region"] == 0)
     assert pool.stranded(0) == pages > 0
 

@@ -8,16 +8,15 @@ evidence. The workers know nothing of it.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from soak.detectors.base import Finding
+from soak.ledger.recorder import RECORDER, Line
 from soak.ledger.schema import (
     CANARY,
     COUNT_COLUMNS,
     DONE_COLUMN,
     FAILED_COLUMN,
-    RECORDER_COLUMNS,
-    RECORDER_LENGTH,
 )
 from soak.model.cell import Cell
 from soak.model.expectations import expected
@@ -119,15 +118,12 @@ def _judge(
             )  # fmt: skip
 
 
-def _recent(block: BlockWriter, cell: int, result: int | None) -> list[dict[str, Any]]:
+def _recent(block: BlockWriter, cell: int, result: int | None) -> list[Line]:
     """Return the newest lines of the flight recorder for a cell: those with `result`, or any error."""
-    width = len(RECORDER_COLUMNS)
     recorder = list(block.view("recorder"))
     ended = block.get("ended")
-    lines = []
-    for number in range(ended - 1, max(ended - RECORDER_LENGTH, 0) - 1, -1):
-        start = number % RECORDER_LENGTH * width
-        line = dict(zip(RECORDER_COLUMNS, recorder[start : start + width], strict=True))
+    lines: list[Line] = []
+    for line in reversed(RECORDER.last(recorder, ended, RECORDER.length)):
         matches = line["result"] == result if result is not None else line["result"] != 0
         # A line without an end was skipped, and its result is that of an older operation.
         if line["cell"] == cell and line["end_ns"] and matches:

@@ -11,14 +11,8 @@ import traceback
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from soak.ledger.schema import (
-    HOLD_COLUMNS,
-    HOLDS_LENGTH,
-    RECORDER_COLUMNS,
-    RECORDER_LENGTH,
-    RUN_WORD,
-    STOP_WORD,
-)
+from soak.ledger.recorder import HOLDS, in_flight
+from soak.ledger.schema import RUN_WORD, STOP_WORD
 from soak.model.vocabulary import Operation, Role, WorkerState
 from soak.regions.pages import PAGE_SIZE
 from soak.workload.worker import FREE, NUDGE_SIGNAL, WorkerLimits, run_worker
@@ -154,7 +148,7 @@ class WorkerPool:
             gave_up = member.idle_deaths >= _IDLE_DEATHS
             death = Death(
                 member.plan.name, member.block.get("incarnation"), max(code, 0), max(-code, 0),
-                in_flight(member.block), gave_up,
+                in_flight(member.block.get, member.block.view), gave_up,
             )  # fmt: skip
             self._settle(member)
             if not gave_up:
@@ -190,7 +184,7 @@ class WorkerPool:
         It never runs again outside the kernel, and so never writes to its block again. Its file is
         left alone: the next one has another.
         """
-        flight = in_flight(member.block)
+        flight = in_flight(member.block.get, member.block.view)
         mapped, unmapped = (member.block.view(f"pages_{word}") for word in ("mapped", "unmapped"))
         held = [pages - gone for pages, gone in zip(mapped, unmapped, strict=True)]
         if flight is not None:
@@ -210,7 +204,11 @@ class WorkerPool:
 
         They are those of abandoned processes, and at the end those of workers that do not stop.
         """
-        flights = [in_flight(member.block) for member in self.workers if member.running]
+        flights = [
+            in_flight(member.block.get, member.block.view)
+            for member in self.workers
+            if member.running
+        ]
         return sum(held[region] for held in self._left.values()) + sum(
             flight["length"] // PAGE_SIZE
             for flight in flights
@@ -313,7 +311,7 @@ class WorkerPool:
         was in flight had been granted is not known: its pages are uncertain until the next sweep.
         """
         block = member.block
-        flight = in_flight(block)
+        flight = in_flight(block.get, block.view)
         if flight is not None:
             cell = member.plan.cells[flight["cell"]]
             if cell.operation is Operation.MAP:
@@ -335,19 +333,8 @@ def _is_dead(pid: int) -> bool:
 
 def end_hold(block: BlockWriter) -> None:
     """Note that a holder's last pin ended with its process, at some moment before now."""
-    begun, width = block.get("holds_begun"), len(HOLD_COLUMNS)
+    begun = block.get("holds_begun")
     if begun:
-        last = (begun - 1) % HOLDS_LENGTH * width + HOLD_COLUMNS.index("release_after")
+        last = HOLDS.start(begun - 1) + HOLDS.columns.index("release_after")
         words = block.view("holds")
         words[last] = words[last] or time.monotonic_ns()
-
-
-def in_flight(block: BlockWriter) -> dict[str, int] | None:
-    """Return the flight recorder's line of the operation that was begun and has not ended."""
-    begun = block.get("begun")
-    if begun == block.get("ended"):
-        return None
-    width = len(RECORDER_COLUMNS)
-    start = (begun - 1) % RECORDER_LENGTH * width
-    line = block.view("recorder")[start : start + width]
-    return dict(zip(RECORDER_COLUMNS, line, strict=True))

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from soak.detectors.tasks import hangs_in_kernel, sleeps_for_pages
-from soak.ledger.schema import CANARY, HOLD_COLUMNS, HOLDS_LENGTH, RECORDER_COLUMNS, RECORDER_LENGTH
+from soak.ledger.recorder import HOLDS, RECORDER
+from soak.ledger.schema import CANARY
 from soak.model.cell import Cell
 from soak.model.expectations import expected
 from soak.model.vocabulary import (
@@ -28,12 +29,12 @@ from soak.model.vocabulary import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from soak.ledger.memory import BlockWriter
     from soak.model.expectations import Release
 
-_REMEMBERED_HOLDS: Final = 2 * HOLDS_LENGTH
+_REMEMBERED_HOLDS: Final = 2 * HOLDS.length
 # How long the kernel lets a device take over a request before it gives it up itself (30 * HZ in
 # blk_mq_init_allocated_queue(), block/blk-mq.c). A pin that no device has is held for milliseconds.
 _REQUEST_NS: Final = 30_000_000_000
@@ -287,10 +288,8 @@ class StallDetector:
     def _ended(self, name: str) -> Iterator[Wait]:
         seen = self._invalidators[name]
         ended = seen.block.get("ended")
-        # The oldest line of a full ring may just be written over.
-        first = max(seen.ended, ended - RECORDER_LENGTH + 1)
-        seen.ended = ended
-        for number in range(first, ended):
+        unread, seen.ended = RECORDER.unread(seen.ended, ended), ended
+        for number in unread:
             wait = _line(name, seen, number)
             if wait is not None and wait.end:
                 yield wait
@@ -305,9 +304,9 @@ class StallDetector:
     def _read_holds(self, name: str) -> None:
         seen = self._holders[name]
         begun = seen.block.get("holds_begun")
-        first = max(seen.holds, begun - HOLDS_LENGTH + 1)
-        rows = [_hold(name, seen, number) for number in range(first, begun)]
-        if first > seen.holds and rows:
+        unread = HOLDS.unread(seen.holds, begun)
+        rows = [_hold(name, seen, number) for number in unread]
+        if unread.start > seen.holds and rows:
             self._blind_until = max(self._blind_until, rows[0][1].take_before)
         self._current.pop(name, None)
         for file, hold in rows:
@@ -426,7 +425,7 @@ def _tried(wait: Wait, holds: Iterable[Hold]) -> Hold | None:
 
 def _line(name: str, seen: _Seen, number: int) -> Wait | None:
     """Return an invalidation from the flight recorder; None for another operation."""
-    line = _row(seen.block.view("recorder"), number % RECORDER_LENGTH, RECORDER_COLUMNS)
+    line = RECORDER.line(seen.block.view("recorder"), number)
     if line["cell"] >= len(seen.operations):
         return None
     operation = seen.operations[line["cell"]]
@@ -439,7 +438,7 @@ def _line(name: str, seen: _Seen, number: int) -> Wait | None:
 
 
 def _hold(name: str, seen: _Seen, number: int) -> tuple[_File, Hold]:
-    line = _row(seen.block.view("holds"), number % HOLDS_LENGTH, HOLD_COLUMNS)
+    line = HOLDS.line(seen.block.view("holds"), number)
     hold = Hold(
         name,
         SHORT_PINS[line["interface"]],
@@ -450,8 +449,3 @@ def _hold(name: str, seen: _Seen, number: int) -> tuple[_File, Hold]:
         *(line["release_before"], line["release_after"]),
     )
     return (seen.regions[line["region"]], line["place"]), hold
-
-
-def _row(words: memoryview[int], row: int, columns: Sequence[str]) -> dict[str, Any]:
-    start = row * len(columns)
-    return dict(zip(columns, words[start : start + len(columns)], strict=True))

@@ -16,7 +16,8 @@ from soak.detectors.base import Finding
 from soak.detectors.stalls.probe import judge_probe, probe_pipe, probe_transfer
 from soak.detectors.tasks import look_at, waits_for_pages
 from soak.journal.writer import Level
-from soak.ledger.schema import BUCKET_BOUNDS_NS, RECORDER_COLUMNS, RECORDER_LENGTH, STALL_COLUMNS
+from soak.ledger.recorder import RECORDER, Line
+from soak.ledger.schema import BUCKET_BOUNDS_NS, STALL_COLUMNS
 from soak.ledger.totals import judged_trials
 from soak.model.known_issues import O_DIRECT_LOST_WAKEUP, REMAPPED_PAGE_STALL
 from soak.model.vocabulary import (
@@ -433,12 +434,5 @@ def _hold_line(hold: Hold, start: int) -> dict[str, Any]:
     }
 
 
-def _last_lines(block: BlockWriter) -> list[dict[str, int]]:
-    """Return the end of a flight recorder, the newest line last."""
-    words, begun = block.view("recorder"), block.get("begun")
-    width = len(RECORDER_COLUMNS)
-    lines = []
-    for number in range(max(begun - _EVIDENCE_LINES, 0), begun):
-        start = number % RECORDER_LENGTH * width
-        lines.append(dict(zip(RECORDER_COLUMNS, words[start : start + width], strict=True)))
-    return lines
+def _last_lines(block: BlockWriter) -> list[Line]:
+    return RECORDER.last(block.view("recorder"), block.get("begun"), _EVIDENCE_LINES)

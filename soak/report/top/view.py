@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Final
 
+from soak.ledger.recorder import in_flight
 from soak.ledger.schema import (
     HOST,
     NO_KNOWN_ISSUE,
-    RECORDER_COLUMNS,
     SUPERVISOR,
     WORKER,
     leaks_field,
@@ -319,12 +319,10 @@ def _worker(block: BlockSnapshot, supervisor: BlockSnapshot, bounds: Sequence[in
 
 def _in_flight(block: BlockSnapshot, cells: Sequence[Cell]) -> tuple[Cell | None, int]:
     """Return what the newest line of the recorder says, if that operation has not ended."""
-    begun = block.get("begun")
-    if begun <= block.get("ended"):
+    line = in_flight(block.get, block.flat)
+    if line is None or line["end_ns"]:
         return None, 0
-    lines = block.rows("recorder")
-    line = dict(zip(RECORDER_COLUMNS, lines[(begun - 1) % len(lines)], strict=True))
-    return (None, 0) if line["end_ns"] else (cells[line["cell"]], line["start_ns"])
+    return cells[line["cell"]], line["start_ns"]
 
 
 def _rate(now: int, before: int, seconds: float) -> float | None:
