@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from prometheus_client import Metric
 
-    from soak.ledger.memory import LedgerReader
+    from soak.ledger.reader import LedgerReader
 
 _OPENING: Final = "the ledger"
 _LOG: Final[structlog.typing.FilteringBoundLogger] = structlog.get_logger()

@@ -16,7 +16,7 @@ from soak.model.vocabulary import RegionKind, RunState, VerdictWord, WorkerState
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from soak.ledger.memory import BlockSnapshot, LedgerReader
+    from soak.ledger.reader import BlockSnapshot, LedgerReader
 
 NANOSECONDS: Final = 1_000_000_000
 HEARTBEAT_LIMIT_NS: Final = 15 * NANOSECONDS

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Final
 
-from soak.ledger.memory import LedgerReader
+from soak.ledger.reader import LedgerReader
 from soak.log import bind_log
 
 LEDGER_NAME: Final = "ledger"

@@ -17,7 +17,7 @@ from soak.detectors.leaks.measure import RegionLeaks
 from soak.detectors.refusals import RefusalDetector
 from soak.detectors.stalls.judge import StallDetector
 from soak.journal.writer import FileJournal, read_journal
-from soak.ledger.memory import Ledger
+from soak.ledger.writer import Ledger
 from soak.regions import open_regions
 from soak.supervisor.assembly import Setting, run_soak
 from soak.workload.plan import make_plan

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, Final
 import schedule
 
 from soak.journal.writer import FileJournal
-from soak.ledger.memory import Ledger
 from soak.ledger.schema import soak_layout
+from soak.ledger.writer import Ledger
 from soak.supervisor.jobs import Jobs
 from tests.guest_support import play
 

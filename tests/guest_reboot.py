@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from soak.abi.libc import LIBC, checked
-from soak.ledger.memory import LedgerReader
+from soak.ledger.reader import LedgerReader
 from tests.guest_support import (
     DEADLINE,
     STATE,

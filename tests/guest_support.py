@@ -17,7 +17,7 @@ from pyroute2 import IPRoute
 
 from soak.abi.procfs import task_state
 from soak.ledger.layout import LedgerError
-from soak.ledger.memory import LedgerReader
+from soak.ledger.reader import LedgerReader
 from soak.machine.pci import objections
 from soak.verdict import Judge
 from tests.journal_tail import JournalTail
@@ -26,7 +26,7 @@ from tests.patience import LateError, Patience, Signs
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from soak.ledger.memory import BlockSnapshot
+    from soak.ledger.reader import BlockSnapshot
 
 STATE: Final = Path("/var/lib/dax-soak")
 MEMORY: Final = Path("/run/dax-soak")

@@ -22,7 +22,7 @@ from exporter.collector import LedgerCollector
 from soak.lab.cache import Cache, cache_directory
 from soak.lab.kernels.build import built_kernel
 from soak.ledger.layout import LedgerError
-from soak.ledger.memory import LedgerReader
+from soak.ledger.reader import LedgerReader
 from soak.ledger.schema import SUPERVISOR
 from soak.supervisor.control import PLANT, ask
 from soak.verdict import Judge

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from hypothesis import settings
 
-from soak.ledger.memory import Ledger
 from soak.ledger.schema import soak_layout
+from soak.ledger.writer import Ledger
 from soak.model.vocabulary import RegionKind, Role
 from soak.workload.choices import PlannedRegion, plan_workers
 

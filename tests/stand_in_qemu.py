@@ -17,8 +17,8 @@ import time
 from pathlib import Path
 from typing import Final
 
-from soak.ledger.memory import Ledger
 from soak.ledger.schema import SUPERVISOR
+from soak.ledger.writer import Ledger
 
 STEPS: Final = "DAX_SOAK_TEST_STEPS"
 SAY, PRINT, END = "control", "journal", "end"

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from soak.detectors.canaries.kinds import Differences, Steps
-    from soak.ledger.memory import BlockWriter
+    from soak.ledger.writer import BlockWriter
 
 RELEASE = (6, 12)
 DETECTORS = (Detector.REFUSALS, Detector.STALLS, Detector.LEAKS)

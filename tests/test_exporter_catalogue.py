@@ -11,7 +11,7 @@ import pytest
 
 from exporter.catalogue import METRICS, PREFIX, Metric, MetricType
 from exporter.collector import LedgerCollector
-from soak.ledger.memory import LedgerReader
+from soak.ledger.reader import LedgerReader
 from soak.model.vocabulary import ProbeResult
 from tests.test_exporter_support import KNOWN_ISSUE, ROOT, make_ledger
 
@@ -22,7 +22,7 @@ ALLOWED = {
     *("prometheus_client", "structlog", "soak.log", "exporter"),
     *(
         "soak",
-        "soak.ledger.memory",
+        "soak.ledger.reader",
         "soak.ledger.layout",
         "soak.ledger.recorder",
         "soak.ledger.schema",

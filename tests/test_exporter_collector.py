@@ -20,8 +20,9 @@ from exporter.groups import GROUPS
 from exporter.snapshot import Snapshot
 from soak.lab.request import lab_config
 from soak.ledger.layout import WORD
-from soak.ledger.memory import Ledger, LedgerReader
+from soak.ledger.reader import LedgerReader
 from soak.ledger.schema import BUCKET_BOUNDS_NS, INTERRUPTED_COLUMN, RECORDER_COLUMNS, leaks_field
+from soak.ledger.writer import Ledger
 from soak.model.vocabulary import (
     INVALIDATIONS,
     SHORT_PINS,
@@ -46,7 +47,7 @@ from tests.test_exporter_support import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from soak.ledger.memory import BlockWriter
+    from soak.ledger.writer import BlockWriter
 
 SECOND = 1_000_000_000
 MAPPING = {"region": "fs-dax", "interface": "vfio-type1"}

@@ -21,7 +21,7 @@ from exporter.collector import LedgerCollector
 from exporter.server import MAX_CONNECTIONS, ExporterServer
 from soak.config.listen import parse_listen
 from soak.errors import UsageError
-from soak.ledger.memory import LedgerReader
+from soak.ledger.reader import LedgerReader
 from tests.test_exporter_support import (
     DEADLINE,
     MAP_FS_DAX,

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from soak.ledger.memory import Ledger
 from soak.ledger.schema import soak_layout
+from soak.ledger.writer import Ledger
 from soak.model.cell import Cell
 from soak.model.vocabulary import (
     INVALIDATIONS,
@@ -33,7 +33,7 @@ from soak.model.vocabulary import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from soak.ledger.memory import BlockWriter
+    from soak.ledger.writer import BlockWriter
 
 ROOT = Path(__file__).parents[1]
 DEADLINE = 60.0

@@ -20,8 +20,9 @@ from soak.config.sections import Config, RegionSection, WorkloadSection
 from soak.errors import UsageError
 from soak.lab.progress import Progress
 from soak.ledger.layout import UNREADABLE, Layout, LedgerError
-from soak.ledger.memory import Ledger, LedgerReader
+from soak.ledger.reader import LedgerReader
 from soak.ledger.schema import CANARY, HOST, SUPERVISOR, WORKER
+from soak.ledger.writer import Ledger
 from soak.model.vocabulary import RegionKind, RunState, VerdictWord, WorkerState
 from soak.report.top.terminal import watch
 from soak.report.top.view import Reading, make_view

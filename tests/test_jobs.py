@@ -21,7 +21,7 @@ from tests.soak_support import DEADLINE, deterministic, make_ledger
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from soak.ledger.memory import BlockWriter
+    from soak.ledger.writer import BlockWriter
 
 SECOND = 1_000_000_000
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from soak.journal.writer import read_journal
-from soak.ledger.memory import LedgerReader
+from soak.ledger.reader import LedgerReader
 from tests.lab_support import (
     QUICK_KERNEL,
     LabProcess,

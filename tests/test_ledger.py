@@ -16,7 +16,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from soak.ledger.layout import MAX_BLOCK, MAX_HEADER, WORD, Block, Field, Layout
-from soak.ledger.memory import BlockWriter, Ledger, LedgerReader
+from soak.ledger.reader import LedgerReader
+from soak.ledger.writer import BlockWriter, Ledger
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

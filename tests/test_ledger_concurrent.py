@@ -27,14 +27,15 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from soak.ledger.layout import WORD, Block, Field, Layout
-from soak.ledger.memory import Ledger, LedgerReader
+from soak.ledger.reader import LedgerReader
+from soak.ledger.writer import Ledger
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
     from multiprocessing.connection import Connection
     from multiprocessing.context import SpawnProcess
 
-    from soak.ledger.memory import BlockSnapshot
+    from soak.ledger.reader import BlockSnapshot
 
 READING_SECONDS = 30.0
 DEADLINE_SECONDS = 2 * READING_SECONDS

@@ -18,7 +18,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from soak.ledger.layout import FORMAT, MAGIC, Block, Field, Layout, LedgerError
-from soak.ledger.memory import Ledger, LedgerReader
+from soak.ledger.reader import LedgerReader
+from soak.ledger.writer import Ledger
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

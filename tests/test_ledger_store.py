@@ -10,7 +10,7 @@ import pytest
 
 from soak import run_directory
 from soak.journal.writer import FileJournal, Level
-from soak.ledger.memory import LedgerReader
+from soak.ledger.reader import LedgerReader
 from soak.ledger.schema import NO_KNOWN_ISSUE, SUPERVISOR
 from soak.machine.changes import FAILED, FORGOTTEN, RESTORED
 from soak.model.vocabulary import Violation

@@ -26,7 +26,7 @@ from tests.soak_support import make_ledger, workers
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from soak.ledger.memory import BlockWriter
+    from soak.ledger.writer import BlockWriter
     from soak.workload.choices import Choice
     from soak.workload.pool import Death
     from soak.workload.worker import Barrier, Operator

@@ -13,7 +13,7 @@ from soak.detectors.base import Finding
 from soak.detectors.reporter import Reporter
 from soak.detectors.stalls.probe import WakeupProbe, judge_probe
 from soak.journal.writer import Level
-from soak.ledger.memory import LedgerReader
+from soak.ledger.reader import LedgerReader
 from soak.ledger.schema import NO_KNOWN_ISSUE
 from soak.model.vocabulary import (
     Interface,

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from soak.lab.progress import Progress
-from soak.ledger.memory import BlockWriter, LedgerReader
+from soak.ledger.reader import LedgerReader
 from tests.soak_support import make_ledger
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from soak.ledger.writer import BlockWriter
 
 
 class Shown:

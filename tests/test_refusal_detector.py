@@ -21,7 +21,7 @@ from soak.model.vocabulary import ERRNOS, Interface, Operation, RegionKind, Viol
 from tests.soak_support import deterministic, make_ledger
 
 if TYPE_CHECKING:
-    from soak.ledger.memory import BlockWriter
+    from soak.ledger.writer import BlockWriter
 
 RELEASE = (6, 12)
 DEVICE, FS = "map device-dax vfio-type1", "map fs-dax vfio-type1"

@@ -25,7 +25,8 @@ from soak.journal.reading import read_journal
 from soak.journal.writer import FileJournal
 from soak.lab.kernels.boot_image import boot_image_release
 from soak.ledger.layout import LedgerError
-from soak.ledger.memory import Ledger, LedgerReader
+from soak.ledger.reader import LedgerReader
+from soak.ledger.writer import Ledger
 from soak.report.top.terminal import watch
 from tests.soak_support import make_ledger
 

@@ -22,7 +22,7 @@ from soak.model.vocabulary import Interface, Operation, RegionKind, Violation
 from tests.soak_support import KNOWN_ISSUE, deterministic, make_ledger
 
 if TYPE_CHECKING:
-    from soak.ledger.memory import BlockWriter
+    from soak.ledger.writer import BlockWriter
 
 FOREVER = float("inf")
 

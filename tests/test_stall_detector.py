@@ -14,7 +14,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from soak.detectors.stalls.judge import Judgement, Overdue, StallDetector
-from soak.ledger.memory import BlockWriter, Ledger
 from soak.ledger.schema import (
     HOLD_COLUMNS,
     HOLDS_LENGTH,
@@ -22,6 +21,7 @@ from soak.ledger.schema import (
     RECORDER_LENGTH,
     soak_layout,
 )
+from soak.ledger.writer import BlockWriter, Ledger
 from soak.model.vocabulary import INVALIDATIONS, SHORT_PINS, Interface, Operation, Violation
 from soak.workload.choices import plan_workers
 from tests.soak_support import REGIONS, deterministic

@@ -20,7 +20,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from soak.ledger.memory import Ledger, LedgerReader
+from soak.ledger.reader import LedgerReader
 from soak.ledger.schema import (
     BUCKET_BOUNDS_NS,
     COUNT_COLUMNS,
@@ -29,6 +29,7 @@ from soak.ledger.schema import (
     RUN_WORD,
     STOP_WORD,
 )
+from soak.ledger.writer import Ledger
 from soak.model.vocabulary import ERRNOS, OTHER_ERRNO, RegionKind, Role, errno_name
 from soak.workload.choices import Choice
 from soak.workload.worker import SKIPPED, outcome_columns, work
@@ -37,7 +38,7 @@ from tests.soak_support import DEADLINE, deterministic, make_ledger, workers
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from soak.ledger.memory import BlockSnapshot
+    from soak.ledger.reader import BlockSnapshot
     from soak.workload.choices import WorkerPlan
 
 RELEASE = (6, 12)

@@ -25,7 +25,7 @@ from soak.model.vocabulary import ERRNOS, Violation, errno_name
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from soak.ledger.memory import BlockWriter
+    from soak.ledger.writer import BlockWriter
     from soak.model.expectations import Expectation, Release
 
 _EVIDENCE_LINES: Final = 5

@@ -20,7 +20,7 @@ from soak.model.vocabulary import ProbeResult, Violation
 if TYPE_CHECKING:
     from soak.detectors.base import Finding
     from soak.journal.writer import Journal
-    from soak.ledger.memory import BlockWriter
+    from soak.ledger.writer import BlockWriter
 
 
 REPORT_SECONDS: Final = 5.0

@@ -11,7 +11,7 @@ from soak.ledger.schema import SUPERVISOR, WORKER
 if TYPE_CHECKING:
     from soak.lab.progress import Progress
     from soak.lab.request import LabRequest
-    from soak.ledger.memory import LedgerReader
+    from soak.ledger.reader import LedgerReader
 
 _NANOSECONDS = 1_000_000_000
 

@@ -23,7 +23,7 @@ from soak.model.vocabulary import Level, Operation, Violation
 from soak.process.output import put
 
 if TYPE_CHECKING:
-    from soak.ledger.memory import LedgerReader
+    from soak.ledger.reader import LedgerReader
 
 _PLAIN_SECONDS: Final = 10.0
 # Filling lines takes time that grows with the square of a sentence, which a guest may have sent.

@@ -11,7 +11,7 @@ from soak import run_directory
 from soak.config.sections import load_config
 from soak.errors import UsageError
 from soak.ledger.layout import LedgerError
-from soak.ledger.memory import LedgerReader
+from soak.ledger.reader import LedgerReader
 from soak.run_directory import RunDirectory
 from soak.supervisor.resume import RunHistory
 

@@ -59,7 +59,7 @@ if TYPE_CHECKING:
 
     from soak.config.sections import Config
     from soak.journal.writer import Journal
-    from soak.ledger.memory import BlockWriter, Ledger
+    from soak.ledger.writer import BlockWriter, Ledger
     from soak.model.expectations import Release
     from soak.regions import Region
     from soak.supervisor.hooks.base import Hook

@@ -11,7 +11,7 @@ from soak.verdict import lost_machine_event
 
 if TYPE_CHECKING:
     from soak.journal.writer import Journal
-    from soak.ledger.memory import BlockWriter
+    from soak.ledger.writer import BlockWriter
 
 _TAIL_LINES: Final = 60
 # A record bears the time of a clock that need not be the one that the heart beat by.

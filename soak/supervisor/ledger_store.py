@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Final
 from soak.errors import UsageError
 from soak.journal.events import understood
 from soak.journal.writer import Level, read_journal
-from soak.ledger.memory import Ledger
 from soak.ledger.schema import NO_KNOWN_ISSUE, SUPERVISOR, leaks_field
+from soak.ledger.writer import Ledger
 from soak.machine.changes import FAILED, FORGOTTEN, RESTORED, Settled
 from soak.model.vocabulary import Violation
 from soak.run_directory import JOURNAL, LEDGER, write_whole
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from soak.journal.writer import FileJournal
     from soak.ledger.layout import Layout
-    from soak.ledger.memory import BlockWriter
+    from soak.ledger.writer import BlockWriter
 
 MEMORY: Final = Path("/run/dax-soak")
 _COPY: Final = "ledger.saved"

@@ -10,8 +10,8 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Final
 
-from soak.ledger.memory import Ledger
 from soak.ledger.schema import CANARY, SUPERVISOR, WORKER
+from soak.ledger.writer import Ledger
 from soak.supervisor.hooks.base import Hook
 
 if TYPE_CHECKING:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from soak.detectors.reporter import Reporter
     from soak.detectors.stalls.responder import StallWatch
     from soak.journal.writer import Journal
-    from soak.ledger.memory import BlockWriter
+    from soak.ledger.writer import BlockWriter
     from soak.supervisor.control import ControlSocket
     from soak.supervisor.hooks.base import Hook
     from soak.supervisor.summary import Summary

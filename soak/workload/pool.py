@@ -20,7 +20,7 @@ from soak.workload.worker import FREE, NUDGE_SIGNAL, WorkerLimits, run_worker
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from soak.ledger.memory import BlockWriter
+    from soak.ledger.writer import BlockWriter
     from soak.workload.choices import WorkerPlan
     from soak.workload.worker import Operator
 

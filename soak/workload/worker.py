@@ -36,7 +36,7 @@ from soak.model.vocabulary import ERRNO_COLUMN, ERRNOS, WorkerState
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from soak.ledger.memory import BlockWriter
+    from soak.ledger.writer import BlockWriter
     from soak.model.cell import Cell
     from soak.model.expectations import Release
     from soak.model.vocabulary import Operation

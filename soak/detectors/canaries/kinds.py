@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from soak.detectors.base import Finding
     from soak.detectors.stalls.judge import Clock
-    from soak.ledger.memory import BlockWriter
+    from soak.ledger.writer import BlockWriter
     from soak.model.expectations import Release
     from soak.regions import Region
 

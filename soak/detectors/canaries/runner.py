@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from soak.detectors.canaries.kinds import Canary, Differences, Result, Steps
     from soak.detectors.reporter import Reporter
     from soak.journal.writer import Journal
-    from soak.ledger.memory import BlockWriter
+    from soak.ledger.writer import BlockWriter
 
 # Soon after the start: a run is not worth much before it has seen its detectors at work.
 FIRST_SECONDS: Final = 3.0

@@ -28,7 +28,7 @@ from soak.workload.worker import outcome_columns, work
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from soak.ledger.memory import BlockWriter
+    from soak.ledger.writer import BlockWriter
     from soak.model.expectations import Release
     from soak.regions import Region
 

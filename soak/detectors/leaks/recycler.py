@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from soak.detectors.leaks.measure import RegionLeaks
     from soak.detectors.leaks.sweeper import Sweeper
     from soak.journal.writer import Journal
-    from soak.ledger.memory import BlockWriter
+    from soak.ledger.writer import BlockWriter
     from soak.model.expectations import Release
     from soak.workload.pool import WorkerPool, WorkerProcess
 

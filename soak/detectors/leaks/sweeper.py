@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from soak.detectors.leaks.measure import Measurement, PinProbe, RegionLeaks
     from soak.detectors.reporter import Reporter
     from soak.journal.writer import Journal
-    from soak.ledger.memory import BlockWriter
+    from soak.ledger.writer import BlockWriter
     from soak.workload.pool import WorkerPool
 
 FULL_HEADROOM_PPM: Final = 1_000_000

@@ -31,7 +31,7 @@ from soak.model.vocabulary import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
-    from soak.ledger.memory import BlockWriter
+    from soak.ledger.writer import BlockWriter
     from soak.model.expectations import Release
 
 _REMEMBERED_HOLDS: Final = 2 * HOLDS.length

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from soak.detectors.stalls.judge import Hold, Judgement, Overdue, StallDetector
     from soak.detectors.stalls.probe import WakeupProbe
     from soak.journal.writer import Journal
-    from soak.ledger.memory import BlockWriter
+    from soak.ledger.writer import BlockWriter
     from soak.model.known_issues import KnownIssue
     from soak.workload.pool import WorkerPool, WorkerProcess
 

@@ -28,7 +28,7 @@ from soak.lab.kernels.store import check_kernel
 from soak.lab.packages import missing, refuse_without
 from soak.lab.progress import Progress
 from soak.lab.request import LabRequest, lab_config
-from soak.ledger.memory import LedgerReader
+from soak.ledger.reader import LedgerReader
 from soak.model.exit_codes import INTERRUPTED
 from soak.workload.plan import with_overrides
 

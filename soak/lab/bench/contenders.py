@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from soak.lab.bench.series import Timed
-    from soak.ledger.memory import BlockWriter
+    from soak.ledger.writer import BlockWriter
     from soak.model.expectations import Release
     from soak.workload.choices import WorkerPlan
     from soak.workload.operators.mapper import Mapper

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from soak.config.sections import Config
     from soak.lab.bench.series import Prepare, Timed
-    from soak.ledger.memory import Ledger
+    from soak.ledger.writer import Ledger
     from soak.regions import Region
     from soak.regions.pages import PageSpan
     from soak.supervisor.mirror import Mirror

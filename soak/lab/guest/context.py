@@ -29,12 +29,12 @@ class GuestContext:
 
     def worker_pid(self, name: str) -> int:
         """Look up a worker's process in the ledger."""
-        from soak.ledger.memory import Ledger  # noqa: PLC0415 - only a fault needs it here
+        from soak.ledger.writer import Ledger  # noqa: PLC0415 - only a fault needs it here
 
         return Ledger.open(self._ledger).block(name).get("pid")
 
     def workers_started(self) -> bool:
-        from soak.ledger.memory import Ledger  # noqa: PLC0415 - only a fault needs it here
+        from soak.ledger.writer import Ledger  # noqa: PLC0415 - only a fault needs it here
 
         layout_pid = Ledger.open(self._ledger).block("supervisor")
         return layout_pid.get("state") == layout_pid.block.fields["state"].values.index("running")

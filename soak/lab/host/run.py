@@ -33,9 +33,10 @@ from soak.lab.host.vm import VirtualMachine, signal_name
 from soak.lab.progress import EventLines, Progress
 from soak.lab.protocol import Order
 from soak.lab.request import LabRequest, namespaces
-from soak.ledger.memory import Ledger, LedgerReader
+from soak.ledger.reader import LedgerReader
 from soak.ledger.schema import HOST, SUPERVISOR, WORKER
 from soak.ledger.totals import completed_operations, judged_trials
+from soak.ledger.writer import Ledger
 from soak.model.vocabulary import RunState, VerdictWord
 from soak.supervisor.control import PLANT, STOP, WORDS, ControlSocket, ending_signals
 from soak.supervisor.hooks.exporter import ExporterProcess

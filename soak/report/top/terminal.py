@@ -22,7 +22,7 @@ from soak.errors import UsageError, why
 from soak.files.bounded_json import parse_json
 from soak.files.regular import read_regular
 from soak.ledger.layout import UNREADABLE, LedgerError
-from soak.ledger.memory import LedgerReader
+from soak.ledger.reader import LedgerReader
 from soak.model.exit_codes import PLAIN
 from soak.model.vocabulary import VerdictWord
 from soak.report.top.draw import Conclusion, Cropped, draw

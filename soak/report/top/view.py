@@ -22,7 +22,7 @@ from soak.model.vocabulary import Outcome, RunState, VerdictWord, Violation, Wor
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from soak.ledger.memory import BlockSnapshot, LedgerReader
+    from soak.ledger.reader import BlockSnapshot, LedgerReader
 
 NANOSECONDS: Final = 1_000_000_000
 # As the exporter has it: a supervisor beats ten times a second.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from soak.supervisor.hooks.base import Hook
 
 if TYPE_CHECKING:
-    from soak.ledger.memory import BlockWriter
+    from soak.ledger.writer import BlockWriter
     from soak.verdict import Judge
 
 

@@ -19,7 +19,7 @@ from soak.workload.choices import SLOTS
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from soak.ledger.memory import BlockWriter
+    from soak.ledger.writer import BlockWriter
     from soak.regions import Region
     from soak.workload.choices import Choice
 

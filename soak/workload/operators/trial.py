@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping as Table
     from pathlib import Path
 
-    from soak.ledger.memory import BlockWriter
+    from soak.ledger.writer import BlockWriter
     from soak.regions import FsDaxRegion
     from soak.workload.choices import Choice, WorkerPlan
     from soak.workload.worker import Barrier

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from soak.ledger.memory import BlockWriter
+    from soak.ledger.writer import BlockWriter
     from soak.workload.choices import Choice
 
 _POLL_SECONDS: Final = 0.001
