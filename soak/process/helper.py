@@ -7,10 +7,11 @@ import json
 import os
 import select
 import signal
-import sys
 import time
 import traceback
 from typing import TYPE_CHECKING, Any, Final
+
+from soak.process.child import fork
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,21 +35,10 @@ def in_helper(work: Callable[[], Any], seconds: float) -> Any:  # noqa: ANN401 -
         reader, writer = os.pipe()
     except OSError as error:
         raise HelperError(f"a helper could not be started ({error.strerror})") from None
-    sys.stdout.flush()
     try:
-        pid = os.fork()
+        pid = fork(lambda: _child(work, writer), child_ends=[writer], parent_ends=[reader])
     except OSError as error:
-        os.close(reader)
-        os.close(writer)
         raise HelperError(f"a helper could not be started ({error.strerror})") from None
-    if pid == 0:
-        try:
-            os.close(reader)
-            _child(work, writer)
-        finally:
-            # Whatever was raised, the child must not go on as a second parent.
-            os._exit(0)
-    os.close(writer)
     try:
         answer = _read(reader, time.monotonic() + seconds)
     finally:

@@ -11,20 +11,17 @@ import json
 import os
 import select
 import signal
-import sys
 import time
 import traceback
 from typing import TYPE_CHECKING, Any, Final
 
-from soak.abi.libc import die_with_parent
+from soak.process.child import fork, serve_parent
 from soak.process.helper import HelperError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 _CHUNK: Final = 65536
-_FIRST_OWN_DESCRIPTOR: Final = 3
-_LAST_DESCRIPTOR: Final = 4096
 _REAP_SECONDS: Final = 0.01
 _REAPS: Final = 100
 
@@ -40,18 +37,13 @@ class StepHelper:
         self._received = b""
         commands, self._commands = os.pipe2(os.O_CLOEXEC)
         self._answers, answers = os.pipe2(os.O_CLOEXEC)
-        sys.stdout.flush()
-        sys.stderr.flush()
         parent = os.getpid()
-        self.pid = os.fork()
-        if self.pid == 0:
-            try:
-                _be_helper(body, commands, answers, parent)
-            finally:
-                # Whatever was raised, the child must not go on as a second parent.
-                os._exit(0)
-        os.close(commands)
-        os.close(answers)
+        self.pid = fork(
+            lambda: _be_helper(body, commands, answers, parent),
+            child_ends=[commands, answers],
+            parent_ends=[self._commands, self._answers],
+            keep=[commands, answers],
+        )
         self._open = True
 
     def tell(self) -> None:
@@ -114,15 +106,7 @@ class StepHelper:
 
 
 def _be_helper(body: Callable[[], Iterator[Any]], commands: int, answers: int, parent: int) -> None:
-    die_with_parent(signal.SIGKILL, parent)
-    signal.pthread_sigmask(signal.SIG_SETMASK, set())
-    # An interrupt from the terminal is for the parent, which then ends its helpers itself.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # Of the parent's descriptors it keeps none but these.
-    low, high = sorted((commands, answers))
-    os.closerange(_FIRST_OWN_DESCRIPTOR, low)
-    os.closerange(low + 1, high)
-    os.closerange(high + 1, _LAST_DESCRIPTOR)
+    serve_parent(parent)
     steps = body()
     while os.read(commands, 1):
         try:

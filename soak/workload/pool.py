@@ -5,15 +5,14 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
-import traceback
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from soak.ledger.recorder import HOLDS, in_flight
 from soak.ledger.schema import RUN_WORD, STOP_WORD
 from soak.model.vocabulary import Operation, Role, WorkerState
+from soak.process.child import fork
 from soak.regions.pages import PAGE_SIZE
 from soak.workload.worker import FREE, NUDGE_SIGNAL, WorkerLimits, run_worker
 
@@ -27,9 +26,6 @@ if TYPE_CHECKING:
     OperatorFactory = Callable[[BlockWriter], Operator]
 
 _POLL_SECONDS: Final = 0.01
-_CRASH_EXIT: Final = 70  # EX_SOFTWARE
-_FIRST_OWN_DESCRIPTOR: Final = 3
-_LAST_DESCRIPTOR: Final = 4096
 # A worker that dies so often in a row before it has done anything is not started again.
 _IDLE_DEATHS: Final = 5
 
@@ -86,7 +82,7 @@ class WorkerPool:
         self.workers = workers
         self._pause = pause
         self.uncertain = uncertain
-        self._terms = limits
+        self._limits = limits
         self._barriers = 0
         self._by_name = {member.plan.name: member for member in workers}
         # Abandoned processes that have not ended, and the pages that each may hold, by region.
@@ -265,33 +261,23 @@ class WorkerPool:
         member.begun_before = block.get("begun")
         block.set_word("state", WorkerState.STARTING)
         block.set("acknowledged", 0)
-        sys.stdout.flush()
-        sys.stderr.flush()
         supervisor = os.getpid()
+
+        def be_worker() -> None:
+            os.setpriority(os.PRIO_PROCESS, 0, 0)
+            run_worker(
+                block, self._pause, plan.choices(incarnation), member.make_operator,
+                member.columns, supervisor=supervisor, limits=self._limits,
+            )  # fmt: skip
+
         try:
-            pid = os.fork()
+            # A worker inherits nothing: a copy of a pipe's end would keep a pin.
+            pid = fork(be_worker, keep=())
         except OSError as error:
             block.set("incarnation", incarnation)
             block.set_word("state", WorkerState.DEAD)
             self._unborn[plan.name] = os.strerror(error.errno or 0)
             return
-        if pid == 0:
-            code = _CRASH_EXIT
-            try:
-                # A worker inherits nothing: a copy of a pipe's end would keep a pin.
-                os.closerange(_FIRST_OWN_DESCRIPTOR, _LAST_DESCRIPTOR)
-                signal.pthread_sigmask(signal.SIG_SETMASK, set())
-                os.setpriority(os.PRIO_PROCESS, 0, 0)
-                run_worker(
-                    block, self._pause, plan.choices(incarnation), member.make_operator,
-                    member.columns, supervisor=supervisor, limits=self._terms,
-                )  # fmt: skip
-                code = 0
-            except BaseException:  # noqa: BLE001 - the last thing that this process does is to say why
-                traceback.print_exc()
-            finally:
-                sys.stderr.flush()
-                os._exit(code)
         member.pid = pid
         self._unborn.pop(plan.name, None)
 

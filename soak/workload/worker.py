@@ -16,7 +16,6 @@ from bisect import bisect_left
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
 
-from soak.abi.libc import die_with_parent
 from soak.ledger.layout import WORD
 from soak.ledger.schema import (
     BUCKET_BOUNDS_NS,
@@ -32,6 +31,7 @@ from soak.ledger.schema import (
 )
 from soak.model.expectations import expected
 from soak.model.vocabulary import ERRNO_COLUMN, ERRNOS, WorkerState
+from soak.process.child import serve_parent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -202,12 +202,9 @@ def run_worker(
     limits: WorkerLimits = FREE,
 ) -> None:
     """Be a worker of the process `supervisor`: the body of its process, from preparation to the end."""
-    die_with_parent(signal.SIGKILL, supervisor)
+    serve_parent(supervisor)
     limits.enter()
     signal.signal(NUDGE_SIGNAL, _nothing)
-    # An interrupt from the terminal is for the supervisor, which then stops its workers in order.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     block.set("pid", os.getpid())
     block.set_word("state", WorkerState.STARTING)
     with contextlib.closing(make_operator(block)) as operator:

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from soak.abi.aio import WRITE, Transfers
 from soak.abi.fallocate import truncate
-from soak.abi.libc import die_with_parent
 from soak.abi.mmap import MAP_SHARED, PROT_READ, PROT_WRITE, Mapping
 from soak.abi.splice import PagePipe
 from soak.abi.transfer import open_direct
 from soak.detectors.tasks import ASLEEP, look_at, waits_for_pages
 from soak.model.vocabulary import ProbeResult
+from soak.process.child import fork, serve_parent
 from soak.process.helper import in_helper
 from soak.regions.pages import PAGE_SIZE
 from soak.regions.transfer_disks import DATA_OFFSET
@@ -134,10 +134,9 @@ def _try(path: Path, hold: Callable[[int, Callable[[], None]], None]) -> WakeupP
     # Started before there is a pin: a copy of the pipe would keep it.
     start, go = os.pipe()
     parent = os.getpid()
-    pid = os.fork()
-    if pid == 0:
-        os.close(go)
-        _truncate_when_told(start, descriptor, parent)
+    pid = fork(
+        lambda: _truncate_when_told(start, descriptor, parent), child_ends=[start], parent_ends=[go]
+    )
     waited = False
 
     def held() -> None:
@@ -173,13 +172,10 @@ def _try(path: Path, hold: Callable[[int, Callable[[], None]], None]) -> WakeupP
 
 def _truncate_when_told(start: int, descriptor: int, parent: int) -> None:
     """Be the process that truncates, and nothing else."""
-    try:
-        die_with_parent(signal.SIGKILL, parent)
-        signal.signal(signal.SIGUSR1, lambda *_: None)
-        os.read(start, 1)
-        truncate(descriptor, 0)
-    finally:
-        os._exit(0)
+    serve_parent(parent)
+    signal.signal(signal.SIGUSR1, lambda *_: None)
+    os.read(start, 1)
+    truncate(descriptor, 0)
 
 
 def _ends(pid: int, polls: int) -> bool:

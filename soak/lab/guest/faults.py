@@ -13,6 +13,7 @@ import shutil
 import signal
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -21,6 +22,7 @@ from soak.abi.mmap import MAP_SHARED, PROT_READ, PROT_WRITE, Mapping
 from soak.abi.splice import HeldPages
 from soak.errors import UsageError
 from soak.lab.guest.disks import resume_disk, suspend_disk
+from soak.process.child import fork
 from soak.regions.fs_dax import FILE_SIZE
 from soak.regions.pages import PAGE_SIZE
 
@@ -99,11 +101,14 @@ def _hang(_context: GuestContext) -> None:
     for server in Path("/sys/kernel/debug/sched/fair_server").glob("cpu*/runtime"):
         server.write_text("0")
     for processor in os.sched_getaffinity(0):
-        if os.fork() == 0:
-            os.sched_setaffinity(0, {processor})
-            os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(_REALTIME_PRIORITY))
-            while True:
-                pass
+        fork(partial(_take_for_good, processor))
+
+
+def _take_for_good(processor: int) -> None:
+    os.sched_setaffinity(0, {processor})
+    os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(_REALTIME_PRIORITY))
+    while True:
+        pass
 
 
 def _kill_worker(context: GuestContext) -> None:
@@ -195,13 +200,15 @@ def _stuck_transfer(_context: GuestContext) -> None:
 
     Another process does it: the guest's first one goes on showing that it is alive.
     """
-    if os.fork() == 0:
-        try:
-            suspend_disk()
-            time.sleep(_STUCK_SECONDS)
-        finally:
-            resume_disk()
-            os._exit(0)
+    fork(_suspend_disk_for_long)
+
+
+def _suspend_disk_for_long() -> None:
+    try:
+        suspend_disk()
+        time.sleep(_STUCK_SECONDS)
+    finally:
+        resume_disk()
 
 
 def _stands_still(path: Path) -> bool:

@@ -26,6 +26,7 @@ from soak.lab.guest.disks import make_disks
 from soak.lab.guest.namespaces import NamespaceError, prepare
 from soak.lab.guest.program import GuestProgram, run_program, run_script
 from soak.lab.protocol import Order
+from soak.process.child import fork
 from soak.supervisor.control import Question
 
 if TYPE_CHECKING:
@@ -80,21 +81,20 @@ class Control:
             return []
 
 
-def main(load: Load) -> int:
+def main(load: Load) -> None:
     """Be the first process: whatever happens, the machine is turned off at the end.
 
-    Another process returns: the guest's program, with its exit code. `load` imports that.
+    Another process is the guest's program, which `load` imports.
     """
     order = Order.from_json(Path("/", protocol.ORDER_FILE).read_text())
     os.environ["PATH"] = "/usr/sbin:/usr/bin"
     heard, told = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        os.close(told)
-        return run_script(heard) if order.script else run_program(load, heard)
-    os.close(heard)
+    pid = fork(
+        lambda: run_script(heard) if order.script else run_program(load, heard),
+        child_ends=[heard],
+        parent_ends=[told],
+    )
     _be_first(order, GuestProgram(pid, told))
-    return 0
 
 
 def _be_first(order: Order, program: GuestProgram) -> None:

@@ -186,7 +186,7 @@ def load():
     return main
 
 
-sys.exit(main(load))
+main(load)
 """
 
 

@@ -14,9 +14,9 @@ import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from soak.abi.libc import die_with_parent
 from soak.abi.netlink import uevents
 from soak.journal.writer import Level
+from soak.process.child import fork, serve_parent
 from soak.regions import DeviceDaxRegion, FsDaxRegion
 from soak.supervisor.hooks.base import Hook
 
@@ -65,25 +65,14 @@ class UeventWatch(Hook):
         reader, writer = os.pipe2(os.O_CLOEXEC)
         parent = os.getpid()
         try:
-            pid = os.fork()
+            self._pid = fork(
+                lambda: _listen(writer, parent), child_ends=[writer], parent_ends=[reader]
+            )
         except OSError as error:
-            os.close(reader)
-            os.close(writer)
             self._note_end(f"could not be started ({error.strerror})")
             return
-        if pid == 0:
-            try:
-                os.close(reader)
-                _listen(writer, parent)
-            except BaseException as error:  # noqa: BLE001 - the last thing that it does is to say why
-                from soak.log import log_crash  # noqa: PLC0415 - structlog is slow in a guest
-
-                log_crash("uevents", error)
-            finally:
-                os._exit(1)
-        os.close(writer)
         os.set_blocking(reader, False)
-        self._reader, self._pid = reader, pid
+        self._reader = reader
 
     def beat(self) -> str | None:
         """Write down what was heard; return a sentence where the run has lost what it works on."""
@@ -148,10 +137,7 @@ class UeventWatch(Hook):
 
 def _listen(writer: int, parent: int) -> None:
     """Be the process that listens: at the lowest priority, for the workers are what counts."""
-    die_with_parent(signal.SIGKILL, parent)
-    signal.pthread_sigmask(signal.SIG_SETMASK, set())
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    serve_parent(parent)
     os.setpriority(os.PRIO_PROCESS, 0, _NICENESS)
     for event in uevents():
         if event.get("SUBSYSTEM") in _SUBSYSTEMS and "DEVPATH" in event and "ACTION" in event:
