@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from soak.abi.bpf import load_program
 from soak.abi.libc import LIBC, checked
 from soak.abi.vfio import Container
 from soak.config.sections import RegionSection
@@ -194,6 +195,14 @@ def listed(path: Path) -> list[str]:
     return sorted(entry.name for entry in path.iterdir())
 
 
+def refused_program() -> None:
+    """Load a BPF program that returns a register in which nothing is."""
+    try:
+        load_program(bytes((0xBF, 0x50, 0, 0, 0, 0, 0, 0, 0x95, 0, 0, 0, 0, 0, 0, 0)))
+    except OSError as error:
+        tell("bpf.refused", str(error))
+
+
 def file_systems() -> None:
     def examine(path: str) -> str | None:
         return refusal(
@@ -258,7 +267,8 @@ def proposal() -> None:
         tell("proposal.in-use", check_against(path, make_plan, as_json=False))
 
 
-for part in (network, disk, groups, directory, file_systems, proposal, device_dax):
+PARTS = (network, disk, groups, directory, file_systems, refused_program, proposal, device_dax)
+for part in PARTS:
     began = time.monotonic()
     part()
     tell(f"seconds.{part.__name__}", time.monotonic() - began)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from soak.abi.mmap import MAP_FIXED, MAP_SHARED, PROT_READ, PROT_WRITE, Mapping
-from soak.abi.vfio import DMA_MAP_FLAG_READ, DMA_MAP_FLAG_WRITE, Container
+from soak.abi.vfio import VFIO_DMA_MAP_FLAG_READ, VFIO_DMA_MAP_FLAG_WRITE, Container
 from tests.guest_support import (
     COVERING,
     Newest,
@@ -58,7 +58,7 @@ class Pinner:
 
     def pin(self, times: int) -> int:
         """Return 0, or the errno with which the kernel refuses."""
-        flags = DMA_MAP_FLAG_READ | DMA_MAP_FLAG_WRITE
+        flags = VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE
         while times:
             aliases = min(times, ALIASES)
             result = self._container.map(self._span.address, IOVA, aliases * PAGE, flags)

@@ -196,3 +196,8 @@ def test_without_an_iommu_it_says_how_to_turn_it_on(tmp_path: Path) -> None:
     assert len(reasons) == 1
     assert "MISS  IOMMU" in text
     assert "has an IOMMU group" in text
+
+
+def test_a_refused_program_names_the_verifiers_reason(told: Mapping[str, Any]) -> None:
+    assert "BPF_PROG_LOAD" in told["bpf.refused"]
+    assert "R5 !read_ok" in told["bpf.refused"]

@@ -12,12 +12,14 @@ import errno
 from typing import Final, Self
 
 from soak.abi.libc import LIBC, checked
+from soak.abi.syscalls import syscall_number
 
-READ: Final = 0  # IOCB_CMD_PREAD
-WRITE: Final = 1  # IOCB_CMD_PWRITE
+IOCB_CMD_PREAD: Final = 0  # IOCB_CMD_PREAD
+IOCB_CMD_PWRITE: Final = 1  # IOCB_CMD_PWRITE
 
-# arch/x86/entry/syscalls/syscall_64.tbl
-_IO_SETUP, _IO_DESTROY, _IO_GETEVENTS, _IO_SUBMIT = 206, 207, 208, 209
+_IO_SETUP, _IO_DESTROY, _IO_GETEVENTS, _IO_SUBMIT = (
+    syscall_number(f"io_{name}") for name in ("setup", "destroy", "getevents", "submit")
+)
 
 
 class _ControlBlock(ctypes.Structure):

@@ -9,6 +9,7 @@ bpf_probe_read_kernel() into the value of an array map that user space has mappe
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import mmap
@@ -17,17 +18,20 @@ import struct
 from typing import TYPE_CHECKING, Final, Self
 
 from soak.abi.libc import LIBC, checked
+from soak.abi.syscalls import syscall_number
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-_SYS_BPF: Final = 321  # arch/x86/entry/syscalls/syscall_64.tbl
-_MAP_CREATE, _PROG_LOAD, _PROG_TEST_RUN = 0, 5, 10
-_MAP_TYPE_ARRAY: Final = 2
-_F_MMAPABLE: Final = 1 << 10
-_PROG_TYPE_RAW_TRACEPOINT: Final = 17
-_PSEUDO_MAP_VALUE: Final = 2
-_FUNC_PROBE_READ_KERNEL: Final = 113
+_BPF: Final = syscall_number("bpf")
+_BPF_MAP_CREATE, _BPF_PROG_LOAD, _BPF_PROG_TEST_RUN = 0, 5, 10
+_BPF_MAP_TYPE_ARRAY: Final = 2
+_BPF_F_MMAPABLE: Final = 1 << 10
+_BPF_PROG_TYPE_RAW_TRACEPOINT: Final = 17
+_BPF_PSEUDO_MAP_VALUE: Final = 2
+_BPF_FUNC_probe_read_kernel: Final = 113
+# Every instruction that it looks at, and why it refuses one (log_level of union bpf_attr).
+_LOG_LEVEL, _LOG_SIZE, _LOG_LINES = 1, 1 << 20, 5
 _LICENSE = ctypes.create_string_buffer(b"GPL")  # the helper is for GPL programs only
 
 _LDX_DW, _LDX_W, _STX_DW, _LD_IMM64 = 0x79, 0x61, 0x7B, 0x18
@@ -47,11 +51,11 @@ class _Program:
             OSError: the kernel has no BPF, or forbids it.
         """
         room = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
-        create = struct.pack("<5I", _MAP_TYPE_ARRAY, 4, room, 1, _F_MMAPABLE)
-        self._map = _bpf(_MAP_CREATE, bytearray(create), "BPF_MAP_CREATE")
+        create = struct.pack("<5I", _BPF_MAP_TYPE_ARRAY, 4, room, 1, _BPF_F_MMAPABLE)
+        self._map = _bpf(_BPF_MAP_CREATE, bytearray(create), "BPF_MAP_CREATE")
         try:
             self._memory = mmap.mmap(self._map, room)
-            self._program = _load(b"".join(code(self._map)))
+            self._program = load_program(b"".join(code(self._map)))
         except BaseException:
             os.close(self._map)
             raise
@@ -74,7 +78,7 @@ class _Program:
             OSError: EFAULT, there is no memory at that address.
         """
         self._context[:] = list(words)
-        _bpf(_PROG_TEST_RUN, self._run, "BPF_PROG_TEST_RUN")
+        _bpf(_BPF_PROG_TEST_RUN, self._run, "BPF_PROG_TEST_RUN")
         result = struct.unpack_from("<i", self._run, 4)[0]
         if result < 0:
             raise OSError(-result, os.strerror(-result), f"kernel address {words[0]:#x}")
@@ -156,7 +160,7 @@ def _copying(descriptor: int, size: int) -> Iterator[bytes]:
     yield _instruction(_LDX_DW, _R3, _R1, 0, 0)  # the address, from the context
     yield from _map_value(_R1, descriptor)
     yield _instruction(_MOV64_IMM, _R2, 0, 0, size)
-    yield _instruction(_CALL, 0, 0, 0, _FUNC_PROBE_READ_KERNEL)
+    yield _instruction(_CALL, 0, 0, 0, _BPF_FUNC_probe_read_kernel)
     yield _instruction(_EXIT, 0, 0, 0, 0)
 
 
@@ -174,7 +178,7 @@ def _adding(descriptor: int, record: int, offset: int, most: int) -> Iterator[by
     yield _instruction(_MOV64, _R1, _R6, 0, 0)
     yield _instruction(_MOV64, _R2, _R7, 0, 0)
     yield _instruction(_MUL64_IMM, _R2, 0, 0, record)
-    yield _instruction(_CALL, 0, 0, 0, _FUNC_PROBE_READ_KERNEL)
+    yield _instruction(_CALL, 0, 0, 0, _BPF_FUNC_probe_read_kernel)
     yield _instruction(_JEQ_IMM, _R0, 0, 1, 0)
     yield _instruction(_EXIT, 0, 0, 0, 0)
     yield _instruction(_MOV64, _R8, _R6, 0, 0)
@@ -203,18 +207,36 @@ def _adding(descriptor: int, record: int, offset: int, most: int) -> Iterator[by
 
 
 def _map_value(register: int, descriptor: int) -> Iterator[bytes]:
-    yield _instruction(_LD_IMM64, register, _PSEUDO_MAP_VALUE, 0, descriptor)
+    yield _instruction(_LD_IMM64, register, _BPF_PSEUDO_MAP_VALUE, 0, descriptor)
     yield _instruction(0, 0, 0, 0, 0)
 
 
-def _load(code: bytes) -> int:
+def load_program(code: bytes) -> int:
+    """Load a program for a raw tracepoint and return its descriptor.
+
+    Raises:
+        OSError: the kernel has no BPF or forbids it; or it refuses the program, and the verifier says why.
+    """
     buffer = ctypes.create_string_buffer(code, len(code))
     attributes = struct.pack(
         "<2I2Q",
-        *(_PROG_TYPE_RAW_TRACEPOINT, len(code) // 8),
+        *(_BPF_PROG_TYPE_RAW_TRACEPOINT, len(code) // 8),
         *(ctypes.addressof(buffer), ctypes.addressof(_LICENSE)),
     )
-    return _bpf(_PROG_LOAD, bytearray(attributes), "BPF_PROG_LOAD")
+    try:
+        return _bpf(_BPF_PROG_LOAD, bytearray(attributes), "BPF_PROG_LOAD")
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, _verifier_log(attributes)) from None
+
+
+def _verifier_log(attributes: bytes) -> str:
+    """Have the verifier look at a program again, and return the end of what it says to it."""
+    log = ctypes.create_string_buffer(_LOG_SIZE)
+    told = attributes + struct.pack("<2IQ", _LOG_LEVEL, _LOG_SIZE, ctypes.addressof(log))
+    with contextlib.suppress(OSError):
+        os.close(_bpf(_BPF_PROG_LOAD, bytearray(told), "BPF_PROG_LOAD"))
+    lines = log.value.decode(errors="replace").splitlines()
+    return "; ".join(["BPF_PROG_LOAD", *lines[-_LOG_LINES:]])
 
 
 def _instruction(code: int, destination: int, source: int, offset: int, immediate: int) -> bytes:
@@ -224,4 +246,4 @@ def _instruction(code: int, destination: int, source: int, offset: int, immediat
 def _bpf(command: int, attributes: bytearray, what: str) -> int:
     # The kernel writes results back into the attributes: hand it the bytes themselves, not a copy.
     room = (ctypes.c_char * len(attributes)).from_buffer(attributes)
-    return checked(LIBC.syscall(_SYS_BPF, command, ctypes.byref(room), len(attributes)), what)
+    return checked(LIBC.syscall(_BPF, command, ctypes.byref(room), len(attributes)), what)

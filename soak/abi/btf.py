@@ -13,17 +13,17 @@ from typing import Final
 
 VMLINUX: Final = Path("/sys/kernel/btf/vmlinux")
 
-_MAGIC: Final = 0xEB9F
+_BTF_MAGIC: Final = 0xEB9F
 _HEADER = struct.Struct("<HBBIIIII")
 _TYPE = struct.Struct("<III")
 _MEMBER = struct.Struct("<III")
-_STRUCT, _UNION = 4, 5
+_BTF_KIND_STRUCT, _BTF_KIND_UNION = 4, 5
 # Bytes that follow a type, by its kind: a fixed part, and a part for each of its `vlen` entries.
 _TRAILERS: Final = {
     1: (4, 0),  # int
     3: (12, 0),  # array
-    _STRUCT: (0, 12),
-    _UNION: (0, 12),
+    _BTF_KIND_STRUCT: (0, 12),
+    _BTF_KIND_UNION: (0, 12),
     6: (0, 8),  # enum
     13: (0, 8),  # function prototype
     14: (4, 0),  # variable
@@ -52,8 +52,8 @@ class Btf:
         if len(data) < _HEADER.size:
             raise BtfError(f"type information of {len(data)} bytes is cut short")
         magic, _, _, header, self._types, length, strings, _ = _HEADER.unpack_from(data)
-        if magic != _MAGIC:
-            raise BtfError(f"type information starts with {magic:#x}, not with {_MAGIC:#x}")
+        if magic != _BTF_MAGIC:
+            raise BtfError(f"type information starts with {magic:#x}, not with {_BTF_MAGIC:#x}")
         self._data = data
         self._types += header
         self._end = self._types + length
@@ -78,7 +78,11 @@ class Btf:
         number = 1
         while (offset := self._offset(number)) is not None:
             name_offset, info, size = _TYPE.unpack_from(self._data, offset)
-            if _kind(info) == _STRUCT and name_offset and self._string(name_offset) == name:
+            if (
+                _kind(info) == _BTF_KIND_STRUCT
+                and name_offset
+                and self._string(name_offset) == name
+            ):
                 found: dict[str, int] = {}
                 self._collect(offset, 0, found)
                 return StructLayout(size, found)
@@ -99,7 +103,10 @@ class Btf:
                     self._collect(inner, start, found)
 
     def _is_aggregate(self, offset: int) -> bool:
-        return _kind(_TYPE.unpack_from(self._data, offset)[1]) in {_STRUCT, _UNION}
+        return _kind(_TYPE.unpack_from(self._data, offset)[1]) in {
+            _BTF_KIND_STRUCT,
+            _BTF_KIND_UNION,
+        }
 
     def _offset(self, number: int) -> int | None:
         """Return where a type stands, walking on from the last known one; None past the end."""

@@ -8,9 +8,9 @@ import os
 from typing import Final
 
 from soak.abi.libc import LIBC, checked
+from soak.abi.syscalls import syscall_number
 
-# arch/x86/entry/syscalls/syscall_64.tbl
-_RENAMEAT2, _OPENAT2 = 316, 437
+_RENAMEAT2, _OPENAT2 = syscall_number("renameat2"), syscall_number("openat2")
 _RENAME_NOREPLACE: Final = 1  # include/uapi/linux/fs.h
 # include/uapi/linux/openat2.h
 _RESOLVE_NO_XDEV: Final = 0x01

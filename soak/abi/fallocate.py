@@ -12,9 +12,9 @@ from typing import Final
 
 from soak.abi.libc import LIBC
 
-KEEP_SIZE: Final = 0x01
-PUNCH_HOLE: Final = 0x02
-ZERO_RANGE: Final = 0x10
+FALLOC_FL_KEEP_SIZE: Final = 0x01
+FALLOC_FL_PUNCH_HOLE: Final = 0x02
+FALLOC_FL_ZERO_RANGE: Final = 0x10
 
 
 def truncate(descriptor: int, size: int) -> int:
@@ -26,14 +26,14 @@ def truncate(descriptor: int, size: int) -> int:
 
 def punch_hole(descriptor: int, offset: int, length: int) -> int:
     """Give back the blocks of a range, in bytes, without changing the size."""
-    if LIBC.fallocate(descriptor, PUNCH_HOLE | KEEP_SIZE, offset, length) < 0:
+    if LIBC.fallocate(descriptor, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, length) < 0:
         return ctypes.get_errno()
     return 0
 
 
 def zero_range(descriptor: int, offset: int, length: int) -> int:
     """Make a range, in bytes, read as zeros, its blocks unwritten, without changing the size."""
-    if LIBC.fallocate(descriptor, ZERO_RANGE | KEEP_SIZE, offset, length) < 0:
+    if LIBC.fallocate(descriptor, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE, offset, length) < 0:
         return ctypes.get_errno()
     return 0
 

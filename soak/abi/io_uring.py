@@ -8,8 +8,9 @@ import os
 from typing import Final
 
 from soak.abi.libc import LIBC, checked
+from soak.abi.syscalls import syscall_number
 
-_SYS_IO_URING_SETUP: Final = 425  # arch/x86/entry/syscalls/syscall_64.tbl
+_IO_URING_SETUP: Final = syscall_number("io_uring_setup")
 _PARAMS_SIZE: Final = 120  # struct io_uring_params
 
 
@@ -20,5 +21,5 @@ def try_io_uring() -> None:
         OSError: ENOSYS without CONFIG_IO_URING, EPERM where kernel.io_uring_disabled forbids it.
     """
     parameters = ctypes.create_string_buffer(_PARAMS_SIZE)
-    ring = checked(LIBC.syscall(_SYS_IO_URING_SETUP, 1, parameters), "io_uring_setup")
+    ring = checked(LIBC.syscall(_IO_URING_SETUP, 1, parameters), "io_uring_setup")
     os.close(ring)

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import ctypes
 import os
+from typing import Final
 
 from soak.abi.libc import LIBC, checked
+from soak.abi.syscalls import syscall_number
 
-_DELETE_MODULE = 176  # arch/x86/entry/syscalls/syscall_64.tbl
+_DELETE_MODULE: Final = syscall_number("delete_module")
 
 
 def delete_module(name: str) -> None:

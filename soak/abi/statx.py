@@ -12,7 +12,7 @@ from typing import Final
 from soak.abi.libc import LIBC, checked
 
 _AT_EMPTY_PATH: Final = 0x1000
-_ATTR_DAX: Final = 0x00200000
+_STATX_ATTR_DAX: Final = 0x00200000
 _SIZE: Final = 256
 _ATTRIBUTES_OFFSET: Final = 8
 
@@ -27,7 +27,7 @@ def is_dax(descriptor: int) -> bool:
     checked(
         LIBC.statx(ctypes.c_int(descriptor), b"", _AT_EMPTY_PATH, 0, room), f"statx({descriptor})"
     )
-    return bool(struct.unpack_from("<Q", room, _ATTRIBUTES_OFFSET)[0] & _ATTR_DAX)
+    return bool(struct.unpack_from("<Q", room, _ATTRIBUTES_OFFSET)[0] & _STATX_ATTR_DAX)
 
 
 def device_number(path: str | os.PathLike[str]) -> str:

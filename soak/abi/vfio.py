@@ -19,18 +19,18 @@ def _request(number: int) -> int:
     return ord(";") << 8 | (100 + number)
 
 
-CHECK_EXTENSION: Final = _request(1)
-SET_IOMMU: Final = _request(2)
-GROUP_GET_STATUS: Final = _request(3)
-GROUP_SET_CONTAINER: Final = _request(4)
-GROUP_GET_DEVICE_FD: Final = _request(6)
-IOMMU_MAP_DMA: Final = _request(13)
-IOMMU_UNMAP_DMA: Final = _request(14)
+VFIO_CHECK_EXTENSION: Final = _request(1)
+VFIO_SET_IOMMU: Final = _request(2)
+VFIO_GROUP_GET_STATUS: Final = _request(3)
+VFIO_GROUP_SET_CONTAINER: Final = _request(4)
+VFIO_GROUP_GET_DEVICE_FD: Final = _request(6)
+VFIO_IOMMU_MAP_DMA: Final = _request(13)
+VFIO_IOMMU_UNMAP_DMA: Final = _request(14)
 
-TYPE1V2_IOMMU: Final = 3
-GROUP_FLAGS_VIABLE: Final = 1
-DMA_MAP_FLAG_READ: Final = 1
-DMA_MAP_FLAG_WRITE: Final = 2
+VFIO_TYPE1v2_IOMMU: Final = 3
+VFIO_GROUP_FLAGS_VIABLE: Final = 1
+VFIO_DMA_MAP_FLAG_READ: Final = 1
+VFIO_DMA_MAP_FLAG_WRITE: Final = 2
 
 _CONTAINER: Final = "/dev/vfio/vfio"
 
@@ -87,16 +87,18 @@ class Container:
             self._container = self._opened(_CONTAINER)
             group = self._opened(str(group_device(function)))
             status = GroupStatus(ctypes.sizeof(GroupStatus))
-            ioctl(group, GROUP_GET_STATUS, ctypes.byref(status), "VFIO_GROUP_GET_STATUS")
-            if not status.flags & GROUP_FLAGS_VIABLE:
+            ioctl(group, VFIO_GROUP_GET_STATUS, ctypes.byref(status), "VFIO_GROUP_GET_STATUS")
+            if not status.flags & VFIO_GROUP_FLAGS_VIABLE:
                 raise OSError(
                     f"the IOMMU group of {function} is not viable: another device of it has a driver"
                 )
             container = ctypes.c_int(self._container)
-            ioctl(group, GROUP_SET_CONTAINER, ctypes.byref(container), "VFIO_GROUP_SET_CONTAINER")
-            ioctl(self._container, SET_IOMMU, TYPE1V2_IOMMU, "VFIO_SET_IOMMU")
+            ioctl(
+                group, VFIO_GROUP_SET_CONTAINER, ctypes.byref(container), "VFIO_GROUP_SET_CONTAINER"
+            )
+            ioctl(self._container, VFIO_SET_IOMMU, VFIO_TYPE1v2_IOMMU, "VFIO_SET_IOMMU")
             device = ioctl(
-                group, GROUP_GET_DEVICE_FD, function.encode(), "VFIO_GROUP_GET_DEVICE_FD"
+                group, VFIO_GROUP_GET_DEVICE_FD, function.encode(), "VFIO_GROUP_GET_DEVICE_FD"
             )
             self._open.append(device)
         except BaseException:
@@ -111,14 +113,14 @@ class Container:
     def map(self, address: int, iova: int, size: int, flags: int) -> int:
         """Pin `size` bytes at `address` and map them at `iova`; return 0 or an errno."""
         _FILL_MAP(self._map, 0, _MAP_SIZE, flags, address, iova, size)
-        if RAW_IOCTL(self._container, IOMMU_MAP_DMA, self._map_at) < 0:
+        if RAW_IOCTL(self._container, VFIO_IOMMU_MAP_DMA, self._map_at) < 0:
             return get_errno()
         return 0
 
     def unmap(self, iova: int, size: int) -> int:
         """Unmap and unpin; return 0 or an errno. Unmapping nothing is done, with `unmapped` 0."""
         _FILL_UNMAP(self._unmap, 0, _UNMAP_SIZE, 0, iova, size)
-        if RAW_IOCTL(self._container, IOMMU_UNMAP_DMA, self._unmap_at) < 0:
+        if RAW_IOCTL(self._container, VFIO_IOMMU_UNMAP_DMA, self._unmap_at) < 0:
             return get_errno()
         return 0
 
@@ -181,6 +183,8 @@ def supports_type1() -> bool:
     """
     container = os.open(_CONTAINER, os.O_RDWR | os.O_CLOEXEC)
     try:
-        return bool(ioctl(container, CHECK_EXTENSION, TYPE1V2_IOMMU, "VFIO_CHECK_EXTENSION"))
+        return bool(
+            ioctl(container, VFIO_CHECK_EXTENSION, VFIO_TYPE1v2_IOMMU, "VFIO_CHECK_EXTENSION")
+        )
     finally:
         os.close(container)

@@ -15,7 +15,7 @@ from functools import cached_property
 from itertools import accumulate, chain, count
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
-from soak.abi.vfio import DMA_MAP_FLAG_READ, DMA_MAP_FLAG_WRITE
+from soak.abi.vfio import VFIO_DMA_MAP_FLAG_READ, VFIO_DMA_MAP_FLAG_WRITE
 from soak.errors import UsageError
 from soak.model.cell import Cell
 from soak.model.vocabulary import INVALIDATIONS, Interface, Operation, RegionKind, Role
@@ -79,7 +79,7 @@ class Scenario:
     holds: Mapping[Method, float]
 
 
-_READ_WRITE: Final = DMA_MAP_FLAG_READ | DMA_MAP_FLAG_WRITE
+_READ_WRITE: Final = VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE
 WHOLE: Final = "whole"
 ANY: Final = "any"
 
@@ -90,7 +90,7 @@ SCENARIOS: Final = {
             "mixed",
             {RegionKind.DEVICE_DAX: 0.5, RegionKind.FS_DAX: 0.3, RegionKind.ANONYMOUS: 0.2},
             {4 << 10: 0.25, 64 << 10: 0.2, 2 << 20: 0.35, ANY: 0.198, WHOLE: 0.002},
-            {_READ_WRITE: 0.8, DMA_MAP_FLAG_READ: 0.2},
+            {_READ_WRITE: 0.8, VFIO_DMA_MAP_FLAG_READ: 0.2},
             {
                 Operation.TRUNCATE_DOWN: 0.15,
                 Operation.TRUNCATE_ZERO: 0.08,

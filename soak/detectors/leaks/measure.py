@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from soak.abi.mmap import MADV_DONTNEED
-from soak.abi.vfio import DMA_MAP_FLAG_READ, DMA_MAP_FLAG_WRITE, Container
+from soak.abi.vfio import VFIO_DMA_MAP_FLAG_READ, VFIO_DMA_MAP_FLAG_WRITE, Container
 from soak.process.helper import in_helper
 from soak.regions.pages import PAGE_SIZE
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from soak.regions.pages import PageSpan
 
 # What a pin adds to the count of a page of its own (include/linux/mm.h, GUP_PIN_COUNTING_BIAS).
-_PIN_BIAS: Final = 1024
+_GUP_PIN_COUNTING_BIAS: Final = 1024
 REFCOUNT_LIMIT: Final = 1 << 31  # the kernel's count is a signed int, and gup refuses below zero
 
 _PROBE_IOVA: Final = 0x1_4000_0000
@@ -154,7 +154,7 @@ class RegionLeaks:
 
         def pin() -> list[int]:
             with Container(function) as container, self.region.map() as mapping:
-                flags = DMA_MAP_FLAG_READ | DMA_MAP_FLAG_WRITE
+                flags = VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE
                 refused = container.map(mapping.address, _PROBE_IOVA, PAGE_SIZE, flags)
                 if refused:
                     return [refused, before]
@@ -189,7 +189,7 @@ class RegionLeaks:
             self._settle(difference)
             predicted += difference
             reconciled, difference = difference, 0
-        if 0 < difference <= held.stranded * max(self.unit, _PIN_BIAS):
+        if 0 < difference <= held.stranded * max(self.unit, _GUP_PIN_COUNTING_BIAS):
             difference = 0
         return Measurement(
             pages=self._span.count,

@@ -10,7 +10,7 @@ import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from soak.abi.aio import WRITE, Transfers
+from soak.abi.aio import IOCB_CMD_PWRITE, Transfers
 from soak.abi.fallocate import truncate
 from soak.abi.mmap import MAP_SHARED, PROT_READ, PROT_WRITE, Mapping
 from soak.abi.splice import PagePipe
@@ -104,7 +104,7 @@ def probe_transfer(directory: Path, attempts: int, device: Path) -> WakeupProbe:
     def hold(address: int, held: Callable[[], None]) -> None:
         descriptor = open_direct(device)
         with Transfers() as transfers:
-            number = transfers.submit(WRITE, descriptor, address, PAGE_SIZE, DATA_OFFSET)
+            number = transfers.submit(IOCB_CMD_PWRITE, descriptor, address, PAGE_SIZE, DATA_OFFSET)
             if number:
                 raise OSError(number, os.strerror(number), "io_submit")
             held()

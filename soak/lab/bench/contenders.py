@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Final
 
 from soak.abi.libc import RAW_IOCTL
 from soak.abi.vfio import (
-    DMA_MAP_FLAG_READ,
-    DMA_MAP_FLAG_WRITE,
-    IOMMU_MAP_DMA,
-    IOMMU_UNMAP_DMA,
+    VFIO_DMA_MAP_FLAG_READ,
+    VFIO_DMA_MAP_FLAG_WRITE,
+    VFIO_IOMMU_MAP_DMA,
+    VFIO_IOMMU_UNMAP_DMA,
     DmaMap,
     DmaUnmap,
 )
@@ -44,7 +44,7 @@ _C, _BARE = "C loop", "bare Python loop"
 # What the others are compared with.
 REFERENCES: Final = (_C, _BARE)
 _SLOT: Final = 0
-_ACCESS: Final = DMA_MAP_FLAG_READ | DMA_MAP_FLAG_WRITE
+_ACCESS: Final = VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE
 
 
 class Subject:
@@ -164,9 +164,9 @@ def _bare_granted(descriptor: int, map_it: DmaMap, unmap_it: DmaUnmap, cycles: i
     ioctl, good = RAW_IOCTL, 0
     map_at, unmap_at = ctypes.byref(map_it), ctypes.byref(unmap_it)
     for _ in range(cycles):
-        if ioctl(descriptor, IOMMU_MAP_DMA, map_at) == 0:
+        if ioctl(descriptor, VFIO_IOMMU_MAP_DMA, map_at) == 0:
             good += 1
-        if ioctl(descriptor, IOMMU_UNMAP_DMA, unmap_at) == 0:
+        if ioctl(descriptor, VFIO_IOMMU_UNMAP_DMA, unmap_at) == 0:
             good += 1
     return good
 
@@ -175,6 +175,6 @@ def _bare_refused(descriptor: int, map_it: DmaMap, cycles: int, refusal: int) ->
     ioctl, errno, good = RAW_IOCTL, ctypes.get_errno, 0
     map_at = ctypes.byref(map_it)
     for _ in range(cycles):
-        if ioctl(descriptor, IOMMU_MAP_DMA, map_at) < 0 and errno() == refusal:
+        if ioctl(descriptor, VFIO_IOMMU_MAP_DMA, map_at) < 0 and errno() == refusal:
             good += 1
     return good

@@ -49,7 +49,9 @@ _CONTROL: Final = Path("/run")
 _IVSHMEM: Final = ("0x1af4", "0x1110")
 _EDU: Final = ("0x1234", "0x11e8")
 _PCI: Final = Path("/sys/bus/pci")
-_POWER_OFF: Final = 0x4321FEDC  # LINUX_REBOOT_CMD_POWER_OFF, include/uapi/linux/reboot.h
+_LINUX_REBOOT_CMD_POWER_OFF: Final = (
+    0x4321FEDC  # LINUX_REBOOT_CMD_POWER_OFF, include/uapi/linux/reboot.h
+)
 _TOOL_SECONDS: Final = 240
 _CHUNK: Final = 4096
 
@@ -114,7 +116,7 @@ def _be_first(order: Order, program: GuestProgram) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         # Nothing is synced: a file system on which something hangs would keep the machine from ending.
-        LIBC.reboot(_POWER_OFF)
+        LIBC.reboot(_LINUX_REBOOT_CMD_POWER_OFF)
 
 
 def _tell_failure(control: Control | None, summary: str) -> None:

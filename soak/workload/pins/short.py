@@ -10,7 +10,7 @@ import os
 import time
 from typing import TYPE_CHECKING, Final
 
-from soak.abi.aio import READ, WRITE, Transfers
+from soak.abi.aio import IOCB_CMD_PREAD, IOCB_CMD_PWRITE, Transfers
 from soak.abi.mmap import MAP_ANONYMOUS, MAP_PRIVATE, PROT_READ, PROT_WRITE, Mapping
 from soak.abi.splice import PagePipe
 from soak.abi.transfer import (
@@ -161,7 +161,7 @@ class Holding:
         transfers = self._transfers
         if transfers is None:
             raise RuntimeError("a transfer without a slow device: the plan has none")
-        operation = READ if choice.access & INTO_MEMORY else WRITE
+        operation = IOCB_CMD_PREAD if choice.access & INTO_MEMORY else IOCB_CMD_PWRITE
         result = transfers.submit(
             operation, self._device(choice), address, choice.length, DATA_OFFSET
         )
