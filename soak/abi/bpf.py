@@ -215,7 +215,7 @@ def load_program(code: bytes) -> int:
     """Load a program for a raw tracepoint and return its descriptor.
 
     Raises:
-        OSError: the kernel has no BPF or forbids it; or it refuses the program, and the verifier says why.
+        OSError: the kernel has no BPF or forbids it; or refuses the program: the verifier says why.
     """
     buffer = ctypes.create_string_buffer(code, len(code))
     attributes = struct.pack(
