@@ -2,7 +2,7 @@
 """Violations that are understood: a name, a scope, a prediction and where it is written down.
 
 One applies only where a probe at the start of the run confirmed it, and explains an observation only
-when that equals its prediction, neither more nor less.
+when that equals its prediction, neither more nor less. Detectors ask each of them, and name none.
 """
 
 from __future__ import annotations
@@ -20,12 +20,29 @@ from soak.model.vocabulary import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from soak.model.expectations import Release
 
 
 @dataclass(frozen=True)
+class Observation:
+    """What a violation has shown, as far as an issue may predict it.
+
+    `interfaces` are those of the pins that it came with, `ended` says whether what waited has ended by
+    itself, `pinned_again` whether a page may have been pinned, and so mapped, while something waited.
+    """
+
+    violation: Violation
+    region: RegionKind
+    interfaces: tuple[Interface, ...]
+    ended: bool = False
+    pinned_again: bool = False
+
+
+@dataclass(frozen=True)
 class KnownIssue:
-    """A violation that is understood."""
+    """A violation that is understood; `shows` says what it looks like, beside its scope."""
 
     name: str
     violations: tuple[Violation, ...]
@@ -35,6 +52,20 @@ class KnownIssue:
     kernels: tuple[Release, Release]
     prediction: str
     reference: str
+    shows: Callable[[Observation], bool] = lambda _: True
+
+    def explains(self, seen: Observation) -> bool:
+        """Say whether this is what it predicts."""
+        return (
+            seen.violation in self.violations
+            and seen.region is self.region
+            and any(interface in self.interfaces for interface in seen.interfaces)
+            and self.shows(seen)
+        )
+
+    def is_of(self, release: Release) -> bool:
+        """Say whether kernels of this release may have it."""
+        return self.kernels[0] <= release < self.kernels[1]
 
 
 TYPE1_DEVICE_DAX_LEAK: Final = KnownIssue(
@@ -62,6 +93,8 @@ O_DIRECT_LOST_WAKEUP: Final = KnownIssue(
     "transfer has ended, until a signal or another pin of that page ends it",
     "seen on 6.1.192, ext4 and xfs; pins held by vmsplice wake what waits (compare 23c84eb78375, "
     "237388320def, f4f451a16dd1)",
+    # In a crowd, what lost the wake-up need not be what was given back last.
+    shows=lambda seen: not seen.ended,
 )
 
 REMAPPED_PAGE_STALL: Final = KnownIssue(
@@ -77,6 +110,20 @@ REMAPPED_PAGE_STALL: Final = KnownIssue(
     "fs/dax.c: wait_page_idle() waits until a page has no reference at all, and a mapping is one "
     "since fs-dax pages are counted like others (6.15); it is unmapped once, before the wait (seen "
     "on 7.2.13)",
+    # A pin that is taken while the truncate waits maps the page again.
+    shows=lambda seen: seen.pinned_again,
 )
 
 KNOWN_ISSUES: Final = (TYPE1_DEVICE_DAX_LEAK, O_DIRECT_LOST_WAKEUP, REMAPPED_PAGE_STALL)
+
+
+def leak_issue(region: RegionKind) -> KnownIssue | None:
+    """Return the issue that predicts leaks of a kind of memory: there is one at most."""
+    return next(
+        (
+            issue
+            for issue in KNOWN_ISSUES
+            if Violation.LEAK in issue.violations and issue.region is region
+        ),
+        None,
+    )

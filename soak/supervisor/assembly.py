@@ -144,8 +144,7 @@ def run_soak(config: Config, plan: RunPlan, regions: Sequence[Region], setting: 
         known_issues = frozenset(
             issue.name
             for issue in KNOWN_ISSUES
-            if config.known_issues.get(issue.name, True)
-            and issue.kernels[0] <= release < issue.kernels[1]
+            if config.known_issues.get(issue.name, True) and issue.is_of(release)
         )
         sweeper = Sweeper(
             block,

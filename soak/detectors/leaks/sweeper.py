@@ -11,7 +11,7 @@ from soak.detectors.base import Finding
 from soak.detectors.leaks.measure import REFCOUNT_LIMIT, Held
 from soak.journal.writer import Level
 from soak.ledger.schema import ACCOUNT_COLUMNS, NO_KNOWN_ISSUE, account_field, leaks_field
-from soak.model.known_issues import TYPE1_DEVICE_DAX_LEAK
+from soak.model.known_issues import KNOWN_ISSUES, leak_issue
 from soak.model.vocabulary import Interface, Operation, ProbeResult, Violation
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from soak.workload.pool import WorkerPool
 
 FULL_HEADROOM_PPM: Final = 1_000_000
+_EXPLANATIONS: Final = (*(issue.name for issue in KNOWN_ISSUES), NO_KNOWN_ISSUE)
 
 
 def totals(region: str, block: BlockWriter, pool: WorkerPool) -> tuple[int, int, int]:
@@ -31,11 +32,9 @@ def totals(region: str, block: BlockWriter, pool: WorkerPool) -> tuple[int, int,
     position = block.index("sweeps", region)[0]
     given_back = sum(member.block.get("pages_unmapped", position) for member in pool.workers)
     columns, words = block.names(leaks_field(region)), block.view(leaks_field(region))
-    explained, unexplained = (
-        words[columns.index(f"leaked_total {issue}")]
-        for issue in (TYPE1_DEVICE_DAX_LEAK.name, NO_KNOWN_ISSUE)
-    )
-    return given_back, explained, unexplained
+    leaked = {issue: words[columns.index(f"leaked_total {issue}")] for issue in _EXPLANATIONS}
+    unexplained = leaked.pop(NO_KNOWN_ISSUE)
+    return given_back, sum(leaked.values()), unexplained
 
 
 class Sweeper:
@@ -63,14 +62,19 @@ class Sweeper:
         self._canaries = canaries
         self._probe_function = probe_function
         self._known_issues = known_issues
-        names = [watch.region.name for watch in watches]
-        known, none = TYPE1_DEVICE_DAX_LEAK.name, NO_KNOWN_ISSUE
+        # What predicts leaks of each region, if anything does.
+        self._issues = {watch.region.name: leak_issue(watch.region.kind) for watch in watches}
         self._uncertain = block.view("uncertain")
         # What the probe of each region has shown so far.
         self._probed: dict[str, ProbeResult] = {}
         # What was reported of each region, which another supervisor may have done.
-        self._explained = {name: self._leaked(name, "leaked_total", known) for name in names}
-        self._unexplained = {name: self._leaked(name, "leaked", none) for name in names}
+        self._explained = {
+            name: self._leaked(name, "leaked_total", issue.name) if issue else 0
+            for name, issue in self._issues.items()
+        }
+        self._unexplained = {
+            name: self._leaked(name, "leaked", NO_KNOWN_ISSUE) for name in self._issues
+        }
         for watch in watches:
             self._store_account(watch)
 
@@ -82,9 +86,9 @@ class Sweeper:
         Raises:
             HelperError: a probe did not come to an end.
         """
-        issue = TYPE1_DEVICE_DAX_LEAK
         for watch in self._watches:
             name = watch.region.name
+            issue = self._issues[name]
             shown = self._probed.get(name)
             if shown is None and watch.idle is not None and watch.idle.preexisting:
                 self._journal.write(
@@ -94,7 +98,7 @@ class Sweeper:
                     pages=[list(page) for page in watch.idle.preexisting],
                     summary=f"pages of region {watch.region.name} were in use before the run",
                 )
-            if watch.region.kind is not issue.region or self._probe_function is None:
+            if issue is None or self._probe_function is None:
                 continue
             if shown not in {None, ProbeResult.INCONCLUSIVE}:
                 continue
@@ -119,9 +123,11 @@ class Sweeper:
         return any(map(self._is_undecided, self._watches))
 
     def _is_undecided(self, watch: RegionLeaks) -> bool:
+        issue = self._issues[watch.region.name]
         return (
             self._probed.get(watch.region.name) is ProbeResult.INCONCLUSIVE
-            and TYPE1_DEVICE_DAX_LEAK.name in self._known_issues
+            and issue is not None
+            and issue.name in self._known_issues
         )
 
     def note_headroom(self) -> None:
@@ -201,16 +207,18 @@ class Sweeper:
 
     def _store(self, watch: RegionLeaks, measured: Measurement) -> None:
         """Store what is leaked now and ever, and what was predicted, as one group."""
-        known, none = TYPE1_DEVICE_DAX_LEAK.name, NO_KNOWN_ISSUE
-        name, before = watch.region.name, watch.account
+        name, before, none = watch.region.name, watch.account, NO_KNOWN_ISSUE
         ever = self._leaked(name, "leaked_total", none)
         values = {
-            f"leaked {known}": measured.explained,
             f"leaked {none}": measured.unexplained,
-            f"leaked_total {known}": before.explained + measured.explained,
             f"leaked_total {none}": max(before.unexplained + measured.unexplained, ever),
-            f"predicted {known}": measured.predicted,
         }
+        if (issue := self._issues[name]) is not None:
+            values |= {
+                f"leaked {issue.name}": measured.explained,
+                f"leaked_total {issue.name}": before.explained + measured.explained,
+                f"predicted {issue.name}": measured.predicted,
+            }
         columns = self._block.names(leaks_field(name))
         self._block.set_group(leaks_field(name), [values.get(column, 0) for column in columns[1:]])
 
@@ -226,7 +234,7 @@ class Sweeper:
         return self._block.view(leaks_field(region))[columns.index(f"{column} {issue}")]
 
     def _report(self, watch: RegionLeaks, measured: Measurement) -> None:
-        region, issue = watch.region, TYPE1_DEVICE_DAX_LEAK
+        region, issue = watch.region, self._issues[watch.region.name]
         evidence = {
             "explained": measured.explained,
             "unexplained": measured.unexplained,
@@ -235,7 +243,7 @@ class Sweeper:
         }
         explained = watch.account.explained + measured.explained
         new = explained - self._explained[region.name]
-        if new > 0:
+        if issue is not None and new > 0:
             self._explained[region.name] = explained
             self._reporter.report(
                 Finding(
@@ -254,12 +262,12 @@ class Sweeper:
         change = measured.unexplained - self._unexplained[region.name]
         self._unexplained[region.name] = measured.unexplained
         if change > 0:
-            undecided = issue.name if self._is_undecided(watch) else None
+            undecided = issue if self._is_undecided(watch) else None
             self._reporter.report(
                 Finding(
                     Violation.LEAK,
                     region.kind,
-                    issue.interfaces[0] if undecided else Interface.NONE,
+                    undecided.interfaces[0] if undecided else Interface.NONE,
                     Operation.UNMAP,
                     change,
                     f"the page references of region {region.name} differ by "
@@ -267,7 +275,7 @@ class Sweeper:
                     region.name,
                     None,
                     evidence,
-                    undecided=undecided,
+                    undecided=undecided.name if undecided else None,
                 )
             )
 

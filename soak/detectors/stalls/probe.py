@@ -8,6 +8,7 @@ import os
 import signal
 import time
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from soak.abi.aio import IOCB_CMD_PWRITE, Transfers
@@ -16,6 +17,7 @@ from soak.abi.mmap import MAP_SHARED, PROT_READ, PROT_WRITE, Mapping
 from soak.abi.splice import PagePipe
 from soak.abi.transfer import open_direct
 from soak.detectors.tasks import ASLEEP, look_at, waits_for_pages
+from soak.model.known_issues import O_DIRECT_LOST_WAKEUP, REMAPPED_PAGE_STALL
 from soak.model.vocabulary import ProbeResult
 from soak.process.child import fork, serve_parent
 from soak.process.helper import in_helper
@@ -72,7 +74,16 @@ def judge_probe(probe: WakeupProbe, control: WakeupProbe) -> ProbeResult:
     return ProbeResult.REFUTED
 
 
-def probe_pipe(directory: Path, attempts: int, *, touch: bool = False) -> WakeupProbe:
+@dataclass(frozen=True)
+class ProbePlace:
+    """Where probes are made, how often one is tried, and a slow device, if there is one."""
+
+    directory: Path
+    attempts: int
+    slow_device: Path | None
+
+
+def probe_pipe(place: ProbePlace, *, touch: bool = False) -> WakeupProbe:
     """Truncate a file of which a page lies in a pipe; `touch` it again while the truncate waits.
 
     Raises:
@@ -91,15 +102,18 @@ def probe_pipe(directory: Path, attempts: int, *, touch: bool = False) -> Wakeup
         time.sleep(_HOLD_SECONDS)
         pipe.close()
 
-    return _probe(directory, attempts, hold)
+    return _probe(place, hold)
 
 
-def probe_transfer(directory: Path, attempts: int, device: Path) -> WakeupProbe:
-    """Truncate a file of which a page is on its way to a slow device.
+def probe_transfer(place: ProbePlace) -> WakeupProbe | None:
+    """Truncate a file of which a page is on its way to a slow device; None where there is none.
 
     Raises:
         HelperError: the probe did not come to an end, or could not be made.
     """
+    device = place.slow_device
+    if device is None:
+        return None
 
     def hold(address: int, held: Callable[[], None]) -> None:
         descriptor = open_direct(device)
@@ -112,15 +126,20 @@ def probe_transfer(directory: Path, attempts: int, device: Path) -> WakeupProbe:
                 pass
         os.close(descriptor)
 
-    return _probe(directory, attempts, hold)
+    return _probe(place, hold)
 
 
-def _probe(
-    directory: Path, attempts: int, hold: Callable[[int, Callable[[], None]], None]
-) -> WakeupProbe:
+# How each known issue of waits is probed, beside the control.
+PROBES: Final[dict[str, Callable[[ProbePlace], WakeupProbe | None]]] = {
+    O_DIRECT_LOST_WAKEUP.name: probe_transfer,
+    REMAPPED_PAGE_STALL.name: partial(probe_pipe, touch=True),
+}
+
+
+def _probe(place: ProbePlace, hold: Callable[[int, Callable[[], None]], None]) -> WakeupProbe:
     """Try until the truncate is seen to wait: on a loaded machine it may come when the pin is gone."""
-    for _ in range(attempts):
-        made = in_helper(lambda: asdict(_try(directory / "probe", hold)), _PROBE_SECONDS)
+    for _ in range(place.attempts):
+        made = in_helper(lambda: asdict(_try(place.directory / "probe", hold)), _PROBE_SECONDS)
         probe = WakeupProbe(**made)
         if probe.waited:
             break

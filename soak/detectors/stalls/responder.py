@@ -13,13 +13,13 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from soak.detectors.base import Finding
-from soak.detectors.stalls.probe import judge_probe, probe_pipe, probe_transfer
+from soak.detectors.stalls.probe import PROBES, ProbePlace, judge_probe, probe_pipe
 from soak.detectors.tasks import look_at, waits_for_pages
 from soak.journal.writer import Level
 from soak.ledger.recorder import RECORDER, Line
 from soak.ledger.schema import BUCKET_BOUNDS_NS, STALL_COLUMNS
 from soak.ledger.totals import judged_trials
-from soak.model.known_issues import O_DIRECT_LOST_WAKEUP, REMAPPED_PAGE_STALL
+from soak.model.known_issues import KNOWN_ISSUES, Observation
 from soak.model.vocabulary import (
     INVALIDATIONS,
     SHORT_PINS,
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from soak.detectors.stalls.probe import WakeupProbe
     from soak.journal.writer import Journal
     from soak.ledger.writer import BlockWriter
-    from soak.model.known_issues import KnownIssue
     from soak.workload.pool import WorkerPool, WorkerProcess
 
 # How often a probe is tried at the start, and later while the workers rest.
@@ -107,15 +106,16 @@ class StallWatch:
         """
         if self._probe_directory is None:
             return
-        directory = self._probe_directory
-        attempts = _AGAIN_ATTEMPTS if self._probed else _ATTEMPTS
-        control = probe_pipe(directory, attempts)
-        if self._slow_device is not None and self._is_open(O_DIRECT_LOST_WAKEUP):
-            transfer = probe_transfer(directory, attempts, self._slow_device)
-            self._note_probe(O_DIRECT_LOST_WAKEUP, transfer, control)
-        if self._is_open(REMAPPED_PAGE_STALL):
-            touched = probe_pipe(directory, attempts, touch=True)
-            self._note_probe(REMAPPED_PAGE_STALL, touched, control)
+        place = ProbePlace(
+            self._probe_directory, _AGAIN_ATTEMPTS if self._probed else _ATTEMPTS, self._slow_device
+        )
+        control = probe_pipe(place)
+        for issue, probe in PROBES.items():
+            if self._probed.get(issue) not in {None, ProbeResult.INCONCLUSIVE}:
+                continue
+            found = probe(place)
+            if found is not None:
+                self._note_probe(issue, found, control)
 
     @property
     def undecided(self) -> bool:
@@ -125,14 +125,11 @@ class StallWatch:
             for name, result in self._probed.items()
         )
 
-    def _is_open(self, issue: KnownIssue) -> bool:
-        return self._probed.get(issue.name) in {None, ProbeResult.INCONCLUSIVE}
-
-    def _note_probe(self, issue: KnownIssue, probe: WakeupProbe, control: WakeupProbe) -> None:
+    def _note_probe(self, issue: str, probe: WakeupProbe, control: WakeupProbe) -> None:
         result = judge_probe(probe, control)
-        self._probed[issue.name] = result
+        self._probed[issue] = result
         self._reporter.probed(
-            issue.name, result, applies=issue.name in self._known_issues, lost=probe.lost,
+            issue, result, applies=issue in self._known_issues, lost=probe.lost,
             **asdict(probe), control=asdict(control),
         )  # fmt: skip
 
@@ -290,38 +287,33 @@ class StallWatch:
 
         Then the one that would, had its probe been conclusive.
         """
-        holds, last = judgement.holds, judgement.last
+        holds, last, wait = judgement.holds, judgement.last, judgement.wait
+        nothing = (last.interface if last else Interface.NONE), None, None
         if judgement.behind is not None:
             return judgement.behind.interface, None, None
-        undecided: tuple[Interface, str] | None = None
-        if not judgement.wait.end and not waits_for_pages(task.get("stack", ())):
-            return (last.interface if last else Interface.NONE), None, None
-        for issue, applies in (
-            # In a crowd, what lost the wake-up need not be what was given back last.
-            (O_DIRECT_LOST_WAKEUP, not judgement.wait.end and Interface.O_DIRECT in _ways(holds)),
-            # A pin that is taken while the truncate waits maps the page again: one of several, one of
-            # a row, or one that is still being taken page by page.
-            (
-                REMAPPED_PAGE_STALL,
-                len(holds) > 1
-                or any(hold.may_be_taken_after(judgement.wait.start) for hold in holds),
-            ),
-        ):
-            if not (
-                applies
-                and issue.name in self._known_issues
-                and judgement.violation in issue.violations
-            ):
+        asleep_elsewhere = not wait.end and not waits_for_pages(task.get("stack", ()))
+        if judgement.violation is None or asleep_elsewhere:
+            return nothing
+        seen = Observation(
+            judgement.violation,
+            RegionKind.FS_DAX,
+            tuple(hold.interface for hold in holds),
+            ended=bool(wait.end),
+            # By one of several, one of a row, or one that is still being taken page by page.
+            pinned_again=len(holds) > 1
+            or any(hold.may_be_taken_after(wait.start) for hold in holds),
+        )
+        undecided = None
+        for issue in KNOWN_ISSUES:
+            if issue.name not in self._known_issues or not issue.explains(seen):
                 continue
             result = self._probed.get(issue.name)
-            own = [hold.interface for hold in holds if hold.interface in issue.interfaces]
+            *_, interface = (each for each in seen.interfaces if each in issue.interfaces)
             if result is ProbeResult.CONFIRMED:
-                return own[-1], issue.name, None
+                return interface, issue.name, None
             if result is ProbeResult.INCONCLUSIVE and undecided is None:
-                undecided = own[-1], issue.name
-        if undecided is not None:
-            return undecided[0], None, undecided[1]
-        return (last.interface if last else Interface.NONE), None, None
+                undecided = interface, None, issue.name
+        return undecided or nothing
 
     def _evidence(
         self, judgement: Judgement, member: WorkerProcess, task: dict[str, Any]
@@ -411,10 +403,6 @@ class StallWatch:
             summary=f"{member.plan.name} hangs in the kernel and cannot be killed: another worker "
             f"goes on with another file",
         )
-
-
-def _ways(holds: Sequence[Hold]) -> set[Interface]:
-    return {hold.interface for hold in holds}
 
 
 def _row_of(judgement: Judgement) -> int:
