@@ -32,7 +32,7 @@ from soak.ledger.schema import (
     SUPERVISOR,
     WORKER,
 )
-from soak.model.vocabulary import Detector, VerdictWord
+from soak.model.vocabulary import DetectorName, VerdictWord
 from soak.process.helper import HelperError
 from soak.process.step_helper import StepHelper
 from soak.regions import AnonymousRegion, FsDaxRegion
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from soak.ledger.writer import BlockWriter
 
 RELEASE = (6, 12)
-DETECTORS = (Detector.REFUSALS, Detector.STALLS, Detector.LEAKS)
+DETECTORS = (DetectorName.REFUSALS, DetectorName.STALLS, DetectorName.LEAKS)
 
 
 def watching(blocks: list[BlockWriter]) -> RefusalDetector:
@@ -74,13 +74,18 @@ class Scene:
         self.journal = FileJournal(self.path)
         self.reporter = Reporter(self.block, self.journal)
         self.clock = SoakClock()
+        # What the next measurements of the regions show.
+        self.counts: Iterator[dict[str, int] | None] = iter(())
         self.detector = watching([*self.workers, self.refused])
         self.refusal = RefusalCanary(
             self.refused, self.clock, lambda: refused_hold(self.refused, RELEASE), "hold of fs-dax"
         )
 
     def canaries(self, *kinds: Any, every: float = 600.0) -> Canaries:  # noqa: ANN401 - any canary
-        return Canaries(self.block, self.journal, self.reporter, kinds, every=every)
+        return Canaries(
+            self.block, self.journal, self.reporter, kinds, every=every,
+            differences=lambda: next(self.counts),
+        )  # fmt: skip
 
     def beat(self, canaries: Canaries) -> None:
         self.clock.beat(time.monotonic_ns())
@@ -98,14 +103,14 @@ class Scene:
     def events(self) -> list[dict[str, Any]]:
         return list(read_journal(self.path))
 
-    def count(self, detector: Detector, column: str) -> int:
+    def count(self, detector: DetectorName, column: str) -> int:
         return self.block.get("canaries", *self.block.index("canaries", detector, column))
 
 
 class Acting:
     """A canary that does what a test wants."""
 
-    detector = Detector.STALLS
+    detector = DetectorName.STALLS
     blocks: tuple[BlockWriter, ...] = ()
 
     def __init__(self, steps: Any) -> None:  # noqa: ANN401 - a generator function
@@ -153,9 +158,9 @@ def test_a_call_that_fails_wrongly_is_seen_and_is_no_violation(scene: Scene) -> 
         ("canary.seen", "refusals")
     ] * 2
     assert events[0]["made"] == "hold of fs-dax ended with EFAULT"
-    assert scene.count(Detector.REFUSALS, "seen") == 2
-    assert scene.count(Detector.REFUSALS, "missed") == 0
-    assert scene.count(Detector.REFUSALS, "seen_ns") > 0
+    assert scene.count(DetectorName.REFUSALS, "seen") == 2
+    assert scene.count(DetectorName.REFUSALS, "missed") == 0
+    assert scene.count(DetectorName.REFUSALS, "seen_ns") > 0
     # It was a real call, and is counted as one, in a block that is no worker's.
     assert scene.refused.get("ended") == scene.refused.get("begun") == 2
     assert scene.refused.block.kind == CANARY
@@ -171,8 +176,8 @@ def test_a_detector_that_does_not_look_at_the_block_is_known_to_be_blind(scene: 
     (event,) = scene.events()
     assert (event["event"], event["level"]) == ("canary.missed", "error")
     assert event["detector"] == "refusals"
-    assert scene.count(Detector.REFUSALS, "missed") == 1
-    assert scene.count(Detector.REFUSALS, "seen_ns") == 0
+    assert scene.count(DetectorName.REFUSALS, "missed") == 1
+    assert scene.count(DetectorName.REFUSALS, "seen_ns") == 0
     lines = [
         valid_line(1, "run.started", canaries=["refusals"]),
         {**valid_line(2, event["event"]), **event, "seq": 2},
@@ -211,8 +216,8 @@ def test_one_that_cannot_be_made_is_told_and_the_others_go_on(scene: Scene) -> N
     assert {event["level"] for event in failed} == {"warning"}
     assert any("the function is busy" in event["summary"] for event in failed)
     assert any("did not take its step" in event["summary"] for event in failed)
-    assert scene.count(Detector.REFUSALS, "seen") == 1
-    assert scene.count(Detector.REFUSALS, "missed") == 0
+    assert scene.count(DetectorName.REFUSALS, "seen") == 1
+    assert scene.count(DetectorName.REFUSALS, "missed") == 0
 
 
 def _hang() -> Iterator[str]:
@@ -230,7 +235,7 @@ def test_what_was_judged_counts_even_if_it_could_not_be_undone(scene: Scene) -> 
     canaries.begin_round()
     scene.beat_until_over(canaries)
     assert [event["event"] for event in scene.events()] == ["canary.missed", "canary.failed"]
-    assert scene.count(Detector.STALLS, "missed") == 1
+    assert scene.count(DetectorName.STALLS, "missed") == 1
 
 
 def test_a_helper_that_cannot_be_killed_is_the_last_of_its_kind(scene: Scene) -> None:
@@ -301,13 +306,13 @@ def test_a_pin_must_show_as_exactly_itself(
     monkeypatch.setattr(canary_kinds, "extra_pins", _no_pins)
     leak = LeakCanary(scene.clock, [AnonymousRegion("dax", 4096)])  # type: ignore[list-item]  # a name
     canaries = scene.canaries(leak)
-    counts = iter(({"dax": before}, {"dax": with_pin}))
+    scene.counts = iter(({"dax": before}, {"dax": with_pin}))
     canaries.begin_round()
     end = time.monotonic() + DEADLINE
     while canaries.busy:
         assert time.monotonic() < end
         scene.beat(canaries)
-        canaries.at_rest(lambda: next(counts))
+        canaries.at_rest()
     (event,) = scene.events()
     assert event["event"] == ("canary.seen" if seen else "canary.missed")
     assert event["evidence"] == {"region": "dax", "difference": [before, with_pin]}
@@ -330,15 +335,15 @@ def test_a_count_that_a_death_disturbed_is_no_judgement_and_is_done_again(
     whole = ({"dax": 0}, {"dax": 1})
     # Of the two that belong together the one is as good as the other to be spoilt.
     spoilt = [None if number % 2 else {"dax": 0} for number in range(2 * deaths)]
-    counts = iter([*spoilt, *whole])
+    scene.counts = iter([*spoilt, *whole])
     while canaries.busy:
         scene.beat(canaries)
-        canaries.at_rest(lambda: next(counts))
+        canaries.at_rest()
     (event,) = scene.events()
     given_up = deaths == 3
     assert event["event"] == ("canary.failed" if given_up else "canary.seen")
-    assert scene.count(Detector.LEAKS, "missed") == 0
-    assert scene.count(Detector.LEAKS, "seen") == (not given_up)
+    assert scene.count(DetectorName.LEAKS, "missed") == 0
+    assert scene.count(DetectorName.LEAKS, "seen") == (not given_up)
 
 
 def test_a_canary_that_is_ready_asks_once_for_a_rest(
@@ -355,8 +360,8 @@ def test_a_canary_that_is_ready_asks_once_for_a_rest(
     for _ in range(5):
         scene.beat(canaries)
         assert not canaries.asks_for_rest()
-    counts = iter(({"dax": 0}, {"dax": 1}))
-    canaries.at_rest(lambda: next(counts))
+    scene.counts = iter(({"dax": 0}, {"dax": 1}))
+    canaries.at_rest()
     scene.beat_until_over(canaries)
     assert [event["event"] for event in scene.events()] == ["canary.seen"]
 
@@ -370,7 +375,7 @@ def test_only_what_can_be_made_is_made(scene: Scene) -> None:
     blocks = {scene.refused.block.name: scene.refused}
     control = AnonymousRegion("control", 4096)
 
-    def made(function: str | None) -> list[Detector]:
+    def made(function: str | None) -> list[DetectorName]:
         return [
             canary.detector
             for canary in make_canaries(
@@ -380,7 +385,7 @@ def test_only_what_can_be_made_is_made(scene: Scene) -> None:
         ]  # fmt: skip
 
     assert made(None) == []
-    assert made("0000:00:05.0") == [Detector.REFUSALS]
+    assert made("0000:00:05.0") == [DetectorName.REFUSALS]
 
 
 def test_what_a_supervisor_left_that_died_is_put_in_order(scene: Scene, tmp_path: Path) -> None:

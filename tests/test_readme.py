@@ -14,7 +14,7 @@ from soak.config.sections import SECTIONS
 from soak.lab.guest.faults import FAULTS
 from soak.lab.kernels.store import KERNEL_NAMES
 from soak.model.exit_codes import BISECT, INTERRUPTED, PLAIN
-from soak.model.vocabulary import Detector, VerdictWord, Violation
+from soak.model.vocabulary import DetectorName, VerdictWord, Violation
 from soak.report.reference import with_table
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
@@ -27,7 +27,7 @@ def test_the_reference_of_the_configuration_is_made_from_the_code() -> None:
         assert f"`[{section}] " in README
 
 
-@pytest.mark.parametrize("word", [*Violation, *VerdictWord, *Detector])
+@pytest.mark.parametrize("word", [*Violation, *VerdictWord, *DetectorName])
 def test_every_verdict_and_kind_of_violation_is_named(word: str) -> None:
     assert re.search(rf"\b{word}\b", README)
 

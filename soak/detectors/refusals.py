@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from soak.detectors.base import Finding
+from soak.detectors.base import Detector, Finding
 from soak.ledger.recorder import RECORDER, Line
 from soak.ledger.schema import (
     CANARY,
@@ -20,11 +20,12 @@ from soak.ledger.schema import (
 )
 from soak.model.cell import Cell
 from soak.model.expectations import expected
-from soak.model.vocabulary import ERRNOS, Violation, errno_name
+from soak.model.vocabulary import ERRNOS, DetectorName, Violation, errno_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from soak.detectors.reporter import Reporter
     from soak.ledger.writer import BlockWriter
     from soak.model.expectations import Expectation, Release
 
@@ -85,6 +86,25 @@ class RefusalDetector:
         for words, seen in zip(self._judged, self._seen, strict=True):
             for position, count in enumerate(seen):
                 words[position] = count
+
+
+class Refusals(Detector):
+    """Reports what the refusal detector finds."""
+
+    name = DetectorName.REFUSALS
+
+    def __init__(self, detector: RefusalDetector, reporter: Reporter) -> None:
+        self._detector, self._reporter = detector, reporter
+
+    def look(self) -> None:
+        for finding in self._detector.look():
+            self._reporter.report(finding)
+
+    def commit(self) -> None:
+        self._detector.commit()
+
+    def uncovered(self) -> Sequence[str]:
+        return [cell.label for cell in self._detector.uncovered()]
 
 
 def _judge(

@@ -86,7 +86,7 @@ class Violation(StrEnum):
     LOST_MACHINE = "lost-machine"
 
 
-class Detector(StrEnum):
+class DetectorName(StrEnum):
     """What reads the ledger or the kernel and judges."""
 
     REFUSALS = "refusals"

@@ -20,7 +20,7 @@ from soak.detectors.leaks.measure import Account, RegionLeaks
 from soak.detectors.leaks.recycler import Recycler
 from soak.detectors.leaks.struct_pages import StructPages
 from soak.detectors.leaks.sweeper import Sweeper, totals
-from soak.detectors.refusals import RefusalDetector
+from soak.detectors.refusals import RefusalDetector, Refusals
 from soak.detectors.reporter import Reporter
 from soak.detectors.stalls.judge import StallDetector
 from soak.detectors.stalls.responder import StallWatch
@@ -125,22 +125,6 @@ def run_soak(config: Config, plan: RunPlan, regions: Sequence[Region], setting: 
         control = stack.enter_context(ControlSocket(setting.control))
         reporter = Reporter(block, journal)
         clock = SoakClock()
-        refused = ledger.block(CANARY_REFUSED)
-        canaries = Canaries(
-            block,
-            journal,
-            reporter,
-            make_canaries(
-                regions,
-                ledger.block,
-                clock,
-                release,
-                function=functions[0] if functions else None,
-                threshold=config.stall.threshold,
-                swept=[watch.region.name for watch in leaks],
-            ),
-            every=config.canaries.every,
-        )
         known_issues = frozenset(
             issue.name
             for issue in KNOWN_ISSUES
@@ -156,6 +140,36 @@ def run_soak(config: Config, plan: RunPlan, regions: Sequence[Region], setting: 
             known_issues=known_issues,
             canaries=[ledger.block(CANARY_HOLDER)],
         )
+        stalls = StallWatch(
+            block,
+            journal,
+            reporter,
+            pool,
+            detector=_stall_detector(
+                plan, pool, ledger, clock, release, read=_read_before(pool, block, past)
+            ),
+            clock=clock,
+            probe_directory=_probe_directory(regions),
+            slow_device=next(map(Path, config.workload.slow_devices), None),
+            known_issues=known_issues,
+        )
+        refusals = Refusals(_refusal_detector(pool, ledger, release), reporter)
+        canaries = Canaries(
+            block,
+            journal,
+            reporter,
+            make_canaries(
+                regions,
+                ledger.block,
+                clock,
+                release,
+                function=functions[0] if functions else None,
+                threshold=config.stall.threshold,
+                swept=[watch.region.name for watch in leaks],
+            ),
+            every=config.canaries.every,
+            differences=sweeper.differences,
+        )
         recycler = Recycler(
             block, journal, pool, sweeper, leaks, threshold=config.leaks.recycle, release=release
         )
@@ -164,29 +178,7 @@ def run_soak(config: Config, plan: RunPlan, regions: Sequence[Region], setting: 
             pool=pool,
             journal=journal,
             reporter=reporter,
-            refusals=RefusalDetector(
-                [*(member.block for member in pool.workers), refused],
-                release,
-                [
-                    *(block.view(judged_field(member.plan.name)) for member in pool.workers),
-                    # What a canary has shown before is of no account now.
-                    memoryview(bytearray(bytes(refused.view("counts")))).cast("Q"),
-                ],
-            ),
-            stalls=StallWatch(
-                block,
-                journal,
-                reporter,
-                pool,
-                detector=_stall_detector(
-                    plan, pool, ledger, clock, release, read=_read_before(pool, block, past)
-                ),
-                clock=clock,
-                probe_directory=_probe_directory(regions),
-                slow_device=next(map(Path, config.workload.slow_devices), None),
-                known_issues=known_issues,
-            ),
-            sweeper=sweeper,
+            detectors=[sweeper, stalls, refusals],
             recycler=recycler,
             canaries=canaries,
             summary=Summary(block, journal, [member.block for member in pool.workers]),
@@ -295,6 +287,19 @@ def _read_before(
         )
         for member in pool.workers
     }
+
+
+def _refusal_detector(pool: WorkerPool, ledger: Ledger, release: Release) -> RefusalDetector:
+    block, refused = ledger.block(SUPERVISOR), ledger.block(CANARY_REFUSED)
+    return RefusalDetector(
+        [*(member.block for member in pool.workers), refused],
+        release,
+        [
+            *(block.view(judged_field(member.plan.name)) for member in pool.workers),
+            # What a canary has shown before is of no account now.
+            memoryview(bytearray(bytes(refused.view("counts")))).cast("Q"),
+        ],
+    )
 
 
 def _stall_detector(

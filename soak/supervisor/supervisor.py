@@ -14,12 +14,13 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 from soak.abi.procfs import boot_id, foll_pins, kernel_release, locked_and_pinned_bytes, taint
+from soak.detectors.base import Detector
 from soak.detectors.canaries.runner import FIRST_SECONDS
 from soak.detectors.leaks.sweeper import FULL_HEADROOM_PPM
 from soak.detectors.reporter import REPORT_SECONDS
 from soak.journal.writer import Level
 from soak.ledger.totals import completed_operations
-from soak.model.vocabulary import Detector, RunState, VerdictWord
+from soak.model.vocabulary import DetectorName, RunState, VerdictWord
 from soak.supervisor.control import CONTINUE, PAUSE, STOP, WORDS, ending_signals
 from soak.supervisor.jobs import Jobs
 
@@ -29,10 +30,7 @@ if TYPE_CHECKING:
     from soak.detectors.canaries.runner import Canaries
     from soak.detectors.clock import SoakClock
     from soak.detectors.leaks.recycler import Recycler
-    from soak.detectors.leaks.sweeper import Sweeper
-    from soak.detectors.refusals import RefusalDetector
     from soak.detectors.reporter import Reporter
-    from soak.detectors.stalls.responder import StallWatch
     from soak.journal.writer import Journal
     from soak.ledger.writer import BlockWriter
     from soak.supervisor.control import ControlSocket
@@ -45,6 +43,8 @@ BEAT_SECONDS: Final = 0.1
 _SAMPLE_SECONDS: Final = 10.0
 _COUNTERS_SECONDS: Final = 5.0
 _BARRIER_SECONDS: Final = 30.0
+# A call that a signal frees is over at once; a worker that has to be killed takes a few seconds.
+_FREED_SECONDS: Final = 10.0
 _COMMIT_SECONDS: Final = 1.0
 _COVERAGE_SECONDS: Final = 1.0
 _PROBE_SECONDS: Final = 10.0
@@ -62,9 +62,7 @@ class Supervisor:
         pool: WorkerPool,
         journal: Journal,
         reporter: Reporter,
-        refusals: RefusalDetector,
-        stalls: StallWatch,
-        sweeper: Sweeper,
+        detectors: Sequence[Detector],
         recycler: Recycler,
         canaries: Canaries,
         summary: Summary,
@@ -80,9 +78,7 @@ class Supervisor:
         self._pool = pool
         self._journal = journal
         self._reporter = reporter
-        self._refusals = refusals
-        self._stalls = stalls
-        self._sweeper = sweeper
+        self._detectors = detectors
         self._recycler = recycler
         self._must_end: str | None = None
         self._canaries = canaries
@@ -115,7 +111,7 @@ class Supervisor:
         self._begin()
         try:
             # A page that can be pinned no more would make every probe look like a refusal.
-            self._guarded(Detector.LEAKS, self._sweeper.note_headroom)
+            self._have_each("prepare")
             why = self._recycler.make_room()
             if why is None:
                 self._start()
@@ -123,10 +119,9 @@ class Supervisor:
         finally:
             self._end_workers()
             self._canaries.stop()
-        self._guarded(Detector.REFUSALS, self._look_for_refusals)
-        self._guarded(Detector.STALLS, self._stalls.look)
+        self._look()
         self._probe_undecided()
-        self._guarded(Detector.LEAKS, self._sweeper.sweep)
+        self._have_each("at_rest")
         self._sample()
         self._reporter.give_up_deciding()
         self._summary.write()
@@ -167,16 +162,13 @@ class Supervisor:
                 + ("after a reboot" if rebooted else "on a machine that went on running"),
             )  # fmt: skip
         block.add("starts", 1)
-        uncovered = [cell.label for cell in self._refusals.uncovered()]
-        for label in (*uncovered, *self._stalls.uncovered()):
+        for label in [label for detector in self._detectors for label in detector.uncovered()]:
             self._journal.write(
-                "expectation.missing", Level.ERROR,
-                summary=f"nobody has written down what the kernel owes for {label}",
-            )  # fmt: skip
+                "expectation.missing", Level.ERROR, summary=f"no expectation covers {label}"
+            )
 
     def _start(self) -> None:
-        self._guarded(Detector.LEAKS, self._sweeper.probe)
-        self._guarded(Detector.STALLS, self._stalls.probe)
+        self._have_each("probe")
         self._pool.start()
         self._block.set_word("state", RunState.RUNNING)
         self._journal.write("workers.started", workers=len(self._pool.workers))
@@ -197,15 +189,15 @@ class Supervisor:
             self._jobs.every("canary", self._canaries.every, self._canaries.begin_round, first=soon)
         while self._left_ns() > 0:
             self._beat()
-            self._look_for_stalls()
+            self._look()
             for death in self._pool.reap():
                 self._report_death(death)
             self._report_unborn()
-            self._guarded(Detector.REFUSALS, self._look_for_refusals)
+            self._flush_and_commit()
             self._canaries.look()
             if not self._paused:
                 if self._canaries.asks_for_rest():
-                    self._guarded(Detector.LEAKS, self._sweep_between)
+                    self._sweep_between()
                 self._note_coverage()
                 self._jobs.run_pending()
             if self._must_end is not None:
@@ -281,32 +273,39 @@ class Supervisor:
 
     def _guarded(self, detector: Detector, work: Callable[[], None]) -> None:
         """Run a detector; when it raises, its blindness is a fact of the run, not the run's end."""
+        name = detector.name
         start = time.monotonic_ns()
         try:
             work()
         except Exception as error:  # noqa: BLE001 - a detector that failed makes the verdict unknown
-            self._fail(detector, f"the detector {detector} failed: {error!r}")
+            self._fail(name, f"the detector {name} failed: {error!r}")
         else:
-            self._block.set_at("detectors", 1, detector, "success")
-        self._block.add_at("detectors", 1, detector, "runs")
-        self._block.set_at("detectors", time.monotonic_ns() - start, detector, "duration_ns")
+            self._block.set_at("detectors", 1, name, "success")
+        self._block.add_at("detectors", 1, name, "runs")
+        self._block.set_at("detectors", time.monotonic_ns() - start, name, "duration_ns")
 
-    def _fail(self, detector: Detector, summary: str) -> None:
+    def _fail(self, detector: DetectorName, summary: str) -> None:
         """Note that a detector saw nothing; the same reason is written down once."""
         self._block.set_at("detectors", 0, detector, "success")
         if summary not in self._failures:
             self._failures.add(summary)
             self._journal.write("detector.failed", Level.ERROR, detector=detector, summary=summary)
 
-    def _look_for_stalls(self) -> None:
+    def _look(self) -> None:
         self._looked = time.monotonic()
-        self._guarded(Detector.STALLS, self._stalls.look)
+        self._have_each("look")
+
+    def _have_each(self, step: str) -> None:
+        """Have each detector do this, where it does anything then."""
+        for detector in self._detectors:
+            if _has_step(detector, step):
+                self._guarded(detector, getattr(detector, step))
 
     def _watch(self) -> None:
         """Do, while workers come to rest, what cannot wait: a stall is what may keep one from it."""
         self._beat()
         if time.monotonic() - self._looked >= BEAT_SECONDS:
-            self._look_for_stalls()
+            self._look()
 
     def _watch_and_replace(self) -> None:
         """Replace, besides, who dies meanwhile: others wait for what it was doing."""
@@ -314,9 +313,7 @@ class Supervisor:
         for death in self._pool.reap():
             self._report_death(death)
 
-    def _look_for_refusals(self) -> None:
-        for finding in self._refusals.look():
-            self._reporter.report(finding)
+    def _flush_and_commit(self) -> None:
         self._reporter.flush(REPORT_SECONDS)
         if self._reporter.idle and time.monotonic() - self._committed >= _COMMIT_SECONDS:
             self._commit()
@@ -328,8 +325,8 @@ class Supervisor:
         never leaves it out.
         """
         self._committed = time.monotonic()
-        self._refusals.commit()
-        self._stalls.commit()
+        for detector in self._detectors:
+            detector.commit()
 
     def _report_death(self, death: Death) -> None:
         index = self._block.index("restarts", death.worker)
@@ -377,11 +374,12 @@ class Supervisor:
     def _sweep_between(self) -> None:
         """Sweep while the workers rest between two operations."""
         with self._at_rest() as late:
-            if late:
-                self._fail(Detector.LEAKS, f"no sweep: {', '.join(late)} did not come to rest")
-            else:
-                self._guarded(Detector.LEAKS, self._sweeper.sweep)
-                self._canaries.at_rest(self._sweeper.differences)
+            if not late:
+                self._have_each("at_rest")
+                self._canaries.at_rest()
+            for detector in self._detectors if late else ():
+                if _has_step(detector, "at_rest"):
+                    self._fail(detector.name, f"no sweep: {', '.join(late)} did not come to rest")
 
     def _recycle(self) -> None:
         """Recycle what will be short of head-room. A canary that holds a page has its turn first."""
@@ -393,24 +391,26 @@ class Supervisor:
 
     def _probe_again(self) -> None:
         """Try again, while the workers rest, what no probe could tell so far."""
-        if self._stalls.undecided or self._sweeper.undecided:
+        if any(detector.undecided for detector in self._detectors):
             with self._at_rest() as late:
                 if not late:
                     self._probe_undecided()
 
     def _probe_undecided(self) -> None:
-        if self._stalls.undecided:
-            self._guarded(Detector.STALLS, self._stalls.probe)
-        if self._sweeper.undecided:
-            self._guarded(Detector.LEAKS, self._sweeper.probe)
+        for detector in self._detectors:
+            if detector.undecided:
+                self._guarded(detector, detector.probe)
 
     @contextlib.contextmanager
     def _at_rest(self) -> Iterator[list[str]]:
-        """Have the workers rest meanwhile; give those that do not come to it, which are freed."""
+        """Have the workers rest meanwhile; yield those that do not come to it though they were freed."""
         try:
             late = self._pool.pause(_BARRIER_SECONDS, self._watch_and_replace)
             for worker in late:
-                self._stalls.free(self._pool.worker(worker))
+                for detector in self._detectors:
+                    detector.free(self._pool.worker(worker))
+            if late:
+                late = self._pool.pause(_FREED_SECONDS, self._watch_and_replace)
             yield late
         finally:
             self._pool.resume()
@@ -423,7 +423,11 @@ class Supervisor:
         self._journal.write(
             "sample.taken",
             completed=completed,
-            sweeps=self._sweeper.counts(),
+            sweeps={
+                name: count
+                for detector in self._detectors
+                for name, count in detector.sweeps().items()
+            },
             journal_errors=self._journal.errors,
             workers={
                 member.plan.name: member.block.get("incarnation") for member in self._pool.workers
@@ -442,13 +446,12 @@ class Supervisor:
     def _count_completed(self) -> dict[str, int]:
         """Count what was completed, by label, and how many of the promised cells that covers."""
         self._counted = time.monotonic()
-        completed = {
-            **completed_operations(
-                (member.block.names("counts"), member.block.view("counts"))
-                for member in self._pool.workers
-            ),
-            **self._stalls.trials(),
-        }
+        completed = completed_operations(
+            (member.block.names("counts"), member.block.view("counts"))
+            for member in self._pool.workers
+        )
+        for detector in self._detectors:
+            completed |= detector.completed()
         promised: dict[str, int] = self._run["promised"]
         met = sum(completed.get(label, 0) >= need for label, need in promised.items())
         self._block.set("coverage_cells", met)
@@ -467,3 +470,7 @@ class Supervisor:
                 locked, pinned = locked + of_one[0], pinned + of_one[1]
         self._block.set("locked_bytes", locked)
         self._block.set("pinned_bytes", pinned)
+
+
+def _has_step(detector: Detector, step: str) -> bool:
+    return getattr(type(detector), step) is not getattr(Detector, step)

@@ -22,7 +22,7 @@ from soak.detectors.canaries.steps import (
 )
 from soak.detectors.tasks import look_at
 from soak.ledger.schema import CANARY_HOLDER, CANARY_INVALIDATOR, CANARY_REFUSED
-from soak.model.vocabulary import Detector, Violation
+from soak.model.vocabulary import DetectorName, Violation
 from soak.process.helper import HelperError
 from soak.process.step_helper import StepHelper
 from soak.regions import DeviceDaxRegion, FsDaxRegion
@@ -108,7 +108,7 @@ class _Patience:
 class RefusalCanary:
     """An operation that ends with an errno which the kernel does not owe for it."""
 
-    detector: Final = Detector.REFUSALS
+    detector: Final = DetectorName.REFUSALS
     _KINDS: Final = frozenset({Violation.WRONG_ERRNO, Violation.UNEXPECTED_REFUSAL})
 
     def __init__(
@@ -141,7 +141,7 @@ class RefusalCanary:
 class StallCanary:
     """A truncate that waits for a pin of which the ledger says that it was given back."""
 
-    detector: Final = Detector.STALLS
+    detector: Final = DetectorName.STALLS
     _KINDS: Final = frozenset({Violation.STALL, Violation.LATE_WAKEUP})
 
     def __init__(
@@ -218,7 +218,7 @@ class StallCanary:
 class LeakCanary:
     """One page of each region pinned by somebody who has it in no account."""
 
-    detector: Final = Detector.LEAKS
+    detector: Final = DetectorName.LEAKS
     blocks: tuple[BlockWriter, ...] = ()
 
     def __init__(self, clock: Clock, regions: Sequence[DeviceDaxRegion | FsDaxRegion]) -> None:

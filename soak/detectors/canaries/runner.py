@@ -44,9 +44,11 @@ class Canaries:
         canaries: Sequence[Canary],
         *,
         every: float,
+        differences: Differences,
     ) -> None:
-        """Take the seconds between two rounds, 0 for none at all."""
+        """Take the seconds between two rounds, 0 for none, and what measures regions as a sweep does."""
         self.every = every
+        self._differences = differences
         self._block = block
         self._journal = journal
         self._reporter = reporter
@@ -97,13 +99,10 @@ class Canaries:
         """Say whether a canary has become ready for what is done while no worker is at work."""
         return any(under_way.canary.asks_for_rest() for under_way in self._under_way)
 
-    def at_rest(self, differences: Differences) -> None:
-        """Do what can only be done while no worker takes or gives back a pin.
-
-        `differences` measures all regions as a sweep does.
-        """
+    def at_rest(self) -> None:
+        """Do what can only be done while no worker takes or gives back a pin."""
         for under_way in self._under_way:
-            under_way.canary.at_rest(differences)
+            under_way.canary.at_rest(self._differences)
 
     def stop(self) -> None:
         """End what is under way, unjudged: nothing is held or waits afterwards."""

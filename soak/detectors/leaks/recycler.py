@@ -153,17 +153,17 @@ class Recycler:
             if left:
                 return self._failed(region, f"{', '.join(left)} did not end")
             # What they still held was given back with their containers, and may have leaked.
-            self._sweeper.sweep()
+            self._sweeper.at_rest()
         try:
             in_helper(lambda: _rebind(region.path), _RECYCLE_SECONDS)
         except HelperError as error:
             return self._failed(region, str(error))
         given_back, explained, unexplained = totals(region.name, self._block, self._pool)
         watch.renew(given_back, explained, unexplained)
-        self._sweeper.note_headroom()
+        self._sweeper.prepare()
         self._uses[region.name] = _Use(self._headroom(region.name))
         if mappers:
-            self._sweeper.sweep()
+            self._sweeper.at_rest()
             self._pool.start(mappers)
         self._journal.write(
             "region.recycled",

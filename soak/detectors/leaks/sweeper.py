@@ -7,12 +7,12 @@ import time
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Final
 
-from soak.detectors.base import Finding
+from soak.detectors.base import Detector, Finding
 from soak.detectors.leaks.measure import REFCOUNT_LIMIT, Held
 from soak.journal.writer import Level
 from soak.ledger.schema import ACCOUNT_COLUMNS, NO_KNOWN_ISSUE, account_field, leaks_field
 from soak.model.known_issues import KNOWN_ISSUES, leak_issue
-from soak.model.vocabulary import Interface, Operation, ProbeResult, Violation
+from soak.model.vocabulary import DetectorName, Interface, Operation, ProbeResult, Violation
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,8 +37,10 @@ def totals(region: str, block: BlockWriter, pool: WorkerPool) -> tuple[int, int,
     return given_back, sum(leaked.values()), unexplained
 
 
-class Sweeper:
+class Sweeper(Detector):
     """Sweeps all regions whose pages can be read. Whoever calls sees to it that no worker pins."""
+
+    name = DetectorName.LEAKS
 
     def __init__(
         self,
@@ -130,12 +132,12 @@ class Sweeper:
             and issue.name in self._known_issues
         )
 
-    def note_headroom(self) -> None:
+    def prepare(self) -> None:
         """Read how much more each region can be pinned, before anything was."""
         for watch in self._watches:
             self._note_headroom(watch, watch.highest())
 
-    def sweep(self) -> None:
+    def at_rest(self) -> None:
         """Read all counts, compare, report."""
         for watch in self._watches:
             self._sweep(watch)
@@ -153,7 +155,7 @@ class Sweeper:
         }
         return None if self._pool.lost_one() else found
 
-    def counts(self) -> dict[str, int]:
+    def sweeps(self) -> dict[str, int]:
         """Return how often each region was swept."""
         return {
             watch.region.name: self._block.get("sweeps", *self._position(watch))

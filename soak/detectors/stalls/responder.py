@@ -12,7 +12,7 @@ from bisect import bisect_left
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from soak.detectors.base import Finding
+from soak.detectors.base import Detector, Finding
 from soak.detectors.stalls.probe import PROBES, ProbePlace, judge_probe, probe_pipe
 from soak.detectors.tasks import look_at, waits_for_pages
 from soak.journal.writer import Level
@@ -23,6 +23,7 @@ from soak.model.known_issues import KNOWN_ISSUES, Observation
 from soak.model.vocabulary import (
     INVALIDATIONS,
     SHORT_PINS,
+    DetectorName,
     Interface,
     Operation,
     ProbeResult,
@@ -65,8 +66,10 @@ class _Stuck:
     killed: bool = False
 
 
-class StallWatch:
+class StallWatch(Detector):
     """Has the detector look, keeps the books of what it finds, and frees what is stuck."""
+
+    name = DetectorName.STALLS
 
     def __init__(
         self,
@@ -159,16 +162,16 @@ class StallWatch:
         """Return what this run tries and no expectation speaks of."""
         return [cell.label for cell in self._detector.uncovered()]
 
-    def free(self, member: WorkerProcess) -> None:
+    def free(self, worker: WorkerProcess) -> None:
         """Free a worker that does not come to rest, whatever it is doing."""
-        self._begin_to_free(member, member.block.get("begun") - 1)
+        self._begin_to_free(worker, worker.block.get("begun") - 1)
 
     def _begin_to_free(self, member: WorkerProcess, number: int) -> None:
         name, now = member.plan.name, time.monotonic_ns()
         if name not in self._stuck:
             self._stuck[name] = _Stuck(number, member.block.get("incarnation"), now, now, None)
 
-    def trials(self) -> dict[str, int]:
+    def completed(self) -> dict[str, int]:
         """Return how often each operation was judged against each kind of pin, by label."""
         width = len(SHORT_PINS)
         return judged_trials(
