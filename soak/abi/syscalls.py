@@ -22,7 +22,6 @@ _NUMBERS: Final[Mapping[str, tuple[int, int]]] = {
     "io_setup": (206, 0),
     "io_submit": (209, 2),
     "io_uring_setup": (425, 425),
-    "openat2": (437, 437),
     "renameat2": (316, 276),
 }
 
