@@ -45,9 +45,9 @@ lint: $(READY_TO_TEST)
 check: $(READY)
 	@$(BIN)/dax-soak check
 
-# The reference of the configuration, from the code.
+# The references of the configuration and of the metrics, from the code.
 readme: $(READY_TO_TEST)
-	@$(BIN)/python -m soak.report.reference README.md
+	@$(BIN)/python -m soak.report.reference soak/config/README.md exporter/README.md
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis

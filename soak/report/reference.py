@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The configuration reference of the README, made from the code: `make readme` writes it.
+"""References that are made from the code: `make readme` writes them into the pages that have a place.
 
-Each key stands in soak.config.sections with its meaning and its default, and nowhere else.
+A key of the configuration stands in soak.config.sections with its meaning and its default, a metric in
+exporter.catalogue, and nowhere else.
 """
 
 from __future__ import annotations
@@ -11,17 +12,28 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from exporter.catalogue import METRICS
 from soak.config.sections import SECTIONS, RegionSection
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
-BEGIN: Final = "<!-- made by 'make readme' -->"
 END: Final = "<!-- to here -->"
 _KNOWN_ISSUES: Final = (
     "| `[known-issues] NAME` | `false` turns a known issue off: what it explains then fails the run "
     "| true |"
 )
+
+
+def metrics_table() -> str:
+    """Return every metric as a table in Markdown."""
+    rows = ["| metric | type | unit | labels | means |", "| --- | --- | --- | --- | --- |"]
+    for metric in METRICS:
+        labels = ", ".join(f"`{label}`" for label in metric.labels)
+        rows.append(
+            f"| `{metric.full_name}` | {metric.type} | {metric.unit} | {labels} | {metric.help} |"
+        )
+    return "\n".join(rows)
 
 
 def configuration_table() -> str:
@@ -33,17 +45,21 @@ def configuration_table() -> str:
     return "\n".join([*rows, _KNOWN_ISSUES])
 
 
-def with_table(text: str) -> str:
-    """Return a text with the table in the place that is marked for it.
+# What is made, by the line that begins its place.
+TABLES: Final[dict[str, Callable[[], str]]] = {
+    "<!-- configuration, made by 'make readme' -->": configuration_table,
+    "<!-- metrics, made by 'make readme' -->": metrics_table,
+}
 
-    Raises:
-        ValueError: no place is.
-    """
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"the text has no place between {BEGIN!r} and {END!r}")
-    return f"{before}{BEGIN}\n{configuration_table()}\n{END}{after}"
+
+def with_tables(text: str) -> str:
+    """Return a text with each table in the place that is marked for it, if there is one."""
+    for begin, table in TABLES.items():
+        before, found, rest = text.partition(begin)
+        if found:
+            _, end, after = rest.partition(END)
+            text = f"{before}{begin}\n{table()}\n{end}{after}"
+    return text
 
 
 def _rows(place: str, section: type[Any]) -> Iterator[str]:
@@ -64,4 +80,4 @@ def _shown(value: object) -> str:
 
 if __name__ == "__main__":
     for _path in map(Path, sys.argv[1:]):
-        _path.write_text(with_table(_path.read_text()))
+        _path.write_text(with_tables(_path.read_text()))
