@@ -439,7 +439,7 @@ def test_what_excludes_each_other_is_refused() -> None:
     assert "not allowed with" in told.stderr
 
 
-README = (ROOT / "README.md").read_text()
+README = (ROOT / "soak/machine/README.md").read_text()
 
 
 def test_the_keys_of_the_documents_are_in_the_readme() -> None:
