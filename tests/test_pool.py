@@ -21,10 +21,11 @@ from soak.process.helper import in_helper
 from soak.process.limits import private_bytes
 from soak.workload.pool import WorkerPool, WorkerProcess
 from soak.workload.worker import FREE, WorkerLimits, outcome_columns
+from tests.idle_operators import Idle, Stuck
 from tests.soak_support import make_ledger, workers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator
 
     from soak.ledger.writer import BlockWriter
     from soak.workload.choices import Choice
@@ -33,34 +34,6 @@ if TYPE_CHECKING:
 
 RELEASE = (6, 1)
 DEADLINE_SECONDS = 30.0
-
-
-class Idle:
-    """An operator that takes its time and does nothing."""
-
-    def __init__(self, block: BlockWriter) -> None:
-        self._block = block
-
-    def calls(self) -> Mapping[Operation, Callable[[Choice], int]]:
-        return dict.fromkeys(Operation, self._do)
-
-    def rest(self) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
-
-    def _do(self, _choice: Choice) -> int:
-        time.sleep(0.0005)
-        return 0
-
-
-class Stuck(Idle):
-    """An operator whose first call never ends by itself."""
-
-    def _do(self, _choice: Choice) -> int:
-        while True:
-            time.sleep(60)
 
 
 class Broken(Idle):

@@ -1,0 +1,342 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The supervisor, without a kernel to try: real workers, ledger and journal, detectors made for a test.
+
+It runs in a process of its own, as it always does: it masks signals and forks workers.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from soak.detectors.base import Detector
+from soak.detectors.canaries.runner import Canaries
+from soak.detectors.clock import SoakClock
+from soak.detectors.leaks.recycler import Recycler
+from soak.detectors.leaks.sweeper import Sweeper
+from soak.detectors.reporter import Reporter
+from soak.journal.writer import FileJournal, read_journal
+from soak.ledger.reader import LedgerReader
+from soak.ledger.schema import SUPERVISOR
+from soak.model.vocabulary import DetectorName, RunState
+from soak.process.child import fork
+from soak.supervisor import supervisor as supervisor_module
+from soak.supervisor.hooks.base import Hook
+from soak.supervisor.summary import Summary
+from soak.supervisor.supervisor import Supervisor
+from soak.workload.pool import WorkerPool, WorkerProcess
+from soak.workload.worker import outcome_columns
+from tests.idle_operators import Idle, Stuck
+from tests.soak_support import DEADLINE, make_ledger, workers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from soak.ledger.writer import BlockWriter
+    from soak.workload.worker import Operator
+
+RELEASE = (6, 1)
+LONG = 600.0
+
+
+class Watching(Detector):
+    """Writes down what it is asked to do."""
+
+    name = DetectorName.REFUSALS
+
+    def __init__(self, notes: Path) -> None:
+        self._notes = notes
+
+    def note(self, step: str) -> None:
+        with self._notes.open("a") as file:
+            file.write(f"{step}\n")
+
+    def probe(self) -> None:
+        self.note("probe")
+
+    def look(self) -> None:
+        self.note("look")
+
+    def at_rest(self) -> None:
+        self.note("at_rest")
+
+    def free(self, worker: WorkerProcess) -> None:
+        self.note(f"free {worker.plan.name}")
+        os.kill(worker.pid, signal.SIGKILL)
+
+    def uncovered(self) -> list[str]:
+        return ["open of fs-dax over none"]
+
+
+class Undecided(Watching):
+    """One whose first probe tells nothing."""
+
+    _probes = 0
+
+    @property
+    def undecided(self) -> bool:
+        return self._probes == 1
+
+    def probe(self) -> None:
+        self._probes += 1
+        super().probe()
+
+
+class Raising(Watching):
+    name = DetectorName.STALLS
+
+    def look(self) -> None:
+        raise LookupError("there is no such thing")
+
+
+class LateHook(Hook):
+    def beat(self) -> str | None:
+        time.sleep(0.5)
+        return None
+
+
+class EndingHook(Hook):
+    def beat(self) -> str | None:
+        return "what it works on has gone"
+
+
+class Soak:
+    """A soak in a process of its own, seen through its ledger, its journal and a detector's notes."""
+
+    def __init__(
+        self,
+        place: Path,
+        *,
+        kind: Callable[[Path], Detector] = Watching,
+        hook: Hook | None = None,
+        operator: Callable[[BlockWriter], Operator] = Idle,
+        duration: float = LONG,
+        sweep: float = LONG,
+    ) -> None:
+        self._notes, self.journal = place / "notes", place / "journal.jsonl"
+        ledger = make_ledger(place / "ledger")
+        self.ledger = LedgerReader.open(place / "ledger")
+
+        def soak() -> None:
+            block = ledger.block(SUPERVISOR)
+            members = [
+                WorkerProcess(
+                    plan, ledger.block(plan.name), outcome_columns(plan.cells, RELEASE), operator
+                )
+                for plan in workers()
+            ]
+            pool = WorkerPool(members, block.view("pause"), block.view("uncertain"))
+            with FileJournal(self.journal) as journal:
+                reporter = Reporter(block, journal)
+                sweeper = Sweeper(
+                    block,
+                    journal,
+                    reporter,
+                    [],
+                    pool,
+                    probe_function=None,
+                    known_issues=frozenset(),
+                )
+                Supervisor(
+                    block=block,
+                    pool=pool,
+                    journal=journal,
+                    reporter=reporter,
+                    detectors=[kind(self._notes), Watching(self._notes.with_name("second"))],
+                    recycler=Recycler(
+                        block, journal, pool, sweeper, [], threshold=0.0, release=RELEASE
+                    ),
+                    canaries=Canaries(
+                        block, journal, reporter, [], every=0.0, differences=sweeper.differences
+                    ),
+                    summary=Summary(block, journal, [member.block for member in members]),
+                    clock=SoakClock(),
+                    duration=duration,
+                    sweep_interval=sweep,
+                    most_wedged=1,
+                    run={"run_id": "1", "promised": {}, "swept": [], "canaries": []},
+                    hooks=[hook] if hook else [],
+                    control=None,
+                ).run()
+
+        self.pid = fork(soak)
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        if not self.journal.exists():
+            return []
+        return [event for event in read_journal(self.journal) if event["event"] == name]
+
+    def notes(self, who: str = "notes") -> list[str]:
+        path = self._notes.with_name(who)
+        return path.read_text().splitlines() if path.exists() else []
+
+    def get(self, name: str, *indices: int) -> int:
+        return self.ledger.block(SUPERVISOR).get(name, *indices)
+
+    def until(self, condition: Callable[[], object]) -> None:
+        end = time.monotonic() + DEADLINE
+        while not condition():
+            assert time.monotonic() < end
+            time.sleep(0.02)
+
+    def end(self, signal_number: signal.Signals | None = None) -> str:
+        """End it, or wait for its end, and return why it ended."""
+        if signal_number is not None:
+            os.kill(self.pid, signal_number)
+        pid, end = 0, time.monotonic() + DEADLINE
+        while not pid:
+            assert time.monotonic() < end
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            time.sleep(0.02)
+        assert os.waitstatus_to_exitcode(status) == 0
+        (ended,) = self.events("run.ended")
+        why: str = ended["why"]
+        return why
+
+    def kill(self) -> None:
+        try:
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+        except (ProcessLookupError, ChildProcessError):
+            pass  # it has ended
+        self.ledger.close()
+
+
+@pytest.fixture
+def soak_with(tmp_path: Path) -> Iterator[Callable[..., Soak]]:
+    started: list[Soak] = []
+
+    def start(**options: Any) -> Soak:  # noqa: ANN401 - those of Soak
+        started.append(Soak(tmp_path, **options))
+        return started[-1]
+
+    yield start
+    for soak in started:
+        soak.kill()
+
+
+def test_a_run_ends_when_its_time_is_over(soak_with: Callable[..., Soak]) -> None:
+    soak = soak_with(duration=0.5)
+    assert soak.end() == "its time was over"
+    names = [event["event"] for event in read_journal(soak.journal)]
+    assert names[:1] == ["machine.booted"]
+    assert names[-1] == "run.ended"
+    assert names.index("run.started") < names.index("workers.started") < names.index("sample.taken")
+    assert soak.get("soaked_ns") >= 500_000_000
+    # Once before the workers, then at each beat, at last when they are gone.
+    notes = soak.notes()
+    assert notes[0] == "probe"
+    assert notes.count("look") > 1
+    assert notes[-1] == "at_rest"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_ends_it_in_order(soak_with: Callable[..., Soak], number: signal.Signals) -> None:
+    soak = soak_with()
+    soak.until(lambda: "look" in soak.notes())
+    assert soak.end(number) == f"told to by {number.name}"
+    assert soak.notes()[-1] == "at_rest"
+
+
+def test_a_signal_while_it_prepares_ends_it_when_it_has(soak_with: Callable[..., Soak]) -> None:
+    soak = soak_with(kind=SlowToProbe)
+    soak.until(lambda: "begins" in soak.notes())
+    assert soak.end(signal.SIGTERM) == "told to by SIGTERM"
+    assert soak.events("workers.started")
+
+
+class SlowToProbe(Watching):
+    def probe(self) -> None:
+        self.note("begins")
+        time.sleep(1.0)
+
+
+def test_a_detector_that_raises_fails_and_stops_nobody(soak_with: Callable[..., Soak]) -> None:
+    soak = soak_with(kind=Raising)
+    soak.until(lambda: soak.notes("second").count("look") > 3)
+    soak.end(signal.SIGTERM)
+    (failed,) = soak.events("detector.failed")
+    assert failed["detector"] == DetectorName.STALLS
+    assert "there is no such thing" in failed["summary"]
+    rows = soak.ledger.block(SUPERVISOR).named_rows("detectors")
+    assert rows[DetectorName.REFUSALS]["success"] == 1
+
+
+def test_what_no_probe_could_tell_is_probed_again(soak_with: Callable[..., Soak]) -> None:
+    soak = soak_with(kind=Undecided, duration=0.5)
+    soak.end()
+    assert soak.notes().count("probe") == 2
+    assert soak.notes("second").count("probe") == 1
+
+
+def test_each_uncovered_expectation_is_an_error(soak_with: Callable[..., Soak]) -> None:
+    soak = soak_with(duration=0.2)
+    soak.end()
+    missing = soak.events("expectation.missing")
+    assert [event["summary"] for event in missing] == [
+        "no expectation covers open of fs-dax over none"
+    ] * 2
+
+
+def test_a_worker_that_dies_is_replaced(soak_with: Callable[..., Soak]) -> None:
+    soak = soak_with()
+    (name, *_) = (plan.name for plan in workers())
+    reader = LedgerReader.open(soak.journal.with_name("ledger"))
+    soak.until(lambda: reader.block(name).get("ended") > 0)
+    os.kill(reader.block(name).get("pid"), signal.SIGKILL)
+    soak.until(lambda: soak.events("worker.restarted"))
+    reader.close()
+    (died,) = soak.events("worker.died")
+    assert (died["worker"], died["signal"]) == (name, signal.SIGKILL)
+    soak.end(signal.SIGTERM)
+
+
+def test_a_hook_that_is_late_costs_time_of_its_own(soak_with: Callable[..., Soak]) -> None:
+    """The run goes on, and no detector is left out."""
+    soak = soak_with(hook=LateHook())
+    soak.until(lambda: soak.notes().count("look") > 2)
+    assert soak.get("heartbeats") >= 2
+    assert soak.end(signal.SIGTERM) == "told to by SIGTERM"
+
+
+def test_a_hook_ends_a_run_that_has_lost_what_it_works_on(soak_with: Callable[..., Soak]) -> None:
+    assert soak_with(hook=EndingHook()).end() == "what it works on has gone"
+
+
+def test_workers_that_do_not_rest_are_freed_before_a_sweep(
+    soak_with: Callable[..., Soak], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor_module, "_BARRIER_SECONDS", 0.5)
+    soak = soak_with(operator=Stuck, sweep=1.0)
+    soak.until(lambda: "at_rest" in soak.notes())
+    names = {plan.name for plan in workers()}
+    assert {f"free {name}" for name in names} <= set(soak.notes())
+    assert soak.events("detector.failed") == []
+    assert soak.get("state") == list(RunState).index(RunState.RUNNING)
+
+
+class NotFreeing(Watching):
+    def free(self, worker: WorkerProcess) -> None:
+        self.note(f"free {worker.plan.name}")
+
+
+def test_no_sweep_is_a_failure_of_who_needs_it(
+    soak_with: Callable[..., Soak], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor_module, "_BARRIER_SECONDS", 0.2)
+    monkeypatch.setattr(supervisor_module, "_FREED_SECONDS", 0.2)
+    monkeypatch.setattr(supervisor_module, "_STOP_SECONDS", 0.5)
+    monkeypatch.setattr(Watching, "free", NotFreeing.free)
+    soak = soak_with(operator=Stuck, sweep=1.0)
+    soak.until(lambda: soak.events("detector.failed"))
+    (failed, *_) = soak.events("detector.failed")
+    assert "did not come to rest" in failed["summary"]
+    assert "at_rest" not in soak.notes()
+    soak.end(signal.SIGTERM)
+    (killed,) = soak.events("workers.killed")
+    assert set(killed["workers"]) == {plan.name for plan in workers()}
