@@ -75,11 +75,7 @@ METRICS: Final = (
         "A region under test: its kind, its name and its size in bytes.",
         ("region", "name", "size"),
     ),
-    Metric(
-        "up",
-        MetricType.GAUGE,
-        "1 if the whole ledger could be read, 0 otherwise.",
-    ),
+    Metric("up", MetricType.GAUGE, "1 if the whole ledger could be read, 0 otherwise."),
     Metric(
         "run_active",
         MetricType.GAUGE,
@@ -97,16 +93,9 @@ METRICS: Final = (
         "The supervisor's last heartbeat, since the epoch; 0 if there was none.",
         unit=_SECONDS,
     ),
+    Metric("boots_total", MetricType.COUNTER, "How often the machine under test has booted in this run."),
     Metric(
-        "boots_total",
-        MetricType.COUNTER,
-        "How often the machine under test has booted in this run.",
-    ),
-    Metric(
-        "verdict",
-        MetricType.GAUGE,
-        "1 for the verdict as it stands now, 0 for the others.",
-        ("verdict",),
+        "verdict", MetricType.GAUGE, "1 for the verdict as it stands now, 0 for the others.", ("verdict",)
     ),
     # What the workers do.
     Metric(
@@ -191,12 +180,7 @@ METRICS: Final = (
         _WAIT,
         unit=_SECONDS,
     ),
-    Metric(
-        "stalled_operations",
-        MetricType.GAUGE,
-        "Operations that are stalled now.",
-        _WAIT,
-    ),
+    Metric("stalled_operations", MetricType.GAUGE, "Operations that are stalled now.", _WAIT),
     Metric(
         "wakeup_delay_seconds",
         MetricType.HISTOGRAM,
@@ -230,12 +214,7 @@ METRICS: Final = (
         ("region",),
         unit="ratio",
     ),
-    Metric(
-        "pages_swept_total",
-        MetricType.COUNTER,
-        "Pages whose reference count was read.",
-        ("region",),
-    ),
+    Metric("pages_swept_total", MetricType.COUNTER, "Pages whose reference count was read.", ("region",)),
     Metric(
         "page_sweep_duration_seconds",
         MetricType.GAUGE,
@@ -251,17 +230,8 @@ METRICS: Final = (
         unit=_SECONDS,
     ),
     # What was found.
-    Metric(
-        "kernel_tainted",
-        MetricType.GAUGE,
-        "The taint mask of the kernel under test; 0 is clean.",
-    ),
-    Metric(
-        "violations_total",
-        MetricType.COUNTER,
-        "Broken expectations.",
-        ("kind", "known_issue"),
-    ),
+    Metric("kernel_tainted", MetricType.GAUGE, "The taint mask of the kernel under test; 0 is clean."),
+    Metric("violations_total", MetricType.COUNTER, "Broken expectations.", ("kind", "known_issue")),
     Metric(
         "coverage_cells",
         MetricType.GAUGE,
@@ -279,12 +249,7 @@ METRICS: Final = (
         "Workers by what they do and the state that they are in.",
         ("role", "state"),
     ),
-    Metric(
-        "worker_restarts_total",
-        MetricType.COUNTER,
-        "Workers that were replaced.",
-        ("role",),
-    ),
+    Metric("worker_restarts_total", MetricType.COUNTER, "Workers that were replaced.", ("role",)),
     Metric(
         "wedged_workers",
         MetricType.GAUGE,

@@ -31,9 +31,7 @@ class LedgerCollector(Collector):
     """Turns a ledger into metric families. May be used by several threads."""
 
     def __init__(
-        self,
-        open_reader: Callable[[], LedgerReader],
-        clock_ns: Callable[[], int] = time.time_ns,
+        self, open_reader: Callable[[], LedgerReader], clock_ns: Callable[[], int] = time.time_ns
     ) -> None:
         """Take `open_reader`, which is asked at each scrape and may raise an error of `UNREADABLE`.
 
@@ -53,11 +51,7 @@ class LedgerCollector(Collector):
         if not any(family.name == "dax_soak_run_active" for family in families):
             # A run about which nothing is known must not look like one that goes on.
             families.append(single("run_active", 0))
-        return [
-            info("build_info", [(__version__, None)]),
-            single("up", int(not complaints)),
-            *families,
-        ]
+        return [info("build_info", [(__version__, None)]), single("up", int(not complaints)), *families]
 
     def _read(self) -> tuple[list[Metric], dict[str, str]]:
         try:

@@ -46,8 +46,7 @@ def landing_page(collector: Collector) -> bytes:
     for sample in families.get(PREFIX + "verdict", ()):
         facts += [("verdict", sample.labels["verdict"])] if sample.value else []
     rows = "".join(
-        f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>"
-        for name, value in facts
+        f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>" for name, value in facts
     )
     run = f"<table>{rows}</table>" if rows else _NO_RUN
     return _PAGE.format(version=__version__, run=run).encode()

@@ -22,10 +22,7 @@ if TYPE_CHECKING:
 
     from prometheus_client import Metric
 
-_PLAIN_FAMILIES: Final = {
-    MetricType.COUNTER: CounterMetricFamily,
-    MetricType.GAUGE: GaugeMetricFamily,
-}
+_PLAIN_FAMILIES: Final = {MetricType.COUNTER: CounterMetricFamily, MetricType.GAUGE: GaugeMetricFamily}
 
 
 def plain(name: str, values: Mapping[tuple[str, ...], float]) -> Metric:
@@ -54,15 +51,11 @@ def info(name: str, rows: Sequence[tuple[object, ...]]) -> Metric:
 
 
 def histogram(
-    name: str,
-    bounds_ns: Sequence[int],
-    rows: Mapping[tuple[str, ...], tuple[Sequence[int], int]],
+    name: str, bounds_ns: Sequence[int], rows: Mapping[tuple[str, ...], tuple[Sequence[int], int]]
 ) -> Metric:
     """Build a histogram from a ledger's finer buckets and their sums in nanoseconds."""
     metric = BY_NAME[name]
-    family = HistogramMetricFamily(
-        metric.full_name, metric.help, labels=metric.labels, unit=metric.unit
-    )
+    family = HistogramMetricFamily(metric.full_name, metric.help, labels=metric.labels, unit=metric.unit)
     # How many of the ledger's buckets lie under each bound that is exposed.
     under = [(str(bound), bisect_right(bounds_ns, bound * NANOSECONDS)) for bound in EXPOSED_BOUNDS]
     for labels, (buckets, sum_ns) in rows.items():

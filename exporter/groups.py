@@ -143,8 +143,7 @@ def _stalls(snapshot: Snapshot) -> Iterator[Metric]:
     }
     yield plain("stalls_total", {cell: row["stalls"] for cell, row in waits.items()})
     yield plain(
-        "stall_seconds_total",
-        {cell: row["stalled_ns"] / NANOSECONDS for cell, row in waits.items()},
+        "stall_seconds_total", {cell: row["stalled_ns"] / NANOSECONDS for cell, row in waits.items()}
     )
     yield plain("stalled_operations", {cell: row["stalled"] for cell, row in waits.items()})
 
@@ -241,9 +240,7 @@ def _workers(snapshot: Snapshot) -> Iterator[Metric]:
 
 def _harness(snapshot: Snapshot) -> Iterator[Metric]:
     detectors = snapshot.supervisor.named_rows("detectors")
-    yield plain(
-        "detector_success", {(name,): int(row["success"] > 0) for name, row in detectors.items()}
-    )
+    yield plain("detector_success", {(name,): int(row["success"] > 0) for name, row in detectors.items()})
     yield plain(
         "detector_duration_seconds",
         {(name,): row["duration_ns"] / NANOSECONDS for name, row in detectors.items()},
@@ -264,11 +261,7 @@ def _harness(snapshot: Snapshot) -> Iterator[Metric]:
     canaries = snapshot.supervisor.named_rows("canaries")
     yield plain(
         "canaries_total",
-        {
-            (name, result): row[result]
-            for name, row in canaries.items()
-            for result in ("seen", "missed")
-        },
+        {(name, result): row[result] for name, row in canaries.items() for result in ("seen", "missed")},
     )
     yield plain(
         "last_canary_timestamp_seconds",
@@ -276,15 +269,10 @@ def _harness(snapshot: Snapshot) -> Iterator[Metric]:
     )
     jobs = snapshot.supervisor.named_rows("jobs")
     yield plain(
-        "job_lateness_seconds",
-        {(name,): row["lateness_ns"] / NANOSECONDS for name, row in jobs.items()},
+        "job_lateness_seconds", {(name,): row["lateness_ns"] / NANOSECONDS for name, row in jobs.items()}
     )
-    writers = (
-        [snapshot.supervisor] if snapshot.host is None else [snapshot.supervisor, snapshot.host]
-    )
-    yield single(
-        "journal_write_errors_total", sum(writer.get("journal_errors") for writer in writers)
-    )
+    writers = [snapshot.supervisor] if snapshot.host is None else [snapshot.supervisor, snapshot.host]
+    yield single("journal_write_errors_total", sum(writer.get("journal_errors") for writer in writers))
 
 
 # Each group stands or falls by itself, under the name that the log gives it.

@@ -184,9 +184,7 @@ class _Handler(BaseHTTPRequestHandler):
     def setup(self) -> None:
         super().setup()
         self.rfile.close()
-        self.rfile = io.BufferedReader(
-            _DeadlineReader(self.connection, self.server.request_seconds)
-        )
+        self.rfile = io.BufferedReader(_DeadlineReader(self.connection, self.server.request_seconds))
 
     def do_GET(self) -> None:
         answer = _PATHS.get(urlsplit(self.path).path, _Handler._not_found)
@@ -264,8 +262,7 @@ def _listen(host: str, port: int, collector: LedgerCollector, deadline: float) -
         where = f"{host} port {port}"
         if error.errno == errno.EADDRINUSE:
             raise UsageError(
-                f"Another program listens on {where}: stop it, or choose another with"
-                " --listen HOST:PORT."
+                f"Another program listens on {where}: stop it, or choose another with --listen HOST:PORT."
             ) from error
         reason = error.strerror or os.strerror(error.errno or 0)
         raise UsageError(

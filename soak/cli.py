@@ -53,9 +53,7 @@ def _check_working_directory() -> None:
     try:
         Path.cwd()
     except OSError:
-        raise UsageError(
-            "The working directory is not there any more: change to one that is."
-        ) from None
+        raise UsageError("The working directory is not there any more: change to one that is.") from None
 
 
 class _Parser(argparse.ArgumentParser):
@@ -68,9 +66,7 @@ class _Parser(argparse.ArgumentParser):
 @functools.cache
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line."""
-    parser = _Parser(
-        prog="dax-soak", description="Proves, on a real kernel, that DMA and DAX get along."
-    )
+    parser = _Parser(prog="dax-soak", description="Proves, on a real kernel, that DMA and DAX get along.")
     parser.add_argument("--version", action="version", version=f"dax-soak {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, options, work, meaning in (
@@ -151,10 +147,7 @@ def _measure(options: argparse.Namespace) -> int:
     from soak.lab.bench.measure import measure
 
     config = load_config(options.config)
-    measure(
-        config, options.run_id, options.ledger, options.journal_port,
-        mirrored=options.mirror_ledger,
-    )  # fmt: skip
+    measure(config, options.run_id, options.ledger, options.journal_port, mirrored=options.mirror_ledger)
     return 0
 
 
@@ -210,9 +203,7 @@ def _top(options: argparse.Namespace) -> int:
     from soak.run_directory import LEDGER, VERDICT, find_run
 
     directory = find_run(options.run)
-    return watch(
-        directory / LEDGER, directory / VERDICT, interval=options.interval, once=options.once
-    )
+    return watch(directory / LEDGER, directory / VERDICT, interval=options.interval, once=options.once)
 
 
 def _report(options: argparse.Namespace) -> int:

@@ -18,20 +18,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _NOT_LOGGED: Final = {
-    *(
-        "event",
-        "level",
-        "time",
-        "monotonic",
-        "boot_id",
-        "evidence",
-    ),  # a line of the log has its own
+    *("event", "level", "time", "monotonic", "boot_id", "evidence")  # a line of the log has its own
 }
 
 
-def configure(
-    *, program: str, run: str | None = None, boot: str | None = None, **bound: object
-) -> None:
+def configure(*, program: str, run: str | None = None, boot: str | None = None, **bound: object) -> None:
     """Set the log up; what is known of program, run and boot stands on each line, of all threads.
 
     Tracebacks carry no local variables.
@@ -100,10 +91,7 @@ def _ending(*, terminal: bool) -> list[structlog.typing.Processor]:
         plain = structlog.dev.plain_traceback
         return [structlog.dev.ConsoleRenderer(exception_formatter=plain)]
     frames = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
-    return [
-        structlog.processors.ExceptionRenderer(frames),
-        structlog.processors.JSONRenderer(),
-    ]
+    return [structlog.processors.ExceptionRenderer(frames), structlog.processors.JSONRenderer()]
 
 
 def _handlers() -> list[_StandardError]:
@@ -120,10 +108,7 @@ class _StandardError(logging.Handler):
         self._cut = False
 
     def bind(
-        self,
-        _logger: structlog.typing.WrappedLogger,
-        _method: str,
-        line: structlog.typing.EventDict,
+        self, _logger: structlog.typing.WrappedLogger, _method: str, line: structlog.typing.EventDict
     ) -> structlog.typing.EventDict:
         """Put what is bound on a line."""
         return {**self.bound, **line}

@@ -86,9 +86,7 @@ class RunDirectory:
             check_new(path)
             return cls._locked(path, run_id)
         except OSError as error:
-            raise UsageError(
-                f"The run directory {path} cannot be made: {error.strerror}."
-            ) from None
+            raise UsageError(f"The run directory {path} cannot be made: {error.strerror}.") from None
 
     @classmethod
     def take(cls, path: Path, run_id: str) -> Self:
@@ -102,9 +100,7 @@ class RunDirectory:
             check_private(path)
             return cls._locked(path, run_id)
         except OSError as error:
-            raise UsageError(
-                f"The run directory {path} cannot be used: {error.strerror}."
-            ) from None
+            raise UsageError(f"The run directory {path} cannot be used: {error.strerror}.") from None
 
     @classmethod
     def _locked(cls, path: Path, run_id: str) -> Self:
@@ -188,9 +184,7 @@ def begun_runs() -> list[Path]:
 def _directories() -> list[Path]:
     """Return what is kept where all runs are; `latest` is a link and is none of it."""
     try:
-        return [
-            path for path in runs_directory().iterdir() if not path.is_symlink() and path.is_dir()
-        ]
+        return [path for path in runs_directory().iterdir() if not path.is_symlink() and path.is_dir()]
     except FileNotFoundError:
         return []
 
@@ -214,9 +208,7 @@ def find_run(name: str) -> Path:
         raise UsageError(
             f"There is no run {name!r}: {path} is a link to {str(path.readlink())!r}, and there is none."
         )
-    raise UsageError(
-        f"There is no run {name!r}: give a run directory, or an id in {runs_directory()}."
-    )
+    raise UsageError(f"There is no run {name!r}: give a run directory, or an id in {runs_directory()}.")
 
 
 def find_latest(name: str) -> Path | None:

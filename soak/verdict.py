@@ -165,9 +165,7 @@ class Judge:
             for entry in (*violations, *(open_ones.values() if self.strict else ()))
             if self.strict or entry.known_issue is None
         ]
-        doubts = [
-            *self._troubles, *self._deaths, *self._inconclusive(open_ones), *self._gaps(coverage),
-        ]  # fmt: skip
+        doubts = [*self._troubles, *self._deaths, *self._inconclusive(open_ones), *self._gaps(coverage)]
         if failures:
             word, reasons = VerdictWord.FAIL, [*failures, *doubts]
         elif doubts:
@@ -216,9 +214,7 @@ class Judge:
         results = {result for (name, _), result in self._probes.items() if name == issue}
         return results.pop() if len(results) == 1 else None
 
-    def _inconclusive(
-        self, open_ones: Mapping[tuple[_Key, str], ViolationSummary]
-    ) -> Iterable[str]:
+    def _inconclusive(self, open_ones: Mapping[tuple[_Key, str], ViolationSummary]) -> Iterable[str]:
         for (issue, region), result in self._probes.items():
             if result == ProbeResult.INCONCLUSIVE:
                 where = f" on region {region}" if region else ""

@@ -61,8 +61,7 @@ class Place:
         """All that the soak could have changed, by name."""
         files = [path for top in (self.root / "sys", self.ground) for path in top.rglob("*")]
         return {
-            str(path.relative_to(self.root)): path.read_text() if path.is_file() else ""
-            for path in files
+            str(path.relative_to(self.root)): path.read_text() if path.is_file() else "" for path in files
         }
 
 

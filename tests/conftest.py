@@ -128,9 +128,7 @@ class RunReport:
             terminalreporter.write_sep("_", f"the first failure of {_name(test)}")
             terminalreporter.write_line(_end(self._first_failures[test]))
         for test, failure in self._flaky.items():
-            terminalreporter.write_line(
-                f"flaky: {_name(test)} failed first: {failure}", yellow=True
-            )
+            terminalreporter.write_line(f"flaky: {_name(test)} failed first: {failure}", yellow=True)
         if len(self._flaky) > _MOST_FLAKY:
             terminalreporter.write_line(
                 f"{len(self._flaky)} tests are flaky, and no more than {_MOST_FLAKY} may be: "

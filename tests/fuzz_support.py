@@ -21,9 +21,7 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-many_inputs = pytest.mark.parametrize(
-    "count", [2_000, pytest.param(20_000, marks=pytest.mark.long)]
-)
+many_inputs = pytest.mark.parametrize("count", [2_000, pytest.param(20_000, marks=pytest.mark.long)])
 
 # An input takes some milliseconds. This one bounds what waits for something that never comes, too.
 _INPUT_SECONDS: Final = 120
@@ -36,11 +34,42 @@ _PLACEHOLDER: Final = "\0here\0"
 
 # Texts of JSON values, among them some that no parser should come to grief over.
 ODD_JSON: Final = (
-    *("null", "true", "-1", "0", "1", "7", "0.5", "-0.0", "1e999", "NaN", "-Infinity", "1e15"),
-    *(str((1 << 63) - 1), str(1 << 64), "9" * 4300, "9" * 4301),
-    *('""', '"pid"', '"\\ud800"', '"\\u0000"', '"\\u001b[2J\\u001b]0;owned\\u0007"', '"\\u202e"'),
-    *('"a b c"', '"none"', f'"{"x" * 300}"', f'"{"y z" * 30_000}"', f'"{"w" * 100_000}"'),
-    *("[]", "[1,2]", '["a"]', '["a","a"]', "[[]]", "{}", '{"a":1}', '{"":{}}', "[null]"),
+    "null",
+    "true",
+    "-1",
+    "0",
+    "1",
+    "7",
+    "0.5",
+    "-0.0",
+    "1e999",
+    "NaN",
+    "-Infinity",
+    "1e15",
+    str((1 << 63) - 1),
+    str(1 << 64),
+    "9" * 4300,
+    "9" * 4301,
+    '""',
+    '"pid"',
+    '"\\ud800"',
+    '"\\u0000"',
+    '"\\u001b[2J\\u001b]0;owned\\u0007"',
+    '"\\u202e"',
+    '"a b c"',
+    '"none"',
+    f'"{"x" * 300}"',
+    f'"{"y z" * 30_000}"',
+    f'"{"w" * 100_000}"',
+    "[]",
+    "[1,2]",
+    '["a"]',
+    '["a","a"]',
+    "[[]]",
+    "{}",
+    '{"a":1}',
+    '{"":{}}',
+    "[null]",
     *("[" * n + "]" * n for n in (20, 31, 33, 400, 900, 20_000)),
     *('{"a":' * n + "1" + "}" * n for n in (31, 33, 900)),
     "[" + "1," * 20_000 + "1]",
@@ -100,9 +129,7 @@ def _bounded_memory() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
-def damaged_bytes(
-    draw: random.Random, data: bytes, begin: int = 0, end: int | None = None
-) -> bytes:
+def damaged_bytes(draw: random.Random, data: bytes, begin: int = 0, end: int | None = None) -> bytes:
     """Flip a bit of a part of the data, or overwrite, cut out, double or insert some bytes of it."""
     end = len(data) if end is None else end
     if begin >= end:

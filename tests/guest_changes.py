@@ -112,11 +112,7 @@ def ordinary() -> dict[str, Any]:
         change_all(changes)
         changed = snapshot()
         settled = changes.restore()
-    return {
-        "changed": changed,
-        "told": told(settled),
-        "restored": snapshot(),
-    }
+    return {"changed": changed, "told": told(settled), "restored": snapshot()}
 
 
 def killed() -> list[dict[str, Any]]:
@@ -263,9 +259,14 @@ def addresses() -> dict[str, Any]:
         tuned = {entry.target: entry.facts for entry in changes.held}
         restored = told(changes.restore())
     return {
-        "hidden": not hidden, "shown": shown, "after": after, "needs": needs, "many": len(many),
-        "tuned": tuned, "told": told(settled) + restored,
-    }  # fmt: skip
+        "hidden": not hidden,
+        "shown": shown,
+        "after": after,
+        "needs": needs,
+        "many": len(many),
+        "tuned": tuned,
+        "told": told(settled) + restored,
+    }
 
 
 def _address_shown() -> bool:

@@ -107,9 +107,9 @@ def nothing() -> None:
 
 
 HOME.mkdir()
-JOBS_BLOCK: Final = Ledger.create(
-    HOME / "ledger", soak_layout({"regions": []}, [], [], lab=False)
-).block("supervisor")
+JOBS_BLOCK: Final = Ledger.create(HOME / "ledger", soak_layout({"regions": []}, [], [], lab=False)).block(
+    "supervisor"
+)
 JOURNAL: Final = FileJournal(HOME / "journal.jsonl")
 os.environ["TZ"] = ZONE
 time.tzset()

@@ -205,9 +205,7 @@ def refused_program() -> None:
 
 def file_systems() -> None:
     def examine(path: str) -> str | None:
-        return refusal(
-            lambda: examine_region(RegionSection("files", RegionKind.FS_DAX, path, 16 << 20))
-        )
+        return refusal(lambda: examine_region(RegionSection("files", RegionKind.FS_DAX, path, 16 << 20)))
 
     (found,) = file_system_findings()
     tell("fs.dax", [found.state, found.says, examine(str(DAX))])

@@ -57,11 +57,7 @@ def first_boot() -> None:
     with LedgerReader.open(saved) as reader:
         begun = sum(block.get("begun") for block in reader.blocks("worker"))
     leaks = [event for event in run.events("violation.found") if event["kind"] == "leak"]
-    seen = {
-        "begun": begun,
-        "leaked": sum(event["count"] for event in leaks),
-        "now": counters(run),
-    }
+    seen = {"begun": begun, "leaked": sum(event["count"] for event in leaks), "now": counters(run)}
     tell("first boot", seen)
     os.sync()
     time.sleep(0.5)

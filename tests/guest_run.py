@@ -59,8 +59,7 @@ def ordinary() -> dict[str, Any]:
     second = command("run", "-c", str(CONFIG))
     seen["second"] = [second.returncode, second.stderr]
     scores = {
-        name: Path(f"/proc/{pid}/oom_score_adj").read_text().strip()
-        for name, pid in run.pids().items()
+        name: Path(f"/proc/{pid}/oom_score_adj").read_text().strip() for name, pid in run.pids().items()
     }
     seen["oom"] = sorted(set(scores.values()))
     run.process.kill()
@@ -142,9 +141,7 @@ def killed() -> dict[str, Any]:
         "ledger": (run.directory / "ledger").is_symlink(),
         "events": [line["event"] for line in lines],
         "unexplained": [
-            line
-            for line in lines
-            if line["event"] == "violation.found" and line["known_issue"] is None
+            line for line in lines if line["event"] == "violation.found" and line["known_issue"] is None
         ],
     }
 
@@ -228,14 +225,7 @@ def full_disk() -> dict[str, Any]:
 
 def main() -> None:
     listen_on_loopback()
-    play(
-        {
-            "ordinary": ordinary,
-            "killed": killed,
-            "full": full_disk,
-            "gone": device_gone,
-        }
-    )
+    play({"ordinary": ordinary, "killed": killed, "full": full_disk, "gone": device_gone})
 
 
 main()

@@ -97,16 +97,19 @@ def soaked(*, recyclable: bool) -> dict[str, Any]:
     """Soak on what is there, until it ends by itself or has seen all that a pass needs."""
     # What is tried is the device's alone: nothing else has to be covered.
     configure(
-        CONFIG, "10m", size="2M", recyclable=recyclable, rate=COVERING,
-        trials=0, holders=0, invalidators=0,
-    )  # fmt: skip
+        CONFIG,
+        "10m",
+        size="2M",
+        recyclable=recyclable,
+        rate=COVERING,
+        trials=0,
+        holders=0,
+        invalidators=0,
+    )
     before = Newest().directory
     run = Run(CONFIG)
     run.until("a run directory", lambda: run.directory != before)
-    run.until(
-        "what becomes of it",
-        lambda: bool(run.events("limit.reached")) or not run.lacking(),
-    )
+    run.until("what becomes of it", lambda: bool(run.events("limit.reached")) or not run.lacking())
     # A run that ends by itself has done so, or is about to.
     code = run.process.wait(DEADLINE) if run.events("limit.reached") else run.end(signal.SIGTERM)
     (ended,) = run.events("run.ended")

@@ -51,9 +51,7 @@ _LOG: Final = Path("/run/soak.log")
 
 def functions() -> list[str]:
     return sorted(
-        path.name
-        for path in _DEVICES.iterdir()
-        if (path / "device").read_text().strip() == "0x11e8"
+        path.name for path in _DEVICES.iterdir() if (path / "device").read_text().strip() == "0x11e8"
     )
 
 
@@ -143,8 +141,12 @@ def left() -> dict[str, Any]:
 def command(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [*_COMMAND, *words],
-        check=False, capture_output=True, text=True, timeout=DEADLINE * 2, env=_ENVIRONMENT,
-    )  # fmt: skip
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE * 2,
+        env=_ENVIRONMENT,
+    )
 
 
 def tell(name: str, value: object) -> None:
@@ -279,10 +281,7 @@ class Newest:
 
     def soaks(self, starts: int = 1) -> None:
         """Wait until the workers of this start are at work."""
-        self.until(
-            "its start",
-            lambda: self.is_there() and len(self.events("workers.started")) >= starts,
-        )
+        self.until("its start", lambda: self.is_there() and len(self.events("workers.started")) >= starts)
         before = self.begun()
         self.until("operations", lambda: self.begun() > before + 20)
 
@@ -317,8 +316,11 @@ class Run(Newest):
         with _LOG.open("ab") as log:
             self.process = subprocess.Popen(
                 [*_COMMAND, "run", "-c", str(config), *words],
-                stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=_ENVIRONMENT,
-            )  # fmt: skip
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                env=_ENVIRONMENT,
+            )
 
     @property
     def directory(self) -> Path:

@@ -81,11 +81,15 @@ class Manager:
 
     def run(self, *words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            words, check=False, capture_output=True, text=True, timeout=DEADLINE,
+            words,
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=DEADLINE,
             env={**os.environ, "PYTHONPATH": str(PROGRAM)},
             # This process has no threads, and another interpreter would take a second to start.
             preexec_fn=self._enter,
-        )  # fmt: skip
+        )
 
     def _enter(self) -> None:
         """Be where the manager is: a process enters a PID namespace by its children alone."""
@@ -191,10 +195,7 @@ def exporter_stands_still(manager: Manager, run: Service) -> dict[str, Any]:
     manager.kill(EXPORTER, signal.SIGSTOP)
     run.told("another exporter", lambda: manager.restarts(EXPORTER) == 1)
     run.told("its service", lambda: manager.show(EXPORTER, "SubState")["SubState"] == "running")
-    return {
-        "soak": manager.restarts(SOAK) - before,
-        "active": "dax_soak_run_active 1.0" in metrics(),
-    }
+    return {"soak": manager.restarts(SOAK) - before, "active": "dax_soak_run_active 1.0" in metrics()}
 
 
 def supervisor_stands_still(manager: Manager, run: Service) -> dict[str, Any]:
@@ -261,17 +262,20 @@ def main() -> None:
     step("systemd comes up")
     manager = Manager()
     deadline = time.monotonic() + DEADLINE
-    while manager.run("systemctl", "is-system-running").stdout.strip() not in {
-        "running",
-        "degraded",
-    }:
+    while manager.run("systemctl", "is-system-running").stdout.strip() not in {"running", "degraded"}:
         if time.monotonic() > deadline:
             sys.exit("systemd does not come up")
         time.sleep(0.5)
     run = Service(manager)
     scenes = (
-        *(prepared, started, exporter_stands_still, killed, supervisor_stands_still),
-        *(stopped, mistaken, removed),
+        prepared,
+        started,
+        exporter_stands_still,
+        killed,
+        supervisor_stands_still,
+        stopped,
+        mistaken,
+        removed,
     )
     play({scene.__name__: partial(scene, manager, run) for scene in scenes})
 

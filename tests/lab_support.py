@@ -86,16 +86,19 @@ class LabProcess:
         self._judge, self._judged, self._beginnings = Judge(), 0, 0
         self._patience = Patience(self._signs, self._trouble, self._tell)
         command = [
-            *(sys.executable, "-m", "soak.cli", "lab"),
+            sys.executable,
+            "-m",
+            "soak.cli",
+            "lab",
             *(("--run-dir", str(self.run_dir)) if self.named else ()),
-            *("--listen", "127.0.0.1:0", *self.arguments),
+            "--listen",
+            "127.0.0.1:0",
+            *self.arguments,
         ]
         keep(self.run_dir)
         say(f"dax-soak lab {shown(self.arguments)}")
         with self._out.open("wb") as out, self._err.open("wb") as err:
-            self.process = subprocess.Popen(
-                [*WITH_THE_TEST, *command], stdout=out, stderr=err, cwd=ROOT
-            )
+            self.process = subprocess.Popen([*WITH_THE_TEST, *command], stdout=out, stderr=err, cwd=ROOT)
         return self
 
     @property
@@ -106,9 +109,7 @@ class LabProcess:
     def stderr(self) -> str:
         return self._err.read_text()
 
-    def wait_until(
-        self, what: str, condition: Callable[[], bool], *, poll_seconds: float = 0.1
-    ) -> None:
+    def wait_until(self, what: str, condition: Callable[[], bool], *, poll_seconds: float = 0.1) -> None:
         """Wait for as long as the lab moves.
 
         Raises:

@@ -75,9 +75,7 @@ class Patience:
                 # Another run starts to count anew.
                 first_beat = min(first_beat, found.beats)
                 if now - moved > self.still_seconds:
-                    raise LateError(
-                        f"not seen: {what}: nothing has moved for {self.still_seconds:g} s"
-                    )
+                    raise LateError(f"not seen: {what}: nothing has moved for {self.still_seconds:g} s")
                 if found.beats - first_beat > self.most_beats:
                     raise LateError(
                         f"not seen: {what}: the supervisor has beaten {self.most_beats} times since"

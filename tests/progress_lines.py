@@ -33,10 +33,7 @@ def say(sentence: str) -> None:
     test = os.environ.get("PYTEST_CURRENT_TEST", "").rpartition(" ")[0]
     name = re.sub(r"^tests/|\.py|@[^]]*$", "", test)
     line = f"{name}: {sentence}" if name else sentence
-    with (
-        contextlib.suppress(OSError),
-        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as out,
-    ):
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as out:
         out.sendto(line.encode()[:_LARGEST], place)
 
 

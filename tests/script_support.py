@@ -54,10 +54,21 @@ class GuestScript:
         file = self.place / "script.py"
         file.write_text(textwrap.dedent(script))
         command = [
-            *(sys.executable, "-m", "soak.cli", "lab", "--kernel", kernel),
-            *("--script", str(file), "tests/guest_support.py", "tests/patience.py"),
+            sys.executable,
+            "-m",
+            "soak.cli",
+            "lab",
+            "--kernel",
+            kernel,
+            "--script",
+            str(file),
+            "tests/guest_support.py",
+            "tests/patience.py",
             "tests/journal_tail.py",
-            *("--run-dir", str(self.place / "script-run"), "--duration", f"{_MOST_SECONDS}s"),
+            "--run-dir",
+            str(self.place / "script-run"),
+            "--duration",
+            f"{_MOST_SECONDS}s",
             *arguments,
         ]
         keep(self.place)
@@ -109,9 +120,7 @@ class GuestScript:
         return Signs(0, (len(self.stdout), console.stat().st_size if console.exists() else 0))
 
 
-def run_script(
-    place: Path, script: str, *arguments: str, kernel: str = QUICK_KERNEL
-) -> GuestScript:
+def run_script(place: Path, script: str, *arguments: str, kernel: str = QUICK_KERNEL) -> GuestScript:
     """Run a script in a guest; see `GuestScript.run`."""
     return GuestScript(place).run(script, *arguments, kernel=kernel)
 

@@ -29,9 +29,7 @@ class SharedSetUps:
         self._made: dict[str, tuple[object, Path, ExitStack]] = {}
         self._failed: dict[str, str] = {}
 
-    def get(
-        self, request: pytest.FixtureRequest, name: str, make: Callable[[Path, ExitStack], _T]
-    ) -> _T:
+    def get(self, request: pytest.FixtureRequest, name: str, make: Callable[[Path, ExitStack], _T]) -> _T:
         """Return a set-up. `make` gets a directory for it, and leaves on the stack what ends it."""
         test = request.node.name
         if getattr(request.node, "execution_count", 1) > 1 and self._failed.get(name, test) == test:

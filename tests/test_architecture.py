@@ -162,8 +162,7 @@ def test_the_guest_starts_with_the_standard_library_alone() -> None:
 
 def test_no_file_is_too_long_to_be_read() -> None:
     lengths = {
-        str(path.relative_to(ROOT)): len(path.read_text().splitlines())
-        for path in modules().values()
+        str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in modules().values()
     }
     assert {name for name, length in lengths.items() if length > MOST_LINES} == TOO_LONG
 
@@ -179,14 +178,16 @@ def tracked_files() -> list[Path]:
     if (ROOT / ".git").exists():
         listed = subprocess.run(
             ["git", "-c", f"safe.directory={ROOT}", "ls-files", "-z"],
-            cwd=ROOT, check=True, capture_output=True, text=True, timeout=60,
-        )  # fmt: skip
+            cwd=ROOT,
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
         names = [name for name in listed.stdout.split("\0") if name]
     else:
         paths = [path.relative_to(ROOT) for path in ROOT.rglob("*") if path.is_file()]
-        names = [
-            str(path) for path in paths if not any(part.startswith(".v") for part in path.parts)
-        ]
+        names = [str(path) for path in paths if not any(part.startswith(".v") for part in path.parts)]
     # A file that was removed and not yet committed is listed, and is not there.
     return [ROOT / name for name in names if (ROOT / name).is_file()]
 

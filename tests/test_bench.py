@@ -76,9 +76,7 @@ turns = st.lists(st.tuples(*[st.integers(1, 10**9)] * 2), min_size=5, max_size=4
 
 @given(turns)
 @deterministic
-def test_the_spread_lies_around_the_median_and_within_what_was_seen(
-    taken: list[tuple[int, int]],
-) -> None:
+def test_the_spread_lies_around_the_median_and_within_what_was_seen(taken: list[tuple[int, int]]) -> None:
     _, second = rows(series(first=[a for a, _ in taken], second=[b for _, b in taken]))
     (ratio,) = second.ratios
     seen = [a / b for a, b in taken]
@@ -110,10 +108,7 @@ def test_a_contender_that_fell_short_is_named() -> None:
 
 @pytest.mark.parametrize(
     ("kind", "steps"),
-    [
-        (RegionKind.DEVICE_DAX, [Operation.MAP, Operation.UNMAP]),
-        (RegionKind.FS_DAX, [Operation.MAP]),
-    ],
+    [(RegionKind.DEVICE_DAX, [Operation.MAP, Operation.UNMAP]), (RegionKind.FS_DAX, [Operation.MAP])],
 )
 def test_the_worker_does_what_the_others_do(kind: RegionKind, steps: list[Operation]) -> None:
     subject = Subject(MAPPER, kind, RELEASE)

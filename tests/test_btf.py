@@ -16,8 +16,16 @@ if TYPE_CHECKING:
 
 MAGIC = 0xEB9F
 INT, POINTER, ARRAY, STRUCT, UNION, ENUM, FORWARD, TYPEDEF, FLOAT, ENUM64 = (
-    *(1, 2, 3, 4, 5, 6, 7, 8),
-    *(16, 19),
+    1,
+    2,
+    3,
+    4,
+    5,
+    6,
+    7,
+    8,
+    16,
+    19,
 )
 
 
@@ -51,12 +59,8 @@ class Blob:
         bitfields: bool = False,
     ) -> int:
         """Add a struct or union; a member is its name, its type and its offset in bits."""
-        packed = [
-            struct.pack("<III", self._name(name), number, bits) for name, number, bits in members
-        ]
-        return self.add(
-            kind, name, size, b"".join(packed), entries=len(packed), flag=int(bitfields)
-        )
+        packed = [struct.pack("<III", self._name(name), number, bits) for name, number, bits in members]
+        return self.add(kind, name, size, b"".join(packed), entries=len(packed), flag=int(bitfields))
 
     def to_bytes(self) -> bytes:
         lengths = (0, len(self._types), len(self._types), len(self._strings))
@@ -86,23 +90,14 @@ def page_blob() -> Blob:
     # The inner parts come behind the structure that has them.
     inner_number = 10
     blob.aggregate(
-        STRUCT,
-        "page",
-        64,
-        [("flags", word, 0), ("", inner_number, 64), ("_refcount", word, 52 * 8)],
+        STRUCT, "page", 64, [("flags", word, 0), ("", inner_number, 64), ("_refcount", word, 52 * 8)]
     )
     inner = blob.aggregate(UNION, "", 40, [("", inner_number + 1, 0), ("index", word, 8 * 8)])
     assert inner == inner_number
-    blob.aggregate(
-        STRUCT, "", 40, [("lru", word, 0), ("mapping", word, 16 * 8), ("", word, 24 * 8)]
-    )
+    blob.aggregate(STRUCT, "", 40, [("lru", word, 0), ("mapping", word, 16 * 8), ("", word, 24 * 8)])
     blob.aggregate(UNION, "page", 4, [("not_this", word, 0)])
     blob.aggregate(
-        STRUCT,
-        "packed",
-        8,
-        [("low", word, 3 << 24 | 0), ("high", word, 5 << 24 | 35)],
-        bitfields=True,
+        STRUCT, "packed", 8, [("low", word, 3 << 24 | 0), ("high", word, 5 << 24 | 35)], bitfields=True
     )
     return blob
 
@@ -110,13 +105,7 @@ def page_blob() -> Blob:
 def test_fields_of_parts_without_names_are_found() -> None:
     layout = Btf(page_blob().to_bytes()).structure("page")
     assert layout.size == 64
-    assert layout.offsets == {
-        "flags": 0,
-        "lru": 8,
-        "mapping": 24,
-        "index": 16,
-        "_refcount": 52,
-    }
+    assert layout.offsets == {"flags": 0, "lru": 8, "mapping": 24, "index": 16, "_refcount": 52}
 
 
 def test_questions_may_come_in_any_order() -> None:

@@ -63,9 +63,9 @@ def test_modules_are_found_however_they_are_listed(tmp_path: Path, style: str) -
     assert tree.modules == MODULES
 
 
-paths = st.lists(
-    st.from_regex(r"[a-z0-9][a-z0-9_.-]{0,8}", fullmatch=True), min_size=1, max_size=4
-).map("/".join)
+paths = st.lists(st.from_regex(r"[a-z0-9][a-z0-9_.-]{0,8}", fullmatch=True), min_size=1, max_size=4).map(
+    "/".join
+)
 
 
 def apart(names: list[str]) -> bool:

@@ -76,9 +76,7 @@ def test_a_directory_is_not_there_before_it_is_complete(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
-def test_a_build_that_fails_leaves_nothing_behind(
-    tmp_path: Path, error: type[BaseException]
-) -> None:
+def test_a_build_that_fails_leaves_nothing_behind(tmp_path: Path, error: type[BaseException]) -> None:
     cache = Cache(tmp_path)
 
     def build(directory: Path) -> None:
@@ -237,7 +235,11 @@ def test_a_killed_build_is_taken_over_and_leaves_nothing(askers: Askers) -> None
     assert waiter.hear() == "found built"
     found = askers.root / NAME
     assert left_behind(askers.root) == [
-        *(found.parent, found, found / "half", found / "sub", found / "sub" / "file"),
+        found.parent,
+        found,
+        found / "half",
+        found / "sub",
+        found / "sub" / "file",
     ]
 
 

@@ -66,9 +66,7 @@ class Scene:
         self.ledger = ledger = make_ledger(directory / "ledger")
         self.block, self.refused = ledger.block(SUPERVISOR), ledger.block(CANARY_REFUSED)
         self.workers = [
-            ledger.block(name)
-            for name, block in ledger.layout.blocks.items()
-            if block.kind == WORKER
+            ledger.block(name) for name, block in ledger.layout.blocks.items() if block.kind == WORKER
         ]
         self.path = directory / "journal.jsonl"
         self.journal = FileJournal(self.path)
@@ -83,9 +81,13 @@ class Scene:
 
     def canaries(self, *kinds: Any, every: float = 600.0) -> Canaries:  # noqa: ANN401 - any canary
         return Canaries(
-            self.block, self.journal, self.reporter, kinds, every=every,
+            self.block,
+            self.journal,
+            self.reporter,
+            kinds,
+            every=every,
             differences=lambda: next(self.counts),
-        )  # fmt: skip
+        )
 
     def beat(self, canaries: Canaries) -> None:
         self.clock.beat(time.monotonic_ns())
@@ -154,9 +156,7 @@ def test_a_call_that_fails_wrongly_is_seen_and_is_no_violation(scene: Scene) -> 
         assert canaries.busy
         scene.beat_until_over(canaries)
     events = scene.events()
-    assert [(event["event"], event["detector"]) for event in events] == [
-        ("canary.seen", "refusals")
-    ] * 2
+    assert [(event["event"], event["detector"]) for event in events] == [("canary.seen", "refusals")] * 2
     assert events[0]["made"] == "hold of fs-dax ended with EFAULT"
     assert scene.count(DetectorName.REFUSALS, "seen") == 2
     assert scene.count(DetectorName.REFUSALS, "missed") == 0
@@ -379,10 +379,15 @@ def test_only_what_can_be_made_is_made(scene: Scene) -> None:
         return [
             canary.detector
             for canary in make_canaries(
-                [control], blocks.__getitem__, scene.clock, RELEASE,
-                function=function, threshold=2.0, swept=[],
+                [control],
+                blocks.__getitem__,
+                scene.clock,
+                RELEASE,
+                function=function,
+                threshold=2.0,
+                swept=[],
             )
-        ]  # fmt: skip
+        ]
 
     assert made(None) == []
     assert made("0000:00:05.0") == [DetectorName.REFUSALS]
@@ -397,9 +402,8 @@ def test_what_a_supervisor_left_that_died_is_put_in_order(scene: Scene, tmp_path
     holder.set("pages_unmapped", 4, 1)
     region = FsDaxRegion("files", tmp_path, 8 << 20, PageSpan(0, 2048, 1))
     canaries = make_canaries(
-        [region], scene.ledger.block, scene.clock, RELEASE,
-        function=None, threshold=2.0, swept=["files"],
-    )  # fmt: skip
+        [region], scene.ledger.block, scene.clock, RELEASE, function=None, threshold=2.0, swept=["files"]
+    )
     assert [canary.detector for canary in canaries] == list(DETECTORS)
     assert invalidator.get("ended") == 3
     assert holder.get("pages_unmapped", 1) == 5

@@ -91,9 +91,7 @@ def test_what_fails_stays_recorded_and_the_rest_goes_on(place: Place) -> None:
         assert [entry.target for entry in changes.held] == ["vm.one", "vm.one"]
     path.rmdir()
     path.write_text("3000\n")
-    assert {item.event for item in restore_only(place.state, place.machine())} == {
-        "change.restored"
-    }
+    assert {item.event for item in restore_only(place.state, place.machine())} == {"change.restored"}
     assert path.read_text() == "1000\n"
 
 
@@ -291,9 +289,7 @@ def test_a_state_directory_that_others_can_write_is_refused(place: Place) -> Non
 
 @pytest.fixture
 def kernel(place: Place) -> Place:
-    values = {
-        "kernel.kptr_restrict": 2, "fs.aio-max-nr": 100, "fs.aio-nr": 90, "vm.max_map_count": 65530,
-    }  # fmt: skip
+    values = {"kernel.kptr_restrict": 2, "fs.aio-max-nr": 100, "fs.aio-nr": 90, "vm.max_map_count": 65530}
     for name, value in values.items():
         place.setting(name).parent.mkdir(exist_ok=True)
         place.setting(name).write_text(f"{value}\n")

@@ -65,9 +65,7 @@ def test_at_every_so_manieth_call_of_one_change(tmp_path: Path, kind: str) -> No
 
 @given(steps=_steps, call=st.integers(1, _MOST_CALLS))
 @settings(deterministic, max_examples=20)
-def test_after_a_reboot_only_files_are_left_to_remove(
-    steps: list[tuple[str, Any]], call: int
-) -> None:
+def test_after_a_reboot_only_files_are_left_to_remove(steps: list[tuple[str, Any]], call: int) -> None:
     with tempfile.TemporaryDirectory() as directory:
         place = Place.make(Path(directory))
         files = place.snapshot().keys()

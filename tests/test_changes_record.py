@@ -37,8 +37,7 @@ def set_aside(place: Place) -> list[Path]:
 
 
 @pytest.mark.parametrize(
-    "content",
-    [b"", b"{", b"\xff\xfe\x00", b"[]", b"null", b'{"format": 1}', b'{"format":1,"entries":5}'],
+    "content", [b"", b"{", b"\xff\xfe\x00", b"[]", b"null", b'{"format": 1}', b'{"format":1,"entries":5}']
 )
 def test_what_cannot_be_read_is_set_aside_and_told(tmp_path: Path, content: bytes) -> None:
     place = left_behind(tmp_path)
@@ -56,10 +55,14 @@ def test_what_cannot_be_read_is_set_aside_and_told(tmp_path: Path, content: byte
 @pytest.mark.parametrize(
     "damage",
     [
-        {"kind": "unheard-of"}, {"number": "1"}, {"facts": {}}, {"facts": {"before": 1, "wanted": 2}},
-        {"extra": 1}, {"target": None},
+        {"kind": "unheard-of"},
+        {"number": "1"},
+        {"facts": {}},
+        {"facts": {"before": 1, "wanted": 2}},
+        {"extra": 1},
+        {"target": None},
     ],
-)  # fmt: skip
+)
 def test_the_good_entries_of_a_damaged_record_are_put_back(
     tmp_path: Path, damage: dict[str, Any]
 ) -> None:

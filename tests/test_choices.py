@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 
 ENOUGH = 3000
 TRUNCATIONS = {
-    *(Operation.TRUNCATE_DOWN, Operation.TRUNCATE_ZERO, Operation.TRUNCATE_UP),
+    Operation.TRUNCATE_DOWN,
+    Operation.TRUNCATE_ZERO,
+    Operation.TRUNCATE_UP,
     Operation.OPEN_TRUNCATE,
 }
 # The first of seed 1, written down.
@@ -122,9 +124,7 @@ def test_every_choice_lies_in_its_region_and_on_page_bounds(
 
 @given(planned_regions, seeds)
 @deterministic
-def test_a_slot_is_unmapped_exactly_as_it_was_mapped(
-    regions: list[PlannedRegion], seed: int
-) -> None:
+def test_a_slot_is_unmapped_exactly_as_it_was_mapped(regions: list[PlannedRegion], seed: int) -> None:
     (plan,) = plan_workers(regions, "mixed", 1, 0, seed)
     live: dict[int, Choice] = {}
     for choice in some(plan):

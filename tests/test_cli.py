@@ -135,9 +135,7 @@ def test_a_configuration_that_cannot_be_meant_is_refused(
     assert left_behind(outside) == before
 
 
-def test_a_run_directory_in_use_is_refused(
-    outside: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_directory_in_use_is_refused(outside: Path, capsys: pytest.CaptureFixture[str]) -> None:
     used = outside / "used"
     used.mkdir()
     (used / "journal.jsonl").write_text("somebody's\n")
@@ -226,8 +224,13 @@ def run(*arguments: str, stdout: int = subprocess.PIPE) -> subprocess.CompletedP
     """Run the command as a process of its own."""
     return subprocess.run(
         [sys.executable, "-m", "soak.cli", *arguments],
-        cwd=ROOT, check=False, stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=DEADLINE,
-    )  # fmt: skip
+        cwd=ROOT,
+        check=False,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=DEADLINE,
+    )
 
 
 def test_the_process_ends_with_the_code_and_the_sentence() -> None:

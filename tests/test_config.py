@@ -88,9 +88,18 @@ EXPECTED = {
     "every": "a duration such as",
 }
 WRONG: tuple[Any, ...] = (
-    *(True, -1, 1.5e300, float("nan"), 10**400, "", "ä?", [7], ["x"]),
+    True,
+    -1,
+    1.5e300,
+    float("nan"),
+    10**400,
+    "",
+    "ä?",
+    [7],
+    ["x"],
     {"a": 1},
-    *(tomllib.loads("d = 2024-01-01T00:00:00Z\n")["d"], tomllib.loads("t = 07:32:00\n")["t"]),
+    tomllib.loads("d = 2024-01-01T00:00:00Z\n")["d"],
+    tomllib.loads("t = 07:32:00\n")["t"],
 )
 # A list that is right for `devices`.
 FITTING: dict[str, tuple[Any, ...]] = {
@@ -328,8 +337,7 @@ def test_a_file_that_is_missing_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content",
-    [b"run", b"[run", b"\xff\xfe", b"run = {\n", b"n = " + b"9" * 5000, b"a = 1\na = 2\n"],
+    "content", [b"run", b"[run", b"\xff\xfe", b"run = {\n", b"n = " + b"9" * 5000, b"a = 1\na = 2\n"]
 )
 def test_what_is_no_toml_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "broken.toml"

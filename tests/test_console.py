@@ -16,9 +16,7 @@ if TYPE_CHECKING:
 FULL = 4096
 
 
-def test_it_is_bounded_and_its_end_is_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_it_is_bounded_and_its_end_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(console, "_FULL", FULL)
     path = tmp_path / "console.log"
     begin_console(path)

@@ -85,12 +85,12 @@ def test_the_parser_reads_an_archive_that_was_written_down_by_hand() -> None:
         return b"070701" + numbers.replace(" ", "").encode() + rest
 
     zero = "00000000 "
-    archive = (
-        member("00000007 000081A4" + zero * 2 + "00000001" + zero + "00000003" + zero * 4
-               + "00000002" + zero, b"a\0xyz\0")
-        + member("00000008" + zero * 3 + "00000001" + zero * 6 + "0000000B" + zero,
-                 b"TRAILER!!!\0" + b"\0" * 3)
-    )  # fmt: skip
+    archive = member(
+        "00000007 000081A4" + zero * 2 + "00000001" + zero + "00000003" + zero * 4 + "00000002" + zero,
+        b"a\0xyz\0",
+    ) + member(
+        "00000008" + zero * 3 + "00000001" + zero * 6 + "0000000B" + zero, b"TRAILER!!!\0" + b"\0" * 3
+    )
     archive += bytes(-len(archive) % 512)
     assert parse(archive) == {b"a": Entry(stat.S_IFREG | 0o644, b"xyz", 7, 1)}
 
@@ -103,9 +103,7 @@ names = (
     .filter(lambda name: b"/" not in name and b"\0" not in name and name not in {b".", b".."})
     .map(os.fsdecode)
 )
-targets = (
-    st.binary(min_size=1, max_size=30).filter(lambda target: b"\0" not in target).map(os.fsdecode)
-)
+targets = st.binary(min_size=1, max_size=30).filter(lambda target: b"\0" not in target).map(os.fsdecode)
 
 
 @dataclass(frozen=True)
@@ -126,9 +124,7 @@ modes = st.sampled_from([0o400, 0o444, 0o644, 0o700, 0o755, 0o4755, 0o777])
 leaves = st.builds(File, st.binary(max_size=40), modes) | st.builds(Link, targets)
 trees: st.SearchStrategy[Tree] = st.dictionaries(
     names,
-    st.recursive(
-        leaves, lambda children: st.dictionaries(names, children, max_size=4), max_leaves=12
-    ),
+    st.recursive(leaves, lambda children: st.dictionaries(names, children, max_size=4), max_leaves=12),
     max_size=5,
 )
 
@@ -179,9 +175,10 @@ def test_any_tree_is_read_back(tree: Tree, prefix: str) -> None:
     assert len(archive) % 512 == 0
     members = parse(archive)
     parents = {
-        parent: (stat.S_IFDIR | 0o755, b"") for parent in (b"usr", b"usr/lib")
+        parent: (stat.S_IFDIR | 0o755, b"")
+        for parent in (b"usr", b"usr/lib")
         if tree and prefix.encode().startswith(parent + b"/")
-    }  # fmt: skip
+    }
     found = {name: (entry.mode, entry.data) for name, entry in members.items()}
     assert found == expected(tree, prefix.encode()) | parents
     assert all(entry.links == 1 + stat.S_ISDIR(entry.mode) for entry in members.values())
@@ -299,6 +296,9 @@ def test_other_programs_read_it_too(tmp_path: Path) -> None:
         unpacked.mkdir()
         subprocess.run(
             ["cpio", "--extract", "--make-directories", "--quiet", "--no-preserve-owner"],
-            cwd=unpacked, input=archive, check=True, timeout=TOOL_SECONDS,
-        )  # fmt: skip
+            cwd=unpacked,
+            input=archive,
+            check=True,
+            timeout=TOOL_SECONDS,
+        )
         assert archive_of(unpacked) == archive

@@ -148,9 +148,12 @@ def test_git_skips_what_does_not_boot_and_stops_at_a_mistake(tmp_path: Path) -> 
     def git(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", tmp_path, *arguments],
-            check=False, capture_output=True, text=True, timeout=DEADLINE,
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=DEADLINE,
             env={**os.environ, "GIT_CONFIG_GLOBAL": os.devnull},
-        )  # fmt: skip
+        )
 
     assert git("init", "--quiet").returncode == 0
     codes = (0, 0, 0, BISECT.no_boot, 0, 1, 1)
@@ -168,9 +171,7 @@ def test_git_skips_what_does_not_boot_and_stops_at_a_mistake(tmp_path: Path) -> 
         git("bisect", "reset")
         git(*start)
         assert git("bisect", "run", "sh", "-c", f"exit {stop}").returncode != 0
-        assert not re.search(
-            "^# (bad|good|skip):.*number 3", git("bisect", "log").stdout, re.MULTILINE
-        )
+        assert not re.search("^# (bad|good|skip):.*number 3", git("bisect", "log").stdout, re.MULTILINE)
 
 
 def test_a_qemu_that_does_not_start_is_told_in_a_sentence(

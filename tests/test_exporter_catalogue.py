@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 ALLOWED = {
-    *("prometheus_client", "structlog", "soak.log", "exporter"),
+    "prometheus_client",
+    "structlog",
+    "soak.log",
+    "exporter",
     *(
         "soak",
         "soak.ledger.reader",
@@ -30,14 +33,11 @@ ALLOWED = {
         "soak.model.vocabulary",
         "soak.errors",
     ),
-    *(
-        "soak.config.listen",
-        "soak.files.regular",
-        "soak.files.bounded_json",
-        "soak.files.printable",
-    ),
+    *("soak.config.listen", "soak.files.regular", "soak.files.bounded_json", "soak.files.printable"),
     # How a service tells its manager that it is alive.
-    *("soak.process.notify", "soak.process.http_probe", "soak.process.watchdog"),
+    "soak.process.notify",
+    "soak.process.http_probe",
+    "soak.process.watchdog",
 }
 MODULES = sorted((ROOT / "exporter").glob("*.py"))
 
@@ -90,10 +90,6 @@ def test_it_imports_the_ledger_and_its_own_modules_only(module: Path) -> None:
                 assert {alias.name for alias in node.names} == {"__version__"}
             imported.add(node.module or "")
     outside = {
-        name
-        for name in imported
-        if name.partition(".")[0] not in sys.stdlib_module_names | {"_typeshed"}
+        name for name in imported if name.partition(".")[0] not in sys.stdlib_module_names | {"_typeshed"}
     }
-    assert {
-        name if name.startswith("soak") else name.partition(".")[0] for name in outside
-    } <= ALLOWED
+    assert {name if name.startswith("soak") else name.partition(".")[0] for name in outside} <= ALLOWED

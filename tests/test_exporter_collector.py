@@ -23,14 +23,7 @@ from soak.ledger.layout import WORD
 from soak.ledger.reader import LedgerReader
 from soak.ledger.schema import BUCKET_BOUNDS_NS, INTERRUPTED_COLUMN, RECORDER_COLUMNS, leaks_field
 from soak.ledger.writer import Ledger
-from soak.model.vocabulary import (
-    INVALIDATIONS,
-    SHORT_PINS,
-    Interface,
-    RunState,
-    VerdictWord,
-    WorkerState,
-)
+from soak.model.vocabulary import INVALIDATIONS, SHORT_PINS, Interface, RunState, VerdictWord, WorkerState
 from soak.workload.plan import make_plan
 from tests.test_exporter_support import (
     KNOWN_ISSUE,
@@ -99,9 +92,7 @@ def test_a_new_ledger_exports_zeros_and_stays_small(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("filled", [0, 1])
-def test_the_default_run_of_the_lab_stays_under_a_thousand_series(
-    tmp_path: Path, filled: int
-) -> None:
+def test_the_default_run_of_the_lab_stays_under_a_thousand_series(tmp_path: Path, filled: int) -> None:
     layout = make_plan(lab_config(None)).layout({"run_id": "1", "filesystem": "ext4"}, lab=True)
     ledger = Ledger.create(tmp_path / "ledger", layout)
     start(ledger.block("supervisor"))
@@ -134,11 +125,7 @@ def test_operations_are_summed_over_workers_and_by_outcome(tmp_path: Path, ledge
         (labels["errno"], labels["expected"]): count
         for labels, count in ((dict(key), count) for key, count in refusals.items())
         if labels["region"] == "fs-dax"
-    } == {
-        ("EOPNOTSUPP", "true"): 33,
-        ("EOPNOTSUPP", "false"): 0,
-        ("EFAULT", "false"): 44,
-    }
+    } == {("EOPNOTSUPP", "true"): 33, ("EOPNOTSUPP", "false"): 0, ("EFAULT", "false"): 44}
     assert {dict(labels)["interface"] for labels in refusals} == {"vfio-type1"}
 
 
@@ -212,8 +199,7 @@ def test_pins_are_summed_over_the_regions_of_a_kind(tmp_path: Path, ledger: Ledg
     assert value(samples, "mapped_bytes", **{**MAPPING, "region": "device-dax"}) == 0
     assert value(samples, "unexpected_pins_total", **MAPPING) == 5
     assert {
-        dict(labels)["interface"]
-        for labels in with_prefix(samples, "dax_soak_unexpected_pins_total")
+        dict(labels)["interface"] for labels in with_prefix(samples, "dax_soak_unexpected_pins_total")
     } == {"vfio-type1"}
 
 
@@ -238,11 +224,7 @@ def test_stalls_are_told_by_what_waits(tmp_path: Path, supervisor: BlockWriter) 
 
 
 @deterministic
-@given(
-    delays=st.lists(
-        st.tuples(st.sampled_from(SHORT_PINS), st.integers(0, 300 * SECOND)), max_size=20
-    )
-)
+@given(delays=st.lists(st.tuples(st.sampled_from(SHORT_PINS), st.integers(0, 300 * SECOND)), max_size=20))
 def test_delays_of_wake_ups_are_told_by_the_pin_that_was_waited_for(
     shared_ledger: tuple[Path, Ledger], delays: list[tuple[Interface, int]]
 ) -> None:
@@ -274,9 +256,7 @@ def set_leaks(supervisor: BlockWriter, region: str, **numbers: int) -> None:
     supervisor.set_group(leaks_field(region), [wanted.get(column, 0) for column in columns])
 
 
-def test_leaks_and_sweeps_are_told_by_kind_of_region(
-    tmp_path: Path, supervisor: BlockWriter
-) -> None:
+def test_leaks_and_sweeps_are_told_by_kind_of_region(tmp_path: Path, supervisor: BlockWriter) -> None:
     set_leaks(supervisor, "pmem-a", leaked_none=3, leaked_total_none=9, predicted_zero_page_leak=4)
     set_leaks(supervisor, "pmem-b", leaked_none=2, leaked_zero_page_leak=1)
     for field, first, second in (
@@ -392,11 +372,7 @@ def test_the_run_and_its_regions_are_described(tmp_path: Path, ledger: Ledger) -
     }
     assert value(samples, "run_info", **run) == 1
     for region in RUN["regions"]:
-        labels = {
-            "region": region["kind"],
-            "name": region["name"],
-            "size": str(region["size"]),
-        }
+        labels = {"region": region["kind"], "name": region["name"], "size": str(region["size"])}
         assert value(samples, "region_info", **labels) == 1
     assert value(samples, "run_start_timestamp_seconds") == OFFSET_NS / SECOND + 5
     assert value(samples, "ledger_update_timestamp_seconds") == OFFSET_NS / SECOND + 100

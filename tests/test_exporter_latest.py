@@ -10,14 +10,7 @@ import pytest
 
 from soak import run_directory
 from soak.run_directory import RunDirectory
-from tests.test_exporter_support import (
-    ROOT,
-    RUN,
-    Exporter,
-    make_ledger,
-    running_exporter,
-    value,
-)
+from tests.test_exporter_support import ROOT, RUN, Exporter, make_ledger, running_exporter, value
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -58,10 +51,7 @@ def test_the_newest_run_is_followed(runs: Path) -> None:
 
 def test_until_a_new_run_has_begun_the_one_before_is_served(runs: Path) -> None:
     new_run("run-1")
-    with (
-        running_exporter(runs, *FOLLOW) as exporter,
-        RunDirectory.make(None, "run-2", 0) as made,
-    ):
+    with running_exporter(runs, *FOLLOW) as exporter, RunDirectory.make(None, "run-2", 0) as made:
         make_ledger(made.path / run_directory.LEDGER, run={**RUN, "run_id": "run-2"})
         assert serves(exporter, "run-1")
         run_directory.note_begun(made.path)

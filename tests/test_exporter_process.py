@@ -104,9 +104,7 @@ def test_one_that_is_killed_before_it_listens_is_told_of(directory: Path) -> Non
             _ = process.address
 
 
-def test_another_one_takes_the_place_of_one_that_died(
-    directory: Path, exporter: ExporterProcess
-) -> None:
+def test_another_one_takes_the_place_of_one_that_died(directory: Path, exporter: ExporterProcess) -> None:
     with FileJournal(directory / run_directory.JOURNAL) as journal:
         keeper = ExporterKeeper(exporter, journal)
         keeper.beat()

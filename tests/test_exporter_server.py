@@ -357,10 +357,29 @@ def test_listen_addresses_are_read(text: str, address: tuple[str, int]) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        *("", "9823", ":9823", "::1:9823", "[::1]", "host:", "host:65536", "host:-1", "h:1:2"),
-        *("[]:1", "[a]:1", "[1.2.3.4]:1", "[::1%]:1", "host:\uff11", "ho st:1", "host:1\n"),
+        "",
+        "9823",
+        ":9823",
+        "::1:9823",
+        "[::1]",
+        "host:",
+        "host:65536",
+        "host:-1",
+        "h:1:2",
+        "[]:1",
+        "[a]:1",
+        "[1.2.3.4]:1",
+        "[::1%]:1",
+        "host:\uff11",
+        "ho st:1",
+        "host:1\n",
         # The codec that a resolver's names go through refuses these with an error of its own.
-        *("a..b:1", ".:1", f"{'x' * 64}:1", f"{'x.' * 127}:1", "\u2603.example:1", "\udcff:1"),
+        "a..b:1",
+        ".:1",
+        f"{'x' * 64}:1",
+        f"{'x.' * 127}:1",
+        "\u2603.example:1",
+        "\udcff:1",
     ],
 )
 def test_other_listen_addresses_are_refused(text: str) -> None:

@@ -58,8 +58,7 @@ MAPPER_CELLS = [
     for kind in RegionKind
 ]
 INVALIDATOR_CELLS = [
-    Cell(operation, RegionKind.FS_DAX, Interface.NONE)
-    for operation in (*INVALIDATIONS, Operation.FAULT)
+    Cell(operation, RegionKind.FS_DAX, Interface.NONE) for operation in (*INVALIDATIONS, Operation.FAULT)
 ]
 HOLDER_CELLS = [Cell(Operation.HOLD, RegionKind.FS_DAX, interface) for interface in SHORT_PINS]
 WORKERS = [

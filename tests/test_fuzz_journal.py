@@ -27,13 +27,21 @@ if TYPE_CHECKING:
 
 MAP, PUNCH = "map device-dax vfio-type1", "punch-hole fs-dax none"
 RUN: Final = {
-    "run_id": "run-1", "seed": 7, "promised": {MAP: 100, PUNCH: 100}, "swept": ["dax"],
+    "run_id": "run-1",
+    "seed": 7,
+    "promised": {MAP: 100, PUNCH: 100},
+    "swept": ["dax"],
     "canaries": ["leaks"],
-}  # fmt: skip
+}
 LEAK: Final = {
-    "kind": "leak", "count": 3, "region": "device-dax", "interface": "vfio-type1",
-    "operation": "unmap", "level": "error", "evidence": {"pages": [1, 2, 3]},
-}  # fmt: skip
+    "kind": "leak",
+    "count": 3,
+    "region": "device-dax",
+    "interface": "vfio-type1",
+    "operation": "unmap",
+    "level": "error",
+    "evidence": {"pages": [1, 2, 3]},
+}
 EXPECTED: Final = ("violation.found", {**LEAK, "known_issue": KNOWN_ISSUE, "summary": "3 leaked"})
 UNDECIDED: Final = (
     "violation.found",
@@ -86,9 +94,7 @@ LINES: Final = {
 }
 TEXTS: Final = {word: [encode_line(line) for line in lines] for word, lines in LINES.items()}
 # With one of these a report says why a run that failed is not known to have failed any more.
-TOLD: Final = (
-    *("damaged", "missing", "not understood", "did not come to its end", "no run was started"),
-)
+TOLD: Final = ("damaged", "missing", "not understood", "did not come to its end", "no run was started")
 
 
 def judged(directory: Path, content: bytes) -> tuple[Verdict, list[dict[str, Any]]]:

@@ -87,9 +87,7 @@ def _fill(ledger: Ledger) -> None:
         if block.kind in {WORKER, CANARY}:
             writer.set_word("state", WorkerState.RUNNING)
             recorder = writer.view("recorder")
-            recorder[:] = memoryview(struct.pack(f"{len(recorder)}Q", *[0] * len(recorder))).cast(
-                "Q"
-            )
+            recorder[:] = memoryview(struct.pack(f"{len(recorder)}Q", *[0] * len(recorder))).cast("Q")
         if block.kind == SUPERVISOR:
             writer.view("dead")[0] = 0
             writer.set("realtime_offset_ns", NOW_NS)

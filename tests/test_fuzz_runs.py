@@ -50,11 +50,11 @@ _NAMES: Final = (
         run_directory.LOCK,
         "control",
     ),
-    *("journal-000001.jsonl", "journal.jsonl.1.gz", "journal.jsonl-20260101"),
+    "journal-000001.jsonl",
+    "journal.jsonl.1.gz",
+    "journal.jsonl-20260101",
 )
-RESUMED: Final = argparse.Namespace(
-    config=None, run_dir=None, seed=None, scenario=None, duration=None
-)
+RESUMED: Final = argparse.Namespace(config=None, run_dir=None, seed=None, scenario=None, duration=None)
 
 
 def fill(directory: Path, word: VerdictWord, ledger: bytes) -> None:
@@ -100,10 +100,7 @@ def leave_a_socket(path: Path) -> None:
 
 @many_inputs
 def test_no_run_directory_makes_a_traceback(
-    tmp_path: Path,
-    count: int,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path, count: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Whatever is in it; and a run whose journal was touched is never said to have passed."""
     ledger = make_ledger(tmp_path / "pattern").to_bytes()

@@ -25,12 +25,26 @@ if TYPE_CHECKING:
 NESTED = b"[" * 100_000
 ESCAPES = "\u001b[2Jowned\u0007"
 ODD_MESSAGES = [
-    *(b'{"x":1}', b'{"message":"exited"}', b'{"message":"exited","code":"0"}', b'{"message":[]}'),
-    *(b'{"message":"exited","code":true}', b"", b"\xff", b"[]", NESTED, b'{"message":"nonsense"}'),
+    b'{"x":1}',
+    b'{"message":"exited"}',
+    b'{"message":"exited","code":"0"}',
+    b'{"message":[]}',
+    b'{"message":"exited","code":true}',
+    b"",
+    b"\xff",
+    b"[]",
+    NESTED,
+    b'{"message":"nonsense"}',
 ]
 ODD_LINES = [
-    *(b'{"x":1}', b'{"number":1,"event":"x"}', b'{"number":"1"}', b'{"number":0}', b"null", NESTED),
-    *(b'{"number":1,"event":[]}', b"x" * (5 << 20)),
+    b'{"x":1}',
+    b'{"number":1,"event":"x"}',
+    b'{"number":"1"}',
+    b'{"number":0}',
+    b"null",
+    NESTED,
+    b'{"number":1,"event":[]}',
+    b"x" * (5 << 20),
 ]
 
 
@@ -97,9 +111,7 @@ def test_an_odd_message_ends_nothing(odd: bytes) -> None:
     host = Host().hear(odd + b"\n" + exited + b"\n", control=True)
     assert host.messages == [{"message": protocol.EXITED, "code": 0}]
     (trouble,) = host.troubles
-    assert trouble.startswith(
-        "guest.garbled: the guest sent something odd on port dax-soak.control: "
-    )
+    assert trouble.startswith("guest.garbled: the guest sent something odd on port dax-soak.control: ")
 
 
 @pytest.mark.parametrize("odd", ODD_LINES, ids=range(len(ODD_LINES)))
@@ -108,9 +120,7 @@ def test_an_odd_line_of_the_journal_ends_nothing(odd: bytes) -> None:
     assert [line["event"] for line in host.lines] == ["run.ended"]
     assert host.answers == b"1\n"
     (trouble,) = host.troubles
-    assert trouble.startswith(
-        "guest.garbled: the guest sent something odd on port dax-soak.journal: "
-    )
+    assert trouble.startswith("guest.garbled: the guest sent something odd on port dax-soak.journal: ")
 
 
 def test_lines_that_are_missing_are_told() -> None:

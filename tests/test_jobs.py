@@ -152,9 +152,7 @@ def test_a_job_that_is_always_due_starves_no_other(desk: Desk, now: list[int]) -
 
 
 @pytest.mark.parametrize("hours", [-14, -2, -1, 1, 2, 12])
-def test_local_time_that_jumps_does_nothing(
-    desk: Desk, zone: Callable[[str], None], hours: int
-) -> None:
+def test_local_time_that_jumps_does_nothing(desk: Desk, zone: Callable[[str], None], hours: int) -> None:
     zone("UTC0")
     desk.jobs.every("sweep", 0.05, desk.noting("sweep"))
     desk.jobs.every("recycle", 3600, desk.noting("recycle"))
@@ -200,9 +198,7 @@ def test_lateness_is_that_of_the_last_start(desk: Desk, now: list[int]) -> None:
     st.lists(st.tuples(st.integers(1, 400), st.integers(0, 120)), min_size=1, max_size=30),
 )
 @deterministic
-def test_turns_do_not_drift_and_are_not_made_up_for(
-    interval: int, polls: list[tuple[int, int]]
-) -> None:
+def test_turns_do_not_drift_and_are_not_made_up_for(interval: int, polls: list[tuple[int, int]]) -> None:
     """Polls come at any time and jobs take any time: each turn is used once at most, in its time."""
     patch = pytest.MonkeyPatch()
     with tempfile.TemporaryDirectory() as directory, patch.context() as patched:

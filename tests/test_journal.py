@@ -30,9 +30,7 @@ if TYPE_CHECKING:
 STAMPS = {"format", "seq", "time", "monotonic", "boot_id", "event", "level", "crc32"}
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=9),
-    lambda children: (
-        st.lists(children, max_size=3) | st.dictionaries(st.text(max_size=5), children)
-    ),
+    lambda children: st.lists(children, max_size=3) | st.dictionaries(st.text(max_size=5), children),
     max_leaves=5,
 )
 field_names = st.text(max_size=5).filter(lambda name: name not in {*STAMPS, "self"})
@@ -87,9 +85,7 @@ def test_a_journal_that_is_opened_again_goes_on(first: list[Event], second: list
 
 def test_a_file_cut_at_any_byte_keeps_its_whole_lines(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
-    write_all(
-        path, [("a.b", Level.INFO, {"text": "ü\n}", "n": [1, {"x": 2}]}), ("c.d", Level.INFO, {})]
-    )
+    write_all(path, [("a.b", Level.INFO, {"text": "ü\n}", "n": [1, {"x": 2}]}), ("c.d", Level.INFO, {})])
     whole = path.read_bytes()
     ends = [index for index, byte in enumerate(whole) if byte == ord("\n")]
     for length in range(len(whole) + 1):

@@ -65,8 +65,14 @@ def test_what_a_full_disk_refuses_is_written_later_in_order(tmp_path: Path) -> N
     assert cut > len(path.read_bytes().split(b"\n")[0]) + 1  # a line was begun, and cut short
     assert [line["seq"] for line in read_journal(path)] == list(range(1, 9))
     assert [line["event"] for line in read_journal(path)] == [
-        *("before.full", "while.full", "journal.held", "while.full", "while.full", "after.full"),
-        *("journal.caught-up", "after.full"),
+        "before.full",
+        "while.full",
+        "journal.held",
+        "while.full",
+        "while.full",
+        "after.full",
+        "journal.caught-up",
+        "after.full",
     ]
     held, caught_up = own_lines(path)
     assert held["error"] == os.strerror(errno.EFBIG)
@@ -154,8 +160,17 @@ def on_a_small_tmpfs(size: str) -> dict[str, Any]:
     mount = f'mount -t tmpfs -o size={size} none "$1" && shift && exec "$0" "$@"'
     with tempfile.TemporaryDirectory() as directory:
         command = [
-            *("unshare", *whose, "--mount", "sh", "-ec", mount),
-            *(sys.executable, directory, "-m", "tests.full_disk", directory),
+            "unshare",
+            *whose,
+            "--mount",
+            "sh",
+            "-ec",
+            mount,
+            sys.executable,
+            directory,
+            "-m",
+            "tests.full_disk",
+            directory,
         ]
         tried = [*command[: command.index("sh")], "true"]
         if subprocess.run(tried, check=False, capture_output=True, timeout=DEADLINE).returncode:

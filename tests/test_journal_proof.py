@@ -97,10 +97,7 @@ def test_damage_is_counted_and_named(tmp_path: Path, capsys: pytest.CaptureFixtu
     path.write_bytes(b"".join(lines))
     assert main(["report", str(tmp_path)]) == 1
     said = " ".join(capsys.readouterr().out.split())
-    assert (
-        "1 line of the journal is damaged; the first is line 5 of journal.jsonl: its checksum "
-        in said
-    )
+    assert "1 line of the journal is damaged; the first is line 5 of journal.jsonl: its checksum " in said
 
 
 def test_a_line_that_a_crash_cut_short_is_no_damage(tmp_path: Path) -> None:
@@ -192,9 +189,7 @@ def test_each_declared_event_is_understood_and_needs_all_its_fields(event: str) 
 @deterministic
 def test_no_value_of_a_field_raises_anything(event: str, data: st.DataObject) -> None:
     """Whatever passes for a line is judged, and whatever does not makes the verdict unknown."""
-    line: dict[str, Any] = (
-        valid_line(1, event) if event in EVENTS else {**valid_line(1, "run.ended")}
-    )
+    line: dict[str, Any] = valid_line(1, event) if event in EVENTS else {**valid_line(1, "run.ended")}
     line["event"] = event
     field = data.draw(st.sampled_from(sorted(set(line) - {"seq"})))
     line[field] = data.draw(json_values)

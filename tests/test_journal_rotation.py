@@ -160,9 +160,7 @@ def test_what_is_damaged_or_missing_in_the_middle_is_known_to_the_verdict(path: 
 
 @pytest.mark.parametrize("name", ["journal.jsonl.1", "journal.jsonl-20260101", "journal-old.jsonl"])
 @pytest.mark.parametrize("create", [False, True], ids=["", "create"])
-def test_a_file_that_somebody_renames_is_left_to_him(
-    path: Path, name: str, *, create: bool
-) -> None:
+def test_a_file_that_somebody_renames_is_left_to_him(path: Path, name: str, *, create: bool) -> None:
     with FileJournal(path) as journal:
         for number in range(3):
             journal.write("some.news", number=number)
@@ -181,9 +179,7 @@ def test_a_file_that_somebody_renames_is_left_to_him(
     assert [line["number"] for line in read_journal(path)] == list(range(6))
 
 
-def test_a_renamed_file_is_noticed_by_writing_alone(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_renamed_file_is_noticed_by_writing_alone(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(journal_file, "_LOOK_SECONDS", 0.0)
     with FileJournal(path) as journal:
         journal.write("some.news")

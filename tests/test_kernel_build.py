@@ -110,9 +110,7 @@ def left_behind(cache: Cache) -> list[str]:
     """Name what is in the cache, but for locks."""
     found = cache.root.rglob("*")
     return sorted(
-        str(path.relative_to(cache.root))
-        for path in found
-        if path.is_file() and path.suffix != ".lock"
+        str(path.relative_to(cache.root)) for path in found if path.is_file() and path.suffix != ".lock"
     )
 
 
@@ -202,9 +200,7 @@ def test_what_a_source_does_not_take_is_told(tmp_path: Path, package: Package) -
 
 
 @pytest.mark.parametrize("step", ["olddefconfig", "compile"])
-def test_a_build_that_fails_tells_the_end_of_its_log(
-    tmp_path: Path, package: Package, step: str
-) -> None:
+def test_a_build_that_fails_tells_the_end_of_its_log(tmp_path: Path, package: Package, step: str) -> None:
     setattr(package, step, "echo 'mm/gup.c:1: error: no such thing'; exit 3")
     cache = Cache(tmp_path)
     with pytest.raises(UsageError) as caught:
@@ -280,11 +276,33 @@ def test_the_configuration_asks_for_what_the_lab_needs_and_for_no_module() -> No
     names = [line.partition("=")[0] for line in lines]
     assert len(names) == len(set(names))
     wanted = (
-        *("ACPI_NFIT", "LIBNVDIMM", "NVDIMM_PFN", "NVDIMM_DAX", "DEV_DAX_PMEM", "FS_DAX"),
-        *("EXT4_FS", "XFS_FS", "INTEL_IOMMU", "VFIO_IOMMU_TYPE1", "VFIO_PCI", "IOMMUFD"),
-        *("VIRTIO_PCI", "VIRTIO_CONSOLE", "BLK_DEV_INITRD", "MODULES", "AIO", "KPROBES"),
-        *("BPF_SYSCALL", "BPF_EVENTS", "DEBUG_INFO_BTF", "KALLSYMS_ALL", "GUP_TEST"),
-        *("BLK_DEV_RAM", "DM_DELAY", "BLK_DEV_NULL_BLK", "FAULT_INJECTION"),
+        "ACPI_NFIT",
+        "LIBNVDIMM",
+        "NVDIMM_PFN",
+        "NVDIMM_DAX",
+        "DEV_DAX_PMEM",
+        "FS_DAX",
+        "EXT4_FS",
+        "XFS_FS",
+        "INTEL_IOMMU",
+        "VFIO_IOMMU_TYPE1",
+        "VFIO_PCI",
+        "IOMMUFD",
+        "VIRTIO_PCI",
+        "VIRTIO_CONSOLE",
+        "BLK_DEV_INITRD",
+        "MODULES",
+        "AIO",
+        "KPROBES",
+        "BPF_SYSCALL",
+        "BPF_EVENTS",
+        "DEBUG_INFO_BTF",
+        "KALLSYMS_ALL",
+        "GUP_TEST",
+        "BLK_DEV_RAM",
+        "DM_DELAY",
+        "BLK_DEV_NULL_BLK",
+        "FAULT_INJECTION",
     )
     assert {f"CONFIG_{name}=y" for name in wanted} <= set(lines)
 

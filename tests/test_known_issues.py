@@ -29,10 +29,7 @@ OF_DEVICE = Observation(Violation.LEAK, RegionKind.DEVICE_DAX, (Interface.VFIO_T
     ("issue", "seen"),
     [
         (O_DIRECT_LOST_WAKEUP, BY_TRANSFER),
-        (
-            O_DIRECT_LOST_WAKEUP,
-            replace(BY_TRANSFER, interfaces=(*AGAIN.interfaces, Interface.O_DIRECT)),
-        ),
+        (O_DIRECT_LOST_WAKEUP, replace(BY_TRANSFER, interfaces=(*AGAIN.interfaces, Interface.O_DIRECT))),
         (REMAPPED_PAGE_STALL, AGAIN),
         (REMAPPED_PAGE_STALL, replace(AGAIN, violation=Violation.STALL, ended=False)),
         (TYPE1_DEVICE_DAX_LEAK, OF_DEVICE),

@@ -30,11 +30,23 @@ def measure() -> dict[str, Any]:
     say(f"dax-soak bench in a guest with {QUICK_KERNEL}")
     result = subprocess.run(
         [
-            *(sys.executable, "-m", "soak.cli", "bench", "--kernel", QUICK_KERNEL),
-            *("--duration", "6s", "--format", "json"),
+            sys.executable,
+            "-m",
+            "soak.cli",
+            "bench",
+            "--kernel",
+            QUICK_KERNEL,
+            "--duration",
+            "6s",
+            "--format",
+            "json",
         ],
-        cwd=ROOT, check=False, capture_output=True, text=True, timeout=DEADLINE_SECONDS,
-    )  # fmt: skip
+        cwd=ROOT,
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_SECONDS,
+    )
     assert result.returncode == 0, result.stderr
     shown: dict[str, Any] = json.loads(result.stdout)
     return shown
@@ -59,9 +71,7 @@ def test_books_cost_something_and_not_everything(report: dict[str, Any]) -> None
     granted, refused, sweep = report["subjects"]
     for loops in (granted, refused):
         rows = contenders(loops)
-        assert list(rows) == [
-            *("C loop", "bare Python loop", "worker's loop", "worker's loop, drawing"),
-        ]
+        assert list(rows) == ["C loop", "bare Python loop", "worker's loop", "worker's loop, drawing"]
         for name in list(rows)[1:]:
             ratios = {ratio["of"]: ratio for ratio in rows[name]["ratios"]}
             assert 0 < ratios["C loop"]["low"] <= ratios["C loop"]["high"]

@@ -40,9 +40,7 @@ def config(directory: Path) -> str:
         pytest.param("debian:sid", "ext4", marks=pytest.mark.long),
     ],
 )
-def test_every_canary_is_seen_and_is_nothing_else(
-    tmp_path: Path, kernel: str, filesystem: str
-) -> None:
+def test_every_canary_is_seen_and_is_nothing_else(tmp_path: Path, kernel: str, filesystem: str) -> None:
     arguments = ("--kernel", kernel, "--filesystem", filesystem, "-c", config(tmp_path))
     with lab(tmp_path / "run", *arguments, "--duration", "1h") as process:
 
@@ -105,6 +103,4 @@ def test_detectors_that_were_made_blind_are_known_to_be(tmp_path: Path) -> None:
     verdict = judge(events)
     assert verdict.verdict == "unknown"
     assert {event["summary"] for event in missed} <= set(verdict.reasons)
-    assert {entry["detector"]: entry["seen"] for entry in verdict.canaries} == dict.fromkeys(
-        DETECTORS, 0
-    )
+    assert {entry["detector"]: entry["seen"] for entry in verdict.canaries} == dict.fromkeys(DETECTORS, 0)

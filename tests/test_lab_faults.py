@@ -11,14 +11,7 @@ import pytest
 
 from soak.journal.writer import read_journal
 from soak.ledger.reader import LedgerReader
-from tests.lab_support import (
-    QUICK_KERNEL,
-    LabProcess,
-    alive,
-    check_stall_evidence,
-    is_lost,
-    lab,
-)
+from tests.lab_support import QUICK_KERNEL, LabProcess, alive, check_stall_evidence, is_lost, lab
 from tests.script_support import run_script
 
 if TYPE_CHECKING:
@@ -92,9 +85,7 @@ def holders_freed(process: LabProcess) -> list[str]:
     """Return the holders that were freed, or given up, after a pin of theirs outlasted its bound."""
     first = min((event["seq"] for event in overdue(process)), default=math.inf)
     freed = [*process.events("operation.freed"), *process.events("worker.wedged")]
-    return [
-        event["worker"] for event in freed if event["seq"] > first and "holder" in event["worker"]
-    ]
+    return [event["worker"] for event in freed if event["seq"] > first and "holder" in event["worker"]]
 
 
 def test_a_pin_that_does_not_end_is_found(tmp_path: Path) -> None:

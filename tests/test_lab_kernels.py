@@ -42,8 +42,14 @@ def test_a_kernel_file_with_a_modules_directory(tmp_path: Path) -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(entry.data)
     arguments = (
-        *("--kernel", str(kernel.image), "--modules", str(tmp_path / "installed")),
-        *("--mirror-ledger", "--bisect", "--duration", "1h"),
+        "--kernel",
+        str(kernel.image),
+        "--modules",
+        str(tmp_path / "installed"),
+        "--mirror-ledger",
+        "--bisect",
+        "--duration",
+        "1h",
     )
     with lab(tmp_path / "run", *arguments) as process:
         process.wait_until("the soak begins", lambda: process.operations() > 500)
@@ -53,9 +59,7 @@ def test_a_kernel_file_with_a_modules_directory(tmp_path: Path) -> None:
         assert [event["why"] for event in process.events("run.ended")] == ["told to by SIGTERM"]
         assert [event["mirrored"] for event in process.events("run.started")] == [True]
         assert process.verdict()["kernel"] == kernel.release
-        unexplained = [
-            entry for entry in process.verdict()["violations"] if entry["known_issue"] is None
-        ]
+        unexplained = [entry for entry in process.verdict()["violations"] if entry["known_issue"] is None]
         assert unexplained == []
         with process.ledger() or pytest.fail("there is no ledger") as reader:
             told = Counter[str]()
@@ -100,9 +104,12 @@ def test_without_root_check_says_what_to_install(tmp_path: Path) -> None:
     )
     told = subprocess.run(
         [sys.executable, "-c", code, str(ROOT)],
-        check=True, capture_output=True, text=True, timeout=60,
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=60,
         env={**os.environ, "PATH": str(tmp_path)},
-    )  # fmt: skip
+    )
     assert "apt-get install --yes --no-install-recommends qemu-system-x86" in told.stdout
     assert "as root" in told.stdout
 
@@ -110,19 +117,26 @@ def test_without_root_check_says_what_to_install(tmp_path: Path) -> None:
 def test_check_finds_this_machine_fit() -> None:
     told = subprocess.run(
         [sys.executable, "-m", "soak.cli", "check", "--json"],
-        check=False, capture_output=True, text=True, cwd=ROOT, timeout=120,
-    )  # fmt: skip
+        check=False,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=120,
+    )
     assert told.returncode == 0, told.stdout
     assert {line["state"] for line in json.loads(told.stdout)["lab"]} == {"ok"}
 
 
-def _lab(
-    tmp_path: Path, *arguments: str, path: str | None = None
-) -> subprocess.CompletedProcess[str]:
+def _lab(tmp_path: Path, *arguments: str, path: str | None = None) -> subprocess.CompletedProcess[str]:
     environment = dict(os.environ)
     if path is not None:
         environment["PATH"] = path
     return subprocess.run(
         [sys.executable, "-m", "soak.cli", "lab", "--run-dir", str(tmp_path / "run"), *arguments],
-        check=False, capture_output=True, text=True, cwd=ROOT, timeout=300, env=environment,
-    )  # fmt: skip
+        check=False,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=300,
+        env=environment,
+    )

@@ -30,8 +30,12 @@ LEAK = "type1-device-dax-leak"
 def say(word: str, run: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "soak.cli", word, str(run)],
-        check=False, capture_output=True, text=True, cwd=ROOT, timeout=300,
-    )  # fmt: skip
+        check=False,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=300,
+    )
 
 
 def resume(first: LabProcess) -> LabProcess:
@@ -171,9 +175,7 @@ def test_a_soak_is_paused_continued_and_stopped(life: Life, tmp_path: Path) -> N
     workers = total(life.rested, "workers")
     assert total(life.rested, "workers", state="paused") == workers > 0
     ended = life.process.events("run.ended")[-1]
-    assert [life.process.events(f"run.{what}") != [] for what in ("paused", "continued")] == [
-        True
-    ] * 2
+    assert [life.process.events(f"run.{what}") != [] for what in ("paused", "continued")] == [True] * 2
     assert ended["why"].startswith("told to")
     again = say("pause", life.process.run_dir)
     assert (again.returncode, again.stdout) == (2, "")
@@ -248,9 +250,7 @@ def test_a_leaking_region_is_recycled_in_time(tmp_path: Path) -> None:
     )
     arguments = ("--kernel", QUICK_KERNEL, "-c", str(config), "--duration", "1h")
     with lab(tmp_path / "run", *arguments) as process:
-        process.wait_until(
-            "it was recycled twice", lambda: len(process.events("region.recycled")) > 1
-        )
+        process.wait_until("it was recycled twice", lambda: len(process.events("region.recycled")) > 1)
         assert process.finish_when_covered() == 0, process.stdout
         check_leak(process)
         recycled = process.events("region.recycled")

@@ -28,9 +28,13 @@ pytestmark = pytest.mark.lab
 SCRIPT = (Path(__file__).parent / "guest_machine.py").read_text()
 # A bridge hides which of the functions behind it asks, so they share a group.
 HARDWARE = (
-    *("virtio-net-pci,addr=1c.0", "virtio-blk-pci,drive=disk,addr=1b.0"),
-    *("pcie-pci-bridge,id=two,addr=1d.0", "edu,bus=two,addr=1.0", "edu,bus=two,addr=2.0"),
-    *("pcie-pci-bridge,id=one,addr=1e.0", "edu,bus=one,addr=1.0"),
+    "virtio-net-pci,addr=1c.0",
+    "virtio-blk-pci,drive=disk,addr=1b.0",
+    "pcie-pci-bridge,id=two,addr=1d.0",
+    "edu,bus=two,addr=1.0",
+    "edu,bus=two,addr=2.0",
+    "pcie-pci-bridge,id=one,addr=1e.0",
+    "edu,bus=one,addr=1.0",
 )
 WITHOUT_IOMMU = """
 from soak.machine.pci import objections, pci_functions

@@ -63,9 +63,19 @@ def journal() -> list[Step]:
 
 def arguments(directory: Path) -> list[str]:
     return [
-        *("lab", "--accel", "tcg", "--kernel", QUICK_KERNEL),
-        *("--duration", "1m", "--linger", "1s", "--listen", "127.0.0.1:0"),
-        *("--run-dir", str(directory)),
+        "lab",
+        "--accel",
+        "tcg",
+        "--kernel",
+        QUICK_KERNEL,
+        "--duration",
+        "1m",
+        "--linger",
+        "1s",
+        "--listen",
+        "127.0.0.1:0",
+        "--run-dir",
+        str(directory),
     ]
 
 
@@ -73,33 +83,30 @@ def prepare(place: Path, steps: list[Step]) -> dict[str, str]:
     """Write down the steps, and return the environment in which they are played."""
     install(place / "bin")
     (place / "steps.json").write_text(json.dumps(steps))
-    return {
-        "PATH": f"{place / 'bin'}:{os.environ['PATH']}",
-        STEPS: str(place / "steps.json"),
-    }
+    return {"PATH": f"{place / 'bin'}:{os.environ['PATH']}", STEPS: str(place / "steps.json")}
 
 
 class Played:
     """A lab whose guest plays steps."""
 
     def __init__(
-        self,
-        place: Path,
-        steps: list[Step],
-        streams: str = "2>&1",
-        where: Path = ROOT,
-        before: str = "",
+        self, place: Path, steps: list[Step], streams: str = "2>&1", where: Path = ROOT, before: str = ""
     ) -> None:
         self.directory = place / "run"
         self._process = subprocess.Popen(
             [
                 *WITH_THE_TEST,
-                *("bash", "-c", f'{before} exec "$@" {streams}', "bash"),
-                *(str(PROGRAM), *arguments(self.directory)),
+                "bash",
+                "-c",
+                f'{before} exec "$@" {streams}',
+                "bash",
+                str(PROGRAM),
+                *arguments(self.directory),
             ],
-            stdout=subprocess.PIPE, cwd=where,
+            stdout=subprocess.PIPE,
+            cwd=where,
             env={**os.environ, **prepare(place, steps)},
-        )  # fmt: skip
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -155,9 +162,7 @@ def test_a_soak_goes_on_without_its_display(tmp_path: Path, streams: str) -> Non
 HOSTILE = "raise SystemExit('a module of the working directory ran')\n"
 
 
-def test_nothing_of_the_working_directory_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nothing_of_the_working_directory_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The soak is root, and the directory may be anybody's."""
     for name in ("argparse", "ctypes", "compileall", "exporter", "soak", "prometheus_client"):
         (tmp_path / f"{name}.py").write_text(HOSTILE)
@@ -290,8 +295,11 @@ def test_a_run_that_goes_on_is_not_resumed(tmp_path: Path) -> None:
         before = {path.name for path in played.directory.iterdir()}
         again = subprocess.run(
             [PROGRAM, "lab", "--resume", str(played.directory)],
-            check=False, capture_output=True, text=True, timeout=DEADLINE,
-        )  # fmt: skip
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=DEADLINE,
+        )
         after = {path.name for path in played.directory.iterdir()}
         go_on.touch()
         assert played.finish()[0] == 0

@@ -22,9 +22,7 @@ NOTHING: dict[str, list[str]] = {"bound": [], "files": [], "memory": [], "export
 KNOWN_LEAK = "type1-device-dax-leak"
 
 
-@pytest.fixture(
-    params=[100, pytest.param(500, marks=pytest.mark.long)], ids=["100 kills", "500 kills"]
-)
+@pytest.fixture(params=[100, pytest.param(500, marks=pytest.mark.long)], ids=["100 kills", "500 kills"])
 def seen(request: pytest.FixtureRequest, shared: SharedSetUps) -> Mapping[str, Any]:
     """Boot once, and have everything tried that this file is about."""
     kills = request.param

@@ -75,9 +75,7 @@ def test_a_region_that_may_not_be_recycled_is_not_soaked(seen: Mapping[str, Any]
     assert alone["left"] == NOTHING
 
 
-def test_a_region_that_may_be_is_made_new_before_anything_is_pinned(
-    seen: Mapping[str, Any],
-) -> None:
+def test_a_region_that_may_be_is_made_new_before_anything_is_pinned(seen: Mapping[str, Any]) -> None:
     recycled = seen["recycled"]
     (event,) = recycled["recycled"]
     assert event["headroom_before"] < 0.01

@@ -73,8 +73,17 @@ def _soak(place: Path, stack: ExitStack) -> Soaked:
     built.list_modules("objects")
     tree = [shown(built.place)]
     arguments = (
-        *("--kernel", str(built.place), "--duration", "1h", "--seed", SEED),
-        *("--bisect", "--until-covered", "--linger", "5s", "--keep"),
+        "--kernel",
+        str(built.place),
+        "--duration",
+        "1h",
+        "--seed",
+        SEED,
+        "--bisect",
+        "--until-covered",
+        "--linger",
+        "5s",
+        "--keep",
     )
     process = stack.enter_context(lab(directory, *arguments, workload=STALLING))
     seen = Soaked(process, release=built.kernel.release, tree=tree)
@@ -191,9 +200,7 @@ def test_every_cell_was_covered(soaked: Soaked) -> None:
 
 def test_fs_dax_is_refused_with_the_right_errno(soaked: Soaked) -> None:
     last = soaked.last
-    refused = total(
-        last, "pin_refusals_total", region="fs-dax", errno="EOPNOTSUPP", expected="true"
-    )
+    refused = total(last, "pin_refusals_total", region="fs-dax", errno="EOPNOTSUPP", expected="true")
     assert refused >= 100
     assert total(last, "pin_refusals_total", expected="false") == 0
     assert total(last, "unexpected_pins_total") == 0
@@ -233,12 +240,23 @@ def test_workers_did_what_the_seed_says(soaked: Soaked) -> None:
     count = 1 + max(row[0] for rows in soaked.first_choices.values() for row in rows)
     printed = subprocess.run(
         [
-            *(sys.executable, "-m", "soak.cli", "lab", "--seed", SEED),
-            *("-c", str(soaked.process.run_dir.with_suffix(".toml"))),
-            *("--print-choices", str(count)),
+            sys.executable,
+            "-m",
+            "soak.cli",
+            "lab",
+            "--seed",
+            SEED,
+            "-c",
+            str(soaked.process.run_dir.with_suffix(".toml")),
+            "--print-choices",
+            str(count),
         ],
-        check=True, capture_output=True, text=True, cwd=ROOT, timeout=120,
-    ).stdout  # fmt: skip
+        check=True,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=120,
+    ).stdout
     told = {
         (words[0], int(words[1])): (int(_after(words, "offset")), int(_after(words, "length")))
         for words in map(str.split, printed.splitlines())
@@ -272,15 +290,25 @@ def test_verdict_can_be_computed_from_the_journal(soaked: Soaked) -> None:
 def test_run_directory_is_complete_and_holds_no_scratch(soaked: Soaked) -> None:
     left = {path.name for path in soaked.process.run_dir.iterdir()}
     assert left == {
-        "console.log", "journal.jsonl", "ledger", "report.txt", "run.toml", "verdict.json", ".lock",
-    }  # fmt: skip
+        "console.log",
+        "journal.jsonl",
+        "ledger",
+        "report.txt",
+        "run.toml",
+        "verdict.json",
+        ".lock",
+    }
 
 
 def test_report_tells_it_in_80_columns(soaked: Soaked) -> None:
     shown = subprocess.run(
         [sys.executable, "-m", "soak.cli", "report", str(soaked.process.run_dir)],
-        check=False, capture_output=True, text=True, cwd=ROOT, timeout=120,
-    )  # fmt: skip
+        check=False,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=120,
+    )
     assert shown.returncode == soaked.code
     assert shown.stdout.endswith("\nverdict   PASS\n")
     for line in shown.stdout.splitlines():

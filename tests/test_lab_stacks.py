@@ -25,9 +25,12 @@ SCRIPT = (Path(__file__).parent / "guest_stacks.py").read_text()
 KERNEL = "debian:6.1"
 HARDWARE = (
     "virtio-net-pci,addr=1c.0",
-    *("nvme-subsys,id=shared", "nvme,serial=one,subsys=shared,addr=1a.0,id=path"),
-    *("nvme,serial=one,subsys=shared,addr=1b.0", "nvme-ns,drive=disk,bus=path,nsid=1"),
-    *("pcie-root-port,id=root,addr=1d.0,chassis=1", "nvme-subsys,id=divided"),
+    "nvme-subsys,id=shared",
+    "nvme,serial=one,subsys=shared,addr=1a.0,id=path",
+    "nvme,serial=one,subsys=shared,addr=1b.0",
+    "nvme-ns,drive=disk,bus=path,nsid=1",
+    "pcie-root-port,id=root,addr=1d.0,chassis=1",
+    "nvme-subsys,id=divided",
     (
         "nvme,serial=two,subsys=divided,bus=root,sriov_max_vfs=1,max_ioqpairs=4,msix_qsize=5,"
         "sriov_vq_flexible=2,sriov_vi_flexible=1"
@@ -45,9 +48,7 @@ def told(request: pytest.FixtureRequest, shared: SharedSetUps) -> Mapping[str, A
     )
 
 
-@pytest.mark.parametrize(
-    ("kind", "name"), [("vlan", "vlan5"), ("bond", "upper"), ("bridge", "upper")]
-)
+@pytest.mark.parametrize(("kind", "name"), [("vlan", "vlan5"), ("bond", "upper"), ("bridge", "upper")])
 def test_a_route_above_a_nic(told: Mapping[str, Any], kind: str, name: str) -> None:
     assert told[f"{kind}.idle"] == ""
     assert f"{name} (above " in told[f"{kind}.used"]

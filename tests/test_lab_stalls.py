@@ -7,15 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.lab_support import (
-    CALM,
-    COVERING,
-    FULL_LOAD,
-    QUICK_KERNEL,
-    ROOT,
-    check_stall_evidence,
-    lab,
-)
+from tests.lab_support import CALM, COVERING, FULL_LOAD, QUICK_KERNEL, ROOT, check_stall_evidence, lab
 from tests.script_support import seen_in_guest
 
 if TYPE_CHECKING:
@@ -40,8 +32,7 @@ def hangs_or_is_freed(process: LabProcess) -> None:
     """Wait for the worker that hangs, or for so many trials that one should have."""
     enough = trials(process) + 25
     process.wait_until(
-        "the worker hangs",
-        lambda: process.events("worker.wedged") != [] or trials(process) > enough,
+        "the worker hangs", lambda: process.events("worker.wedged") != [] or trials(process) > enough
     )
 
 
@@ -81,8 +72,9 @@ def test_a_probe_that_cannot_tell_is_settled_later(tmp_path: Path) -> None:
     verdict = seen["verdict"]
     assert verdict["verdict"] != "fail", verdict["reasons"]
     assert {entry["known_issue"] for entry in verdict["violations"]} == {
-        LOST_WAKEUP, "type1-device-dax-leak",
-    }  # fmt: skip
+        LOST_WAKEUP,
+        "type1-device-dax-leak",
+    }
 
 
 def test_pages_that_are_mapped_again_while_they_are_waited_for(tmp_path: Path) -> None:
@@ -92,9 +84,7 @@ def test_pages_that_are_mapped_again_while_they_are_waited_for(tmp_path: Path) -
     ) as process:
         assert process.finish_when_covered() == 0, process.stdout
         probe = next(
-            event
-            for event in process.events("known-issue.probed")
-            if event["known_issue"] == REMAPPED
+            event for event in process.events("known-issue.probed") if event["known_issue"] == REMAPPED
         )
         found = waits(process)
         assert {entry["known_issue"] for entry in found} == ({REMAPPED} if probe["lost"] else set())
@@ -116,12 +106,18 @@ def test_what_cannot_be_killed_is_replaced_and_ends_the_run_when_it_becomes_too_
     config = tmp_path / "soak.toml"
     # Until its turn comes, each operation on the file stalls and is freed: sooner than usual here.
     config.write_text(
-        "[limits]\nwedged-workers = 0\n[stall]\nlate = '300ms'\nthreshold = '600ms'\n"
-        f"[workload]\n{CALM}"
+        f"[limits]\nwedged-workers = 0\n[stall]\nlate = '300ms'\nthreshold = '600ms'\n[workload]\n{CALM}"
     )
     # Of the first sixty trials of this seed, no more than ten lie between two that unlink.
     arguments = (
-        *("--kernel", "debian:sid", "-c", str(config), "--duration", "1h", "--seed", "26"),
+        "--kernel",
+        "debian:sid",
+        "-c",
+        str(config),
+        "--duration",
+        "1h",
+        "--seed",
+        "26",
         "--bisect",
     )
     with lab(tmp_path / "run", *arguments) as process:

@@ -78,14 +78,15 @@ def test_stop_ends_the_run_in_order(seen: Mapping[str, Any]) -> None:
     assert stopped["over"]
 
 
-def test_a_mistake_in_the_configuration_is_said_and_not_tried_again(
-    seen: Mapping[str, Any],
-) -> None:
+def test_a_mistake_in_the_configuration_is_said_and_not_tried_again(seen: Mapping[str, Any]) -> None:
     mistaken = seen["mistaken"]
     assert mistaken["started"] != 0
     assert mistaken["soak"] == {
-        "ActiveState": "failed", "Result": "exit-code", "ExecMainStatus": "2", "NRestarts": "0",
-    }  # fmt: skip
+        "ActiveState": "failed",
+        "Result": "exit-code",
+        "ExecMainStatus": "2",
+        "NRestarts": "0",
+    }
     assert "run.duration is 'soon'" in mistaken["status"]
 
 

@@ -104,12 +104,27 @@ def test_a_machine_whose_qemu_does_not_start_stops_a_bisection(tmp_path: Path) -
     (tools / "qemu-system-x86_64").chmod(0o755)
     told = subprocess.run(
         [
-            *(sys.executable, "-m", "soak.cli", "lab", "--bisect", "--listen", "127.0.0.1:0"),
-            *("--kernel", QUICK_KERNEL, "--run-dir", str(tmp_path / "run"), "--accel", "tcg"),
+            sys.executable,
+            "-m",
+            "soak.cli",
+            "lab",
+            "--bisect",
+            "--listen",
+            "127.0.0.1:0",
+            "--kernel",
+            QUICK_KERNEL,
+            "--run-dir",
+            str(tmp_path / "run"),
+            "--accel",
+            "tcg",
         ],
-        check=False, capture_output=True, text=True, cwd=ROOT, timeout=300,
+        check=False,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=300,
         env={**os.environ, "PATH": f"{tools}:{os.environ['PATH']}"},
-    )  # fmt: skip
+    )
     assert told.returncode == 255, told.stderr
     assert re.search(r"^dax-soak: .*no memory left", told.stderr, re.MULTILINE)
     assert not (tmp_path / "run").exists()

@@ -53,9 +53,7 @@ blocks = st.builds(
     st.lists(number_fields | text_fields, max_size=6, unique_by=lambda field: field.name),
     labels,
 )
-layouts = st.builds(
-    Layout.of, st.lists(blocks, max_size=4, unique_by=lambda block: block.name), runs
-)
+layouts = st.builds(Layout.of, st.lists(blocks, max_size=4, unique_by=lambda block: block.name), runs)
 
 
 def block_of(*fields: Field) -> Layout:
@@ -124,8 +122,7 @@ def test_every_number_is_read_back_by_the_header_alone(layout: Layout) -> None:
                     assert snapshot.text(field.name) == ""
                 else:
                     assert snapshot.flat(field.name) == [
-                        written[snapshot.block.name, field.name, indices]
-                        for indices in entries(field)
+                        written[snapshot.block.name, field.name, indices] for indices in entries(field)
                     ]
 
 
@@ -263,10 +260,7 @@ def test_blocks_are_found_by_kind(tmp_path: Path) -> None:
         ledger.block(name).set("number", number)
     with LedgerReader.open(tmp_path / "ledger") as reader:
         workers = reader.blocks("worker")
-        assert [(found.block.name, found.get("number")) for found in workers] == [
-            ("w0", 0),
-            ("w1", 2),
-        ]
+        assert [(found.block.name, found.get("number")) for found in workers] == [("w0", 0), ("w1", 2)]
         assert [found.block.labels["role"] for found in workers] == ["mapper", "invalidator"]
         assert reader.blocks("host") == []
 

@@ -238,9 +238,7 @@ def receive(connection: Connection) -> object:
 # --- lock step ---
 
 
-def test_no_moment_of_a_change_is_ever_read_as_a_value(
-    tmp_path: Path, processes: Processes
-) -> None:
+def test_no_moment_of_a_change_is_ever_read_as_a_value(tmp_path: Path, processes: Processes) -> None:
     create(tmp_path / "ledger")
     ours, theirs = processes.pipe()
     processes.start(write_in_steps, tmp_path / "ledger", theirs)
@@ -484,9 +482,7 @@ def change_ends(path: Path) -> None:
             time.sleep(MIRROR_PAUSE_SECONDS)
 
 
-def test_a_group_that_takes_long_to_copy_is_mirrored_whole(
-    tmp_path: Path, processes: Processes
-) -> None:
+def test_a_group_that_takes_long_to_copy_is_mirrored_whole(tmp_path: Path, processes: Processes) -> None:
     group = Field("group", (("sequence", *map(str, range(LONG_GROUP_WORDS))),))
     layout = Layout.of([Block("writer", "writer", {"group": group}, {})], {})
     source = Ledger.create(tmp_path / "source", layout)

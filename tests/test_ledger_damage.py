@@ -43,10 +43,7 @@ def small_layout() -> Layout:
         Field("name", (4,), text=True),
     )
     by_name = {field.name: field for field in fields}
-    blocks = [
-        Block("first", "worker", by_name, {"role": "mapper"}),
-        Block("second", "x", by_name, {}),
-    ]
+    blocks = [Block("first", "worker", by_name, {"role": "mapper"}), Block("second", "x", by_name, {})]
     return Layout.of(blocks, {"seed": 1})
 
 
@@ -249,8 +246,20 @@ def test_an_undamaged_description_is_read(tmp_path: Path) -> None:
 
 
 STRANGE_VALUES: tuple[Any, ...] = (
-    *(None, True, -1, 7, 1 << 70, 0.5, float("inf")),
-    *("", "pid", [], [1, 2], ["a"], {}, {"a": 1}),
+    None,
+    True,
+    -1,
+    7,
+    1 << 70,
+    0.5,
+    float("inf"),
+    "",
+    "pid",
+    [],
+    [1, 2],
+    ["a"],
+    {},
+    {"a": 1},
 )
 
 

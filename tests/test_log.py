@@ -59,17 +59,28 @@ PROGRAM = """
         log_crash("some-program", error)
 """
 EVENTS = [
-    *("first.line", "from.thread", "a library says", "went.wrong", "a task went wrong"),
-    *("a loop complains", "violation.found", "journal.held", "program.crashed"),
+    "first.line",
+    "from.thread",
+    "a library says",
+    "went.wrong",
+    "a task went wrong",
+    "a loop complains",
+    "violation.found",
+    "journal.held",
+    "program.crashed",
 ]
 
 
 def run(program: str, stderr: int = subprocess.PIPE) -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(
         [sys.executable, "-c", textwrap.dedent(program)],
-        check=False, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr,
+        check=False,
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=stderr,
         timeout=DEADLINE,
-    )  # fmt: skip
+    )
 
 
 def json_lines(program: str) -> list[dict[str, Any]]:
@@ -99,11 +110,7 @@ def test_elsewhere_each_line_is_json_with_all_that_is_bound() -> None:
     lines = json_lines(PROGRAM)
     assert [line["event"] for line in lines] == EVENTS
     for position, line in enumerate(lines):
-        assert (line["program"], line["run"], line["more"]) == (
-            "some-program",
-            "run-1",
-            "than that",
-        )
+        assert (line["program"], line["run"], line["more"]) == ("some-program", "run-1", "than that")
         assert line.get("boot") == (None if position < 2 else "boot-1")
         assert line["timestamp"].endswith("Z")
     levels = ["info", "info", "warning", "error", "error", "error", "error", "warning", "critical"]

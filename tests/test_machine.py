@@ -42,9 +42,13 @@ LINE = (
 def test_a_line_of_mountinfo_is_read() -> None:
     (mount,) = parse_mountinfo(LINE + b"\n")
     assert mount == Mount(
-        "98:0", "/mnt1", "/mnt/with blank", "ext4", "/dev/root\\x",
+        "98:0",
+        "/mnt1",
+        "/mnt/with blank",
+        "ext4",
+        "/dev/root\\x",
         frozenset(("rw", "noatime", "dax=always")),
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize("line", [b"", b"1 2 3", LINE.replace(b" - ", b" ")])
@@ -260,9 +264,7 @@ def found_at(path: str, state: State) -> Finding:
 
 
 def function_at(address: str, state: State, driver: str | None, group: str) -> Finding:
-    return Finding(
-        address, state, "says", facts={"address": address, "driver": driver, "group": group}
-    )
+    return Finding(address, state, "says", facts={"address": address, "driver": driver, "group": group})
 
 
 def section(key: str, findings: list[Finding]) -> Section:
@@ -303,8 +305,7 @@ def test_what_is_written_parses_and_says_what_was_meant(
     config = parse_config(tomllib.loads(text), "soak.toml")
     assert config == proposal.config
     by_kind = {
-        kind: [region.path for region in config.regions if region.kind is kind]
-        for kind in RegionKind
+        kind: [region.path for region in config.regions if region.kind is kind] for kind in RegionKind
     }
     for kind, all_found in ((RegionKind.DEVICE_DAX, devices), (RegionKind.FS_DAX, systems)):
         fit = [item.subject for item in all_found if item.state is State.OK]
@@ -320,9 +321,7 @@ def test_what_is_written_parses_and_says_what_was_meant(
     make_plan(
         replace(
             config,
-            regions=tuple(
-                replace(region, size=region.size or 64 << 20) for region in config.regions
-            ),
+            regions=tuple(replace(region, size=region.size or 64 << 20) for region in config.regions),
         )
     )
 
@@ -384,8 +383,12 @@ def test_a_refusal_has_every_reason_and_what_to_do() -> None:
 def check(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "soak.cli", "check", *arguments],
-        check=False, capture_output=True, text=True, cwd=ROOT, timeout=120,
-    )  # fmt: skip
+        check=False,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=120,
+    )
 
 
 def test_a_configuration_is_checked_against_the_machine(tmp_path: Path) -> None:
@@ -418,9 +421,7 @@ def test_the_whole_machine_is_told_of_for_people_and_for_programs(tmp_path: Path
     path = tmp_path / "soak.toml"
     told = check("--json", "--write", str(path))
     document = json.loads(told.stdout)
-    assert list(document) == [
-        *("format", "lab", "kernel", "device_dax", "file_systems", "functions"),
-    ]
+    assert list(document) == ["format", "lab", "kernel", "device_dax", "file_systems", "functions"]
     lacking = [line for line in document["lab"] if line["state"] != "ok"]
     assert told.returncode == (2 if lacking else 0)
     # It fits the machine that it was written on.
@@ -446,7 +447,15 @@ def test_the_keys_of_the_documents_are_in_the_readme() -> None:
     device = DaxDevice("dax0.0", "kmem", 1, 1, 0, 0, "1:1", "ram")
     file_system = judge_disk("pmem0", FSDAX, None)
     function = PciFunction(
-        *("0000:00:05.0", "1234", "11e8", "00ff00", "", None, (), (), ()),
+        "0000:00:05.0",
+        "1234",
+        "11e8",
+        "00ff00",
+        "",
+        None,
+        (),
+        (),
+        (),
         devices=frozenset(),
         virtual_functions=0,
         is_console=False,

@@ -71,15 +71,7 @@ ADDRESSES: Final = (
     ("install", "--dry-run", "--exporter-listen"),
     ("run", "-c", "soak.toml", "--watch-exporter"),
 )
-NO_ADDRESSES: Final = (
-    "",
-    "a..b:1",
-    "9823",
-    "[::1]",
-    "[a..b]:1",
-    "localhost:65536",
-    f"{NOT_UTF8}:1",
-)
+NO_ADDRESSES: Final = ("", "a..b:1", "9823", "[::1]", "[a..b]:1", "localhost:65536", f"{NOT_UTF8}:1")
 DURATIONS: Final = (
     ("lab", "--duration"),
     ("lab", "--boot-timeout"),
@@ -166,9 +158,7 @@ def a_run(directory: Path) -> Path:
 
 @pytest.mark.parametrize("words", PLACES, ids=" ".join)
 @pytest.mark.usefixtures("no_runs")
-def test_what_names_no_file_is_refused(
-    capsys: pytest.CaptureFixture[str], words: Sequence[str]
-) -> None:
+def test_what_names_no_file_is_refused(capsys: pytest.CaptureFixture[str], words: Sequence[str]) -> None:
     for text, told in NO_PLACES:
         said = sentence(capsys, [*words, text])
         assert told in said
@@ -177,9 +167,7 @@ def test_what_names_no_file_is_refused(
 
 @pytest.mark.parametrize("words", ADDRESSES, ids=" ".join)
 @pytest.mark.usefixtures("no_runs")
-def test_what_is_no_address_is_refused(
-    capsys: pytest.CaptureFixture[str], words: Sequence[str]
-) -> None:
+def test_what_is_no_address_is_refused(capsys: pytest.CaptureFixture[str], words: Sequence[str]) -> None:
     for text in NO_ADDRESSES:
         said = sentence(capsys, [*words, text])
         assert words[-1] in said
@@ -188,9 +176,7 @@ def test_what_is_no_address_is_refused(
 
 @pytest.mark.parametrize("words", DURATIONS, ids=" ".join)
 @pytest.mark.usefixtures("no_runs")
-def test_what_is_no_duration_is_refused(
-    capsys: pytest.CaptureFixture[str], words: Sequence[str]
-) -> None:
+def test_what_is_no_duration_is_refused(capsys: pytest.CaptureFixture[str], words: Sequence[str]) -> None:
     for text in NO_DURATIONS:
         said = sentence(capsys, [*words, text])
         assert words[-1] in said
@@ -268,10 +254,7 @@ def refuse_ledger(directory: Path) -> None:
 )
 @pytest.mark.usefixtures("no_runs")
 def test_a_run_without_the_rights_to_it_is_refused(
-    capsys: pytest.CaptureFixture[str],
-    place: Path,
-    break_it: Callable[[Path], None],
-    commands: list[str],
+    capsys: pytest.CaptureFixture[str], place: Path, break_it: Callable[[Path], None], commands: list[str]
 ) -> None:
     run = a_run(place / "others" / "run")
     break_it(run)
@@ -292,11 +275,7 @@ def test_a_run_without_the_rights_to_it_is_refused(
 )
 @pytest.mark.usefixtures("no_runs")
 def test_a_directory_in_place_of_a_file_is_told(
-    capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
-    command: str,
-    broken: str,
-    told: str,
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, command: str, broken: str, told: str
 ) -> None:
     run = a_run(tmp_path / "run")
     (run / broken).unlink(missing_ok=True)
@@ -321,9 +300,7 @@ def test_a_link_that_leads_nowhere_is_told(
 
 @pytest.mark.usefixtures("no_runs")
 def test_a_new_run_below_what_is_private_is_refused(
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    place: Path,
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, place: Path
 ) -> None:
     monkeypatch.setattr("soak.lab.command.check_kernel", lambda *_: None)
     (place / "private").mkdir(mode=0)
@@ -345,9 +322,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 COMMANDS: Final = ("pause", "continue", "stop", "plant panic")
 
 
-def test_a_soak_that_does_not_answer_is_told(
-    capsys: pytest.CaptureFixture[str], asked: Path
-) -> None:
+def test_a_soak_that_does_not_answer_is_told(capsys: pytest.CaptureFixture[str], asked: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as busy:
         busy.bind(str(asked / control.SOCKET_NAME))
         busy.listen(len(COMMANDS))

@@ -36,8 +36,11 @@ def run(words: Sequence[str], streams: str) -> int:
     command = " ".join([sys.executable, "-m", "soak.cli", *words])
     done = subprocess.run(
         ["bash", "-c", streams.format(command)],
-        check=False, cwd=ROOT, timeout=DEADLINE, capture_output=True,
-    )  # fmt: skip
+        check=False,
+        cwd=ROOT,
+        timeout=DEADLINE,
+        capture_output=True,
+    )
     assert b"Traceback" not in done.stderr
     return done.returncode
 
@@ -66,22 +69,17 @@ def test_no_file_takes_the_place_of_a_stream_that_is_closed(tmp_path: Path) -> N
     place = tmp_path / "file"
     command = [sys.executable, "-c", script, str(place)]
     subprocess.run(
-        ["bash", "-c", '"$@" <&- >&- 2>&-', "bash", *command],
-        check=True, cwd=ROOT, timeout=DEADLINE,
-    )  # fmt: skip
+        ["bash", "-c", '"$@" <&- >&- 2>&-', "bash", *command], check=True, cwd=ROOT, timeout=DEADLINE
+    )
     assert int(place.read_text()) > 2
 
 
 def test_text_of_others_moves_no_cursor() -> None:
-    assert printable("a\x1b[2Jb\rc\x07\nd\te\x9b\udc80é") == (
-        "a\\x1b[2Jb\\rc\\x07\nd e\\x9b\\udc80é"
-    )
+    assert printable("a\x1b[2Jb\rc\x07\nd\te\x9b\udc80é") == ("a\\x1b[2Jb\\rc\\x07\nd e\\x9b\\udc80é")
     assert printable("plain text, ünd more") == "plain text, ünd more"
 
 
-def test_a_report_has_no_control_characters(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_report_has_no_control_characters(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with FileJournal(tmp_path / "journal.jsonl") as journal:
         line = valid_line(1, "violation.found", known_issue=None, summary="\x1b[2Jowned\x07")
         journal.append({name: value for name, value in line.items() if name != "seq"})

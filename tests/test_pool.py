@@ -64,9 +64,7 @@ def hire(tmp_path: Path) -> Iterator[Callable[..., WorkerPool]]:
     ledger = make_ledger(tmp_path / "ledger")
     pools: list[WorkerPool] = []
 
-    def make(
-        kind: Callable[[BlockWriter], Operator] = Idle, limits: WorkerLimits = FREE
-    ) -> WorkerPool:
+    def make(kind: Callable[[BlockWriter], Operator] = Idle, limits: WorkerLimits = FREE) -> WorkerPool:
         members = [
             WorkerProcess(plan, ledger.block(plan.name), outcome_columns(plan.cells, RELEASE), kind)
             for plan in workers()
@@ -117,9 +115,7 @@ def test_workers_rest_between_operations_and_go_on(hire: Callable[..., WorkerPoo
     time.sleep(0.1)
     assert [member.block.get("begun") for member in pool.workers] == resting
     pool.resume()
-    wait_for(
-        lambda: all(m.block.get("begun") > n for m, n in zip(pool.workers, resting, strict=True))
-    )
+    wait_for(lambda: all(m.block.get("begun") > n for m, n in zip(pool.workers, resting, strict=True)))
 
 
 def test_a_worker_that_does_not_rest_is_named(hire: Callable[..., WorkerPool]) -> None:
@@ -154,9 +150,7 @@ def test_a_dead_worker_does_not_hold_up_the_others_rest(hire: Callable[..., Work
     assert pool.lost_one()
 
 
-def test_what_a_killed_worker_held_is_given_back_in_its_books(
-    hire: Callable[..., WorkerPool],
-) -> None:
+def test_what_a_killed_worker_held_is_given_back_in_its_books(hire: Callable[..., WorkerPool]) -> None:
     pool = hire(Stuck)
     member = pool.workers[0]
     wait_for(lambda: member.block.get("begun") == 1)
@@ -192,9 +186,7 @@ def test_a_call_that_does_not_come_back_strands_its_pages(hire: Callable[..., Wo
     pool = hire(Stuck)
     wait_for(lambda: all(in_flight(member.block.get, member.block.view) for member in pool.workers))
     flights = [
-        flight
-        for member in pool.workers
-        if (flight := in_flight(member.block.get, member.block.view))
+        flight for member in pool.workers if (flight := in_flight(member.block.get, member.block.view))
     ]
     pages = sum(flight["length"] // 4096 for flight in flights if flight["region"] == 0)
     assert pool.stranded(0) == pages > 0
@@ -228,8 +220,7 @@ def test_stop_kills_what_does_not_end(hire: Callable[..., WorkerPool]) -> None:
     wait_for(lambda: all(member.block.get("begun") == 1 for member in pool.workers))
     assert pool.stop(0.5, nothing) == sorted(member.plan.name for member in pool.workers)
     states = {
-        member.block.block.fields["state"].values[member.block.get("state")]
-        for member in pool.workers
+        member.block.block.fields["state"].values[member.block.get("state")] for member in pool.workers
     }
     assert states == {WorkerState.DEAD}
 
@@ -247,9 +238,7 @@ def test_a_rate_holds_workers_back_and_a_pause_does_not_wait_for_it(
     assert pool.stop(DEADLINE_SECONDS, nothing) == []
 
 
-def test_of_workers_that_wait_for_each_other_one_keeps_the_rate(
-    hire: Callable[..., WorkerPool],
-) -> None:
+def test_of_workers_that_wait_for_each_other_one_keeps_the_rate(hire: Callable[..., WorkerPool]) -> None:
     pool = hire(Leading, limits=WorkerLimits(rate=0.01))
     wait_for(lambda: all(member.block.get("ended") == 1 for member in pool.workers))
     assert pool.stop(DEADLINE_SECONDS, nothing) == []
@@ -293,9 +282,7 @@ def test_a_worker_that_was_at_work_is_replaced_however_often_it_is_killed(
         assert not death.gave_up
 
 
-def test_a_worker_waits_until_the_machine_has_a_process_for_it(
-    hire: Callable[..., WorkerPool],
-) -> None:
+def test_a_worker_waits_until_the_machine_has_a_process_for_it(hire: Callable[..., WorkerPool]) -> None:
     """A machine that is short of processes ends no soak (fork(2), EAGAIN)."""
 
     def work() -> list[Any]:

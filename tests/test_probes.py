@@ -15,14 +15,7 @@ from soak.detectors.stalls.probe import WakeupProbe, judge_probe
 from soak.journal.writer import Level
 from soak.ledger.reader import LedgerReader
 from soak.ledger.schema import NO_KNOWN_ISSUE
-from soak.model.vocabulary import (
-    Interface,
-    Operation,
-    ProbeResult,
-    RegionKind,
-    VerdictWord,
-    Violation,
-)
+from soak.model.vocabulary import Interface, Operation, ProbeResult, RegionKind, VerdictWord, Violation
 from soak.verdict import judge
 from tests.soak_support import KNOWN_ISSUE, make_ledger
 from tests.test_verdict import BOOTED, ENDED, STARTED, Event, lines, sample, violation
@@ -68,8 +61,11 @@ def test_only_what_was_seen_waiting_shows_anything(
 
 def probed(result: ProbeResult, *, applies: bool = True, region: str | None = None) -> Event:
     return "known-issue.probed", {
-        "known_issue": KNOWN_ISSUE, "result": str(result), "applies": applies, "region": region,
-    }  # fmt: skip
+        "known_issue": KNOWN_ISSUE,
+        "result": str(result),
+        "applies": applies,
+        "region": region,
+    }
 
 
 def undecided(count: int = 3) -> Event:
@@ -122,9 +118,9 @@ def test_a_violation_waits_for_the_probe_that_may_explain_it(
 def test_what_was_decided_late_is_summed_with_what_was_known_at_once() -> None:
     events = [probed(INCONCLUSIVE), undecided(3), probed(CONFIRMED), violation(issue=KNOWN_ISSUE)]
     verdict = judge(lines([BOOTED, STARTED, *events, sample(), ENDED]))
-    assert [
-        (entry.known_issue, entry.count, entry.first_event) for entry in verdict.violations
-    ] == [(KNOWN_ISSUE, 6, 4)]
+    assert [(entry.known_issue, entry.count, entry.first_event) for entry in verdict.violations] == [
+        (KNOWN_ISSUE, 6, 4)
+    ]
 
 
 def test_what_nothing_explains_fails_beside_an_inconclusive_probe() -> None:
@@ -158,23 +154,24 @@ class Lines:
     ],
 )
 def test_a_violation_is_on_disk_at_once_and_counted_when_it_is_decided(
-    tmp_path: Path,
-    settle: Callable[[Reporter], None],
-    column: str,
+    tmp_path: Path, settle: Callable[[Reporter], None], column: str
 ) -> None:
     block, journal = make_ledger(tmp_path / "ledger").block("supervisor"), Lines()
     reporter = Reporter(block, journal)
     reporter.probed(KNOWN_ISSUE, INCONCLUSIVE, applies=True)
     reporter.report(
         Finding(
-            Violation.STALL, RegionKind.FS_DAX, Interface.O_DIRECT, Operation.PUNCH_HOLE, 2, "slept",
+            Violation.STALL,
+            RegionKind.FS_DAX,
+            Interface.O_DIRECT,
+            Operation.PUNCH_HOLE,
+            2,
+            "slept",
             undecided=KNOWN_ISSUE,
         )
-    )  # fmt: skip
+    )
     event, fields = journal.written[-1]
-    assert (event, fields["undecided"], fields["known_issue"]) == (
-        "violation.found", KNOWN_ISSUE, None,
-    )  # fmt: skip
+    assert (event, fields["undecided"], fields["known_issue"]) == ("violation.found", KNOWN_ISSUE, None)
     assert sum(block.view("violations")) == 0
     reporter.probed(KNOWN_ISSUE, INCONCLUSIVE, applies=True)
     assert sum(block.view("violations")) == 0
@@ -215,10 +212,7 @@ def test_an_issue_is_decided_when_all_regions_agree(
     [(CONFIRMED, [1], [0]), (REFUTED, [0], [0]), (INCONCLUSIVE, [], [1]), (None, [], [0])],
 )
 def test_metrics_say_what_a_probe_has_shown(
-    tmp_path: Path,
-    result: ProbeResult | None,
-    confirmed: list[int],
-    inconclusive: list[int],
+    tmp_path: Path, result: ProbeResult | None, confirmed: list[int], inconclusive: list[int]
 ) -> None:
     block = make_ledger(tmp_path / "ledger").block("supervisor")
     if result is not None:

@@ -110,9 +110,7 @@ def test_every_exit_code_is_in_the_table(code: int) -> None:
     assert re.search(rf"\b{code}\b", _exit_codes()[1])
 
 
-@pytest.mark.parametrize(
-    "code", [*BISECT.verdicts.values(), BISECT.usage, BISECT.crash, INTERRUPTED]
-)
+@pytest.mark.parametrize("code", [*BISECT.verdicts.values(), BISECT.usage, BISECT.crash, INTERRUPTED])
 def test_every_exit_code_of_a_bisection_is_in_the_table(code: int) -> None:
     assert re.search(rf"\b{code}\b", _exit_codes()[2])
 

@@ -223,9 +223,7 @@ def test_where_nobody_knows_what_is_owed_nothing_is_judged(tmp_path: Path) -> No
     assert [found.region for found in scene.detector.look()] == [RegionKind.DEVICE_DAX]
 
 
-def test_what_was_not_committed_is_judged_again_by_the_next_and_nothing_else(
-    tmp_path: Path,
-) -> None:
+def test_what_was_not_committed_is_judged_again_by_the_next_and_nothing_else(tmp_path: Path) -> None:
     scene = Scene(tmp_path)
     scene.count(DEVICE, "failed EFAULT", 2)
     assert [found.count for found in scene.detector.look()] == [2]
@@ -239,7 +237,8 @@ def test_what_was_not_committed_is_judged_again_by_the_next_and_nothing_else(
 
 def test_every_column_is_either_judged_or_clean() -> None:
     assert set(COUNT_COLUMNS) == {
-        *("done", "interrupted"),
+        "done",
+        "interrupted",
         *(f"refused {name}" for name in ERRNOS),
         *(f"failed {name}" for name in ERRNOS),
     }

@@ -101,9 +101,7 @@ def test_the_first_is_written_at_once_and_then_they_are_gathered(desk: Desk) -> 
     assert desk.counted() == {("wrong-errno", "none"): 9}
 
 
-def test_what_was_gathered_is_written_when_its_time_has_come(
-    tmp_path: Path, clock: list[float]
-) -> None:
+def test_what_was_gathered_is_written_when_its_time_has_come(tmp_path: Path, clock: list[float]) -> None:
     desk = Desk(tmp_path)
     interval = reporter_module.REPORT_SECONDS
     desk.reporter.report(finding(1))

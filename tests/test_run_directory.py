@@ -60,13 +60,7 @@ def test_modes_do_not_depend_on_the_umask(runs: Path, tmp_path: Path) -> None:
         ):
             modes = {
                 path: stat.S_IMODE(path.stat().st_mode)
-                for path in (
-                    runs,
-                    kept.path,
-                    own.path.parent,
-                    own.path,
-                    own.path / run_directory.LOCK,
-                )
+                for path in (runs, kept.path, own.path.parent, own.path, own.path / run_directory.LOCK)
             }
     finally:
         os.umask(before)

@@ -14,13 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from soak.detectors.stalls.judge import Judgement, Overdue, StallDetector
-from soak.ledger.schema import (
-    HOLD_COLUMNS,
-    HOLDS_LENGTH,
-    RECORDER_COLUMNS,
-    RECORDER_LENGTH,
-    soak_layout,
-)
+from soak.ledger.schema import HOLD_COLUMNS, HOLDS_LENGTH, RECORDER_COLUMNS, RECORDER_LENGTH, soak_layout
 from soak.ledger.writer import BlockWriter, Ledger
 from soak.model.vocabulary import INVALIDATIONS, SHORT_PINS, Interface, Operation, Violation
 from soak.workload.choices import plan_workers
@@ -249,7 +243,10 @@ def test_a_pin_excuses_what_waits_within_its_bound(
     assert scene.overdue(since + bound) == []
     (found,) = scene.overdue(since + bound + 1)
     assert (found.hold.interface, found.place, found.lasted, found.bound) == (
-        *(interface, PLACE, (bound + 1) * MS, bound * MS),
+        interface,
+        PLACE,
+        (bound + 1) * MS,
+        bound * MS,
     )
     assert scene.detector.look_for_overdue((since + bound + 2) * MS) == []
 
@@ -319,8 +316,7 @@ def test_a_pin_that_was_never_taken_is_none_to_be_late_after(scene: Scene) -> No
 
 
 @pytest.mark.parametrize(
-    ("hold", "after"),
-    [((-10, -9, 5, 6), False), ((-10, 2, 5, 6), True), ((-10, 0, 0, 6), True)],
+    ("hold", "after"), [((-10, -9, 5, 6), False), ((-10, 2, 5, 6), True), ((-10, 0, 0, 6), True)]
 )
 def test_a_pin_may_be_taken_while_it_is_waited_for(
     scene: Scene,
@@ -414,10 +410,7 @@ def test_in_a_crowd_a_pin_may_be_of_a_hole_and_nothing_is_early(scene: Scene) ->
     ("release", "violation"), [(BEFORE_COUNTING, None), (COUNTED, Violation.EARLY_TRUNCATE)]
 )
 def test_what_nobody_maps_is_waited_for_where_the_expectations_say_so(
-    tmp_path: Path,
-    operation: Operation,
-    release: tuple[int, int],
-    violation: Violation | None,
+    tmp_path: Path, operation: Operation, release: tuple[int, int], violation: Violation | None
 ) -> None:
     scene = Scene(tmp_path, release)
     scene.hold(START - 10, START - 9, START + 20, START + 21, mapped=False)
@@ -468,7 +461,5 @@ def test_the_excess_counts_from_the_last_pin_that_overlapped(
     scene.begin(Operation.ZERO_RANGE)
     scene.end(START + length)
     judgement = scene.one(START + 10_000)
-    assert [hold.release_after for hold in judgement.holds] == [
-        end * MS for end in sorted(released)
-    ]
+    assert [hold.release_after for hold in judgement.holds] == [end * MS for end in sorted(released)]
     assert judgement.excess == max(START + length - max([START, *released]), 0) * MS

@@ -134,13 +134,7 @@ class Soak:
             with FileJournal(self.journal) as journal:
                 reporter = Reporter(block, journal)
                 sweeper = Sweeper(
-                    block,
-                    journal,
-                    reporter,
-                    [],
-                    pool,
-                    probe_function=None,
-                    known_issues=frozenset(),
+                    block, journal, reporter, [], pool, probe_function=None, known_issues=frozenset()
                 )
                 Supervisor(
                     block=block,
@@ -148,9 +142,7 @@ class Soak:
                     journal=journal,
                     reporter=reporter,
                     detectors=[kind(self._notes), Watching(self._notes.with_name("second"))],
-                    recycler=Recycler(
-                        block, journal, pool, sweeper, [], threshold=0.0, release=RELEASE
-                    ),
+                    recycler=Recycler(block, journal, pool, sweeper, [], threshold=0.0, release=RELEASE),
                     canaries=Canaries(
                         block, journal, reporter, [], every=0.0, differences=sweeper.differences
                     ),

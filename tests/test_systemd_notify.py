@@ -55,9 +55,7 @@ def test_a_text_is_one_line(text: str) -> None:
         assert notifier.status(text)
         ((name, value),) = [pair for message in manager.hear() for pair in message.items()]
         assert name == "STATUS"
-        assert re.sub(r"\s|\?", "", value) == re.sub(
-            r"\s|\?", "", text.encode(errors="replace").decode()
-        )
+        assert re.sub(r"\s|\?", "", value) == re.sub(r"\s|\?", "", text.encode(errors="replace").decode())
 
 
 def test_a_manager_that_does_not_read_holds_nobody_up() -> None:

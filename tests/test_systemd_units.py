@@ -60,9 +60,8 @@ def left_behind(directory: Path) -> set[str]:
 def analyze(*arguments: str) -> subprocess.CompletedProcess[str]:
     assert shutil.which("systemd-analyze"), "run 'dax-soak check --install --for-tests' as root"
     return subprocess.run(
-        ["systemd-analyze", *arguments],
-        check=False, capture_output=True, text=True, timeout=DEADLINE,
-    )  # fmt: skip
+        ["systemd-analyze", *arguments], check=False, capture_output=True, text=True, timeout=DEADLINE
+    )
 
 
 @pytest.mark.parametrize("name", UNITS)
@@ -119,9 +118,7 @@ def test_a_verdict_and_a_mistake_start_nothing_again_and_a_crash_does() -> None:
     assert PLAIN.crash not in prevented
 
 
-words = st.text(
-    st.characters(exclude_categories=["C", "Z"], include_characters=" %$'\"\\;"), min_size=1
-)
+words = st.text(st.characters(exclude_categories=["C", "Z"], include_characters=" %$'\"\\;"), min_size=1)
 
 
 @given(st.lists(words, min_size=1, max_size=3))
@@ -169,9 +166,7 @@ def test_the_example_configuration_says_nothing_and_explains_everything(tmp_path
         assert section in {"region", "known-issues"} or set(keys) <= set(table[section])
 
 
-def test_what_was_installed_is_removed_again(
-    root: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_was_installed_is_removed_again(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["install", "--root", str(root)]) == 0
     told = capsys.readouterr().out
     assert "systemctl enable --now" in told
@@ -239,9 +234,7 @@ def test_what_somebody_else_wrote_is_left_alone(
     assert path.is_symlink()
 
 
-def test_a_unit_that_is_enabled_is_not_removed(
-    root: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_unit_that_is_enabled_is_not_removed(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["install", "--root", str(root)])
     capsys.readouterr()
     wants = unit_path(root, "multi-user.target.wants")

@@ -60,10 +60,7 @@ class Soak:
         self.watchdog = Watchdog(
             self.notifier,
             SECONDS,
-            {
-                "the supervisor": lambda: self.beats,
-                "the journal": lambda: self.journal.seq,
-            },
+            {"the supervisor": lambda: self.beats, "the journal": lambda: self.journal.seq},
             clock=self.clock,
         )
 
@@ -174,10 +171,7 @@ def test_an_exporter_that_is_stopped_is_named_and_goes_on(
         watchdog = Watchdog(
             notifier,
             2.0,
-            {
-                "the supervisor": lambda: supervisor.get("heartbeats"),
-                "the exporter": probe.poll,
-            },
+            {"the supervisor": lambda: supervisor.get("heartbeats"), "the exporter": probe.poll},
         )
         watchdog.say("soaking")
 

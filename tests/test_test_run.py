@@ -71,9 +71,13 @@ def run(place: Path, text: str, *arguments: str) -> tuple[int, str]:
     (place / "pytest.ini").write_text("[pytest]\nmarkers =\n    lab: x\n    xdist_group: x\n")
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "tests.conftest", "-ra", *arguments, str(place)],
-        check=False, capture_output=True, text=True, cwd=place, timeout=DEADLINE,
+        check=False,
+        capture_output=True,
+        text=True,
+        cwd=place,
+        timeout=DEADLINE,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
+    )
     return done.returncode, done.stdout
 
 
@@ -82,9 +86,7 @@ def test_a_flaky_lab_test_is_named_last(tmp_path: Path, beside: tuple[str, ...])
     code, said = run(tmp_path, FLAKY.format(name="a"), *beside)
     assert code == 0, said
     assert re.search(
-        r"^flaky: .*test_some\.py::test_flaky_a failed first: .*the guest was late",
-        said,
-        re.MULTILINE,
+        r"^flaky: .*test_some\.py::test_flaky_a failed first: .*the guest was late", said, re.MULTILINE
     )
     # With the whole of that failure, for its run may be out of reach.
     assert "the first failure of test_some.py::test_flaky_a" in said
@@ -142,13 +144,7 @@ def test_a_test_that_is_run_again_has_a_new_set_up(tmp_path: Path) -> None:
 
 def test_guests_are_started_with_the_longest_first(tmp_path: Path) -> None:
     lines = [
-        f"@pytest.mark.lab(seconds={seconds})\ndef test_{seconds}(): pass\n"
-        for seconds in (10, 200, 50)
+        f"@pytest.mark.lab(seconds={seconds})\ndef test_{seconds}(): pass\n" for seconds in (10, 200, 50)
     ]
     _, said = run(tmp_path, "def test_unit(): pass\n" + "".join(lines), "-v")
-    assert re.findall(r"::(test_\w+) PASSED", said) == [
-        "test_200",
-        "test_50",
-        "test_10",
-        "test_unit",
-    ]
+    assert re.findall(r"::(test_\w+) PASSED", said) == ["test_200", "test_50", "test_10", "test_unit"]

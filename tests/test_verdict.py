@@ -17,23 +17,34 @@ from soak.journal.writer import FileJournal, Level, read_journal
 from soak.model.exit_codes import PLAIN
 from soak.model.vocabulary import VerdictWord, Violation
 from soak.report.text import text_report
-from soak.verdict import (
-    REQUIRED_ATTEMPTS,
-    Judge,
-    judge,
-    lost_machine_event,
-)
+from soak.verdict import REQUIRED_ATTEMPTS, Judge, judge, lost_machine_event
 from tests.journal_support import BOOT, valid_fields, valid_line
 from tests.soak_support import KNOWN_ISSUE, deterministic
 
 MAP, PUNCH = "map device-dax vfio-type1", "punch-hole fs-dax none"
 PROMISED = {MAP: REQUIRED_ATTEMPTS, PUNCH: REQUIRED_ATTEMPTS}
 FIELDS = {
-    *("format", "run_id", "verdict", "reasons", "kernel", "boot_ids", "started", "ended", "seed"),
-    *("violations", "coverage", "canaries"),
+    "format",
+    "run_id",
+    "verdict",
+    "reasons",
+    "kernel",
+    "boot_ids",
+    "started",
+    "ended",
+    "seed",
+    "violations",
+    "coverage",
+    "canaries",
 }
 VIOLATION_FIELDS = {
-    *("kind", "region", "interface", "operation", "count", "first_event", "known_issue"),
+    "kind",
+    "region",
+    "interface",
+    "operation",
+    "count",
+    "first_event",
+    "known_issue",
     "summary",
 }
 COVERAGE_FIELDS = {"operation", "region", "interface", "attempts", "required"}
@@ -125,9 +136,7 @@ def test_strictness_changes_nothing_else() -> None:
 
 def test_the_same_violation_is_summed_and_keeps_its_first_event() -> None:
     verdict = judge(
-        lines(
-            [*GOOD[:3], violation(count=3), violation(count=4), violation(issue=KNOWN_ISSUE), ENDED]
-        )
+        lines([*GOOD[:3], violation(count=3), violation(count=4), violation(issue=KNOWN_ISSUE), ENDED])
     )
     assert [(v.count, v.first_event, v.known_issue) for v in verdict.violations] == [
         (7, 4, None),
@@ -136,18 +145,12 @@ def test_the_same_violation_is_summed_and_keeps_its_first_event() -> None:
 
 
 def test_a_lost_machine_fails_though_the_run_never_ended() -> None:
-    lost = (
-        "violation.found",
-        lost_machine_event("the guest's kernel panicked", {"console": "..."}),
-    )
+    lost = ("violation.found", lost_machine_event("the guest's kernel panicked", {"console": "..."}))
     verdict = judge(lines([BOOTED, STARTED, sample(), lost]))
     assert verdict.verdict is VerdictWord.FAIL
     assert verdict.reasons[0] == "the guest's kernel panicked"
     (found,) = verdict.violations
-    assert (found.kind, found.region, found.interface, found.operation) == (
-        "lost-machine",
-        *["none"] * 3,
-    )
+    assert (found.kind, found.region, found.interface, found.operation) == ("lost-machine", *["none"] * 3)
 
 
 @pytest.mark.parametrize("event", TROUBLES)
@@ -182,8 +185,12 @@ def test_a_run_that_goes_on_lacks_what_a_pass_needs() -> None:
     """Its end alone is not lacking: whoever asks is about to decide on that."""
     judging, left = Judge(), []
     events = [
-        *(BOOTED, with_canaries()[1], canary("seen"), sample(mapped=99, dax=0)),
-        *(canary("seen", "stalls"), sample()),
+        BOOTED,
+        with_canaries()[1],
+        canary("seen"),
+        sample(mapped=99, dax=0),
+        canary("seen", "stalls"),
+        sample(),
     ]
     for line in lines(events):
         judging.see(line)
@@ -219,14 +226,7 @@ def test_failure_prevails_and_doubts_are_still_told() -> None:
     assert verdict.reasons[0] == "pages leak"
     assert "it died" in verdict.reasons
     assert len(verdict.reasons) == 4
-    known = [
-        BOOTED,
-        STARTED,
-        trouble("harness.failed"),
-        violation(issue=KNOWN_ISSUE),
-        sample(),
-        ENDED,
-    ]
+    known = [BOOTED, STARTED, trouble("harness.failed"), violation(issue=KNOWN_ISSUE), sample(), ENDED]
     assert word(known) is VerdictWord.UNKNOWN
 
 
@@ -360,11 +360,7 @@ def test_the_report_tells_the_verdict_and_ends_with_its_code(
 
 
 def canary(word: str, detector: str = "leaks") -> Event:
-    return f"canary.{word}", {
-        "detector": detector,
-        "made": "a pin",
-        "summary": f"blind: {detector}",
-    }
+    return f"canary.{word}", {"detector": detector, "made": "a pin", "summary": f"blind: {detector}"}
 
 
 def with_canaries(*events: Event) -> list[Event]:
@@ -427,18 +423,11 @@ WAITS = "lines of the journal wait in memory for space on the disk"
 
 
 @pytest.mark.parametrize(
-    ("numbers", "told"),
-    [
-        ((1, 2, 3, 4), None),
-        ((1, 2, 4, 9), "3, 5-8"),
-        ((5, 6, 7, 8), "1-4"),
-    ],
+    ("numbers", "told"), [((1, 2, 3, 4), None), ((1, 2, 4, 9), "3, 5-8"), ((5, 6, 7, 8), "1-4")]
 )
 def test_lines_that_are_missing_make_it_unknown(numbers: tuple[int, ...], told: str | None) -> None:
     verdict = judge(numbered(*zip(numbers, GOOD, strict=True)))
-    expected = (
-        (f"lines of the journal are missing: {told}",) if told else ("every expectation was met",)
-    )
+    expected = (f"lines of the journal are missing: {told}",) if told else ("every expectation was met",)
     assert verdict.reasons == expected
     assert verdict.verdict is (VerdictWord.UNKNOWN if told else VerdictWord.PASS)
 
@@ -446,9 +435,7 @@ def test_lines_that_are_missing_make_it_unknown(numbers: tuple[int, ...], told: 
 def test_many_gaps_are_told_shortly() -> None:
     entries = [*zip(range(2, 80, 2), [ENDED] * 39, strict=True)]
     (reason, *_) = judge(numbered(*entries)).reasons
-    assert reason == (
-        "lines of the journal are missing: 1, 3, 5, 7, 9, 11, 13, 15, 17, 19 and 29 more"
-    )
+    assert reason == ("lines of the journal are missing: 1, 3, 5, 7, 9, 11, 13, 15, 17, 19 and 29 more")
 
 
 @pytest.mark.parametrize(

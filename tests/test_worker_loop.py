@@ -45,8 +45,16 @@ RELEASE = (6, 12)
 MAPPER: WorkerPlan = next(plan for plan in workers() if plan.role is Role.MAPPER)
 CELLS = range(len(MAPPER.cells))
 RESULTS = [
-    *(0, SKIPPED, errno.EINTR, errno.EOPNOTSUPP, errno.EFAULT, errno.ENOMEM, errno.ENOTTY),
-    *(errno.EXDEV, 133, 4095),
+    0,
+    SKIPPED,
+    errno.EINTR,
+    errno.EOPNOTSUPP,
+    errno.EFAULT,
+    errno.ENOMEM,
+    errno.ENOTTY,
+    errno.EXDEV,
+    133,
+    4095,
 ]
 
 
@@ -133,9 +141,7 @@ def test_every_errno_with_a_column_of_its_own_gets_it(bench: Bench) -> None:
     for cell in CELLS:
         bench.run([(cell, number) for number in named])
     for row in bench.read().rows("counts"):
-        assert sorted(row, reverse=True) == [1] * len(named) + [0] * (
-            len(COUNT_COLUMNS) - len(named)
-        )
+        assert sorted(row, reverse=True) == [1] * len(named) + [0] * (len(COUNT_COLUMNS) - len(named))
 
 
 def lines_of(block: BlockSnapshot) -> list[dict[str, int]]:

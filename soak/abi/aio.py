@@ -72,9 +72,7 @@ class Transfers:
         self._pointer = ctypes.pointer(self._block)
         self._event = _Event()
 
-    def submit(
-        self, operation: int, descriptor: int, address: int, length: int, offset: int
-    ) -> int:
+    def submit(self, operation: int, descriptor: int, address: int, length: int, offset: int) -> int:
         """Begin a transfer of `length` bytes at `address`; return 0 or an errno."""
         block = self._block
         block.opcode, block.descriptor = operation, descriptor

@@ -66,8 +66,20 @@ class _Program:
         self._run = bytearray(
             struct.pack(
                 "<4I2Q4I2Q2I",
-                *(self._program, 0, 0, 0, 0, 0, 0, 0, ctypes.sizeof(self._context), 0),
-                *(ctypes.addressof(self._context), 0, 0, 0),
+                self._program,
+                0,
+                0,
+                0,
+                0,
+                0,
+                0,
+                0,
+                ctypes.sizeof(self._context),
+                0,
+                ctypes.addressof(self._context),
+                0,
+                0,
+                0,
             )
         )
 
@@ -220,8 +232,10 @@ def load_program(code: bytes) -> int:
     buffer = ctypes.create_string_buffer(code, len(code))
     attributes = struct.pack(
         "<2I2Q",
-        *(_BPF_PROG_TYPE_RAW_TRACEPOINT, len(code) // 8),
-        *(ctypes.addressof(buffer), ctypes.addressof(_LICENSE)),
+        _BPF_PROG_TYPE_RAW_TRACEPOINT,
+        len(code) // 8,
+        ctypes.addressof(buffer),
+        ctypes.addressof(_LICENSE),
     )
     try:
         return _bpf(_BPF_PROG_LOAD, bytearray(attributes), "BPF_PROG_LOAD")

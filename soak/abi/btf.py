@@ -78,11 +78,7 @@ class Btf:
         number = 1
         while (offset := self._offset(number)) is not None:
             name_offset, info, size = _TYPE.unpack_from(self._data, offset)
-            if (
-                _kind(info) == _BTF_KIND_STRUCT
-                and name_offset
-                and self._string(name_offset) == name
-            ):
+            if _kind(info) == _BTF_KIND_STRUCT and name_offset and self._string(name_offset) == name:
                 found: dict[str, int] = {}
                 self._collect(offset, 0, found)
                 return StructLayout(size, found)
@@ -103,10 +99,7 @@ class Btf:
                     self._collect(inner, start, found)
 
     def _is_aggregate(self, offset: int) -> bool:
-        return _kind(_TYPE.unpack_from(self._data, offset)[1]) in {
-            _BTF_KIND_STRUCT,
-            _BTF_KIND_UNION,
-        }
+        return _kind(_TYPE.unpack_from(self._data, offset)[1]) in {_BTF_KIND_STRUCT, _BTF_KIND_UNION}
 
     def _offset(self, number: int) -> int | None:
         """Return where a type stands, walking on from the last known one; None past the end."""

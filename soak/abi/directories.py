@@ -48,9 +48,11 @@ def rename_to_new(old: str, new: str, parent: int) -> None:
     checked(
         LIBC.syscall(
             ctypes.c_long(_RENAMEAT2),
-            ctypes.c_long(parent), ctypes.c_char_p(os.fsencode(old)),
-            ctypes.c_long(parent), ctypes.c_char_p(os.fsencode(new)),
+            ctypes.c_long(parent),
+            ctypes.c_char_p(os.fsencode(old)),
+            ctypes.c_long(parent),
+            ctypes.c_char_p(os.fsencode(new)),
             ctypes.c_long(_RENAME_NOREPLACE),
         ),
         new,
-    )  # fmt: skip
+    )

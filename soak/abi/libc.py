@@ -21,8 +21,12 @@ RAW_IOCTL: Final = LIBC["ioctl"]
 LIBC.ftruncate.argtypes = (ctypes.c_int, ctypes.c_int64)
 LIBC.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 LIBC.mmap.argtypes = (
-    *(ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int),
-    *(ctypes.c_int, ctypes.c_int, ctypes.c_int64),
+    ctypes.c_void_p,
+    ctypes.c_size_t,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_int64,
 )
 LIBC.mmap.restype = ctypes.c_void_p
 LIBC.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
@@ -36,8 +40,12 @@ for _name in ("pread", "pwrite"):
     getattr(LIBC, _name).restype = ctypes.c_ssize_t
 for _name in ("process_vm_readv", "process_vm_writev"):
     getattr(LIBC, _name).argtypes = (
-        *(ctypes.c_int, ctypes.c_void_p, ctypes.c_ulong),
-        *(ctypes.c_void_p, ctypes.c_ulong, ctypes.c_ulong),
+        ctypes.c_int,
+        ctypes.c_void_p,
+        ctypes.c_ulong,
+        ctypes.c_void_p,
+        ctypes.c_ulong,
+        ctypes.c_ulong,
     )
     getattr(LIBC, _name).restype = ctypes.c_ssize_t
 LIBC.open.argtypes = (ctypes.c_char_p, ctypes.c_int)

@@ -38,9 +38,7 @@ class Mapping:
         """Take a span of addresses that holds nothing yet."""
         return cls(length, 0, MAP_PRIVATE | MAP_ANONYMOUS)
 
-    def replace(
-        self, start: int, length: int, protection: int, flags: int, descriptor: int
-    ) -> None:
+    def replace(self, start: int, length: int, protection: int, flags: int, descriptor: int) -> None:
         """Map a file over a part of this span; `flags` include MAP_FIXED.
 
         Raises:

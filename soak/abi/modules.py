@@ -21,8 +21,7 @@ def delete_module(name: str) -> None:
     """
     checked(
         LIBC.syscall(
-            ctypes.c_long(_DELETE_MODULE), ctypes.c_char_p(name.encode()),
-            ctypes.c_long(os.O_NONBLOCK),
+            ctypes.c_long(_DELETE_MODULE), ctypes.c_char_p(name.encode()), ctypes.c_long(os.O_NONBLOCK)
         ),
         f"delete_module {name}",
-    )  # fmt: skip
+    )

@@ -94,9 +94,7 @@ def _has_open(process: Path, devices: Collection[Device]) -> bool:
 
 
 def _has_mapped(
-    process: Path,
-    devices: Collection[Device],
-    kinds: dict[tuple[str, str], Device | None],
+    process: Path, devices: Collection[Device], kinds: dict[tuple[str, str], Device | None]
 ) -> bool:
     """Look at shared mappings: a device stays in use when its descriptor was closed.
 

@@ -24,9 +24,7 @@ def is_dax(descriptor: int) -> bool:
         OSError: the file cannot be asked.
     """
     room = ctypes.create_string_buffer(_SIZE)
-    checked(
-        LIBC.statx(ctypes.c_int(descriptor), b"", _AT_EMPTY_PATH, 0, room), f"statx({descriptor})"
-    )
+    checked(LIBC.statx(ctypes.c_int(descriptor), b"", _AT_EMPTY_PATH, 0, room), f"statx({descriptor})")
     return bool(struct.unpack_from("<Q", room, _ATTRIBUTES_OFFSET)[0] & _STATX_ATTR_DAX)
 
 

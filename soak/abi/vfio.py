@@ -93,13 +93,9 @@ class Container:
                     f"the IOMMU group of {function} is not viable: another device of it has a driver"
                 )
             container = ctypes.c_int(self._container)
-            ioctl(
-                group, VFIO_GROUP_SET_CONTAINER, ctypes.byref(container), "VFIO_GROUP_SET_CONTAINER"
-            )
+            ioctl(group, VFIO_GROUP_SET_CONTAINER, ctypes.byref(container), "VFIO_GROUP_SET_CONTAINER")
             ioctl(self._container, VFIO_SET_IOMMU, VFIO_TYPE1v2_IOMMU, "VFIO_SET_IOMMU")
-            device = ioctl(
-                group, VFIO_GROUP_GET_DEVICE_FD, function.encode(), "VFIO_GROUP_GET_DEVICE_FD"
-            )
+            device = ioctl(group, VFIO_GROUP_GET_DEVICE_FD, function.encode(), "VFIO_GROUP_GET_DEVICE_FD")
             self._open.append(device)
         except BaseException:
             self.close()
@@ -183,8 +179,6 @@ def supports_type1() -> bool:
     """
     container = os.open(_CONTAINER, os.O_RDWR | os.O_CLOEXEC)
     try:
-        return bool(
-            ioctl(container, VFIO_CHECK_EXTENSION, VFIO_TYPE1v2_IOMMU, "VFIO_CHECK_EXTENSION")
-        )
+        return bool(ioctl(container, VFIO_CHECK_EXTENSION, VFIO_TYPE1v2_IOMMU, "VFIO_CHECK_EXTENSION"))
     finally:
         os.close(container)

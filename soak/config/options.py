@@ -54,12 +54,7 @@ def plant(parser: argparse.ArgumentParser) -> None:
 def newest(parser: argparse.ArgumentParser) -> None:
     """Add the run that is meant, which is the newest where none is given."""
     parser.add_argument(
-        "run",
-        nargs="?",
-        type=arguments.place,
-        default="latest",
-        metavar="RUN",
-        help=_WHICH_RUN,
+        "run", nargs="?", type=arguments.place, default="latest", metavar="RUN", help=_WHICH_RUN
     )
 
 
@@ -91,8 +86,7 @@ def lab(parser: argparse.ArgumentParser) -> None:
     add(
         "--bisect",
         action="store_true",
-        help="exit as 'git bisect run' reads it: 0 good, 1 bad, 125 cannot be judged, "
-        "255 wrong usage",
+        help="exit as 'git bisect run' reads it: 0 good, 1 bad, 125 cannot be judged, 255 wrong usage",
     )
     add("-c", "--config", type=arguments.path, metavar="FILE", help="a soak.toml")
     add(
@@ -133,12 +127,7 @@ def _machine(parser: argparse.ArgumentParser) -> None:
         "with iommufd and the like; host, the kernel of this machine; a bzImage file; or a "
         "directory in which a kernel was built",
     )
-    add(
-        "--modules",
-        type=arguments.path,
-        metavar="DIR",
-        help="the modules of a kernel given as a file",
-    )
+    add("--modules", type=arguments.path, metavar="DIR", help="the modules of a kernel given as a file")
     add("--filesystem", default="ext4", choices=("ext4", "xfs"))
     add("--accel", default="auto", choices=("auto", "kvm", "tcg"))
     add(
@@ -252,14 +241,5 @@ def _choices(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--duration", type=arguments.duration, metavar="TIME", help="such as 90s, 2m or 1h30m")
     add("--seed", type=arguments.seed, metavar="N", help="from which all choices follow")
-    add(
-        "--scenario",
-        type=arguments.word,
-        help="the mix of operations; 'dax-soak scenarios' lists them",
-    )
-    add(
-        "--print-choices",
-        type=arguments.count,
-        metavar="N",
-        help="print each worker's first N and end",
-    )
+    add("--scenario", type=arguments.word, help="the mix of operations; 'dax-soak scenarios' lists them")
+    add("--print-choices", type=arguments.count, metavar="N", help="print each worker's first N and end")

@@ -66,18 +66,14 @@ class RunSection:
 class RegionSection:
     """[[region]]."""
 
-    name: str = _key(
-        parse_name, "by which the region is told apart in journal, report and region_info"
-    )
+    name: str = _key(parse_name, "by which the region is told apart in journal, report and region_info")
     kind: RegionKind = _key(parse_kind, "device-dax, fs-dax or anonymous")
     path: str = _key(
         parse_path, "device file (device-dax) or directory on a DAX file system (fs-dax)", ""
     )
     size: int = _key(parse_size, "bytes to use; the whole device where it is not given", 0)
     alignment: int = _key(
-        parse_alignment,
-        "of device-dax: what the device must have (the lab makes it so): 4K, 2M or 1G",
-        0,
+        parse_alignment, "of device-dax: what the device must have (the lab makes it so): 4K, 2M or 1G", 0
     )
     recyclable: bool = _key(
         parse_truth,
@@ -92,9 +88,7 @@ class VfioSection:
     """[vfio]."""
 
     devices: tuple[str, ...] = _key(
-        parse_functions,
-        "PCI functions bound to vfio-pci: the first for probes, one for each mapper",
-        (),
+        parse_functions, "PCI functions bound to vfio-pci: the first for probes, one for each mapper", ()
     )
 
 
@@ -242,9 +236,7 @@ def load_config(path: Path) -> Config:
     try:
         table = parse_toml(read_regular(path, _MAX_FILE_BYTES).decode())
     except OSError as error:
-        raise UsageError(
-            f"The configuration {str(path)!r} cannot be read: {error.strerror}."
-        ) from None
+        raise UsageError(f"The configuration {str(path)!r} cannot be read: {error.strerror}.") from None
     except ValueError as error:
         # TOMLDecodeError and UnicodeDecodeError are that, and a number of thousands of digits is.
         raise UsageError(f"The configuration {str(path)!r} is no TOML: {error}.") from None
@@ -265,9 +257,7 @@ def parse_config(table: Mapping[str, Any], source: str) -> Config:
     if not isinstance(entries, list):
         raise UsageError(f"{source}: [region] must be a list: write [[region]].")
     if len(entries) > _MAX_REGIONS:
-        raise UsageError(
-            f"{source}: there are {len(entries)} regions, expected at most {_MAX_REGIONS}."
-        )
+        raise UsageError(f"{source}: there are {len(entries)} regions, expected at most {_MAX_REGIONS}.")
     regions = tuple(
         _section(RegionSection, entry, source, f"region[{number}]")
         for number, entry in enumerate(entries)
@@ -278,9 +268,7 @@ def parse_config(table: Mapping[str, Any], source: str) -> Config:
             raise UsageError(f"{source}: two regions are named {name!r}: give each its own name.")
     for region in regions:
         if region.kind is not RegionKind.ANONYMOUS and not region.path:
-            raise UsageError(
-                f"{source}: the region {region.name!r} of kind {region.kind} needs a path."
-            )
+            raise UsageError(f"{source}: the region {region.name!r} of kind {region.kind} needs a path.")
     stall, workload = sections["stall"], sections["workload"]
     if stall.late >= stall.threshold:
         raise UsageError(

@@ -129,11 +129,7 @@ def parse_share(value: object) -> float:
 
 
 def parse_rate(value: object) -> float:
-    if (
-        not isinstance(value, (int, float))
-        or isinstance(value, bool)
-        or not 0 <= value <= _MAX_RATE
-    ):
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value <= _MAX_RATE:
         raise ValueError(f"a number from 0 to {_MAX_RATE}")
     return float(value)
 
@@ -161,9 +157,7 @@ def parse_functions(value: object) -> tuple[str, ...]:
     if not _is_list(value) or not all(
         isinstance(item, str) and _FUNCTION.fullmatch(item) for item in value
     ):
-        raise ValueError(
-            f'a list of PCI functions such as ["0000:00:05.0"], of at most {_MAX_ENTRIES}'
-        )
+        raise ValueError(f'a list of PCI functions such as ["0000:00:05.0"], of at most {_MAX_ENTRIES}')
     return tuple(value)
 
 

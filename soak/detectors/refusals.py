@@ -12,12 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from soak.detectors.base import Detector, Finding
 from soak.ledger.recorder import RECORDER, Line
-from soak.ledger.schema import (
-    CANARY,
-    COUNT_COLUMNS,
-    DONE_COLUMN,
-    FAILED_COLUMN,
-)
+from soak.ledger.schema import CANARY, COUNT_COLUMNS, DONE_COLUMN, FAILED_COLUMN
 from soak.model.cell import Cell
 from soak.model.expectations import expected
 from soak.model.vocabulary import ERRNOS, DetectorName, Violation, errno_name
@@ -36,10 +31,7 @@ class RefusalDetector:
     """Compares what was counted since the last look with what the kernel owes."""
 
     def __init__(
-        self,
-        blocks: Sequence[BlockWriter],
-        release: Release,
-        judged: Sequence[memoryview[int]],
+        self, blocks: Sequence[BlockWriter], release: Release, judged: Sequence[memoryview[int]]
     ) -> None:
         """Take the workers' blocks, and for each the words that say what was judged of its counts."""
         self._blocks = blocks
@@ -114,20 +106,25 @@ def _judge(
     worker = block.block.name
     if row.refusal is not None and new[DONE_COLUMN]:
         yield Finding(
-            Violation.UNEXPECTED_PIN, cell.region, cell.interface, cell.operation,
+            Violation.UNEXPECTED_PIN,
+            cell.region,
+            cell.interface,
+            cell.operation,
             new[DONE_COLUMN],
             f"{label} was granted, and the kernel owes {errno_name(row.refusal)}",
             evidence={"worker": worker, "operations": _recent(block, index, 0), "owed": row.reason},
-        )  # fmt: skip
+        )
     for column, name in enumerate(ERRNOS):
         count = new[FAILED_COLUMN + column]
         if count:
             kind = Violation.WRONG_ERRNO if row.refusal else Violation.UNEXPECTED_REFUSAL
-            owed = (
-                f"the kernel owes {errno_name(row.refusal)}" if row.refusal else "it must be done"
-            )
+            owed = f"the kernel owes {errno_name(row.refusal)}" if row.refusal else "it must be done"
             yield Finding(
-                kind, cell.region, cell.interface, cell.operation, count,
+                kind,
+                cell.region,
+                cell.interface,
+                cell.operation,
+                count,
                 f"{label} ended with {name}, and {owed}",
                 evidence={
                     "worker": worker,
@@ -135,7 +132,7 @@ def _judge(
                     "operations": _recent(block, index, None),
                     "owed": row.reason,
                 },
-            )  # fmt: skip
+            )
 
 
 def _recent(block: BlockWriter, cell: int, result: int | None) -> list[Line]:

@@ -82,8 +82,11 @@ class Reporter:
         self._journal.write(
             "known-issue.probed",
             Level.WARNING if applies and result is ProbeResult.INCONCLUSIVE else Level.INFO,
-            known_issue=issue, result=result, applies=applies, **facts,
-        )  # fmt: skip
+            known_issue=issue,
+            result=result,
+            applies=applies,
+            **facts,
+        )
         self._probes[issue][region] = result
         shown = set(self._probes[issue].values())
         result = shown.pop() if len(shown) == 1 else ProbeResult.INCONCLUSIVE

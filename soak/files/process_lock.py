@@ -90,9 +90,7 @@ def open_lock(path: Path) -> int:
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
-            raise PermissionError(
-                errno.EPERM, "it is no file, or belongs to another user", str(path)
-            )
+            raise PermissionError(errno.EPERM, "it is no file, or belongs to another user", str(path))
         if stat.S_IMODE(status.st_mode) != _MODE:
             os.fchmod(descriptor, _MODE)
     except BaseException:

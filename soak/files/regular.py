@@ -49,9 +49,7 @@ def open_regular(
     """
     with suppress(FileNotFoundError):  # made now, or the open says that it is missing
         _check(os.stat(path, dir_fd=directory).st_mode, path)
-    descriptor = os.open(
-        path, flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, mode, dir_fd=directory
-    )
+    descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, mode, dir_fd=directory)
     try:
         # Another file may have come in its place since.
         _check(os.fstat(descriptor).st_mode, path)

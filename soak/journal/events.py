@@ -67,8 +67,7 @@ NUMBER: Final = Check("a number", _is_number)
 # A line that was not read from a file may have a tuple for a list.
 LIST: Final = Check("a list", lambda value: isinstance(value, (list, tuple)))
 TEXTS: Final = Check(
-    "a list of texts",
-    lambda value: LIST.holds(value) and all(isinstance(item, str) for item in value),
+    "a list of texts", lambda value: LIST.holds(value) and all(isinstance(item, str) for item in value)
 )
 TABLE: Final = Check("an object", lambda value: isinstance(value, dict))
 COUNTS: Final = Check(
@@ -96,15 +95,14 @@ _SETTLED: Final = {"kind": TEXT, "target": TEXT, "of_run": TEXT, "summary": TEXT
 
 EVENTS: Final[Mapping[str, Event]] = {
     "run.started": _event(run_id=TEXT, seed=COUNT, promised=LABELLED, swept=TEXTS, canaries=TEXTS),
-    "run.resumed": _event(
-        _WARNING, starts=COUNT, rebooted=FLAG, soaked_seconds=NUMBER, summary=TEXT
-    ),
+    "run.resumed": _event(_WARNING, starts=COUNT, rebooted=FLAG, soaked_seconds=NUMBER, summary=TEXT),
     "run.paused": _event(_WARNING, late=TEXTS, summary=TEXT),
     "run.continued": _event(_WARNING, summary=TEXT),
     "run.ended": _event(why=TEXT),
     "machine.booted": _event(kernel=TEXT),
     "violation.found": _event(
-        *(_WARNING, _ERROR),
+        _WARNING,
+        _ERROR,
         # One that only a later program knows fails a run all the same.
         kind=TEXT,
         region=TEXT.or_null(),
@@ -116,10 +114,7 @@ EVENTS: Final[Mapping[str, Event]] = {
         evidence=TABLE,
     ).may_have(undecided=TEXT.or_null()),
     "known-issue.probed": _event(
-        *(_INFO, _WARNING),
-        known_issue=TEXT,
-        result=_one_of(ProbeResult),
-        applies=FLAG,
+        _INFO, _WARNING, known_issue=TEXT, result=_one_of(ProbeResult), applies=FLAG
     ).may_have(region=TEXT.or_null()),
     "canary.seen": _event(detector=TEXT, made=TEXT, evidence=TABLE),
     "canary.missed": _event(_ERROR, detector=TEXT, made=TEXT, evidence=TABLE, summary=TEXT),
@@ -166,9 +161,7 @@ EVENTS: Final[Mapping[str, Event]] = {
     "exporter.restarted": _event(_WARNING, address=TEXT, summary=TEXT),
     "journal.held": _event(_WARNING, error=TEXT, summary=TEXT),
     "journal.caught-up": _event(_WARNING, seconds=NUMBER, lines=COUNT, summary=TEXT),
-    "journal.gap": _event(
-        *(_WARNING, _ERROR), first=COUNT, last=COUNT, given_up=GIVEN_UP, summary=TEXT
-    ),
+    "journal.gap": _event(*(_WARNING, _ERROR), first=COUNT, last=COUNT, given_up=GIVEN_UP, summary=TEXT),
     "lab.started": _event(kernel=TEXT, qemu_pid=COUNT, resumed=FLAG),
     "lab.soaking": _event(seconds_to_first_operation=NUMBER),
     "lab.covered": _event(seconds=NUMBER),

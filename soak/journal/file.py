@@ -165,9 +165,8 @@ class JournalFile:
     def _numbered(self) -> str:
         pattern = re.compile(rf"{re.escape(self._path.stem)}-(\d+){re.escape(self._path.suffix)}")
         numbers = [
-            int(found[1]) for other in rotated_files(self._path)
-            if (found := pattern.match(other.name))
-        ]  # fmt: skip
+            int(found[1]) for other in rotated_files(self._path) if (found := pattern.match(other.name))
+        ]
         number = max(numbers, default=0) + 1
         return f"{self._path.stem}-{number:06}{self._path.suffix}"
 

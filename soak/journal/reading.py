@@ -98,9 +98,7 @@ def read_given_journal(path: Path) -> Iterator[dict[str, Any]]:
     try:
         yield from read_journal(path)
     except OSError as error:
-        raise UsageError(
-            f"The journal {error.filename or path} cannot be read: {why(error)}."
-        ) from None
+        raise UsageError(f"The journal {error.filename or path} cannot be read: {why(error)}.") from None
 
 
 class Damage(NamedTuple):
@@ -116,11 +114,7 @@ class Damage(NamedTuple):
 
     def as_line(self, last: int, event: str = DAMAGED) -> dict[str, Any]:
         """Return it as an event that follows line `last`."""
-        return {
-            "seq": last,
-            "event": event,
-            "summary": f"line {self.place} of {self.file}: {self.error}",
-        }
+        return {"seq": last, "event": event, "summary": f"line {self.place} of {self.file}: {self.error}"}
 
 
 def journal_exists(path: Path) -> bool:
@@ -130,9 +124,7 @@ def journal_exists(path: Path) -> bool:
 
 def has_begun(path: Path) -> bool:
     """Say whether a run began to soak: its journal says so among its first lines."""
-    return journal_exists(path) and any(
-        line["event"] == "run.started" for line in read_journal(path)
-    )
+    return journal_exists(path) and any(line["event"] == "run.started" for line in read_journal(path))
 
 
 def rotated_files(path: Path) -> list[Path]:
@@ -164,9 +156,7 @@ def last_number(path: Path) -> int:
     return max((_last_number(other) for other in newest), default=0)
 
 
-def _by_number(
-    rotated: list[Path], current: IO[bytes] | None, name: str
-) -> Iterator[tuple[str, _File]]:
+def _by_number(rotated: list[Path], current: IO[bytes] | None, name: str) -> Iterator[tuple[str, _File]]:
     """Open one file after the other; each line was written by one writer, so they do not mix."""
     firsts = sorted((first, other) for other in rotated if (first := _first_number(other)))
     for _, other in firsts:

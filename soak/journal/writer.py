@@ -30,15 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-__all__ = [
-    "OWN_EVENTS",
-    "FileJournal",
-    "Journal",
-    "Level",
-    "PortJournal",
-    "read_journal",
-    "stamped",
-]
+__all__ = ["OWN_EVENTS", "FileJournal", "Journal", "Level", "PortJournal", "read_journal", "stamped"]
 
 _HELD, _CAUGHT_UP, _GAP = "journal.held", "journal.caught-up", "journal.gap"
 # What the journal says of itself.
@@ -220,28 +212,33 @@ class FileJournal:
         self._held_since = time.monotonic()
         self._waited = 0
         self._say(
-            _HELD, Level.WARNING, error=error.strerror,
+            _HELD,
+            Level.WARNING,
+            error=error.strerror,
             summary=f"the journal cannot be written ({error.strerror}): its lines wait in memory",
-        )  # fmt: skip
+        )
         return True
 
     def _catch_up(self, seconds: float) -> None:
         self._held_since = None
         self._say(
-            _CAUGHT_UP, Level.WARNING, seconds=round(seconds, 3), lines=self._waited,
+            _CAUGHT_UP,
+            Level.WARNING,
+            seconds=round(seconds, 3),
+            lines=self._waited,
             summary=f"the journal is written again, with {self._waited} lines that had to wait",
-        )  # fmt: skip
+        )
 
     def _say_gap(self, gap: dict[str, Any]) -> None:
         given_up = gap["given_up"]
         worst = Level.ERROR if given_up[Level.ERROR] else Level.WARNING
-        levels = ", ".join(
-            f"{count} of level {level}" for level, count in given_up.items() if count
-        )
+        levels = ", ".join(f"{count} of level {level}" for level, count in given_up.items() if count)
         self._say(
-            _GAP, worst, **gap,
+            _GAP,
+            worst,
+            **gap,
             summary=f"the journal gave up lines between {gap['first']} and {gap['last']}: {levels}",
-        )  # fmt: skip
+        )
 
 
 class PortJournal:

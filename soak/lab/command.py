@@ -109,10 +109,13 @@ def _lab(options: argparse.Namespace, past: PriorRun | None) -> int:
         if options.package:
             layers = (*layers, package_layer(cache, options.package))
         return boot(
-            attempts, replace(request, layers=layers), options.run_dir, seconds,
+            attempts,
+            replace(request, layers=layers),
+            options.run_dir,
+            seconds,
             lambda made, how: asyncio.run(run_script(made, how, files, nvdimm)),
             progress=progress,
-        )  # fmt: skip
+        )
     work = partial(_soak, progress=progress)
     booted = boot(attempts, request, options.run_dir, seconds, work, progress=progress)
     return _exit_code(booted.verdict, bisect=options.bisect, interrupted=booted.interrupted)

@@ -52,9 +52,14 @@ def install_missing(programs: Mapping[str, str] = PROGRAMS) -> None:
     for words in (["apt-get", "update", "-qq"], command.split()):
         try:
             result = subprocess.run(
-                words, check=False, capture_output=True, text=True, errors="replace",
-                env=environment, timeout=_INSTALL_SECONDS,
-            )  # fmt: skip
+                words,
+                check=False,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                env=environment,
+                timeout=_INSTALL_SECONDS,
+            )
         except (OSError, subprocess.TimeoutExpired) as error:
             raise UsageError(f"'{' '.join(words)}' failed: {error}.") from None
         if result.returncode != 0:

@@ -15,13 +15,7 @@ from soak.errors import UsageError
 from soak.lab.cache import cache_directory
 from soak.lab.host.qemu import MEMORY_MIB, accelerators, find_qemu
 from soak.lab.image.apt import machine_mirror
-from soak.lab.packages import (
-    PROGRAMS,
-    TEST_PROGRAMS,
-    install_command,
-    install_missing,
-    missing_packages,
-)
+from soak.lab.packages import PROGRAMS, TEST_PROGRAMS, install_command, install_missing, missing_packages
 from soak.lab.request import lab_config, space_needed
 from soak.run_directory import runs_directory
 
@@ -106,9 +100,7 @@ def _space(subject: str, find: Callable[[], Path], needed: int) -> Answer:
     except UsageError as error:
         return Answer(subject, good=False, says=str(error))
     try:
-        there = next(
-            parent for parent in (path, *path.parents) if parent.is_symlink() or parent.exists()
-        )
+        there = next(parent for parent in (path, *path.parents) if parent.is_symlink() or parent.exists())
         free = shutil.disk_usage(there).free
     except OSError as error:
         return Answer(subject, good=False, says=f"{path} cannot be used: {error.strerror}")
@@ -116,6 +108,4 @@ def _space(subject: str, find: Callable[[], Path], needed: int) -> Answer:
         return Answer(subject, good=False, says=f"{path} cannot be made: {there} is no directory")
     if not os.access(there, os.W_OK | os.X_OK):
         return Answer(subject, good=False, says=f"{path} cannot be written to by this user")
-    return Answer(
-        subject, free >= needed, f"{path}: {free >> 20} MiB free of {needed >> 20} needed"
-    )
+    return Answer(subject, free >= needed, f"{path}: {free >> 20} MiB free of {needed >> 20} needed")

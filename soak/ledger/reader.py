@@ -36,9 +36,7 @@ class LedgerReader:
         self._lock = threading.Lock()
 
     @classmethod
-    def open(
-        cls, path: Path, directory: int | None = None, *, layout: Layout | None = None
-    ) -> Self:
+    def open(cls, path: Path, directory: int | None = None, *, layout: Layout | None = None) -> Self:
         """Open by path, which may be relative to a directory's descriptor.
 
         With a `layout` the file's header, which somebody may have overwritten, is not read.
@@ -65,9 +63,7 @@ class LedgerReader:
 
     def blocks(self, kind: str) -> list[BlockSnapshot]:
         """Read all blocks of a kind."""
-        return [
-            self.block(block.name) for block in self.layout.blocks.values() if block.kind == kind
-        ]
+        return [self.block(block.name) for block in self.layout.blocks.values() if block.kind == kind]
 
     def block(self, name: str) -> BlockSnapshot:
         """Read one block in a single call.

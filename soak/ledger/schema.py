@@ -44,7 +44,8 @@ BUCKET_BOUNDS_NS: Final = tuple(
 
 # The columns of a worker's counts.
 COUNT_COLUMNS: Final = (
-    *("done", "interrupted"),
+    "done",
+    "interrupted",
     *(f"refused {name}" for name in ERRNOS),
     *(f"failed {name}" for name in ERRNOS),
 )
@@ -58,7 +59,15 @@ RECORDER_LENGTH: Final = 512
 # up; `result` (0 or an errno) and `end_ns` after it, then `ended`. What is in flight is therefore the
 # newest line, when `begun` is ahead of `ended`; a worker killed at any moment leaves that readable.
 RECORDER_COLUMNS: Final = (
-    *("choice", "cell", "start_ns", "region", "place", "offset", "length", "end_ns", "result"),
+    "choice",
+    "cell",
+    "start_ns",
+    "region",
+    "place",
+    "offset",
+    "length",
+    "end_ns",
+    "result",
 )
 
 HOLDS_LENGTH: Final = 256
@@ -68,8 +77,18 @@ HOLDS_LENGTH: Final = 256
 # `mapped` is 1 where the file stays mapped meanwhile, `certain` where the pages are the file's own,
 # `repeated` where they are pinned, and so mapped, again and again.
 HOLD_COLUMNS: Final = (
-    *("interface", "region", "place", "offset", "length", "mapped", "certain", "repeated"),
-    *("take_before", "take_after", "release_before", "release_after"),
+    "interface",
+    "region",
+    "place",
+    "offset",
+    "length",
+    "mapped",
+    "certain",
+    "repeated",
+    "take_before",
+    "take_after",
+    "release_before",
+    "release_after",
 )
 # What became of the operations that wait for pins, in a row for each of them: those that stalled,
 # those that are stalled now, the time that they spent so.
@@ -84,7 +103,9 @@ JOBS: Final = ("sweep", "sample", "counters", "canary", "summary", "recycle", "p
 CANARY_COLUMNS: Final = ("seen", "missed", "seen_ns")
 # Their blocks: whose operation fails, who waits, and for whose pin.
 CANARY_REFUSED, CANARY_INVALIDATOR, CANARY_HOLDER = (
-    *("canary-refused", "canary-invalidator", "canary-holder"),
+    "canary-refused",
+    "canary-invalidator",
+    "canary-holder",
 )
 _TEXT_WORDS = 32
 
@@ -98,9 +119,7 @@ def leaks_field(region: str) -> str:
 # killed: the sum of counts when nobody used it, references that are there for a known reason, what one
 # pin adds to the sum, pages that had been given back before, and what had leaked when the pages were
 # last made new (by a recycle or a reboot).
-ACCOUNT_COLUMNS: Final = (
-    *("sequence", "idle", "settled", "unit", "given_back", "explained", "unexplained"),
-)
+ACCOUNT_COLUMNS: Final = ("sequence", "idle", "settled", "unit", "given_back", "explained", "unexplained")
 
 
 def account_field(region: str) -> str:
@@ -189,9 +208,7 @@ def canary_blocks(regions: Sequence[str]) -> list[Block]:
 
 
 def supervisor_block(
-    regions: Sequence[str],
-    worker_cells: Mapping[str, Sequence[Cell]],
-    known_issues: Sequence[str],
+    regions: Sequence[str], worker_cells: Mapping[str, Sequence[Cell]], known_issues: Sequence[str]
 ) -> Block:
     """Describe the supervisor's block: its state, and what its detectors and jobs found."""
     issues = (*known_issues, NO_KNOWN_ISSUE)

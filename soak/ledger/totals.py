@@ -13,9 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
 
-def completed_operations(
-    blocks: Iterable[tuple[Sequence[str], Sequence[int]]],
-) -> dict[str, int]:
+def completed_operations(blocks: Iterable[tuple[Sequence[str], Sequence[int]]]) -> dict[str, int]:
     """Count, for each cell, the operations that ended in whatever way but interrupted.
 
     `blocks` gives for each worker the labels of its cells and its counts, flat.

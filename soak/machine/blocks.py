@@ -45,9 +45,7 @@ def opened(
         claimed, users, hidden = in_helper(lambda: [*_look(stacked, asked)], seconds)
     except HelperError as error:
         return [
-            Objection(
-                f"whether it is in use cannot be told: {error}", "see what keeps its devices busy"
-            )
+            Objection(f"whether it is in use cannot be told: {error}", "see what keeps its devices busy")
         ]
     found = []
     if claimed:

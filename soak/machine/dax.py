@@ -85,9 +85,7 @@ def judge_disk(disk: str, namespace: PmemNamespace, mount: Mount | None) -> Find
     objections = list(_objections(disk, namespace, mount))
     if objections:
         return refused(subject, what, objections, facts)
-    return Finding(
-        subject, State.OK, f"{what}, DAX for every file: a region of kind fs-dax", facts=facts
-    )
+    return Finding(subject, State.OK, f"{what}, DAX for every file: a region of kind fs-dax", facts=facts)
 
 
 def _objections(disk: str, namespace: PmemNamespace, mount: Mount | None) -> Iterator[Objection]:
@@ -105,9 +103,7 @@ def _objections(disk: str, namespace: PmemNamespace, mount: Mount | None) -> Ite
         )
         return
     if mount.kind not in _FILE_SYSTEMS:
-        yield Objection(
-            f"{mount.kind} is not one of {' and '.join(_FILE_SYSTEMS)}", "use another disk"
-        )
+        yield Objection(f"{mount.kind} is not one of {' and '.join(_FILE_SYSTEMS)}", "use another disk")
     elif not mount.options & _ALWAYS:
         yield Objection(
             "it is mounted without DAX",

@@ -58,9 +58,7 @@ def check_config(config: Config, plan: Planner) -> Section:
         findings.append(
             refused(path, "a disk for O_DIRECT", found, {})
             if found
-            else Finding(
-                path, State.OK, "a disk for O_DIRECT that nobody uses, and that holds nothing"
-            )
+            else Finding(path, State.OK, "a disk for O_DIRECT that nobody uses, and that holds nothing")
         )
     return Section(
         "config", "Configuration", tuple(findings), "it names no region and no device: add some"
@@ -92,11 +90,13 @@ def _functions(config: Config) -> list[Finding]:
     if mappers and len(wanted) <= mappers:
         findings.append(
             Finding(
-                "mappers", State.NO,
+                "mappers",
+                State.NO,
                 f"{mappers} need {mappers + 1} PCI functions, one for each and one for probes, and "
-                f"[vfio] devices has {len(wanted)}", "name more, or set [workload] mappers",
+                f"[vfio] devices has {len(wanted)}",
+                "name more, or set [workload] mappers",
             )
-        )  # fmt: skip
+        )
     return findings
 
 

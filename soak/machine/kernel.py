@@ -69,9 +69,7 @@ def _try(offer: Offer) -> Finding:
 
 
 def _missing(offer: Offer, reason: str, remedy: str) -> Finding:
-    return Finding(
-        offer.subject, State.MISSING, f"{reason}: {offer.cost}", remedy, {"cost": offer.cost}
-    )
+    return Finding(offer.subject, State.MISSING, f"{reason}: {offer.cost}", remedy, {"cost": offer.cost})
 
 
 def _told(error: OSError) -> str:
@@ -180,55 +178,77 @@ def _pstore() -> str:
 OFFERS: Final = (
     Offer("IOMMU", _iommu, "no device can be given memory, so nothing maps over vfio", TURN_ON),
     Offer(
-        "vfio type1", _type1, "no pins by vfio type1, and so no mappers",
+        "vfio type1",
+        _type1,
+        "no pins by vfio type1, and so no mappers",
         "'modprobe vfio_iommu_type1'; the kernel needs CONFIG_VFIO_IOMMU_TYPE1",
     ),
     Offer(
-        "vfio-pci", _vfio_pci, "no PCI function can be given to vfio",
+        "vfio-pci",
+        _vfio_pci,
+        "no PCI function can be given to vfio",
         "'modprobe vfio-pci'; the kernel needs CONFIG_VFIO_PCI",
     ),
     Offer(
-        "iommufd", _iommufd, "no pins by iommufd",
+        "iommufd",
+        _iommufd,
+        "no pins by iommufd",
         "'modprobe iommufd'; the kernel needs CONFIG_IOMMUFD, which Debian's lack and 'dax-soak "
         "lab --kernel build:6.12' has",
     ),
     Offer(
-        "vfio cdev", _vfio_cdev, "no device can be attached to iommufd",
+        "vfio cdev",
+        _vfio_cdev,
+        "no device can be attached to iommufd",
         "the kernel needs CONFIG_VFIO_DEVICE_CDEV (Linux 6.6)",
     ),
     Offer(
-        "io_uring", _io_uring, "no pins by registered buffers",
+        "io_uring",
+        _io_uring,
+        "no pins by registered buffers",
         "'sysctl kernel.io_uring_disabled=0'; the kernel needs CONFIG_IO_URING",
     ),
+    Offer("aio", _aio, "no short pins by O_DIRECT", "the kernel needs CONFIG_AIO"),
     Offer(
-        "aio", _aio, "no short pins by O_DIRECT", "the kernel needs CONFIG_AIO",
-    ),
-    Offer(
-        "BPF", _bpf, "page references are not counted: no leak is found, the verdict is unknown",
+        "BPF",
+        _bpf,
+        "page references are not counted: no leak is found, the verdict is unknown",
         "run as root; the kernel needs CONFIG_BPF_SYSCALL and CONFIG_BPF_EVENTS",
     ),
     Offer(
-        "BTF", _btf, "struct page cannot be read: no leak is found, the verdict is unknown",
+        "BTF",
+        _btf,
+        "struct page cannot be read: no leak is found, the verdict is unknown",
         "the kernel needs CONFIG_DEBUG_INFO_BTF",
     ),
     Offer(
-        "kallsyms", _kallsyms, "struct pages are not found: no leak is found, the verdict is unknown",
+        "kallsyms",
+        _kallsyms,
+        "struct pages are not found: no leak is found, the verdict is unknown",
         "run as root with 'sysctl kernel.kptr_restrict=1' or 0; the kernel needs CONFIG_KALLSYMS_ALL",
     ),
     Offer(
-        "lockdown", _lockdown, "kernel memory cannot be read: no leak is found, the verdict is unknown",
+        "lockdown",
+        _lockdown,
+        "kernel memory cannot be read: no leak is found, the verdict is unknown",
         "boot without lockdown=confidentiality",
     ),
     Offer(
-        "stacks", _stacks, "a stall is found, and its evidence has no stacks",
+        "stacks",
+        _stacks,
+        "a stall is found, and its evidence has no stacks",
         "run as root; the kernel needs CONFIG_STACKTRACE",
     ),
     Offer(
-        "pin counters", _pins, "leaks are not cross-checked with the kernel's own balance of pins",
+        "pin counters",
+        _pins,
+        "leaks are not cross-checked with the kernel's own balance of pins",
         "run as root; they came with Linux 5.7",
     ),
     Offer(
-        "pstore", _pstore, "after a panic nothing of the kernel's log is left",
+        "pstore",
+        _pstore,
+        "after a panic nothing of the kernel's log is left",
         "'modprobe efi_pstore' or 'modprobe erst_dbg' where the firmware has room for it, or ramoops",
     ),
-)  # fmt: skip
+)

@@ -155,9 +155,7 @@ def objections(address: str) -> list[Objection]:
     try:
         function = PciFunction.read(address)
     except FileNotFoundError:
-        return [
-            Objection("this machine has no such function", "'dax-soak check' lists what it has")
-        ]
+        return [Objection("this machine has no such function", "'dax-soak check' lists what it has")]
     found = [objection for rule in _RULES for objection in rule(function)]
     # Looking into every process costs: not where there is a reason already.
     return found or opened(function.disks, function.devices)
@@ -180,10 +178,9 @@ def finding(function: PciFunction) -> Finding:
     found = objections(function.address)
     if found:
         return refused(function.address, function.what(), found, function.facts())
-    use = {
-        VFIO_DRIVER: "bound to vfio-pci and free",
-        "": "can be given to vfio",
-    }.get(function.driver, f"can be given to vfio, and {function.driver} loses it meanwhile")
+    use = {VFIO_DRIVER: "bound to vfio-pci and free", "": "can be given to vfio"}.get(
+        function.driver, f"can be given to vfio, and {function.driver} loses it meanwhile"
+    )
     return Finding(
         function.address,
         State.OK,
@@ -266,7 +263,11 @@ def _vfio(function: PciFunction) -> Iterator[Objection]:
 
 
 _RULES: Final[tuple[Callable[[PciFunction], Iterator[Objection]], ...]] = (
-    *(_kind, _group, _links, _disks, _vfio),
+    _kind,
+    _group,
+    _links,
+    _disks,
+    _vfio,
 )
 
 
@@ -281,9 +282,7 @@ def _below(place: Path) -> Iterator[Path]:
 def _is_disk(place: Path) -> bool:
     subsystem = place / "subsystem"
     return (
-        subsystem.exists()
-        and subsystem.resolve().name == "block"
-        and not (place / "partition").exists()
+        subsystem.exists() and subsystem.resolve().name == "block" and not (place / "partition").exists()
     )
 
 

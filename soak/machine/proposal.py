@@ -48,10 +48,7 @@ class Proposal:
         """
         fit = {section.key: section.fit for section in sections}
         regions: list[RegionSection] = []
-        for key, kind in (
-            ("device_dax", RegionKind.DEVICE_DAX),
-            ("file_systems", RegionKind.FS_DAX),
-        ):
+        for key, kind in (("device_dax", RegionKind.DEVICE_DAX), ("file_systems", RegionKind.FS_DAX)):
             for found in fit.get(key, ()):
                 path = str(found.facts["path"])
                 if _is_text(path):
@@ -62,9 +59,7 @@ class Proposal:
         free = [found for found in functions if found.facts["driver"] in {VFIO_DRIVER, None}]
         # One is for probes.
         mappers = min(WorkloadSection().mappers, max(len(free) - 1, 0))
-        devices = tuple(
-            str(found.facts["address"]) for found in free[: mappers + 1 if mappers else 0]
-        )
+        devices = tuple(str(found.facts["address"]) for found in free[: mappers + 1 if mappers else 0])
         return cls(
             Config(
                 regions=tuple(regions),
@@ -89,10 +84,7 @@ class Proposal:
         parts += [
             _comment(f"Nothing here is fit for a region of kind {kind}. It would be:\n")
             + _commented(RegionSection(str(kind), kind, path))
-            for kind, path in (
-                (RegionKind.DEVICE_DAX, "/dev/dax0.0"),
-                (RegionKind.FS_DAX, "/mnt/pmem0"),
-            )
+            for kind, path in ((RegionKind.DEVICE_DAX, "/dev/dax0.0"), (RegionKind.FS_DAX, "/mnt/pmem0"))
             if kind not in kinds
         ]
         parts += ["[[region]]\n" + "".join(_keys(region)) for region in self.config.regions]

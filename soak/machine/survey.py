@@ -43,17 +43,21 @@ def survey() -> list[Section]:
     return [
         Section(_KERNEL, f"Kernel, Linux {kernel_release()}", tuple(kernel_findings())),
         Section(
-            "device_dax", "Device DAX", tuple(device_findings()),
+            "device_dax",
+            "Device DAX",
+            tuple(device_findings()),
             "none: this machine has no persistent memory in devdax mode ('ndctl create-namespace "
             "-m devdax' makes some where there is an NVDIMM), so there is no region of kind device-dax",
         ),
         Section(
-            "file_systems", "DAX file systems", tuple(file_system_findings()),
+            "file_systems",
+            "DAX file systems",
+            tuple(file_system_findings()),
             "none: this machine has no pmem disk ('ndctl create-namespace -m fsdax' makes one where "
             "there is an NVDIMM), so there is no region of kind fs-dax",
         ),
         _functions(),
-    ]  # fmt: skip
+    ]
 
 
 def _functions() -> Section:
@@ -62,14 +66,17 @@ def _functions() -> Section:
     grouped = [function for function in functions if function.group is not None]
     if functions and not grouped:
         return Section(
-            "functions", "PCI functions", (),
-            f"none can be given to vfio, for none of the {len(functions)} has an IOMMU group: "
-            f"{TURN_ON}",
-        )  # fmt: skip
+            "functions",
+            "PCI functions",
+            (),
+            f"none can be given to vfio, for none of the {len(functions)} has an IOMMU group: {TURN_ON}",
+        )
     return Section(
-        "functions", "PCI functions", tuple(finding(function) for function in functions),
+        "functions",
+        "PCI functions",
+        tuple(finding(function) for function in functions),
         "none: this machine shows no PCI function but bridges",
-    )  # fmt: skip
+    )
 
 
 def has_hardware(sections: Sequence[Section]) -> bool:

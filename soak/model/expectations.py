@@ -12,14 +12,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from soak.model.vocabulary import (
-    INVALIDATIONS,
-    SHORT_PINS,
-    Backing,
-    Interface,
-    Operation,
-    RegionKind,
-)
+from soak.model.vocabulary import INVALIDATIONS, SHORT_PINS, Backing, Interface, Operation, RegionKind
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -10,14 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from soak.model.vocabulary import (
-    INVALIDATIONS,
-    SHORT_PINS,
-    Interface,
-    Operation,
-    RegionKind,
-    Violation,
-)
+from soak.model.vocabulary import INVALIDATIONS, SHORT_PINS, Interface, Operation, RegionKind, Violation
 
 if TYPE_CHECKING:
     from collections.abc import Callable

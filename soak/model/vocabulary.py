@@ -59,8 +59,13 @@ class Operation(StrEnum):
 
 # The operations that take blocks away from a file or change its size: they wait for short pins.
 INVALIDATIONS = (
-    *(Operation.TRUNCATE_DOWN, Operation.TRUNCATE_ZERO, Operation.TRUNCATE_UP),
-    *(Operation.OPEN_TRUNCATE, Operation.PUNCH_HOLE, Operation.ZERO_RANGE, Operation.UNLINK),
+    Operation.TRUNCATE_DOWN,
+    Operation.TRUNCATE_ZERO,
+    Operation.TRUNCATE_UP,
+    Operation.OPEN_TRUNCATE,
+    Operation.PUNCH_HOLE,
+    Operation.ZERO_RANGE,
+    Operation.UNLINK,
 )
 
 
@@ -151,13 +156,24 @@ OTHER_ERRNO = "other"
 
 # The errnos that get a column of their own; the rest share the last one.
 ERRNOS = (
-    *("EOPNOTSUPP", "EFAULT", "EINVAL", "ENOMEM", "EEXIST", "ENOSPC", "EBUSY", "EPERM"),
-    *("EAGAIN", "EIO", "ENODEV", "ENOENT", "EBADF", "ENOTTY", OTHER_ERRNO),
+    "EOPNOTSUPP",
+    "EFAULT",
+    "EINVAL",
+    "ENOMEM",
+    "EEXIST",
+    "ENOSPC",
+    "EBUSY",
+    "EPERM",
+    "EAGAIN",
+    "EIO",
+    "ENODEV",
+    "ENOENT",
+    "EBADF",
+    "ENOTTY",
+    OTHER_ERRNO,
 )
 
-ERRNO_COLUMN = {
-    getattr(errno, name): column for column, name in enumerate(ERRNOS) if name != OTHER_ERRNO
-}
+ERRNO_COLUMN = {getattr(errno, name): column for column, name in enumerate(ERRNOS) if name != OTHER_ERRNO}
 
 
 def errno_name(number: int) -> str:

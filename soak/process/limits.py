@@ -31,16 +31,19 @@ class Limit:
 
 LIMITS: Final = (
     Limit(
-        "RLIMIT_MEMLOCK", resource.RLIMIT_MEMLOCK, lambda: resource.RLIM_INFINITY,
+        "RLIMIT_MEMLOCK",
+        resource.RLIMIT_MEMLOCK,
+        lambda: resource.RLIM_INFINITY,
         "vfio charges pinned anonymous memory to it and MAP_DMA fails with ENOMEM beyond, which is "
         "no refusal of the memory (vfio_pin_pages_remote(), drivers/vfio/vfio_iommu_type1.c)",
     ),
     Limit(
-        "RLIMIT_NOFILE", resource.RLIMIT_NOFILE,
+        "RLIMIT_NOFILE",
+        resource.RLIMIT_NOFILE,
         lambda: int(Path("/proc/sys/fs/nr_open").read_text()),
         "an invalidator keeps every file of its region open; beyond fs.nr_open even root is refused",
     ),
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True)

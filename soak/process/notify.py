@@ -97,9 +97,7 @@ class Notifier:
         self.close()
 
 
-def watchdog_seconds(
-    environment: Mapping[str, str] = os.environ, pid: int | None = None
-) -> float | None:
+def watchdog_seconds(environment: Mapping[str, str] = os.environ, pid: int | None = None) -> float | None:
     """Return after how many seconds without a feed the service manager ends this process.
 
     None where it watches nobody, or another process than `pid` (by default this one), as

@@ -34,9 +34,7 @@ def open_standard_streams() -> None:
         try:
             os.fstat(number)
         except OSError:
-            os.open(
-                os.devnull, os.O_RDWR
-            )  # it takes the lowest number that is free, which is this one
+            os.open(os.devnull, os.O_RDWR)  # it takes the lowest number that is free, which is this one
     if sys.stdout is None:
         sys.stdout = Path("/dev/fd/1").open("w")  # noqa: SIM115 - open as long as the program runs
     if sys.stderr is None:

@@ -73,9 +73,7 @@ class Watchdog:
             self._feed(values)
         elif since >= self._seconds * _COMPLAIN and resting != self._resting:
             self._resting = resting
-            text = (
-                f"{' and '.join(resting)} did not move for {since:.0f} s: not feeding the watchdog"
-            )
+            text = f"{' and '.join(resting)} did not move for {since:.0f} s: not feeding the watchdog"
             _LOG.error(text, resting=resting)
             self._notifier.status(text)
 

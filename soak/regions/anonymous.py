@@ -6,14 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from soak.abi.mmap import (
-    MADV_NOHUGEPAGE,
-    MAP_ANONYMOUS,
-    MAP_PRIVATE,
-    PROT_READ,
-    PROT_WRITE,
-    Mapping,
-)
+from soak.abi.mmap import MADV_NOHUGEPAGE, MAP_ANONYMOUS, MAP_PRIVATE, PROT_READ, PROT_WRITE, Mapping
 from soak.model.vocabulary import RegionKind
 from soak.regions.pages import PAGE_SIZE, PageSpan
 

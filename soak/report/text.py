@@ -54,9 +54,7 @@ def _lines(verdict: Verdict, directory: Path) -> Iterator[str]:
         )
     yield ""
     for canary in verdict.canaries:
-        yield (
-            f"canaries  detector {canary['detector']}: {canary['seen']:,} of {canary['made']:,} seen"
-        )
+        yield (f"canaries  detector {canary['detector']}: {canary['seen']:,} of {canary['made']:,} seen")
     yield f"journal   {directory / 'journal.jsonl'}"
     yield f"report    {directory / 'report.txt'}"
     yield f"run       {verdict.run_id}"

@@ -217,9 +217,7 @@ def _run_facts(plan: RunPlan, setting: Setting) -> dict[str, Any]:
         "duration": plan.config.run.duration,
         "mirrored": any(isinstance(hook, Mirror) for hook in setting.hooks),
         "promised": plan.promised,
-        "swept": [
-            region.name for region in plan.regions if region.kind in {"device-dax", "fs-dax"}
-        ],
+        "swept": [region.name for region in plan.regions if region.kind in {"device-dax", "fs-dax"}],
     }
 
 
@@ -253,9 +251,11 @@ def _watch_leaks(
         ]
     except (OSError, BtfError, LookupError) as error:
         journal.write(
-            "detector.failed", Level.ERROR, detector="leaks",
+            "detector.failed",
+            Level.ERROR,
+            detector="leaks",
             summary=f"page references cannot be read on this kernel: {error}",
-        )  # fmt: skip
+        )
         return []
 
 
@@ -270,9 +270,7 @@ def _accounts(regions: Sequence[Region], block: BlockWriter, past: PriorRun) -> 
     return accounts
 
 
-def _read_before(
-    pool: WorkerPool, block: BlockWriter, past: PriorRun
-) -> dict[str, tuple[int, int]]:
+def _read_before(pool: WorkerPool, block: BlockWriter, past: PriorRun) -> dict[str, tuple[int, int]]:
     """Return how far the workers' rings need no judging: their times are of one boot."""
     if past.same_boot:
         rows = block.view("read")
@@ -349,17 +347,13 @@ def _pool(
     release = parse_release(kernel_release())
     blocks = {worker.name: ledger.block(worker.name) for worker in plan.workers}
     # Workers of trials have files of their own, and give them up in another way.
-    quarantines = [
-        blocks[worker.name].view("quarantine") for worker in plan.workers if not worker.pair
-    ]
+    quarantines = [blocks[worker.name].view("quarantine") for worker in plan.workers if not worker.pair]
     members = [
         WorkerProcess(
             worker,
             blocks[worker.name],
             outcome_columns(worker.cells, release),
-            _operator_factory(
-                worker, plan, regions, functions, blocks=blocks, quarantines=quarantines
-            ),
+            _operator_factory(worker, plan, regions, functions, blocks=blocks, quarantines=quarantines),
             first_files(regions)[_position(worker, regions)],
         )
         for worker in plan.workers
@@ -367,9 +361,7 @@ def _pool(
     supervisor = ledger.block(SUPERVISOR)
     memory = plan.config.limits.memory or None
     limits = WorkerLimits(rate=plan.config.workload.rate, enter=lambda: be_expendable(memory))
-    return WorkerPool(
-        members, supervisor.view("pause"), supervisor.view("uncertain"), limits=limits
-    )
+    return WorkerPool(members, supervisor.view("pause"), supervisor.view("uncertain"), limits=limits)
 
 
 def _position(worker: WorkerPlan, regions: Sequence[Region]) -> int:

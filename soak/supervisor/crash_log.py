@@ -28,27 +28,28 @@ def pick_up(block: BlockWriter, journal: Journal, *, counts: bool) -> None:
         records = crash_records(last_beat - _CLOCK_SLACK_SECONDS)
     except OSError as error:
         journal.write(
-            "crash-log.unreadable", Level.WARNING,
+            "crash-log.unreadable",
+            Level.WARNING,
             summary=f"what the kernel said when it died cannot be read: {error}",
-        )  # fmt: skip
+        )
         return
     tail = [line for record in records for line in record.text.splitlines() if line.strip()]
-    evidence = {
-        "records": [str(record.path) for record in records],
-        "console": tail[-_TAIL_LINES:],
-    }
+    evidence = {"records": [str(record.path) for record in records], "console": tail[-_TAIL_LINES:]}
     if not records:
         journal.write(
-            "crash-log.absent", Level.WARNING,
+            "crash-log.absent",
+            Level.WARNING,
             summary="the machine was started anew in the middle of the run and kept no crash log: "
             "somebody rebooted it, it lost its power, or it has no pstore",
-        )  # fmt: skip
+        )
     elif counts:
         summary = "the machine's kernel crashed: its last words are the evidence"
         journal.write("violation.found", Level.ERROR, **lost_machine_event(summary, evidence))
         block.add_at("violations", 1, "lost-machine", "none")
     else:
         journal.write(
-            "crash-log.found", Level.WARNING, evidence=evidence,
+            "crash-log.found",
+            Level.WARNING,
+            evidence=evidence,
             summary=f"the kernel of the boot before left {len(records)} records of its last words",
-        )  # fmt: skip
+        )

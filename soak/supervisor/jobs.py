@@ -44,9 +44,7 @@ class _Turn:
 class Jobs:
     """Owns the jobs of a supervisor and notes in its block how they fare (field `jobs`)."""
 
-    def __init__(
-        self, block: BlockWriter, journal: Journal, *, day_seconds: float = DAY_SECONDS
-    ) -> None:
+    def __init__(self, block: BlockWriter, journal: Journal, *, day_seconds: float = DAY_SECONDS) -> None:
         self._block = block
         self._journal = journal
         self._day_seconds = day_seconds
@@ -54,12 +52,7 @@ class Jobs:
         self._turns: list[_Turn] = []
 
     def every(
-        self,
-        name: str,
-        seconds: float,
-        work: Callable[[], None],
-        *,
-        first: float | None = None,
+        self, name: str, seconds: float, work: Callable[[], None], *, first: float | None = None
     ) -> None:
         """Have a job done every so many seconds, `first` (or as many) seconds from now on.
 

@@ -75,10 +75,11 @@ class LedgerStore(Hook):
             # A full disk ends no run: the copy before stays, and the journal has what came since.
             if not self._told:
                 self._journal.write(
-                    "ledger.unsaved", Level.WARNING,
+                    "ledger.unsaved",
+                    Level.WARNING,
                     summary=f"the ledger cannot be copied to disk ({error.strerror}): after a crash of "
                     f"the machine its counters would go on from the last copy",
-                )  # fmt: skip
+                )
             self._told = True
         else:
             self._told = False
@@ -92,10 +93,11 @@ class LedgerStore(Hook):
             _lay_down(self._directory, self.ledger.to_bytes())
         except OSError as error:
             self._journal.write(
-                "ledger.unsaved", Level.WARNING,
+                "ledger.unsaved",
+                Level.WARNING,
                 summary=f"the ledger stays in {self._memory} ({error.strerror}): when there is space, "
                 f"'dax-soak restore' moves it to the run directory",
-            )  # fmt: skip
+            )
         else:
             shutil.rmtree(self._memory, ignore_errors=True)
 
@@ -157,22 +159,23 @@ def _brought_home(place: Path) -> Settled:
         if (directory / LEDGER).resolve() != place / LEDGER:
             shutil.rmtree(place)
             return settled(
-                FORGOTTEN, Level.WARNING,
+                FORGOTTEN,
+                Level.WARNING,
                 f"what was left in memory of run {place.name} was removed: its run directory is gone, "
                 f"or has its ledger",
-            )  # fmt: skip
+            )
         _lay_down(directory, (place / LEDGER).read_bytes())
         shutil.rmtree(place)
     except OSError as error:
         return settled(
-            FAILED, Level.ERROR,
+            FAILED,
+            Level.ERROR,
             f"the ledger of run {place.name} stays in {place}: it cannot be moved to its run "
             f"directory ({error.strerror})",
-        )  # fmt: skip
+        )
     return settled(
-        RESTORED, Level.INFO,
-        f"the ledger of run {place.name} was moved from memory to its run directory",
-    )  # fmt: skip
+        RESTORED, Level.INFO, f"the ledger of run {place.name} was moved from memory to its run directory"
+    )
 
 
 def _lay_down(directory: Path, ledger: bytes) -> None:

@@ -121,9 +121,7 @@ def _soak_in(
             # of a soak that was killed ends in its own time.
             bind_seconds = _ENDING_SECONDS if chosen.resumed else 0.0
             exporter = stack.enter_context(
-                contextlib.closing(
-                    ExporterProcess(directory, serving.listen, bind_seconds=bind_seconds)
-                )
+                contextlib.closing(ExporterProcess(directory, serving.listen, bind_seconds=bind_seconds))
             )
         with (
             prepared_machine(config, chosen.run_id, changes, journal, recovered),
@@ -131,9 +129,7 @@ def _soak_in(
         ):
             regions = files.regions
             plan = make_plan(config, regions)
-            layout = plan.layout(
-                {"run_id": chosen.run_id, "filesystem": _filesystem(regions)}, lab=False
-            )
+            layout = plan.layout({"run_id": chosen.run_id, "filesystem": _filesystem(regions)}, lab=False)
             store = LedgerStore(directory, chosen.run_id, layout, journal, resumed=chosen.resumed)
             stack.callback(store.close)
             files.given_up = lambda: given_up_files(plan, regions, store.ledger)
@@ -150,9 +146,14 @@ def _soak_in(
             hooks += [service, uevents]
             be_spared()
             setting = Setting(
-                chosen.run_id, store.ledger, journal, directory, tuple(hooks),
-                changes.readable_addresses(teller(journal)), in_lab=False,
-            )  # fmt: skip
+                chosen.run_id,
+                store.ledger,
+                journal,
+                directory,
+                tuple(hooks),
+                changes.readable_addresses(teller(journal)),
+                in_lab=False,
+            )
             run_soak(config, plan, regions, setting)
     return judge.verdict()
 

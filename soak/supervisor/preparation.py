@@ -28,11 +28,7 @@ _DRIVER: Final = "vfio-pci"
 
 @contextlib.contextmanager
 def prepared_machine(
-    config: Config,
-    run_id: str,
-    changes: MachineChanges,
-    journal: Journal,
-    recovered: Sequence[Settled],
+    config: Config, run_id: str, changes: MachineChanges, journal: Journal, recovered: Sequence[Settled]
 ) -> Iterator[None]:
     """Bind the functions, set what has to be set and mark disks; put back everything but the marks."""
     tell = teller(journal)
@@ -70,9 +66,11 @@ class RegionFiles:
         if left:
             names = [str(path) for path in left]
             self._journal.write(
-                "files.left", Level.WARNING, files=names,
+                "files.left",
+                Level.WARNING,
+                files=names,
                 summary=f"files that hang in the kernel had to be left: {', '.join(names)}",
-            )  # fmt: skip
+            )
 
 
 def teller(journal: Journal) -> Callable[[Settled], None]:
@@ -86,6 +84,4 @@ def _demand(config: Config) -> Demand:
     """Reckon what the workers will use of what the kernel has a limit on."""
     workload = config.workload
     files = [file_count(region) for region in config.regions]
-    return Demand(
-        aio_contexts=workload.holders + workload.trials + 1, mappings=max(files, default=0)
-    )
+    return Demand(aio_contexts=workload.holders + workload.trials + 1, mappings=max(files, default=0))

@@ -29,6 +29,10 @@ def restore_here() -> list[Settled]:
 
 def _removed(path: Path) -> Settled:
     return Settled(
-        RESTORED, Level.INFO, "directory", str(path), path.name,
+        RESTORED,
+        Level.INFO,
+        "directory",
+        str(path),
+        path.name,
         f"removed {path}, which a run left that was killed before it began",
-    )  # fmt: skip
+    )

@@ -23,9 +23,7 @@ _LEAKED: Final = "leaked_total "
 class Summary:
     """Adds up the blocks of the supervisor and of all workers, and remembers the last time."""
 
-    def __init__(
-        self, block: BlockWriter, journal: Journal, workers: Sequence[BlockWriter]
-    ) -> None:
+    def __init__(self, block: BlockWriter, journal: Journal, workers: Sequence[BlockWriter]) -> None:
         self._block = block
         self._journal = journal
         self._workers = workers
@@ -40,10 +38,7 @@ class Summary:
         self._journal.write(
             "summary.written",
             # Of the run's own time.
-            seconds={
-                "since": round((now_ns - self._last_ns) / 1e9),
-                "total": round(now_ns / 1e9),
-            },
+            seconds={"since": round((now_ns - self._last_ns) / 1e9), "total": round(now_ns / 1e9)},
             since=_nested(since),
             total=_nested(total),
         )

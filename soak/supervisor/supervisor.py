@@ -156,11 +156,14 @@ class Supervisor:
         if block.get("starts"):
             soaked = block.get("soaked_ns") / 1e9
             self._journal.write(
-                "run.resumed", Level.WARNING, starts=block.get("starts") + 1, rebooted=rebooted,
+                "run.resumed",
+                Level.WARNING,
+                starts=block.get("starts") + 1,
+                rebooted=rebooted,
                 soaked_seconds=round(soaked, 3),
                 summary=f"the run goes on after {soaked:.0f} s of its time, "
                 + ("after a reboot" if rebooted else "on a machine that went on running"),
-            )  # fmt: skip
+            )
         block.add("starts", 1)
         for label in [label for detector in self._detectors for label in detector.uncovered()]:
             self._journal.write(
@@ -211,9 +214,12 @@ class Supervisor:
             if wedged > self._most_wedged:
                 why = f"{wedged} workers hang in the kernel for good"
                 self._journal.write(
-                    "limit.reached", Level.ERROR, limit="wedged-workers", wedged=wedged,
+                    "limit.reached",
+                    Level.ERROR,
+                    limit="wedged-workers",
+                    wedged=wedged,
                     summary=f"{why}, and no more than {self._most_wedged} may",
-                )  # fmt: skip
+                )
                 return why
         return "its time was over"
 
@@ -336,16 +342,23 @@ class Supervisor:
             else f"with exit code {death.exit_code}"
         )
         self._journal.write(
-            "worker.died", Level.WARNING, worker=death.worker, incarnation=death.incarnation,
-            signal=death.signal_number, exit_code=death.exit_code, in_flight=death.in_flight,
+            "worker.died",
+            Level.WARNING,
+            worker=death.worker,
+            incarnation=death.incarnation,
+            signal=death.signal_number,
+            exit_code=death.exit_code,
+            in_flight=death.in_flight,
             summary=f"{death.worker} ended {by}",
-        )  # fmt: skip
+        )
         if death.gave_up:
             self._block.set("dead", 1, *index)
             self._journal.write(
-                "harness.failed", Level.ERROR, worker=death.worker,
+                "harness.failed",
+                Level.ERROR,
+                worker=death.worker,
                 summary=f"{death.worker} ends {by} right after each start and was given up",
-            )  # fmt: skip
+            )
         else:
             self._block.add("restarts", 1, *index)
             if death.worker not in self._pool.unborn:
@@ -358,18 +371,22 @@ class Supervisor:
             self._journal.write("worker.restarted", worker=name)
         for name in unborn.keys() - self._unborn:
             self._journal.write(
-                "worker.waits", Level.WARNING, worker=name,
+                "worker.waits",
+                Level.WARNING,
+                worker=name,
                 summary=f"{name} cannot be started just now ({unborn[name]}): it is tried again",
-            )  # fmt: skip
+            )
         self._unborn = set(unborn)
 
     def _end_workers(self) -> None:
         killed = self._pool.stop(_STOP_SECONDS, self._watch)
         if killed:
             self._journal.write(
-                "workers.killed", Level.WARNING, workers=killed,
+                "workers.killed",
+                Level.WARNING,
+                workers=killed,
                 summary=f"{', '.join(killed)} did not stop by themselves",
-            )  # fmt: skip
+            )
 
     def _sweep_between(self) -> None:
         """Sweep while the workers rest between two operations."""
@@ -424,14 +441,10 @@ class Supervisor:
             "sample.taken",
             completed=completed,
             sweeps={
-                name: count
-                for detector in self._detectors
-                for name, count in detector.sweeps().items()
+                name: count for detector in self._detectors for name, count in detector.sweeps().items()
             },
             journal_errors=self._journal.errors,
-            workers={
-                member.plan.name: member.block.get("incarnation") for member in self._pool.workers
-            },
+            workers={member.plan.name: member.block.get("incarnation") for member in self._pool.workers},
         )
         for hook in self._hooks:
             hook.sampled()
@@ -447,8 +460,7 @@ class Supervisor:
         """Count what was completed, by label, and how many of the promised cells that covers."""
         self._counted = time.monotonic()
         completed = completed_operations(
-            (member.block.names("counts"), member.block.view("counts"))
-            for member in self._pool.workers
+            (member.block.names("counts"), member.block.view("counts")) for member in self._pool.workers
         )
         for detector in self._detectors:
             completed |= detector.completed()

@@ -138,22 +138,44 @@ class WorkerPlan:
             held = (Operation.HOLD, METHODS[trial.method].interface)
             return (
                 Choice(
-                    first, cells[Operation.FAULT, Interface.NONE], Operation.FAULT, 0, place,
-                    trial.offset, trial.length, 0,
+                    first,
+                    cells[Operation.FAULT, Interface.NONE],
+                    Operation.FAULT,
+                    0,
+                    place,
+                    trial.offset,
+                    trial.length,
+                    0,
                 ),
                 Choice(
-                    second, cells[held], Operation.HOLD, 0, place, trial.offset, trial.length,
-                    int(trial.into), trial.method, trial.hold_ns,
+                    second,
+                    cells[held],
+                    Operation.HOLD,
+                    0,
+                    place,
+                    trial.offset,
+                    trial.length,
+                    int(trial.into),
+                    trial.method,
+                    trial.hold_ns,
                 ),
-            )  # fmt: skip
+            )
         at = {cell.operation: position for position, cell in enumerate(self.cells)}
         return (
             Choice(
-                first, at[trial.operation], trial.operation, 0, place, trial.taken_offset,
-                trial.taken_length, 0, trial.method, trial.delay_ns,
+                first,
+                at[trial.operation],
+                trial.operation,
+                0,
+                place,
+                trial.taken_offset,
+                trial.taken_length,
+                0,
+                trial.method,
+                trial.delay_ns,
             ),
             Choice(second, at[Operation.TRUNCATE_ZERO], Operation.TRUNCATE_ZERO, 0, place, 0, 0, 0),
-        )  # fmt: skip
+        )
 
     def choices(self, incarnation: int = 0) -> Iterator[Choice]:
         """Draw for ever. A worker that was replaced goes another way than the one before it."""
@@ -194,11 +216,17 @@ def plan_workers(
     scenario = SCENARIOS[scenario_name]
     plans = [
         WorkerPlan(
-            f"mapper-{index}", Role.MAPPER, index, _mapper_cells(regions), tuple(regions), (),
-            scenario, seed,
+            f"mapper-{index}",
+            Role.MAPPER,
+            index,
+            _mapper_cells(regions),
+            tuple(regions),
+            (),
+            scenario,
+            seed,
         )
         for index in range(mappers)
-    ]  # fmt: skip
+    ]
     fs_regions = tuple(region for region in regions if region.kind is RegionKind.FS_DAX)
     if mappers and not regions:
         raise UsageError("There is no region to map: add a [[region]] to the configuration.")
@@ -216,10 +244,16 @@ def plan_workers(
             )
         plans.append(
             WorkerPlan(
-                f"invalidator-{index}", Role.INVALIDATOR, index, _invalidator_cells(scenario),
-                (region,), tuple(files), scenario, seed,
+                f"invalidator-{index}",
+                Role.INVALIDATOR,
+                index,
+                _invalidator_cells(scenario),
+                (region,),
+                tuple(files),
+                scenario,
+                seed,
             )
-        )  # fmt: skip
+        )
     methods = available(transfers=transfers)
     for index in range(holders):
         region = fs_regions[index % len(fs_regions)]
@@ -231,10 +265,17 @@ def plan_workers(
         mixed = tuple(method for method in methods if METHODS[method] in scenario.holds)
         plans.append(
             WorkerPlan(
-                f"holder-{index}", Role.HOLDER, index, _holder_cells(mixed), (region,),
-                tuple(range(region.size // FILE_SIZE)), scenario, seed, mixed,
+                f"holder-{index}",
+                Role.HOLDER,
+                index,
+                _holder_cells(mixed),
+                (region,),
+                tuple(range(region.size // FILE_SIZE)),
+                scenario,
+                seed,
+                mixed,
             )
-        )  # fmt: skip
+        )
     for index in range(trials):
         region = fs_regions[index % len(fs_regions)]
         plans += _pair(index, region, methods, scenario, seed)
@@ -242,11 +283,7 @@ def plan_workers(
 
 
 def _pair(
-    index: int,
-    region: PlannedRegion,
-    methods: tuple[int, ...],
-    scenario: Scenario,
-    seed: int,
+    index: int, region: PlannedRegion, methods: tuple[int, ...], scenario: Scenario, seed: int
 ) -> Iterator[WorkerPlan]:
     """Plan the holder and the invalidator of a pair, whose file is nobody else's."""
     file = region.size // FILE_SIZE + index
@@ -259,9 +296,17 @@ def _pair(
         (Role.INVALIDATOR, invalidations),
     ):
         yield WorkerPlan(
-            f"trial-{role}-{index}", role, index, cells, (region,), (file,), scenario, seed,
-            methods, f"trial-{index}",
-        )  # fmt: skip
+            f"trial-{role}-{index}",
+            role,
+            index,
+            cells,
+            (region,),
+            (file,),
+            scenario,
+            seed,
+            methods,
+            f"trial-{index}",
+        )
 
 
 def _holder_cells(methods: Sequence[int]) -> tuple[Cell, ...]:
@@ -345,17 +390,12 @@ def _invalidator_choices(plan: WorkerPlan, generator: random.Random) -> Iterator
         page, count = _range(operation, size // PAGE_SIZE, generator)
         if operation in _RESIZES:
             sizes[file] = page * PAGE_SIZE
-        yield Choice(
-            number, cells[operation], operation, 0, file, page * PAGE_SIZE, count * PAGE_SIZE, 0
-        )
+        yield Choice(number, cells[operation], operation, 0, file, page * PAGE_SIZE, count * PAGE_SIZE, 0)
         number += 1
 
 
 _RESIZES: Final = frozenset(
-    (
-        *(Operation.TRUNCATE_DOWN, Operation.TRUNCATE_UP, Operation.TRUNCATE_ZERO),
-        Operation.OPEN_TRUNCATE,
-    )
+    (Operation.TRUNCATE_DOWN, Operation.TRUNCATE_UP, Operation.TRUNCATE_ZERO, Operation.OPEN_TRUNCATE)
 )
 
 
@@ -372,9 +412,17 @@ def _holder_choices(plan: WorkerPlan, generator: random.Random) -> Iterator[Choi
         hold_ns = _SHORTEST_HOLD_NS + int(uniform() * (_LONGEST_HOLD_NS - _SHORTEST_HOLD_NS))
         into = METHODS[method].into and uniform() < 0.5  # noqa: PLR2004 - both ways alike
         yield Choice(
-            number, cells[METHODS[method].interface], Operation.HOLD, 0, file, first * PAGE_SIZE,
-            pages * PAGE_SIZE, int(into), method, hold_ns,
-        )  # fmt: skip
+            number,
+            cells[METHODS[method].interface],
+            Operation.HOLD,
+            0,
+            file,
+            first * PAGE_SIZE,
+            pages * PAGE_SIZE,
+            int(into),
+            method,
+            hold_ns,
+        )
 
 
 def _range(operation: Operation, pages: int, generator: random.Random) -> tuple[int, int]:

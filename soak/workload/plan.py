@@ -95,9 +95,7 @@ def make_plan(config: Config, regions: Sequence[Region] | None = None) -> RunPla
     """
     check_known_issues(config)
     if regions is None:
-        planned = [
-            PlannedRegion(section.name, section.kind, section.size) for section in config.regions
-        ]
+        planned = [PlannedRegion(section.name, section.kind, section.size) for section in config.regions]
     else:
         planned = [PlannedRegion(region.name, region.kind, region.size) for region in regions]
     _check_files(planned)

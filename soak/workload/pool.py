@@ -143,9 +143,13 @@ class WorkerPool:
             member.idle_deaths = member.idle_deaths + 1 if idle else 0
             gave_up = member.idle_deaths >= _IDLE_DEATHS
             death = Death(
-                member.plan.name, member.block.get("incarnation"), max(code, 0), max(-code, 0),
-                in_flight(member.block.get, member.block.view), gave_up,
-            )  # fmt: skip
+                member.plan.name,
+                member.block.get("incarnation"),
+                max(code, 0),
+                max(-code, 0),
+                in_flight(member.block.get, member.block.view),
+                gave_up,
+            )
             self._settle(member)
             if not gave_up:
                 self._start(member)
@@ -201,9 +205,7 @@ class WorkerPool:
         They are those of abandoned processes, and at the end those of workers that do not stop.
         """
         flights = [
-            in_flight(member.block.get, member.block.view)
-            for member in self.workers
-            if member.running
+            in_flight(member.block.get, member.block.view) for member in self.workers if member.running
         ]
         return sum(held[region] for held in self._left.values()) + sum(
             flight["length"] // PAGE_SIZE
@@ -266,9 +268,14 @@ class WorkerPool:
         def be_worker() -> None:
             os.setpriority(os.PRIO_PROCESS, 0, 0)
             run_worker(
-                block, self._pause, plan.choices(incarnation), member.make_operator,
-                member.columns, supervisor=supervisor, limits=self._limits,
-            )  # fmt: skip
+                block,
+                self._pause,
+                plan.choices(incarnation),
+                member.make_operator,
+                member.columns,
+                supervisor=supervisor,
+                limits=self._limits,
+            )
 
         try:
             # A worker inherits nothing: a copy of a pipe's end would keep a pin.

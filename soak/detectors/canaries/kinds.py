@@ -13,13 +13,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from soak.detectors.canaries.steps import (
-    extra_pins,
-    lying_holder,
-    refused_hold,
-    refused_map,
-    truncater,
-)
+from soak.detectors.canaries.steps import extra_pins, lying_holder, refused_hold, refused_map, truncater
 from soak.detectors.tasks import look_at
 from soak.ledger.schema import CANARY_HOLDER, CANARY_INVALIDATOR, CANARY_REFUSED
 from soak.model.vocabulary import DetectorName, Violation
@@ -81,9 +75,7 @@ class _Patience:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
 
-    def wait(
-        self, seconds: float, ready: Callable[[], _T | None]
-    ) -> Generator[None, None, _T | None]:
+    def wait(self, seconds: float, ready: Callable[[], _T | None]) -> Generator[None, None, _T | None]:
         """Yield until `ready` returns something, and return that; None where it never did."""
         begun = time.monotonic_ns()
         while (value := ready()) is None:
@@ -173,9 +165,7 @@ class StallCanary:
         with ExitStack() as stack:
             # Called last, when both have ended.
             stack.callback(self._settle)
-            holder = stack.enter_context(
-                _helper(lambda: lying_holder(self._holder, self._region, name))
-            )
+            holder = stack.enter_context(_helper(lambda: lying_holder(self._holder, self._region, name)))
             waiter = stack.enter_context(
                 _helper(lambda: truncater(self._invalidator, self._release, self._region, name))
             )
@@ -323,10 +313,7 @@ def make_canaries(
     elif files is not None:
         canaries.append(
             RefusalCanary(
-                refused,
-                clock,
-                lambda: refused_hold(refused, release),
-                "hold of fs-dax over vmsplice",
+                refused, clock, lambda: refused_hold(refused, release), "hold of fs-dax over vmsplice"
             )
         )
     if files is not None:

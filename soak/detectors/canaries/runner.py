@@ -126,17 +126,13 @@ class Canaries:
         if isinstance(error, WedgedHelperError) and canary in self._canaries:
             self._canaries.remove(canary)
             summary += "; no more of them are made"
-        self._journal.write(
-            "canary.failed", Level.WARNING, detector=canary.detector, summary=summary
-        )
+        self._journal.write("canary.failed", Level.WARNING, detector=canary.detector, summary=summary)
 
     def _note(self, canary: Canary, result: Result) -> None:
         detector, word = canary.detector, "seen" if result.seen else "missed"
         evidence = dict(result.evidence)
         if result.seen:
-            self._journal.write(
-                "canary.seen", detector=detector, made=result.made, evidence=evidence
-            )
+            self._journal.write("canary.seen", detector=detector, made=result.made, evidence=evidence)
             self._block.set_at("canaries", time.monotonic_ns(), detector, "seen_ns")
         else:
             self._journal.write(

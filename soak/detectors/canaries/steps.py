@@ -39,9 +39,7 @@ _NO_ACCESS: Final = 0
 _FILL: Final = (ctypes.c_ubyte * PAGE_SIZE)(*([0xA5] * PAGE_SIZE))
 
 
-def refused_map(
-    block: BlockWriter, release: Release, region: Region, function: str
-) -> Iterator[str]:
+def refused_map(block: BlockWriter, release: Release, region: Region, function: str) -> Iterator[str]:
     """Ask vfio for a mapping without any access, which is EINVAL whatever the memory is.
 
     Yields the errno (vfio_dma_do_map() looks at the flags first).
@@ -49,10 +47,7 @@ def refused_map(
     with Container(function) as container, region.map() as mapping:
         cell = Cell(Operation.MAP, region.kind, Interface.VFIO_TYPE1)
         yield _call(
-            block,
-            release,
-            cell,
-            lambda: container.map(mapping.address, _IOVA, PAGE_SIZE, _NO_ACCESS),
+            block, release, cell, lambda: container.map(mapping.address, _IOVA, PAGE_SIZE, _NO_ACCESS)
         )
 
 
@@ -73,11 +68,7 @@ def lying_holder(block: BlockWriter, region: FsDaxRegion, name: str) -> Iterator
     mapping = _mapped_file(region, name)
     book, pipe = HoldBook(block, certain=True), PagePipe()
     yield "ready"
-    book.begin(
-        Choice(
-            0, 0, Operation.HOLD, 0, _PLACE, 0, PAGE_SIZE, 0, METHODS.index(PIPE)
-        )
-    )  # fmt: skip
+    book.begin(Choice(0, 0, Operation.HOLD, 0, _PLACE, 0, PAGE_SIZE, 0, METHODS.index(PIPE)))
     number = pipe.take(mapping.address, PAGE_SIZE)
     if number:
         raise OSError(number, os.strerror(number), "vmsplice of a canary's page")
@@ -97,9 +88,7 @@ def lying_holder(block: BlockWriter, region: FsDaxRegion, name: str) -> Iterator
     yield "gone"
 
 
-def truncater(
-    block: BlockWriter, release: Release, region: FsDaxRegion, name: str
-) -> Iterator[str]:
+def truncater(block: BlockWriter, release: Release, region: FsDaxRegion, name: str) -> Iterator[str]:
     """Truncate the holder's file as an invalidator does. Steps: ready, and how the truncate ended."""
     descriptor = os.open(region.canary_path(name), os.O_RDWR | os.O_CLOEXEC)
     yield "ready"
@@ -147,9 +136,7 @@ def _call(block: BlockWriter, release: Release, cell: Cell, call: Callable[[], i
     """Do one operation exactly as a worker does, books and all; return how it ended."""
     labels = block.names("counts")
     number = block.get("begun")
-    choice = Choice(
-        number, labels.index(cell.label), cell.operation, 0, _PLACE, 0, PAGE_SIZE, _NO_ACCESS
-    )
+    choice = Choice(number, labels.index(cell.label), cell.operation, 0, _PLACE, 0, PAGE_SIZE, _NO_ACCESS)
     columns = outcome_columns([Cell.parse(label) for label in labels], release)
     results = []
 

@@ -138,9 +138,13 @@ class Recycler:
             "'ndctl disable-namespace' and 'ndctl enable-namespace' do it by hand"
         )
         self._journal.write(
-            "limit.reached", Level.ERROR, limit="headroom", region=region.name,
-            headroom=self._uses[region.name].headroom, summary=f"{why}; {how}",
-        )  # fmt: skip
+            "limit.reached",
+            Level.ERROR,
+            limit="headroom",
+            region=region.name,
+            headroom=self._uses[region.name].headroom,
+            summary=f"{why}; {how}",
+        )
         return why
 
     def _recycle(

@@ -74,9 +74,7 @@ class Sweeper(Detector):
             name: self._leaked(name, "leaked_total", issue.name) if issue else 0
             for name, issue in self._issues.items()
         }
-        self._unexplained = {
-            name: self._leaked(name, "leaked", NO_KNOWN_ISSUE) for name in self._issues
-        }
+        self._unexplained = {name: self._leaked(name, "leaked", NO_KNOWN_ISSUE) for name in self._issues}
         for watch in watches:
             self._store_account(watch)
 
@@ -115,9 +113,14 @@ class Sweeper(Detector):
             self._store_account(watch)
             self._uncertain[position] -= 1
             self._reporter.probed(
-                issue.name, result, applies=applies, region=watch.region.name,
-                pinned=pin.pinned, left=pin.left, errno=pin.refused,
-            )  # fmt: skip
+                issue.name,
+                result,
+                applies=applies,
+                region=watch.region.name,
+                pinned=pin.pinned,
+                left=pin.left,
+                errno=pin.refused,
+            )
 
     @property
     def undecided(self) -> bool:

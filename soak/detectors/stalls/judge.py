@@ -264,8 +264,7 @@ class StallDetector:
             cell
             for operation in sorted(operations)
             for interface in sorted(interfaces)
-            if expected(cell := Cell(operation, RegionKind.FS_DAX, interface), self._release)
-            is None
+            if expected(cell := Cell(operation, RegionKind.FS_DAX, interface), self._release) is None
         ]
 
     def read(self) -> dict[str, tuple[int, int]]:
@@ -345,10 +344,7 @@ class StallDetector:
         elif excess > self._stall_ns and self._was_asleep(wait, self._slept, self._hung):
             violation = Violation.STALL
         elif (
-            excess > self._late_ns
-            and wait.result == 0
-            and holds
-            and self._was_asleep(wait, self._slept)
+            excess > self._late_ns and wait.result == 0 and holds and self._was_asleep(wait, self._slept)
         ):
             violation = Violation.LATE_WAKEUP
         return Judgement(wait, holds, last, _tried(wait, holds), excess, violation)
@@ -378,9 +374,7 @@ class StallDetector:
 
     def _must_be_told(self, wait: Wait, holds: tuple[Hold, ...]) -> bool:
         """Say whether it ended while a pin lasted whose holder has still to tell for how long."""
-        return any(
-            hold.may_be_pinned_at(wait.start) and self._has_to_wait(wait, hold) for hold in holds
-        )
+        return any(hold.may_be_pinned_at(wait.start) and self._has_to_wait(wait, hold) for hold in holds)
 
     def _excuses(self, hold: Hold, now_ns: int) -> bool:
         """Say whether a pin is held now. What cannot be taken for seconds is a victim, no cause."""
@@ -399,11 +393,7 @@ class StallDetector:
         )
 
     def _ended_early(self, wait: Wait, hold: Hold) -> bool:
-        return (
-            hold.pinned_at(wait.start)
-            and hold.pinned_at(wait.end)
-            and self._has_to_wait(wait, hold)
-        )
+        return hold.pinned_at(wait.start) and hold.pinned_at(wait.end) and self._has_to_wait(wait, hold)
 
     def _has_to_wait(self, wait: Wait, hold: Hold) -> bool:
         """Say whether an invalidation owes it to a pin not to end before that is given back."""
@@ -432,9 +422,16 @@ def _line(name: str, seen: _Seen, number: int) -> Wait | None:
     if operation not in INVALIDATIONS:
         return None
     return Wait(
-        name, number, operation, seen.regions[line["region"]], line["place"], line["start_ns"],
-        line["end_ns"], line["result"], seen.block.block.kind == CANARY,
-    )  # fmt: skip
+        name,
+        number,
+        operation,
+        seen.regions[line["region"]],
+        line["place"],
+        line["start_ns"],
+        line["end_ns"],
+        line["result"],
+        seen.block.block.kind == CANARY,
+    )
 
 
 def _hold(name: str, seen: _Seen, number: int) -> tuple[_File, Hold]:
@@ -445,7 +442,9 @@ def _hold(name: str, seen: _Seen, number: int) -> tuple[_File, Hold]:
         Backing.SHARED if line["mapped"] else Backing.UNMAPPED,
         bool(line["certain"]),
         bool(line["repeated"]),
-        *(line["take_before"], line["take_after"]),
-        *(line["release_before"], line["release_after"]),
+        line["take_before"],
+        line["take_after"],
+        line["release_before"],
+        line["release_after"],
     )
     return (seen.regions[line["region"]], line["place"]), hold

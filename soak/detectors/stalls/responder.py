@@ -132,9 +132,13 @@ class StallWatch(Detector):
         result = judge_probe(probe, control)
         self._probed[issue] = result
         self._reporter.probed(
-            issue, result, applies=issue in self._known_issues, lost=probe.lost,
-            **asdict(probe), control=asdict(control),
-        )  # fmt: skip
+            issue,
+            result,
+            applies=issue in self._known_issues,
+            lost=probe.lost,
+            **asdict(probe),
+            control=asdict(control),
+        )
 
     def look(self) -> None:
         """Judge, report, and go on freeing what is stuck."""
@@ -303,8 +307,7 @@ class StallWatch(Detector):
             tuple(hold.interface for hold in holds),
             ended=bool(wait.end),
             # By one of several, one of a row, or one that is still being taken page by page.
-            pinned_again=len(holds) > 1
-            or any(hold.may_be_taken_after(wait.start) for hold in holds),
+            pinned_again=len(holds) > 1 or any(hold.may_be_taken_after(wait.start) for hold in holds),
         )
         undecided = None
         for issue in KNOWN_ISSUES:

@@ -111,8 +111,11 @@ def _compiled_layer(cache: Cache) -> Path:
         library = directory / "loop.so"
         result = subprocess.run(
             [*_COMPILE, "-o", library, _SOURCE],
-            check=False, capture_output=True, text=True, timeout=_COMPILE_SECONDS,
-        )  # fmt: skip
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=_COMPILE_SECONDS,
+        )
         if result.returncode != 0:
             raise UsageError(f"The loop in C cannot be compiled: {result.stderr.strip()}")
         with (directory / "bench.cpio").open("wb") as out:

@@ -77,9 +77,7 @@ class Subject:
         """Write out what a worker is to do in so many cycles."""
         place = (self.region, _SLOT, offset, LENGTH, _ACCESS)
         if self.unmap_cell is None:
-            return [
-                Choice(number, self.map_cell, Operation.MAP, *place) for number in range(cycles)
-            ]
+            return [Choice(number, self.map_cell, Operation.MAP, *place) for number in range(cycles)]
         steps = ((self.map_cell, Operation.MAP), (self.unmap_cell, Operation.UNMAP))
         return [
             Choice(2 * number + second, cell, operation, *place)
@@ -155,8 +153,7 @@ class Contenders:
         if subject.unmap_cell is not None:
             cells.append((subject.unmap_cell, 0))
         return sum(
-            self._block.get("counts", cell, subject.columns[cell][outcome])
-            for cell, outcome in cells
+            self._block.get("counts", cell, subject.columns[cell][outcome]) for cell, outcome in cells
         )
 
 

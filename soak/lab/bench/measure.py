@@ -49,9 +49,7 @@ _ROUND_SECONDS: Final = 0.2
 _FIRST_CYCLES: Final = 16
 
 
-def measure(
-    config: Config, run_id: str, ledger: Path, journal_port: Path, *, mirrored: bool
-) -> None:
+def measure(config: Config, run_id: str, ledger: Path, journal_port: Path, *, mirrored: bool) -> None:
     """Measure for about as long as a run should last, and write it all into the journal.
 
     Raises:
@@ -103,11 +101,7 @@ def _all_series(
 
 
 def _loops(
-    config: Config,
-    regions: Sequence[Region],
-    ledger: Ledger,
-    seconds: float,
-    beat: Callable[[], None],
+    config: Config, regions: Sequence[Region], ledger: Ledger, seconds: float, beat: Callable[[], None]
 ) -> Iterator[Series]:
     plan = make_plan(config, regions)
     worker = next(worker for worker in plan.workers if worker.role is Role.MAPPER)

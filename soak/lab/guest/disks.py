@@ -61,5 +61,8 @@ def resume_disk() -> None:
 def _dmsetup(command: str, *options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         ["dmsetup", command, _DELAYED, "--noudevsync", *options],
-        check=False, capture_output=True, text=True, timeout=_TOOL_SECONDS,
-    )  # fmt: skip
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=_TOOL_SECONDS,
+    )

@@ -160,9 +160,7 @@ def _page_cache(context: GuestContext) -> None:
     # Those of trials and canaries come and go while they are copied.
     passing = shutil.ignore_patterns("trial-*", "canary-*")
     shutil.copytree(context.fs_dax_files, copy, ignore=passing)
-    checked(
-        LIBC.mount(bytes(copy), bytes(context.fs_dax_files), None, _MS_BIND, None), "bind mount"
-    )
+    checked(LIBC.mount(bytes(copy), bytes(context.fs_dax_files), None, _MS_BIND, None), "bind mount")
     _kill_worker(context)
     # Beyond its end nothing of a file is pinned: invalidators open the new ones with O_TRUNC, and make
     # the old ones long again.
@@ -281,10 +279,7 @@ FAULTS: Final = {
             _stuck_transfer,
         ),
         Fault(
-            "late-page",
-            "pins pages of trials a second longer than they do",
-            "late-wakeup",
-            _late_page,
+            "late-page", "pins pages of trials a second longer than they do", "late-wakeup", _late_page
         ),
     )
 }

@@ -49,9 +49,7 @@ _CONTROL: Final = Path("/run")
 _IVSHMEM: Final = ("0x1af4", "0x1110")
 _EDU: Final = ("0x1234", "0x11e8")
 _PCI: Final = Path("/sys/bus/pci")
-_LINUX_REBOOT_CMD_POWER_OFF: Final = (
-    0x4321FEDC  # LINUX_REBOOT_CMD_POWER_OFF, include/uapi/linux/reboot.h
-)
+_LINUX_REBOOT_CMD_POWER_OFF: Final = 0x4321FEDC  # LINUX_REBOOT_CMD_POWER_OFF, include/uapi/linux/reboot.h
 _TOOL_SECONDS: Final = 240
 _CHUNK: Final = 4096
 
@@ -147,9 +145,17 @@ def _serve(order: Order, control: Control, program: GuestProgram) -> None:
     control.tell(protocol.READY, uptime=time.monotonic())
     program.start(
         [
-            *(*order.program, "-c", str(_CONFIG), "--run-id", order.run_id),
-            *("--ledger", str(ledger), "--journal-port", str(_port(protocol.JOURNAL_PORT))),
-            *("--control", str(_CONTROL)),
+            *order.program,
+            "-c",
+            str(_CONFIG),
+            "--run-id",
+            order.run_id,
+            "--ledger",
+            str(ledger),
+            "--journal-port",
+            str(_port(protocol.JOURNAL_PORT)),
+            "--control",
+            str(_CONTROL),
             *(["--mirror-ledger"] if order.mirror else []),
         ]
     )
@@ -265,9 +271,7 @@ def _port(name: str) -> Path:
     for entry in Path("/sys/class/virtio-ports").glob("*/name"):
         if entry.read_text().strip() == name:
             return Path("/dev") / entry.parent.name
-    raise GuestError(
-        f"the kernel shows no virtio-serial port {name}: it needs CONFIG_VIRTIO_CONSOLE"
-    )
+    raise GuestError(f"the kernel shows no virtio-serial port {name}: it needs CONFIG_VIRTIO_CONSOLE")
 
 
 def _functions_of(identity: tuple[str, str]) -> Iterator[Path]:

@@ -8,11 +8,22 @@ from typing import Final
 # The checksum drivers are requested by the file systems under alias names, which no dependency list
 # shows.
 BASE_MODULES: Final = (
-    *("virtio_pci", "virtio_console"),
-    *("nfit", "nd_pmem", "dax_pmem", "device_dax"),
-    *("crc32c_generic", "crc32c_intel", "libcrc32c"),
-    *("vfio", "vfio_iommu_type1", "vfio_pci"),
-    *("brd", "dm_mod", "dm_delay", "null_blk"),
+    "virtio_pci",
+    "virtio_console",
+    "nfit",
+    "nd_pmem",
+    "dax_pmem",
+    "device_dax",
+    "crc32c_generic",
+    "crc32c_intel",
+    "libcrc32c",
+    "vfio",
+    "vfio_iommu_type1",
+    "vfio_pci",
+    "brd",
+    "dm_mod",
+    "dm_delay",
+    "null_blk",
 )
 FILE_SYSTEM_MODULES: Final = ("ext4", "xfs")
 # Hardware that only scripts are given: a network card, a disk, and device DAX that becomes RAM.

@@ -88,9 +88,7 @@ def prepare(
         NamespaceError: the kernel has no NVDIMM, or something cannot be made, found or mounted.
     """
     if not _appears(Path("/sys/bus/nd/devices") / _REGION):
-        raise NamespaceError(
-            "the kernel shows no NVDIMM: it needs CONFIG_ACPI_NFIT and CONFIG_LIBNVDIMM"
-        )
+        raise NamespaceError("the kernel shows no NVDIMM: it needs CONFIG_ACPI_NFIT and CONFIG_LIBNVDIMM")
     if not resumed:
         _tool("ndctl", "disable-region", _REGION)
         _tool("ndctl", "init-labels", "-f", "nmem0")
@@ -100,10 +98,7 @@ def prepare(
         made = _find(space) if resumed else _make(space)
         if space.kind == DEVICE_DAX:
             device = made["daxregion"]["devices"][0]
-            found[space.region] = {
-                "path": f"/dev/{device['chardev']}",
-                "alignment": int(made["align"]),
-            }
+            found[space.region] = {"path": f"/dev/{device['chardev']}", "alignment": int(made["align"])}
         else:
             mount = _mount_point(space, namespaces)
             _mount(f"/dev/{made['blockdev']}", mount, filesystem, fresh=not resumed)
@@ -117,8 +112,20 @@ def prepare(
 def _make(space: Namespace) -> dict[str, Any]:
     made: dict[str, Any] = json.loads(
         _tool(
-            *("ndctl", "create-namespace", "-r", _REGION, "-M", "dev", "-n", space.region),
-            *("-m", _MODES[space.kind], "-a", str(space.alignment), "-s", str(space.size)),
+            "ndctl",
+            "create-namespace",
+            "-r",
+            _REGION,
+            "-M",
+            "dev",
+            "-n",
+            space.region,
+            "-m",
+            _MODES[space.kind],
+            "-a",
+            str(space.alignment),
+            "-s",
+            str(space.size),
         )
     )
     return made
@@ -162,13 +169,9 @@ def _appears(path: Path) -> bool:
 
 
 def _tool(*arguments: str) -> str:
-    result = subprocess.run(
-        arguments, check=False, capture_output=True, text=True, timeout=_TOOL_SECONDS
-    )
+    result = subprocess.run(arguments, check=False, capture_output=True, text=True, timeout=_TOOL_SECONDS)
     if result.returncode != 0:
-        raise NamespaceError(
-            f"{' '.join(arguments)} failed: {result.stderr.strip() or result.stdout}"
-        )
+        raise NamespaceError(f"{' '.join(arguments)} failed: {result.stderr.strip() or result.stdout}")
     return result.stdout
 
 

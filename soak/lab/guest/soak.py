@@ -63,8 +63,12 @@ def soak_in_lab(config: Config, places: LabPlaces) -> None:
             plan = make_plan(config, files.regions)
             files.given_up = lambda: given_up_files(plan, files.regions, ledger)
             setting = Setting(
-                places.run_id, ledger, journal, places.control,
+                places.run_id,
+                ledger,
+                journal,
+                places.control,
                 (uevents, *([mirror] if mirror else [])),
-                changes.readable_addresses(teller(journal)), in_lab=True,
-            )  # fmt: skip
+                changes.readable_addresses(teller(journal)),
+                in_lab=True,
+            )
             run_soak(config, plan, files.regions, setting)

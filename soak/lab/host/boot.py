@@ -137,10 +137,7 @@ def boot(
 
 
 def _attempt(
-    request: LabRequest,
-    accelerator: str,
-    work: Callable[[LabRequest, str], _T],
-    progress: Progress,
+    request: LabRequest, accelerator: str, work: Callable[[LabRequest, str], _T], progress: Progress
 ) -> _T:
     progress.say(
         f"Linux {request.kernel.release} ({request.kernel.name}) under {accelerator}, run "

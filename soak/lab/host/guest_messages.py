@@ -120,9 +120,12 @@ class GuestListener:
                 continue
             if number > expected:
                 self._journal_event(
-                    "guest.lines-lost", Level.ERROR, first=expected, last=number - 1,
+                    "guest.lines-lost",
+                    Level.ERROR,
+                    first=expected,
+                    last=number - 1,
                     summary=f"lines {expected} to {number - 1} of the guest's journal did not come",
-                )  # fmt: skip
+                )
             elif number < expected:
                 wrong = GarbledError(f"its number is {number}, expected {expected}")
                 self._note_garbled(protocol.JOURNAL_PORT, text, wrong)
@@ -145,6 +148,9 @@ class GuestListener:
             return
         more = ", and no more of these are journalled" if self._garbled == _MOST_GARBLED else ""
         self._journal_event(
-            "guest.garbled", Level.ERROR, port=port, text=repr(text[:_SHOWN]),
+            "guest.garbled",
+            Level.ERROR,
+            port=port,
+            text=repr(text[:_SHOWN]),
             summary=f"the guest sent something odd on port {port}: {error}{more}",
-        )  # fmt: skip
+        )

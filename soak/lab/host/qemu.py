@@ -28,10 +28,7 @@ MEMORY_MIB: Final = 2560
 # With "enhanced rep movsb" a kernel copies and clears memory with that, which TCG does byte by byte.
 _PROCESSORS: Final = {
     "kvm": ("-accel", "kvm", "-cpu", "max", "-smp", "2"),
-    "tcg": (
-        *("-accel", "tcg,thread=multi,tb-size=512"),
-        *("-cpu", "max,erms=off,fsrm=off", "-smp", "2"),
-    ),
+    "tcg": ("-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max,erms=off,fsrm=off", "-smp", "2"),
 }
 _KVM: Final = Path("/dev/kvm")
 _FIRST_EDU_SLOT: Final = 0x10
@@ -80,31 +77,55 @@ class Machine:
     def arguments(self) -> list[str]:
         """Return QEMU's command line. It dies with the process that starts it."""
         return [
-            *(_STARTER, "--pdeathsig", "KILL", "--", BINARY),
+            _STARTER,
+            "--pdeathsig",
+            "KILL",
+            "--",
+            BINARY,
             *_PROCESSORS[self.accelerator],
-            *("-machine", "q35,nvdimm=on", "-m", f"{MEMORY_MIB}M,slots=4,maxmem=16G"),
-            *("-nodefaults", "-no-reboot", "-display", "none"),
+            "-machine",
+            "q35,nvdimm=on",
+            "-m",
+            f"{MEMORY_MIB}M,slots=4,maxmem=16G",
+            "-nodefaults",
+            "-no-reboot",
+            "-display",
+            "none",
             *self._memory("nvdimm", _by_number(self.nvdimm), self.nvdimm_size),
-            *("-device", f"nvdimm,memdev=nvdimm,label-size={LABEL_SIZE}"),
-            *("-device", "intel-iommu,intremap=on,caching-mode=on,device-iotlb=on"),
+            "-device",
+            f"nvdimm,memdev=nvdimm,label-size={LABEL_SIZE}",
+            "-device",
+            "intel-iommu,intremap=on,caching-mode=on,device-iotlb=on",
             *self._functions(),
             *self._memory("ledger", self.ledger, self.ledger_size),
-            *("-device", "ivshmem-plain,memdev=ledger"),
+            "-device",
+            "ivshmem-plain,memdev=ledger",
             # Where the kernel leaves its last words (ERST, seen as pstore) for the boot that follows.
             *self._memory("erst", _by_number(self.crash_store), self.crash_store_size),
-            *("-device", "acpi-erst,memdev=erst"),
-            *("-device", "virtio-rng-pci"),
-            *("-device", "virtio-serial-pci"),
+            "-device",
+            "acpi-erst,memdev=erst",
+            "-device",
+            "virtio-rng-pci",
+            "-device",
+            "virtio-serial-pci",
             *self._port("journal", self.journal_port, JOURNAL_PORT),
             *self._port("control", self.control_port, CONTROL_PORT),
-            *("-chardev", f"socket,id=monitor,fd={self.monitor_port}"),
-            *("-mon", "chardev=monitor,mode=control"),
+            "-chardev",
+            f"socket,id=monitor,fd={self.monitor_port}",
+            "-mon",
+            "chardev=monitor,mode=control",
             *(word for device in self.devices for word in _option(device)),
             # Appended to, so that it can be cut short meanwhile.
-            *("-chardev", f"file,id=console,path={_escaped(self.console)},append=on"),
-            *("-serial", "chardev:console"),
-            *("-kernel", str(self.kernel), "-initrd", str(_by_number(self.initrd))),
-            *("-append", " ".join((_APPEND, DISK_PARAMETERS, *self._clock(), self.append)).strip()),
+            "-chardev",
+            f"file,id=console,path={_escaped(self.console)},append=on",
+            "-serial",
+            "chardev:console",
+            "-kernel",
+            str(self.kernel),
+            "-initrd",
+            str(_by_number(self.initrd)),
+            "-append",
+            " ".join((_APPEND, DISK_PARAMETERS, *self._clock(), self.append)).strip(),
         ]
 
     def _clock(self) -> Iterator[str]:
@@ -130,8 +151,10 @@ class Machine:
 
     def _port(self, name: str, descriptor: int, seen_as: str) -> Sequence[str]:
         return (
-            *("-chardev", f"socket,id={name},fd={descriptor}"),
-            *("-device", f"virtserialport,chardev={name},name={seen_as}"),
+            "-chardev",
+            f"socket,id={name},fd={descriptor}",
+            "-device",
+            f"virtserialport,chardev={name},name={seen_as}",
         )
 
 
@@ -155,11 +178,7 @@ def find_qemu() -> str:
             )
     try:
         shown = subprocess.run(
-            [BINARY, "--version"],
-            check=False,
-            capture_output=True,
-            text=True,
-            timeout=_VERSION_SECONDS,
+            [BINARY, "--version"], check=False, capture_output=True, text=True, timeout=_VERSION_SECONDS
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise UsageError(f"{BINARY} cannot be started: {error}. Install {PACKAGE} again.") from None

@@ -104,9 +104,7 @@ class LabRun:
             self._control = stack.enter_context(ControlSocket(directory))
             self._progress.say(f"Metrics at http://{exporter.address}/metrics")
             self._journal_event("exporter.started", address=exporter.address)
-            with Scratch(
-                directory, self._request.layers, order, keep=self._request.keep
-            ) as scratch:
+            with Scratch(directory, self._request.layers, order, keep=self._request.keep) as scratch:
                 # Give a signal that came meanwhile its turn.
                 await asyncio.sleep(0)
                 if not self._stopping:
@@ -184,10 +182,7 @@ class LabRun:
                 raise BootError(str(error), started=False) from None
             self._host.add("boots", 1)
             self._journal_event(
-                "lab.started",
-                kernel=request.kernel.name,
-                qemu_pid=vm.pid,
-                resumed=request.resumed,
+                "lab.started", kernel=request.kernel.name, qemu_pid=vm.pid, resumed=request.resumed
             )
             listener = GuestListener(self._journal_event, self._append, partial(self._hear, vm))
             tasks = [
@@ -283,9 +278,10 @@ class LabRun:
             return
         # Turning the machine off waits for every device, also for one that its driver never let go.
         self._journal_event(
-            "guest.left-on", Level.WARNING,
+            "guest.left-on",
+            Level.WARNING,
             summary="the soak has ended, but its kernel does not turn the machine off: QEMU is ended",
-        )  # fmt: skip
+        )
 
     async def _pause(self, vm: VirtualMachine) -> float:
         """Let half a second pass, and return how much of it the guest had a processor for."""
@@ -321,11 +317,13 @@ class LabRun:
             return
         self._guest.clock_wrong = True
         self._journal_event(
-            "guest.clock-wrong", Level.ERROR, ratio=round(ratio, 2),
+            "guest.clock-wrong",
+            Level.ERROR,
+            ratio=round(ratio, 2),
             guest_boot_id=self._guest.boot_id,
             summary=f"the guest's clock runs {ratio:.2f} times as fast as the host's: no duration that "
             f"it measures is right",
-        )  # fmt: skip
+        )
 
     async def _handle_silence(self, vm: VirtualMachine) -> None:
         """Decide why nothing comes from the guest any more."""
@@ -333,9 +331,7 @@ class LabRun:
             self._harness_failed("QEMU does not run the guest: somebody paused or stopped it")
             self._stopping = 2
             return
-        self._journal_event(
-            "guest.silent", Level.WARNING, summary="the guest is silent: sending an NMI"
-        )
+        self._journal_event("guest.silent", Level.WARNING, summary="the guest is silent: sending an NMI")
         await vm.inject_nmi()
         beats = 0.0
         while beats < _NMI_BEATS and not vm.ended:
@@ -374,9 +370,7 @@ class LabRun:
 
     def _boot_failure(self, what: str) -> str:
         shown = "\n".join(console_tail(self._console, SHOWN_LINES))
-        return (
-            f"The guest with kernel {self._request.kernel.name} {what}. Its console ended:\n{shown}"
-        )
+        return f"The guest with kernel {self._request.kernel.name} {what}. Its console ended:\n{shown}"
 
     def _lose(self, summary: str) -> None:
         if self._guest.over:

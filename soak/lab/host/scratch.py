@@ -69,9 +69,7 @@ class Scratch:
                 raise UsageError(
                     f"The lab's files in {directory} cannot be written: {error.strerror}."
                 ) from None
-            self.initrd, self.nvdimm, self.crash_store = (
-                file.fileno() for file in (initrd, *images)
-            )
+            self.initrd, self.nvdimm, self.crash_store = (file.fileno() for file in (initrd, *images))
             self.nvdimm_size = os.fstat(self.nvdimm).st_size
             self._files = stack.pop_all()
         self.nvdimm_alignment = nvdimm_alignment(order.spaces)
@@ -106,10 +104,7 @@ class Scratch:
 
 
 def _write_initrd(
-    out: IO[bytes],
-    layers: Sequence[Path],
-    order: Order,
-    script: Mapping[str, bytes] | None,
+    out: IO[bytes], layers: Sequence[Path], order: Order, script: Mapping[str, bytes] | None
 ) -> None:
     for layer in layers:
         with layer.open("rb") as source:

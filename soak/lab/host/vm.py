@@ -33,8 +33,14 @@ _COMMAND_SECONDS: Final = 10.0
 _REASON_POLLS: Final = 20
 _REASON_POLL_SECONDS: Final = 0.05
 _MONITOR_ERRORS = (
-    ConnectError, ExecuteError, ExecInterruptedError, StateError, TimeoutError, EOFError, OSError,
-)  # fmt: skip
+    ConnectError,
+    ExecuteError,
+    ExecInterruptedError,
+    StateError,
+    TimeoutError,
+    EOFError,
+    OSError,
+)
 
 
 class VirtualMachine:

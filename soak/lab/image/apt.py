@@ -78,14 +78,21 @@ class Suite:
         self._directory = directory
         self._mirror = mirror
         self._options = [
-            *("-o", f"Dir::Etc::sourcelist={directory}/sources.list"),
-            *("-o", "Dir::Etc::sourceparts=/dev/null"),
-            *("-o", f"Dir::State={directory}/state"),
-            *("-o", f"Dir::State::status={directory}/state/status"),
-            *("-o", f"Dir::Cache={directory}/cache"),
+            "-o",
+            f"Dir::Etc::sourcelist={directory}/sources.list",
+            "-o",
+            "Dir::Etc::sourceparts=/dev/null",
+            "-o",
+            f"Dir::State={directory}/state",
+            "-o",
+            f"Dir::State::status={directory}/state/status",
+            "-o",
+            f"Dir::Cache={directory}/cache",
             # As root, apt would drop to a user that cannot read a private cache directory.
-            *("-o", "APT::Sandbox::User=root"),
-            *("-o", "Debug::NoLocking=1"),
+            "-o",
+            "APT::Sandbox::User=root",
+            "-o",
+            "Debug::NoLocking=1",
             "-qq",
         ]
 
@@ -165,9 +172,15 @@ class Suite:
         """Fetch these packages and all that they need, and unpack all but the `unwanted` ones."""
         archives = self._fresh_archives()
         result = self._apt(
-            "apt-get", "install", "--yes", "--no-install-recommends", "--download-only",
-            "-o", f"Dir::Cache::archives={archives}", *packages,
-        )  # fmt: skip
+            "apt-get",
+            "install",
+            "--yes",
+            "--no-install-recommends",
+            "--download-only",
+            "-o",
+            f"Dir::Cache::archives={archives}",
+            *packages,
+        )
         self._unpack_all(result, archives, target, unwanted)
 
     def _fresh_archives(self) -> Path:
@@ -217,9 +230,14 @@ def _run(words: list[str | Path], cwd: Path | None = None) -> subprocess.Complet
     """
     try:
         return subprocess.run(
-            words, check=False, capture_output=True, text=True, errors="replace", cwd=cwd,
+            words,
+            check=False,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            cwd=cwd,
             timeout=_TIMEOUT_SECONDS,
-        )  # fmt: skip
+        )
     except subprocess.TimeoutExpired:
         raise UsageError(
             f"{words[0]} did not end within {_TIMEOUT_SECONDS} s: check the network, and whether the "

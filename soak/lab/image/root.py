@@ -28,22 +28,56 @@ _PACKAGES = ["python3", "libc6", "ndctl", "e2fsprogs", "xfsprogs", "kmod", "dmse
 # Dependencies of maintainer scripts and of tools that the guest does not run.
 _UNWANTED = frozenset(
     (
-        *("dpkg", "gcc-12-base", "init-system-helpers", "libdb5.3", "libgdbm6"),
-        *("libfile-find-rule-perl", "libgdbm-compat4", "libgssapi-krb5-2", "libicu72"),
-        *("libk5crypto3", "libkrb5-3", "libkrb5support0", "libncursesw6", "libnsl2"),
-        *("libnumber-compare-perl", "libperl5.36", "libtext-glob-perl"),
-        *("libtirpc-common", "libtirpc3", "logsave", "media-types", "perl", "perl-base"),
-        *("perl-modules-5.36", "readline-common", "tar", "usrmerge"),
+        "dpkg",
+        "gcc-12-base",
+        "init-system-helpers",
+        "libdb5.3",
+        "libgdbm6",
+        "libfile-find-rule-perl",
+        "libgdbm-compat4",
+        "libgssapi-krb5-2",
+        "libicu72",
+        "libk5crypto3",
+        "libkrb5-3",
+        "libkrb5support0",
+        "libncursesw6",
+        "libnsl2",
+        "libnumber-compare-perl",
+        "libperl5.36",
+        "libtext-glob-perl",
+        "libtirpc-common",
+        "libtirpc3",
+        "logsave",
+        "media-types",
+        "perl",
+        "perl-base",
+        "perl-modules-5.36",
+        "readline-common",
+        "tar",
+        "usrmerge",
     )
 )
 _PRUNED = (
-    *("usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/lintian", "usr/share/info"),
-    *("usr/share/bash-completion", "usr/share/zsh", "usr/share/perl5", "usr/share/python3"),
-    *("usr/lib/x86_64-linux-gnu/gconv", "usr/lib/x86_64-linux-gnu/perl-base", "usr/lib/udev"),
+    "usr/share/doc",
+    "usr/share/man",
+    "usr/share/locale",
+    "usr/share/lintian",
+    "usr/share/info",
+    "usr/share/bash-completion",
+    "usr/share/zsh",
+    "usr/share/perl5",
+    "usr/share/python3",
+    "usr/lib/x86_64-linux-gnu/gconv",
+    "usr/lib/x86_64-linux-gnu/perl-base",
+    "usr/lib/udev",
     # Its install commands want a shell, which the guest does not have.
-    *("etc/modprobe.d", "usr/lib/modprobe.d"),
-    *("usr/lib/python3.11/lib2to3", "usr/lib/python3.11/pydoc_data", "usr/lib/python3.11/idlelib"),
-    *("usr/lib/python3.11/ensurepip", "usr/lib/python3.11/distutils"),
+    "etc/modprobe.d",
+    "usr/lib/modprobe.d",
+    "usr/lib/python3.11/lib2to3",
+    "usr/lib/python3.11/pydoc_data",
+    "usr/lib/python3.11/idlelib",
+    "usr/lib/python3.11/ensurepip",
+    "usr/lib/python3.11/distutils",
 )
 _MERGED = ("bin", "sbin", "lib", "lib64")
 # What must run in the root, or a package that was left out was wanted after all.
@@ -74,9 +108,7 @@ class GuestRoot:
 
     def __init__(self, cache: Cache) -> None:
         self._cache = cache
-        key = hashlib.sha256(
-            repr((_SUITE, _PACKAGES, sorted(_UNWANTED), _PRUNED, _SELF_TESTS)).encode()
-        )
+        key = hashlib.sha256(repr((_SUITE, _PACKAGES, sorted(_UNWANTED), _PRUNED, _SELF_TESTS)).encode())
         self._directory = cache.directory(f"root/{_SUITE}-{_key(key)}", self._build)
         self.layer = self._directory / "root.cpio"
 
@@ -143,11 +175,7 @@ def _unpack(cache: Cache, packages: Sequence[str], root: Path) -> None:
 
 
 def _library_layer(
-    cache: Cache,
-    root: GuestRoot,
-    kind: str,
-    packages: Sequence[str],
-    programs: Mapping[str, str],
+    cache: Cache, root: GuestRoot, kind: str, packages: Sequence[str], programs: Mapping[str, str]
 ) -> Path:
     sources = sorted(_program_files(packages))
     digest = hashlib.sha256()
@@ -235,16 +263,17 @@ def _run_in(root: Path, tool: str, *arguments: str) -> None:
         program = root / str(program.parent.relative_to(root) / program.readlink()).lstrip("/")
     try:
         result = subprocess.run(
-            [root / _LOADER, "--library-path", root / _LIBRARIES, "--argv0", tool,
-             program, *arguments],
-            check=False, capture_output=True, text=True, errors="replace",
+            [root / _LOADER, "--library-path", root / _LIBRARIES, "--argv0", tool, program, *arguments],
+            check=False,
+            capture_output=True,
+            text=True,
+            errors="replace",
             timeout=_TOOL_TIMEOUT_SECONDS,
             env={"PYTHONHOME": str(root / "usr"), "PATH": "/nonexistent"},
-        )  # fmt: skip
+        )
     except subprocess.TimeoutExpired:
         raise UsageError(
-            f"The guest's {tool} did not end within {_TOOL_TIMEOUT_SECONDS} s: is the machine "
-            f"overloaded?"
+            f"The guest's {tool} did not end within {_TOOL_TIMEOUT_SECONDS} s: is the machine overloaded?"
         ) from None
     if result.returncode != 0:
         said = (result.stderr or result.stdout).strip().splitlines()
@@ -258,9 +287,21 @@ def _run_in(root: Path, tool: str, *arguments: str) -> None:
 def _compile(root: Path, library: Path, seen_as: str) -> None:
     """Have the guest's own interpreter write byte code, which it then need not check."""
     _run_in(
-        root, _PYTHON.name, "-P", "-s", "-m", "compileall", "-q", "--invalidation-mode",
-        "unchecked-hash", "-s", str(library), "-p", f"/{seen_as}", str(library),
-    )  # fmt: skip
+        root,
+        _PYTHON.name,
+        "-P",
+        "-s",
+        "-m",
+        "compileall",
+        "-q",
+        "--invalidation-mode",
+        "unchecked-hash",
+        "-s",
+        str(library),
+        "-p",
+        f"/{seen_as}",
+        str(library),
+    )
 
 
 def _key(digest: hashlib._Hash) -> str:

@@ -99,8 +99,7 @@ def build_kernel(cache: Cache, version: str, progress: Progress) -> Path:
         _check_space(directory)
         began = time.monotonic()
         progress.say(
-            f"Building Linux from Debian's {package} {source}: once for each version, several "
-            f"minutes"
+            f"Building Linux from Debian's {package} {source}: once for each version, several minutes"
         )
         progress.tick("fetching the source")
         # Whoever else wants a package of this suite need not wait until all is compiled.
@@ -129,8 +128,11 @@ def _unpack(place: Path, package: str) -> Path:
     archive = place / f"usr/src/{package}.tar.xz"
     unpacked = subprocess.run(
         ["tar", "--extract", "--file", archive, "--directory", place],
-        check=False, capture_output=True, text=True, timeout=_UNPACK_SECONDS,
-    )  # fmt: skip
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=_UNPACK_SECONDS,
+    )
     if unpacked.returncode != 0:
         raise UsageError(f"The kernel's source could not be unpacked: {unpacked.stderr.strip()}")
     archive.unlink()

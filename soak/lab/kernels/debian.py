@@ -45,9 +45,7 @@ def _image_packages(suite: Suite) -> tuple[list[str], str]:
 
     Since 7.x an image package is split into linux-binary and linux-modules.
     """
-    image = next(
-        name for name in suite.depends("linux-image-amd64") if name.startswith("linux-image-")
-    )
+    image = next(name for name in suite.depends("linux-image-amd64") if name.startswith("linux-image-"))
     parts = ("linux-binary-", "linux-modules-")
     split = [name for name in suite.depends(image) if name.startswith(parts)]
     return [image, *split], suite.version(image)

@@ -128,9 +128,8 @@ def _strip(modules: Iterable[Path]) -> None:
     """
     if shutil.which("strip"):
         subprocess.run(
-            ["strip", "--strip-debug", *modules], check=False, capture_output=True,
-            timeout=_STRIP_SECONDS,
-        )  # fmt: skip
+            ["strip", "--strip-debug", *modules], check=False, capture_output=True, timeout=_STRIP_SECONDS
+        )
 
 
 def _files_key(place: Path, files: Iterable[Path]) -> str:

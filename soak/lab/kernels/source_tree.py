@@ -26,11 +26,7 @@ _STEP: Final = re.compile(rb"  [A-Z][A-Z0-9_]*(?: \[\w+\])? +(\S+)$")
 # All else that a shell or an outer `make` exports could change what is built: ARCH, CROSS_COMPILE,
 # KCONFIG_*, and MAKEFLAGS with the variables of the outer one.
 _KEPT_VARIABLES: Final = ("PATH", "HOME", "TMPDIR")
-_OWN_VARIABLES: Final = {
-    "LC_ALL": "C",
-    "KBUILD_BUILD_USER": "dax-soak",
-    "KBUILD_BUILD_HOST": "dax-soak",
-}
+_OWN_VARIABLES: Final = {"LC_ALL": "C", "KBUILD_BUILD_USER": "dax-soak", "KBUILD_BUILD_HOST": "dax-soak"}
 
 
 class SourceTree:
@@ -75,11 +71,14 @@ class SourceTree:
             process = subprocess.Popen(
                 # A build whose owner was killed has nobody to wait for it.
                 ["setpriv", "--pdeathsig", "TERM", "--", "nice", *words],
-                cwd=self._directory, env=_environment(), stdin=subprocess.DEVNULL, stdout=log,
+                cwd=self._directory,
+                env=_environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
                 stderr=subprocess.STDOUT,
                 # Ctrl-C in the terminal is for this program, which ends the build and clears it away.
                 start_new_session=True,
-            )  # fmt: skip
+            )
             try:
                 self._watch(doing, process, said)
             except BaseException:
@@ -104,9 +103,7 @@ class SourceTree:
             self._objects += sum(step.endswith(".o") for step in steps)
             last = f" {steps[-1]}" if steps else last
             elapsed = time.monotonic() - self._began
-            self._progress.tick(
-                f"{elapsed:6.1f} s  {self._objects:,} objects so far, {doing}{last}"
-            )
+            self._progress.tick(f"{elapsed:6.1f} s  {self._objects:,} objects so far, {doing}{last}")
 
     def _log_tail(self) -> str:
         lines = self._log.read_text(errors="replace").splitlines()

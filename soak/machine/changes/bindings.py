@@ -54,9 +54,7 @@ def _unbind(machine: Machine, function: str) -> None:
 
 def _look(machine: Machine, function: str, _wanted: Facts) -> Facts:
     if not _FUNCTION.fullmatch(function) or not _device(machine, function).exists():
-        raise UsageError(
-            f"There is no PCI function {function!r} on this machine: 'lspci -D' lists them."
-        )
+        raise UsageError(f"There is no PCI function {function!r} on this machine: 'lspci -D' lists them.")
     if not (_bus(machine) / "drivers" / VFIO_PCI).exists():
         raise UsageError(
             f"The PCI function {function} cannot be given to {VFIO_PCI}, which the kernel does not "

@@ -89,11 +89,15 @@ class MachineChanges:
         if self._hung:
             told.append(
                 Settled(
-                    FAILED, Level.ERROR, "helper", "", "",
+                    FAILED,
+                    Level.ERROR,
+                    "helper",
+                    "",
+                    "",
                     "A helper of an earlier soak still hangs in the kernel, and what it is changing may "
                     "change again when it ends: run 'dax-soak restore' then.",
                 )
-            )  # fmt: skip
+            )
         return told + self.restore()
 
     def restore(self) -> list[Settled]:
@@ -219,16 +223,13 @@ class MachineChanges:
         self._check_owner()
         made, machine = KINDS[kind], self._machine
         prefix = f"The {kind} {target} could not be changed: "
-        facts: Facts = self._helped(
-            lambda: made.look(machine, target, wanted), made.seconds, prefix
-        )
+        facts: Facts = self._helped(lambda: made.look(machine, target, wanted), made.seconds, prefix)
         entry = Entry(self._record.next_number(), kind, target, facts, machine.boot, self._run_id)
         try:
             self._record.add(entry)
         except OSError as error:
             raise UsageError(
-                f"The change of {target} was not made, because it cannot be recorded: "
-                f"{error.strerror}."
+                f"The change of {target} was not made, because it cannot be recorded: {error.strerror}."
             ) from None
         try:
             self._helped(lambda: made.apply(machine, target, facts), made.seconds, prefix)
@@ -258,10 +259,12 @@ class MachineChanges:
             except UsageError as error:
                 by_hand = kind.by_hand(entry.target, entry.facts)
                 return _settled(
-                    entry, FAILED, Level.ERROR,
+                    entry,
+                    FAILED,
+                    Level.ERROR,
                     f"The {entry.kind} {entry.target} could not be put back ({str(error).rstrip('.')}): "
                     f"{by_hand}. It is tried again at the next start and by 'dax-soak restore'.",
-                )  # fmt: skip
+                )
             restored = outcome == Outcome.RESTORED
             event, level = (RESTORED, Level.INFO) if restored else (FORGOTTEN, Level.WARNING)
         return self._drop(entry, summary, event, level)
@@ -274,10 +277,12 @@ class MachineChanges:
             self._record.remove(entry.number)
         except OSError as error:
             return _settled(
-                entry, FAILED, Level.ERROR,
+                entry,
+                FAILED,
+                Level.ERROR,
                 f"{summary or 'Nothing was changed'}; but the record of it cannot be written "
                 f"({error.strerror}): make room, and run 'dax-soak restore'.",
-            )  # fmt: skip
+            )
         return _settled(entry, event, level, summary)
 
     def _helped(self, work: Callable[[], Any], seconds: float, prefix: str = "") -> Any:  # noqa: ANN401 - any JSON value
@@ -304,9 +309,7 @@ class MachineChanges:
 
     def _check_owner(self) -> None:
         if not self._lock.held:
-            raise RuntimeError(
-                "these changes are closed, or belong to the process that forked this one"
-            )
+            raise RuntimeError("these changes are closed, or belong to the process that forked this one")
 
 
 def restore_only(
@@ -335,9 +338,7 @@ def _open_descriptors() -> set[int]:
     return found
 
 
-def _guarded(
-    work: Callable[[], Any], parent: int, inherited: Iterable[int]
-) -> Callable[[], list[Any]]:
+def _guarded(work: Callable[[], Any], parent: int, inherited: Iterable[int]) -> Callable[[], list[Any]]:
     """Have a helper end with the soak, and tell what the kernel refused as a sentence."""
 
     def guarded() -> list[Any]:

@@ -91,12 +91,7 @@ class Settled:
     @property
     def fields(self) -> dict[str, str]:
         """The event's own fields."""
-        return {
-            "kind": self.kind,
-            "target": self.target,
-            "of_run": self.run_id,
-            "summary": self.summary,
-        }
+        return {"kind": self.kind, "target": self.target, "of_run": self.run_id, "summary": self.summary}
 
 
 RESTORED = "change.restored"

@@ -23,9 +23,7 @@ _TRY_SECONDS: Final = 3.0
 def _look(_machine: Machine, mount_point: str, _wanted: Facts) -> Facts:
     path = Path(mount_point)
     if not path.is_absolute() or not path.is_mount():
-        raise UsageError(
-            f"{mount_point!r} cannot be frozen: give the path of a mounted file system."
-        )
+        raise UsageError(f"{mount_point!r} cannot be frozen: give the path of a mounted file system.")
     return {"device": device_number(path)}
 
 

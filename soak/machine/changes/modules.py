@@ -31,11 +31,8 @@ MODULES: Final = {
     "vfio-pci": Module(
         "bus/pci/drivers/vfio-pci",
         # vfio_virqfd is a module of its own up to 6.2; vfio uses iommufd where the kernel has it.
-        (
-            *("vfio_pci", "vfio_pci_core", "vfio_virqfd", "vfio_iommu_type1"),
-            *("vfio", "irqbypass", "iommufd"),
-        ),
-    ),
+        ("vfio_pci", "vfio_pci_core", "vfio_virqfd", "vfio_iommu_type1", "vfio", "irqbypass", "iommufd"),
+    )
 }
 
 

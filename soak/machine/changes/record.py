@@ -24,14 +24,7 @@ if TYPE_CHECKING:
 
 _NAME: Final = "changes.json"
 _FORMAT: Final = 1
-_TYPES: Final = {
-    "number": int,
-    "kind": str,
-    "target": str,
-    "facts": dict,
-    "boot_id": str,
-    "run_id": str,
-}
+_TYPES: Final = {"number": int, "kind": str, "target": str, "facts": dict, "boot_id": str, "run_id": str}
 
 
 class Record:
@@ -54,8 +47,7 @@ class Record:
             return
         except OSError as error:
             raise UsageError(
-                f"The record of what is to be put back, {self._path}, cannot be read: "
-                f"{error.strerror}."
+                f"The record of what is to be put back, {self._path}, cannot be read: {error.strerror}."
             ) from None
         self.entries, wrong = _parsed(text, self._path, kinds)
         if wrong:
@@ -107,9 +99,7 @@ class Record:
     def _set_aside(self) -> Path:
         """Keep the damaged file under a name of its own; what could be read of it stays recorded."""
         stamp = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
-        names = (
-            f"{_NAME}.damaged-{stamp}{more}" for more in ("", *(f"-{n}" for n in range(1, 100)))
-        )
+        names = (f"{_NAME}.damaged-{stamp}{more}" for more in ("", *(f"-{n}" for n in range(1, 100))))
         aside = next(path for name in names if not (path := self._state / name).exists())
         # A second name first: whatever happens in between, one of both is there.
         aside.hardlink_to(self._path)

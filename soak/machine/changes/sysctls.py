@@ -57,21 +57,30 @@ class Need:
 # pipes of the default size.
 NEEDS: Final = (
     Need(
-        "kernel.kptr_restrict", 1, None, Span.READING_ADDRESSES,
+        "kernel.kptr_restrict",
+        1,
+        None,
+        Span.READING_ADDRESSES,
         "at 2 /proc/kallsyms shows no address even to root, and the leak detector starts from that of "
         "vmemmap_base (kallsyms_show_value(), kernel/ksyms_common.c)",
     ),
     Need(
-        "fs.aio-max-nr", None, lambda demand, read: read("fs.aio-nr") + demand.aio_contexts, Span.RUN,
+        "fs.aio-max-nr",
+        None,
+        lambda demand, read: read("fs.aio-nr") + demand.aio_contexts,
+        Span.RUN,
         "io_setup() of a holder fails with EAGAIN when the contexts of the whole system would have "
         "more events than that (ioctx_alloc(), fs/aio.c)",
     ),
     Need(
-        "vm.max_map_count", None, lambda demand, _: demand.mappings + _OTHER_MAPPINGS, Span.RUN,
+        "vm.max_map_count",
+        None,
+        lambda demand, _: demand.mappings + _OTHER_MAPPINGS,
+        Span.RUN,
         "each file of an fs-dax region is a mapping of its own in each worker, and mmap() fails with "
         "ENOMEM beyond that many (do_mmap(), mm/mmap.c)",
     ),
-)  # fmt: skip
+)
 
 
 def wanted_values(machine: Machine, demand: Demand, span: Span) -> Iterator[tuple[str, int]]:
@@ -103,9 +112,7 @@ def _number(machine: Machine, name: str) -> int:
     try:
         return int(text)
     except ValueError:
-        raise UsageError(
-            f"The kernel setting {name} is {text!r}, where a number was expected."
-        ) from None
+        raise UsageError(f"The kernel setting {name} is {text!r}, where a number was expected.") from None
 
 
 def _read(machine: Machine, name: str) -> str:
@@ -124,9 +131,7 @@ def _write(machine: Machine, name: str, value: str) -> None:
 
 def _look(machine: Machine, name: str, wanted: Facts) -> Facts:
     if not _NAME.fullmatch(name) or not _path(machine, name).exists():
-        raise UsageError(
-            f"There is no kernel setting {name!r} on this machine: 'sysctl -a' lists them."
-        )
+        raise UsageError(f"There is no kernel setting {name!r} on this machine: 'sysctl -a' lists them.")
     return {"before": _read(machine, name), "wanted": wanted["wanted"]}
 
 

@@ -88,8 +88,7 @@ def _undo(_machine: Machine, target: str, facts: Facts) -> tuple[Outcome, str]:
         return gone
     if state is _FOREIGN:
         return Outcome.LEFT, (
-            f"{path} is not the directory that the soak made: somebody put it there, and it is left "
-            f"alone"
+            f"{path} is not the directory that the soak made: somebody put it there, and it is left alone"
         )
     return gone
 

@@ -40,11 +40,7 @@ Say in {{config}} what to soak, then, as root:
 
 
 def install(
-    *,
-    root: Path | None = None,
-    config: Path | None = None,
-    listen: str,
-    dry_run: bool = False,
+    *, root: Path | None = None, config: Path | None = None, listen: str, dry_run: bool = False
 ) -> int:
     """Write the units, or with `dry_run` print them; below `root` where that is given.
 
@@ -143,8 +139,7 @@ def _config_place(config: Path | None, root: Path | None) -> PurePosixPath:
         return DEFAULT_CONFIG
     if root is not None and not config.is_absolute():
         raise UsageError(
-            f"--config {str(config)!r} is relative, and means a file below --root: give an "
-            f"absolute path."
+            f"--config {str(config)!r} is relative, and means a file below --root: give an absolute path."
         )
     return PurePosixPath(config.absolute())
 

@@ -115,9 +115,7 @@ def _template(name: str) -> str:
 
 def _quoted(word: str) -> str:
     if not word.isprintable():
-        raise UsageError(
-            f"{word!r} cannot stand in a systemd unit: use a path without such characters."
-        )
+        raise UsageError(f"{word!r} cannot stand in a systemd unit: use a path without such characters.")
     for found, written in (("\\", "\\\\"), ('"', '\\"'), ("%", "%%"), ("$", "$$")):
         word = word.replace(found, written)
     return f'"{word}"' if any(mark in word for mark in " '\"\\;") else word

@@ -119,8 +119,7 @@ def _head(view: View, conclusion: Conclusion | None) -> Iterator[RenderableType]
     yield Text(f"{times}  {done} of {needed} cells covered  rates {span}")
     if view.silent is not None:
         yield Text(
-            f"The supervisor has not beaten for {_clock(view.silent)}: the soak hangs or is dead.",
-            _BAD,
+            f"The supervisor has not beaten for {_clock(view.silent)}: the soak hangs or is dead.", _BAD
         )
 
 
@@ -140,9 +139,7 @@ def _table(*columns: tuple[str, bool], room: Sequence[int] = ()) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style=_HEADING)
     for (heading, number), width in zip(columns, room or [0] * len(columns), strict=True):
         # Folded, never cut: a number of which a digit is missing is a lie.
-        table.add_column(
-            heading, justify="right" if number else "left", overflow="fold", min_width=width
-        )
+        table.add_column(heading, justify="right" if number else "left", overflow="fold", min_width=width)
     return table
 
 
@@ -161,8 +158,12 @@ def _violations(view: View) -> RenderableType:
 
 def _leaks(view: View) -> RenderableType:
     table = _table(
-        *(("  region", False), ("found", True), ("predicted", True), ("unexplained", True)),
-        *(("headroom", True), ("swept", True)),
+        ("  region", False),
+        ("found", True),
+        ("predicted", True),
+        ("unexplained", True),
+        ("headroom", True),
+        ("swept", True),
     )
     table.padding = (0, 2, 0, 0)
     for region in view.reading.regions:
@@ -237,8 +238,13 @@ def _refusals(view: View) -> RenderableType:
 
 def _workers(view: View) -> RenderableType:
     table = _table(
-        *(("worker", False), ("state", False), ("in flight", False), ("for", True)),
-        *(("ops/s", True), ("restarts", True), ("wedged", True)),
+        ("worker", False),
+        ("state", False),
+        ("in flight", False),
+        ("for", True),
+        ("ops/s", True),
+        ("restarts", True),
+        ("wedged", True),
         room=(10, 8, 20, 6, 6, 8, 6),
     )
     for line in view.workers:
@@ -256,8 +262,13 @@ def _workers(view: View) -> RenderableType:
 
 def _operations(view: View) -> RenderableType:
     table = _table(
-        *(("operation", False), ("region", False), ("interface", False), ("total", True)),
-        *(("ops/s", True), ("p50", True), ("p99", True)),
+        ("operation", False),
+        ("region", False),
+        ("interface", False),
+        ("total", True),
+        ("ops/s", True),
+        ("p50", True),
+        ("p99", True),
         room=(15, 10, 10, 13, 7, 6, 6),
     )
     for line in view.operations:

@@ -134,12 +134,7 @@ class _Watched:
 
 def _print_plainly(run: _Watched, interval: float | None) -> int:
     console = Console(
-        file=sys.stdout,
-        width=PLAIN_WIDTH,
-        color_system=None,
-        markup=False,
-        highlight=False,
-        emoji=False,
+        file=sys.stdout, width=PLAIN_WIDTH, color_system=None, markup=False, highlight=False, emoji=False
     )
     while True:
         with console.capture() as capture:
@@ -156,10 +151,7 @@ def _show_live(run: _Watched, console: Console, interval: float) -> None:
     """Draw until the run has a verdict or `q` is pressed."""
     if run.conclusion is not None:
         return
-    with (
-        _single_keys() as keyboard,
-        Live(console=console, screen=True, auto_refresh=False) as live,
-    ):
+    with _single_keys() as keyboard, Live(console=console, screen=True, auto_refresh=False) as live:
         while run.conclusion is None:
             live.update(Cropped(draw(run.view, None)), refresh=True)
             if keyboard.pressed_within(interval, "q"):

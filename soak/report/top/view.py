@@ -9,13 +9,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Final
 
 from soak.ledger.recorder import in_flight
-from soak.ledger.schema import (
-    HOST,
-    NO_KNOWN_ISSUE,
-    SUPERVISOR,
-    WORKER,
-    leaks_field,
-)
+from soak.ledger.schema import HOST, NO_KNOWN_ISSUE, SUPERVISOR, WORKER, leaks_field
 from soak.model.cell import Cell
 from soak.model.vocabulary import Outcome, RunState, VerdictWord, Violation, WorkerState
 
@@ -291,9 +285,7 @@ def _region(supervisor: BlockSnapshot, name: str) -> Region:
         sums[kind] += count
         if issue == NO_KNOWN_ISSUE:
             sums[f"{kind} unexplained"] += count
-    return Region(
-        name, sums["leaked"], sums["predicted"], sums["leaked unexplained"], headroom, swept
-    )
+    return Region(name, sums["leaked"], sums["predicted"], sums["leaked unexplained"], headroom, swept)
 
 
 def _worker(block: BlockSnapshot, supervisor: BlockSnapshot, bounds: Sequence[int]) -> Worker:
@@ -357,9 +349,7 @@ def _totals(reading: Reading | None) -> tuple[dict[Cell, Counter[str]], dict[Cel
     return counts, durations
 
 
-def _operation_lines(
-    now: Reading, before: Reading | None, seconds: float
-) -> Iterator[OperationLine]:
+def _operation_lines(now: Reading, before: Reading | None, seconds: float) -> Iterator[OperationLine]:
     counts, durations = _totals(now)
     counts_then, durations_then = _totals(before)
     for cell, row in counts.items():

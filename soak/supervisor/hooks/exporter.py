@@ -107,10 +107,19 @@ class ExporterProcess:
         given = {name: port for name, port in ports.items() if port is not None}
         return subprocess.Popen(
             [
-                *(sys.executable, "-P", "-m", "exporter", "--run-dir", str(self._directory)),
+                sys.executable,
+                "-P",
+                "-m",
+                "exporter",
+                "--run-dir",
+                str(self._directory),
                 # By its number: it may be killed before the exporter asks who its parent is.
-                *("--listen", listen, "--die-with-parent", str(os.getpid())),
-                *("--bind-seconds", str(self._bind_seconds)),
+                "--listen",
+                listen,
+                "--die-with-parent",
+                str(os.getpid()),
+                "--bind-seconds",
+                str(self._bind_seconds),
                 *(word for name, port in given.items() for word in (name, str(port))),
             ],
             pass_fds=list(given.values()),
@@ -140,11 +149,15 @@ class ExporterKeeper(Hook):
         except OSError as error:
             # A machine that is short of processes or memory just now is no reason to end a run.
             self._journal.write(
-                "exporter.failed", Level.WARNING, address=self._exporter.address,
+                "exporter.failed",
+                Level.WARNING,
+                address=self._exporter.address,
                 summary=f"the exporter has died, and no other can be started yet: {error.strerror}",
-            )  # fmt: skip
+            )
             return
         self._journal.write(
-            "exporter.restarted", Level.WARNING, address=self._exporter.address,
+            "exporter.restarted",
+            Level.WARNING,
+            address=self._exporter.address,
             summary="the exporter had died: another one serves now",
-        )  # fmt: skip
+        )

@@ -20,9 +20,7 @@ if TYPE_CHECKING:
 class Service(Hook):
     """Tells when the soak is up and when it ends; feeds the watchdog while everything moves."""
 
-    def __init__(
-        self, block: BlockWriter, journal: FileJournal, exporter: ExporterProbe | None
-    ) -> None:
+    def __init__(self, block: BlockWriter, journal: FileJournal, exporter: ExporterProbe | None) -> None:
         """Take the supervisor's block, and whom to ask for the exporter where that is watched.
 
         Raises:

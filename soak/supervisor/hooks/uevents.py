@@ -65,9 +65,7 @@ class UeventWatch(Hook):
         reader, writer = os.pipe2(os.O_CLOEXEC)
         parent = os.getpid()
         try:
-            self._pid = fork(
-                lambda: _listen(writer, parent), child_ends=[writer], parent_ends=[reader]
-            )
+            self._pid = fork(lambda: _listen(writer, parent), child_ends=[writer], parent_ends=[reader])
         except OSError as error:
             self._note_end(f"could not be started ({error.strerror})")
             return
@@ -86,8 +84,7 @@ class UeventWatch(Hook):
                 device=device,
                 in_use=in_use,
                 **{key.lower(): event.get(key) for key in ("ACTION", "SUBSYSTEM", "DRIVER")},
-                summary=f"{event['ACTION']} of {device}"
-                + (", which this run uses" if in_use else ""),
+                summary=f"{event['ACTION']} of {device}" + (", which this run uses" if in_use else ""),
             )
             # The soak itself takes a device from its driver to recycle it, and gives it back.
             if in_use and event["ACTION"] in _GOING and not self._used[device].exists():
@@ -129,10 +126,11 @@ class UeventWatch(Hook):
         """Say that nobody listens any more; the run goes on without."""
         self.close()
         self._journal.write(
-            "uevents.failed", Level.WARNING,
+            "uevents.failed",
+            Level.WARNING,
             summary=f"whoever listens for devices that come and go {how}: what happens to them is not "
             f"written down any more",
-        )  # fmt: skip
+        )
 
 
 def _listen(writer: int, parent: int) -> None:

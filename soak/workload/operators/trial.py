@@ -106,9 +106,7 @@ class TrialHolder:
         try:
             result = write_from(descriptor, ctypes.addressof(_FILL), choice.length, choice.offset)
             if result == 0:
-                self._mapping = Mapping(
-                    TRIAL_FILE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, descriptor
-                )
+                self._mapping = Mapping(TRIAL_FILE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, descriptor)
         finally:
             os.close(descriptor)
         return result

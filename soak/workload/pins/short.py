@@ -13,13 +13,7 @@ from typing import TYPE_CHECKING, Final
 from soak.abi.aio import IOCB_CMD_PREAD, IOCB_CMD_PWRITE, Transfers
 from soak.abi.mmap import MAP_ANONYMOUS, MAP_PRIVATE, PROT_READ, PROT_WRITE, Mapping
 from soak.abi.splice import PagePipe
-from soak.abi.transfer import (
-    copy_from_process,
-    copy_to_process,
-    open_direct,
-    read_into,
-    write_from,
-)
+from soak.abi.transfer import copy_from_process, copy_to_process, open_direct, read_into, write_from
 from soak.ledger.schema import HOLD_COLUMNS, HOLDS_LENGTH
 from soak.model.vocabulary import SHORT_PINS, Backing, Interface
 from soak.regions.fs_dax import TRIAL_FILE_SIZE
@@ -62,10 +56,18 @@ class HoldBook:
         words, row = self._words, self._begun[0] % HOLDS_LENGTH * _WIDTH
         method = METHODS[choice.method]
         values = (
-            *(SHORT_PINS.index(method.interface), choice.region, choice.place),
-            *(choice.offset, choice.length),
-            *(int(method.backing is Backing.SHARED), self._certain, int(method.repeated)),
-            *(time.monotonic_ns(), 0, 0, 0),
+            SHORT_PINS.index(method.interface),
+            choice.region,
+            choice.place,
+            choice.offset,
+            choice.length,
+            int(method.backing is Backing.SHARED),
+            self._certain,
+            int(method.repeated),
+            time.monotonic_ns(),
+            0,
+            0,
+            0,
         )
         for column, value in enumerate(values):
             words[row + column] = value
@@ -162,9 +164,7 @@ class Holding:
         if transfers is None:
             raise RuntimeError("a transfer without a slow device: the plan has none")
         operation = IOCB_CMD_PREAD if choice.access & INTO_MEMORY else IOCB_CMD_PWRITE
-        result = transfers.submit(
-            operation, self._device(choice), address, choice.length, DATA_OFFSET
-        )
+        result = transfers.submit(operation, self._device(choice), address, choice.length, DATA_OFFSET)
         if result:
             return result
         self._book.taken(by_itself=True)
@@ -180,21 +180,15 @@ class Holding:
         taken()
         return self._transfer(choice, address)
 
-    def _by_repeated_transfers(
-        self, choice: Choice, address: int, taken: Callable[[], None]
-    ) -> int:
+    def _by_repeated_transfers(self, choice: Choice, address: int, taken: Callable[[], None]) -> int:
         return self._again_and_again(choice, taken, lambda: self._transfer(choice, address))
 
     def _by_copying(self, choice: Choice, address: int, taken: Callable[[], None]) -> int:
         call = copy_to_process if choice.access & INTO_MEMORY else copy_from_process
         own, buffer = os.getpid(), self._buffer.address
-        return self._again_and_again(
-            choice, taken, lambda: call(own, address, buffer, choice.length)
-        )
+        return self._again_and_again(choice, taken, lambda: call(own, address, buffer, choice.length))
 
-    def _again_and_again(
-        self, choice: Choice, taken: Callable[[], None], work: Callable[[], int]
-    ) -> int:
+    def _again_and_again(self, choice: Choice, taken: Callable[[], None], work: Callable[[], int]) -> int:
         """Pin many times for a moment, until the time of the hold is over or the file was cut short."""
         end = time.monotonic_ns() + choice.hold_ns
         result = work()
