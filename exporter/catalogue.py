@@ -66,7 +66,7 @@ METRICS: Final = (
     Metric(
         "run_info",
         MetricType.INFO,
-        "The run that the ledger belongs to.",
+        "The run whose ledger this is.",
         ("run_id", "kernel_release", "scenario", "seed", "accelerator", "filesystem"),
     ),
     Metric(
@@ -79,7 +79,7 @@ METRICS: Final = (
     Metric(
         "run_active",
         MetricType.GAUGE,
-        "1 while the soak is preparing, running or paused and its supervisor's heart beats.",
+        "1 while the soak prepares, runs or pauses and its supervisor sends heartbeats; 0 otherwise.",
     ),
     Metric(
         "run_start_timestamp_seconds",
@@ -98,25 +98,15 @@ METRICS: Final = (
         "verdict", MetricType.GAUGE, "1 for the verdict as it stands now, 0 for the others.", ("verdict",)
     ),
     # What the workers do.
-    Metric(
-        "operations_total",
-        MetricType.COUNTER,
-        "Operations that have ended, by the way in which they ended.",
-        (*_CELL, "outcome"),
-    ),
+    Metric("operations_total", MetricType.COUNTER, "Operations ended, by outcome.", (*_CELL, "outcome")),
     Metric(
         "operation_duration_seconds",
         MetricType.HISTOGRAM,
-        "How long operations took, whatever their outcome.",
+        "Duration of operations of every outcome.",
         _CELL,
         unit=_SECONDS,
     ),
-    Metric(
-        "operations_in_flight",
-        MetricType.GAUGE,
-        "Operations that have been started and have not ended.",
-        _WAIT,
-    ),
+    Metric("operations_in_flight", MetricType.GAUGE, "Operations started and not ended.", _WAIT),
     Metric(
         "oldest_operation_start_timestamp_seconds",
         MetricType.GAUGE,
@@ -125,34 +115,28 @@ METRICS: Final = (
         unit=_SECONDS,
     ),
     # Pins.
-    Metric(
-        "mapped_bytes",
-        MetricType.GAUGE,
-        "Memory whose pin was granted and has not been given back.",
-        ("region", "interface"),
-        unit=_BYTES,
-    ),
+    Metric("mapped_bytes", MetricType.GAUGE, "Memory pinned now.", ("region", "interface"), unit=_BYTES),
     Metric(
         "pin_refusals_total",
         MetricType.COUNTER,
-        "Pins that the kernel refused, by errno and by whether the expectation names that errno.",
+        "Pins refused, by errno and by whether that errno was expected.",
         ("region", "interface", "errno", "expected"),
     ),
     Metric(
         "unexpected_pins_total",
         MetricType.COUNTER,
-        "Pins that the kernel granted and owed a refusal.",
+        "Pins granted where a refusal was expected.",
         ("region", "interface"),
     ),
     Metric(
         "foll_pins_acquired_total",
         MetricType.COUNTER,
-        "The kernel's count of long-term page pins taken, system-wide.",
+        "Long-term page pins taken, as the kernel counts them system-wide.",
     ),
     Metric(
         "foll_pins_released_total",
         MetricType.COUNTER,
-        "The kernel's count of long-term page pins given back, system-wide.",
+        "Long-term page pins released, as the kernel counts them system-wide.",
     ),
     Metric(
         "locked_memory_bytes",
@@ -170,21 +154,21 @@ METRICS: Final = (
     Metric(
         "stalls_total",
         MetricType.COUNTER,
-        "Operations that slept on for too long after the last pin they waited for was given back.",
+        "Operations that still slept [stall] threshold after the last pin was released.",
         _WAIT,
     ),
     Metric(
         "stall_seconds_total",
         MetricType.COUNTER,
-        "Time that operations spent stalled; it grows while a stall lasts.",
+        "Time that operations spent stalled, current stalls included.",
         _WAIT,
         unit=_SECONDS,
     ),
-    Metric("stalled_operations", MetricType.GAUGE, "Operations that are stalled now.", _WAIT),
+    Metric("stalled_operations", MetricType.GAUGE, "Operations stalled now.", _WAIT),
     Metric(
         "wakeup_delay_seconds",
         MetricType.HISTOGRAM,
-        "From the release of the last pin to the end of the operation that waited for it.",
+        "Time from the release of the last pin to the end of the operation that waited for it.",
         ("region", "interface"),
         unit=_SECONDS,
     ),
@@ -192,13 +176,13 @@ METRICS: Final = (
     Metric(
         "leaked_page_references",
         MetricType.GAUGE,
-        "Pinned pages whose reference is not given back, as the last sweep saw them.",
+        "Page references not released, as counted by the last sweep.",
         _ISSUE,
     ),
     Metric(
         "page_references_leaked_total",
         MetricType.COUNTER,
-        "Leaked page references ever found, those included that a recycled region has lost again.",
+        "Page references not released, ever found, recycled regions included.",
         _ISSUE,
     ),
     Metric(
@@ -210,7 +194,7 @@ METRICS: Final = (
     Metric(
         "page_reference_headroom_ratio",
         MetricType.GAUGE,
-        "The share of the reference count that is left before it saturates, on the worst page.",
+        "Share of the reference count left before it saturates, on the worst page.",
         ("region",),
         unit="ratio",
     ),
@@ -218,7 +202,7 @@ METRICS: Final = (
     Metric(
         "page_sweep_duration_seconds",
         MetricType.GAUGE,
-        "How long the last sweep took.",
+        "Duration of the last sweep.",
         ("region",),
         unit=_SECONDS,
     ),
@@ -235,21 +219,16 @@ METRICS: Final = (
     Metric(
         "coverage_cells",
         MetricType.GAUGE,
-        "Combinations of operation, region and interface that have had the attempts they require.",
+        "Combinations of operation, region and interface attempted as often as required.",
     ),
     Metric(
         "coverage_cells_required",
         MetricType.GAUGE,
-        "Combinations of operation, region and interface that the run has promised to cover.",
+        "Combinations of operation, region and interface that the run must cover.",
     ),
     # The harness itself.
-    Metric(
-        "workers",
-        MetricType.GAUGE,
-        "Workers by what they do and the state that they are in.",
-        ("role", "state"),
-    ),
-    Metric("worker_restarts_total", MetricType.COUNTER, "Workers that were replaced.", ("role",)),
+    Metric("workers", MetricType.GAUGE, "Workers by role and state.", ("role", "state")),
+    Metric("worker_restarts_total", MetricType.COUNTER, "Workers replaced.", ("role",)),
     Metric(
         "wedged_workers",
         MetricType.GAUGE,
@@ -265,7 +244,7 @@ METRICS: Final = (
     Metric(
         "detector_duration_seconds",
         MetricType.GAUGE,
-        "How long the detector's last run took.",
+        "Duration of the detector's last run.",
         ("detector",),
         unit=_SECONDS,
     ),
@@ -278,31 +257,27 @@ METRICS: Final = (
     Metric(
         "known_issue_probe_inconclusive",
         MetricType.GAUGE,
-        "1 while the probe for the known issue was inconclusive: it is tried again; 0 otherwise.",
+        "1 while the probe for the known issue is inconclusive and tried again; 0 otherwise.",
         ("known_issue",),
     ),
     Metric(
         "canaries_total",
         MetricType.COUNTER,
-        "Faults that the soak made itself, by whether the detector saw them.",
+        "Canaries (faults that the soak plants itself), by whether the detector saw them.",
         ("detector", "result"),
     ),
     Metric(
         "last_canary_timestamp_seconds",
         MetricType.GAUGE,
-        "When the detector last saw a fault that the soak made itself, since the epoch; 0 if never.",
+        "When the detector last saw its canary, since the epoch; 0 if never.",
         ("detector",),
         unit=_SECONDS,
     ),
-    Metric(
-        "journal_write_errors_total",
-        MetricType.COUNTER,
-        "Lines that could not be written to the journal.",
-    ),
+    Metric("journal_write_errors_total", MetricType.COUNTER, "Journal lines that could not be written."),
     Metric(
         "job_lateness_seconds",
         MetricType.GAUGE,
-        "How late a scheduled job was when it last started.",
+        "Delay of the last start of a scheduled job.",
         ("job",),
         unit=_SECONDS,
     ),

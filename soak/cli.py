@@ -72,11 +72,11 @@ def make_parser() -> argparse.ArgumentParser:
     for name, options, work, meaning in (
         ("lab", take.lab, _lab, "boot a virtual machine and soak in it"),
         ("run", take.run, _run, "soak on this machine's own devices"),
-        ("check", take.check, _check, "say what this machine offers and what is missing"),
+        ("check", take.check, _check, "print what this machine offers and what is missing"),
         ("exporter", take.exporter, _exporter, "serve the metrics of a run"),
         ("bench", take.bench, _bench, "measure in the lab how fast the soak is"),
         ("top", take.top, _top, "watch a run in the terminal"),
-        ("report", take.report, _report, "tell what a run found"),
+        ("report", take.report, _report, "print what a run found"),
         (PAUSE, take.newest, _say, "bring a running soak to rest, for work on the machine"),
         (CONTINUE, take.newest, _say, "have a paused soak go on"),
         (STOP, take.newest, _say, "end a running soak in order"),
@@ -193,7 +193,7 @@ def _install(options: argparse.Namespace) -> int:
     listen = options.exporter_listen or DEFAULT_LISTEN
     _, port = read_listen(listen)
     if port == 0:
-        raise UsageError("--exporter-listen needs a port above 0: nobody would find the exporter.")
+        raise UsageError("--exporter-listen needs a port above 0: a scraper has to know it.")
     return install(root=options.root, config=options.config, listen=listen, dry_run=options.dry_run)
 
 

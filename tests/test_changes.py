@@ -72,7 +72,7 @@ def test_a_value_of_somebody_else_stays(place: Place) -> None:
         place.setting("vm.one").write_text("4000\n")
         (settled,) = changes.restore()
     assert settled.event == "change.forgotten"
-    assert "somebody else" in settled.summary
+    assert "another program" in settled.summary
     assert place.setting("vm.one").read_text() == "4000\n"
 
 

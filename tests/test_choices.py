@@ -195,7 +195,7 @@ def test_without_files_there_is_no_invalidator() -> None:
 
 
 def test_an_unknown_scenario_is_refused_with_those_that_are_known() -> None:
-    with pytest.raises(UsageError, match="'nonsense' is unknown") as caught:
+    with pytest.raises(UsageError, match="Unknown scenario 'nonsense'") as caught:
         plan_workers(REGIONS, "nonsense", 1, 1, 1)
     for name in SCENARIOS:
         assert name in str(caught.value)

@@ -56,7 +56,7 @@ def test_a_kernel_file_with_a_modules_directory(tmp_path: Path) -> None:
         process.interrupt()
         assert process.finish() == 130, process.stderr
         assert "\nverdict   " in process.stdout
-        assert [event["why"] for event in process.events("run.ended")] == ["told to by SIGTERM"]
+        assert [event["why"] for event in process.events("run.ended")] == ["stopped by SIGTERM"]
         assert [event["mirrored"] for event in process.events("run.started")] == [True]
         assert process.verdict()["kernel"] == kernel.release
         unexplained = [entry for entry in process.verdict()["violations"] if entry["known_issue"] is None]

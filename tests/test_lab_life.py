@@ -176,7 +176,7 @@ def test_a_soak_is_paused_continued_and_stopped(life: Life, tmp_path: Path) -> N
     assert total(life.rested, "workers", state="paused") == workers > 0
     ended = life.process.events("run.ended")[-1]
     assert [life.process.events(f"run.{what}") != [] for what in ("paused", "continued")] == [True] * 2
-    assert ended["why"].startswith("told to")
+    assert ended["why"].startswith("stopped by")
     again = say("pause", life.process.run_dir)
     assert (again.returncode, again.stdout) == (2, "")
     assert "No soak is running" in again.stderr

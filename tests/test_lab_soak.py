@@ -170,7 +170,7 @@ def test_wakeups_are_measured_for_every_kind_of_pin(soaked: Soaked) -> None:
 def test_a_commit_is_good_when_there_is_nothing_left_to_see(soaked: Soaked) -> None:
     """It ended then, and not when its time was over; the tree is as it was."""
     (ended,) = soaked.process.events("run.ended")
-    assert ended["why"].startswith("told to")
+    assert ended["why"].startswith("stopped by")
     assert soaked.process.verdict()["kernel"] == soaked.release
     before, after = soaked.tree
     assert before == after

@@ -413,7 +413,7 @@ def test_a_configuration_is_checked_against_the_machine(tmp_path: Path) -> None:
         file.write("[known-issues]\nnobody-knows = false\n")
     told = check("-c", str(path))
     assert told.returncode == 2
-    assert "'nobody-knows' is unknown" in told.stdout.replace("\n", " ")
+    assert "unknown issue 'nobody-knows'" in told.stdout.replace("\n", " ")
     assert check("-c", str(tmp_path / "none")).returncode == 2
 
 

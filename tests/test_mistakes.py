@@ -88,7 +88,7 @@ OTHERS: Final = (
     ),
     (("lab", "--scenario", ""), "it is empty"),
     (("lab", "--scenario", LONG_NAME), "is longer than any name"),
-    (("lab", "--scenario", NOT_UTF8), r"The scenario '\udcff' is unknown"),
+    (("lab", "--scenario", NOT_UTF8), r"Unknown scenario '\udcff'"),
     (("lab", "--device", ""), "it is empty"),
     (("lab", "--append", "a\0b"), "has a control character"),
     (("lab", "--append", "a" * 1025), "has 1025 bytes"),

@@ -231,14 +231,14 @@ def test_a_run_ends_when_its_time_is_over(soak_with: Callable[..., Soak]) -> Non
 def test_a_signal_ends_it_in_order(soak_with: Callable[..., Soak], number: signal.Signals) -> None:
     soak = soak_with()
     soak.until(lambda: "look" in soak.notes())
-    assert soak.end(number) == f"told to by {number.name}"
+    assert soak.end(number) == f"stopped by {number.name}"
     assert soak.notes()[-1] == "at_rest"
 
 
 def test_a_signal_while_it_prepares_ends_it_when_it_has(soak_with: Callable[..., Soak]) -> None:
     soak = soak_with(kind=SlowToProbe)
     soak.until(lambda: "begins" in soak.notes())
-    assert soak.end(signal.SIGTERM) == "told to by SIGTERM"
+    assert soak.end(signal.SIGTERM) == "stopped by SIGTERM"
     assert soak.events("workers.started")
 
 
@@ -293,7 +293,7 @@ def test_a_hook_that_is_late_costs_time_of_its_own(soak_with: Callable[..., Soak
     soak = soak_with(hook=LateHook())
     soak.until(lambda: soak.notes().count("look") > 2)
     assert soak.get("heartbeats") >= 2
-    assert soak.end(signal.SIGTERM) == "told to by SIGTERM"
+    assert soak.end(signal.SIGTERM) == "stopped by SIGTERM"
 
 
 def test_a_hook_ends_a_run_that_has_lost_what_it_works_on(soak_with: Callable[..., Soak]) -> None:

@@ -233,7 +233,7 @@ def check(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--for-tests", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.add_argument(
-        "--all", action="store_true", help="tell everything of the kernel, hardware or not"
+        "--all", action="store_true", help="print everything about the kernel, hardware or not"
     )
 
 

@@ -44,9 +44,7 @@ def opened(
     try:
         claimed, users, hidden = in_helper(lambda: [*_look(stacked, asked)], seconds)
     except HelperError as error:
-        return [
-            Objection(f"whether it is in use cannot be told: {error}", "see what keeps its devices busy")
-        ]
+        return [Objection(f"its users cannot be read: {error}", "see what keeps its devices busy")]
     found = []
     if claimed:
         found.append(
@@ -58,7 +56,7 @@ def opened(
     if users:
         found.append(Objection(f"{users} has a device of it open", "end that first"))
     if hidden:
-        found.append(Objection(f"whether {hidden} has it open cannot be told", "ask again as root"))
+        found.append(Objection(f"whether {hidden} has it open cannot be read", "ask again as root"))
     return found
 
 

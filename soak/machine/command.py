@@ -58,12 +58,12 @@ def _conclusion(lab: Section, found: list[Section]) -> str:
     if has_hardware(found):
         text = (
             "'dax-soak check --write soak.toml' writes a configuration for what is fit, and "
-            "'dax-soak check -c soak.toml' tells whether one fits."
+            "'dax-soak check -c soak.toml' checks whether one fits."
         )
     else:
         text = (
             "This machine has no hardware of its own to soak, so its kernel hardly matters ('--all' "
-            "says what each missing thing costs): the lab brings its own."
+            "shows what each missing thing costs): the lab brings its own."
         )
     if len(lab.fit) < len(lab.findings):
         text += " The lab cannot run here before what it misses is there."

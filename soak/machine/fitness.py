@@ -58,7 +58,7 @@ def check_config(config: Config, plan: Planner) -> Section:
         findings.append(
             refused(path, "a disk for O_DIRECT", found, {})
             if found
-            else Finding(path, State.OK, "a disk for O_DIRECT that nobody uses, and that holds nothing")
+            else Finding(path, State.OK, "an unused, empty disk for O_DIRECT")
         )
     return Section(
         "config", "Configuration", tuple(findings), "it names no region and no device: add some"
@@ -133,7 +133,7 @@ def disk_objections(path: Path) -> list[Objection]:
         found = [
             Objection(
                 problem,
-                f"name another one, or erase this where nobody needs it: 'blkdiscard --zeroout {path}'",
+                f"name another one, or erase this one if it is not needed: 'blkdiscard --zeroout {path}'",
             )
         ]
     return found

@@ -239,7 +239,7 @@ def _links(function: PciFunction) -> Iterator[Objection]:
         if told:
             yield Objection(
                 f"{name}{through} {', '.join(told)}",
-                f"make sure that nobody needs it, then 'ip address flush dev {name}' and "
+                f"make sure that it is not needed, then 'ip address flush dev {name}' and "
                 f"'ip link set {name} down'",
             )
 

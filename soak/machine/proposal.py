@@ -27,7 +27,7 @@ _MOST_NAME: Final = 32
 _SINGLE: Final = ("run", "vfio", "workload", "stall", "leaks", "limits")
 _HEAD: Final = (
     "Written by 'dax-soak check --write' for what this machine offers. Every key stands here with what "
-    "holds without it. 'dax-soak check -c' tells whether the machine still fits it."
+    "holds without it. 'dax-soak check -c' checks whether the machine still fits it."
 )
 _CONTROL: Final = RegionSection("anonymous", RegionKind.ANONYMOUS)
 

@@ -96,7 +96,7 @@ class ExporterProbe:
             self.answers += 1
             self._end("")
         else:
-            self._end("what it says is no HTTP")
+            self._end("the answer is no HTTP")
 
     def _end(self, complaint: str) -> None:
         self.complaint = complaint

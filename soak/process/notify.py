@@ -79,7 +79,7 @@ class Notifier:
             self._socket.sendto(data, socket.MSG_NOSIGNAL, self._address)
         except OSError as error:
             if self._complaint != str(error):
-                _LOG.warning("cannot tell the service manager", reason=str(error))
+                _LOG.warning("the service manager cannot be notified", reason=str(error))
             self._complaint = str(error)
             return False
         self._complaint = ""

@@ -101,11 +101,11 @@ def use_problem(device: DaxDevice) -> str:
     try:
         users, hidden = in_helper(ask, _SECONDS)
     except HelperError as error:
-        return f"whether another process uses it cannot be told ({error})"
+        return f"its users cannot be read ({error})"
     if users:
         return f"it is in use by {users}; end that first"
     if hidden:
-        return f"whether {hidden} uses it cannot be told; run this as root"
+        return f"whether {hidden} uses it cannot be read; run this as root"
     return ""
 
 

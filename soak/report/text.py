@@ -58,7 +58,7 @@ def _lines(verdict: Verdict, directory: Path) -> Iterator[str]:
     yield f"journal   {directory / 'journal.jsonl'}"
     yield f"report    {directory / 'report.txt'}"
     yield f"run       {verdict.run_id}"
-    yield f"kernel    {verdict.kernel or 'never told'}"
+    yield f"kernel    {verdict.kernel or 'unknown'}"
     yield f"from      {verdict.started or 'never started'}"
     yield f"to        {verdict.ended}"
     yield f"seed      {verdict.seed}"

@@ -165,7 +165,7 @@ def say(directory: Path, word: str) -> str:
         while (directory / SOCKET_NAME).exists():
             if time.monotonic() > deadline:
                 raise UsageError(
-                    f"The soak in {directory} is stopping for {_END_SECONDS:g} s already: 'dax-soak "
+                    f"The soak in {directory} has been stopping for {_END_SECONDS:g} s: 'dax-soak "
                     f"top' shows what it is doing."
                 )
             time.sleep(_POLL_SECONDS)
@@ -197,7 +197,7 @@ def ask(directory: Path, word: str, seconds: float) -> str:
         ) from None
     except OSError as error:
         raise UsageError(
-            f"The soak in {directory} cannot be told to {_verb(word)}: {why(error)}."
+            f"The soak in {directory} did not take the request to {_verb(word)}: {why(error)}."
         ) from None
     if not answer:
         raise UsageError(f"The soak in {directory} ended before it answered.")

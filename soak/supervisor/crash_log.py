@@ -40,7 +40,7 @@ def pick_up(block: BlockWriter, journal: Journal, *, counts: bool) -> None:
             "crash-log.absent",
             Level.WARNING,
             summary="the machine was started anew in the middle of the run and kept no crash log: "
-            "somebody rebooted it, it lost its power, or it has no pstore",
+            "it was rebooted, lost its power, or has no pstore",
         )
     elif counts:
         summary = "the machine's kernel crashed: its last words are the evidence"

@@ -206,10 +206,10 @@ class Supervisor:
             if self._must_end is not None:
                 return self._must_end
             if self._told_to_stop():
-                return "told to by 'dax-soak stop'"
+                return "stopped by 'dax-soak stop'"
             caught = signal.sigtimedwait({*self._ending, signal.SIGCHLD}, BEAT_SECONDS)
             if caught is not None and caught.si_signo in self._ending:
-                return f"told to by {signal.Signals(caught.si_signo).name}"
+                return f"stopped by {signal.Signals(caught.si_signo).name}"
             wedged = sum(member.abandoned for member in self._pool.workers)
             if wedged > self._most_wedged:
                 why = f"{wedged} workers hang in the kernel for good"
@@ -238,7 +238,7 @@ class Supervisor:
             elif request.word == CONTINUE:
                 request.answer(self._continue())
             else:
-                request.answer(f"unknown: there is {', '.join(WORDS)}")
+                request.answer(f"unknown request (choose from {', '.join(WORDS)})")
         return stop
 
     def _pause(self) -> str:

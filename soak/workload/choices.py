@@ -211,7 +211,7 @@ def plan_workers(
     """
     if scenario_name not in SCENARIOS:
         raise UsageError(
-            f"The scenario {scenario_name!r} is unknown: there is {', '.join(sorted(SCENARIOS))}."
+            f"Unknown scenario {scenario_name!r} (choose from {', '.join(sorted(SCENARIOS))})."
         )
     scenario = SCENARIOS[scenario_name]
     plans = [

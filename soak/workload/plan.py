@@ -135,7 +135,7 @@ def check_known_issues(config: Config) -> None:
     for name in config.known_issues:
         if name not in known:
             raise UsageError(
-                f"[known-issues] {shown(name)} is unknown: there is {', '.join(sorted(known))}."
+                f"[known-issues] unknown issue {shown(name)} (choose from {', '.join(sorted(known))})."
             )
 
 

@@ -141,6 +141,6 @@ class Canaries:
                 detector=detector,
                 made=result.made,
                 evidence=evidence,
-                summary=f"the detector {detector} is blind to what was made for it: {result.made}",
+                summary=f"detector {detector} missed its canary: {result.made}",
             )
         self._block.add_at("canaries", 1, detector, word)

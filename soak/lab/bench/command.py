@@ -140,7 +140,7 @@ def _result(booted: Booted) -> Bench:
             if short is not None:
                 raise UsageError(
                     f"The kernel did not do what it should ({short}), so there is nothing to compare: "
-                    f"'dax-soak lab' with the same options says what is wrong."
+                    f"'dax-soak lab' with the same options shows what is wrong."
                 )
             return Bench(
                 kernel=event["kernel"],

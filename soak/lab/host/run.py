@@ -274,13 +274,13 @@ class LabRun:
 
     def _give_up_waiting(self) -> None:
         if self._guest.exit_code is None:
-            self._harness_failed("the guest did not end when it was told to")
+            self._harness_failed("guest did not end within the time that it has to stop")
             return
         # Turning the machine off waits for every device, also for one that its driver never let go.
         self._journal_event(
             "guest.left-on",
             Level.WARNING,
-            summary="the soak has ended, but its kernel does not turn the machine off: QEMU is ended",
+            summary="guest did not power off after its soak; terminating QEMU",
         )
 
     async def _pause(self, vm: VirtualMachine) -> float:

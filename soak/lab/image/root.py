@@ -255,8 +255,8 @@ def _run_in(root: Path, tool: str, *arguments: str) -> None:
     program = next((path for path in places if path.is_symlink() or path.exists()), None)
     if program is None:
         raise UsageError(
-            f"The guest's root {root} has no {tool}, so somebody took it away: remove {root.parent} to "
-            f"have it made again."
+            f"The guest's root {root} lacks {tool}, which it had: remove {root.parent} to have it made "
+            f"again."
         )
     if program.is_symlink():
         # An absolute link means a path below the root, not one of the host.

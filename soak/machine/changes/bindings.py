@@ -91,7 +91,7 @@ def _undo(machine: Machine, function: str, facts: Facts) -> tuple[Outcome, str]:
     if now == VFIO_PCI != before:
         if override_now != VFIO_PCI:
             return Outcome.LEFT, (
-                f"PCI function {function} was given to {VFIO_PCI} by somebody else: it is left alone"
+                f"PCI function {function} was given to {VFIO_PCI} by another program; it is left alone"
             )
         _unbind(machine, function)
     if override_now != override:

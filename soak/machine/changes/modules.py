@@ -61,7 +61,7 @@ def _apply(machine: Machine, name: str, _facts: Facts) -> None:
         told = "there is no modprobe: install kmod"
     if not is_there(machine, name):
         raise UsageError(
-            f"The kernel module {name} cannot be loaded: {told or 'modprobe did not say why'}."
+            f"The kernel module {name} cannot be loaded: {told or 'modprobe gave no reason'}."
         )
 
 

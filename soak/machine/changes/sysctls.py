@@ -150,7 +150,7 @@ def _undo(machine: Machine, name: str, facts: Facts) -> tuple[Outcome, str]:
     if now != facts["wanted"]:
         return Outcome.LEFT, (
             f"kernel setting {name} is {now}, which is not what the soak had set "
-            f"({facts['wanted']}): somebody else has changed it, and it stays so"
+            f"({facts['wanted']}): another program has changed it, and it stays so"
         )
     _write(machine, name, before)
     if (now := _read(machine, name)) != before:

@@ -88,7 +88,8 @@ def _undo(_machine: Machine, target: str, facts: Facts) -> tuple[Outcome, str]:
         return gone
     if state is _FOREIGN:
         return Outcome.LEFT, (
-            f"{path} is not the directory that the soak made: somebody put it there, and it is left alone"
+            f"{path} is not the directory that the soak made: another one is in its place, and is left"
+            f" alone"
         )
     return gone
 
@@ -147,7 +148,7 @@ def _remove_marked(name: str, parent: int, mark: str) -> None:
     try:
         # Without its whole mark it was never finished, or is almost gone: then nothing else is in it.
         if os.fstat(directory).st_uid != os.geteuid():
-            raise UsageError(f"{name} beside it belongs to somebody else")
+            raise UsageError(f"{name} beside it belongs to another user")
         if _mark_in(directory) == mark:
             _remove_contents(directory, keep=MARK_FILE)
         with contextlib.suppress(FileNotFoundError):

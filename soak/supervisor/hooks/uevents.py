@@ -128,8 +128,7 @@ class UeventWatch(Hook):
         self._journal.write(
             "uevents.failed",
             Level.WARNING,
-            summary=f"whoever listens for devices that come and go {how}: what happens to them is not "
-            f"written down any more",
+            summary=f"the uevent listener {how}; hotplug events are no longer recorded",
         )
 
 
