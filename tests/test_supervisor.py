@@ -134,7 +134,7 @@ class Soak:
             with FileJournal(self.journal) as journal:
                 reporter = Reporter(block, journal)
                 sweeper = Sweeper(
-                    block, journal, reporter, [], pool, probe_function=None, known_issues=frozenset()
+                    block, journal, reporter, [], pool, open_pin=None, known_issues=frozenset()
                 )
                 Supervisor(
                     block=block,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +51,7 @@ from soak.workload.operators.holder import Holder
 from soak.workload.operators.invalidator import Invalidator
 from soak.workload.operators.mapper import Mapper
 from soak.workload.operators.trial import TrialHolder, TrialInvalidator
+from soak.workload.pins.long_term import VFIO_TYPE1
 from soak.workload.pool import WorkerPool, WorkerProcess
 from soak.workload.worker import WorkerLimits, outcome_columns
 
@@ -136,7 +138,7 @@ def run_soak(config: Config, plan: RunPlan, regions: Sequence[Region], setting: 
             reporter,
             leaks,
             pool,
-            probe_function=functions[0] if functions else None,
+            open_pin=partial(VFIO_TYPE1.open, functions[0]) if functions else None,
             known_issues=known_issues,
             canaries=[ledger.block(CANARY_HOLDER)],
         )
@@ -382,7 +384,7 @@ def _operator_factory(
     """Return what makes the operator of a worker, in the worker's own process."""
     if worker.role is Role.MAPPER:
         function = functions[worker.index + 1]
-        return lambda block: Mapper(block, regions, function)
+        return lambda block: Mapper(block, regions, VFIO_TYPE1.open(function))
     position = _position(worker, regions)
     region = regions[position]
     if not isinstance(region, FsDaxRegion):

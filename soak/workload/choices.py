@@ -15,12 +15,12 @@ from functools import cached_property
 from itertools import accumulate, chain, count
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
-from soak.abi.vfio import VFIO_DMA_MAP_FLAG_READ, VFIO_DMA_MAP_FLAG_WRITE
 from soak.errors import UsageError
 from soak.model.cell import Cell
 from soak.model.vocabulary import INVALIDATIONS, Interface, Operation, RegionKind, Role
 from soak.regions.fs_dax import FILE_SIZE
 from soak.regions.pages import PAGE_SIZE
+from soak.workload.pins.long_term import READ, VFIO_TYPE1, WRITE
 from soak.workload.pins.methods import COPY, METHODS, PIPE, REPEATED, TRANSFER, Method, available
 from soak.workload.trials import TrialPlan
 
@@ -79,7 +79,7 @@ class Scenario:
     holds: Mapping[Method, float]
 
 
-_READ_WRITE: Final = VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE
+_READ_WRITE: Final = READ | WRITE
 WHOLE: Final = "whole"
 ANY: Final = "any"
 
@@ -90,7 +90,7 @@ SCENARIOS: Final = {
             "mixed",
             {RegionKind.DEVICE_DAX: 0.5, RegionKind.FS_DAX: 0.3, RegionKind.ANONYMOUS: 0.2},
             {4 << 10: 0.25, 64 << 10: 0.2, 2 << 20: 0.35, ANY: 0.198, WHOLE: 0.002},
-            {_READ_WRITE: 0.8, VFIO_DMA_MAP_FLAG_READ: 0.2},
+            {_READ_WRITE: 0.8, READ: 0.2},
             {
                 Operation.TRUNCATE_DOWN: 0.15,
                 Operation.TRUNCATE_ZERO: 0.08,
@@ -316,12 +316,9 @@ def _holder_cells(methods: Sequence[int]) -> tuple[Cell, ...]:
 
 def _mapper_cells(regions: Sequence[PlannedRegion]) -> tuple[Cell, ...]:
     kinds = dict.fromkeys(region.kind for region in regions)
-    maps = [Cell(Operation.MAP, kind, Interface.VFIO_TYPE1) for kind in kinds]
-    unmaps = [
-        Cell(Operation.UNMAP, kind, Interface.VFIO_TYPE1)
-        for kind in kinds
-        if kind is not RegionKind.FS_DAX
-    ]
+    over = VFIO_TYPE1.interface
+    maps = [Cell(Operation.MAP, kind, over) for kind in kinds]
+    unmaps = [Cell(Operation.UNMAP, kind, over) for kind in kinds if kind is not RegionKind.FS_DAX]
     return (*maps, *unmaps)
 
 

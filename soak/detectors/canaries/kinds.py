@@ -20,6 +20,7 @@ from soak.model.vocabulary import DetectorName, Violation
 from soak.process.helper import HelperError
 from soak.process.step_helper import StepHelper
 from soak.regions import DeviceDaxRegion, FsDaxRegion
+from soak.workload.pins.long_term import VFIO_TYPE1
 from soak.workload.pool import end_hold
 
 if TYPE_CHECKING:
@@ -306,8 +307,8 @@ def make_canaries(
             RefusalCanary(
                 refused,
                 clock,
-                lambda: refused_map(refused, release, target, function),
-                f"map of {target.kind} over vfio-type1",
+                lambda: refused_map(refused, release, target, VFIO_TYPE1, function),
+                f"map of {target.kind} over {VFIO_TYPE1.interface}",
             )
         )
     elif files is not None:

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import ctypes
 import os
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, Final
 
 from soak.abi.fallocate import truncate
 from soak.abi.mmap import MADV_DONTNEED, MAP_SHARED, PROT_READ, PROT_WRITE, Mapping
 from soak.abi.splice import HeldPages, PagePipe
 from soak.abi.transfer import write_from
-from soak.abi.vfio import Container
 from soak.model.cell import Cell
 from soak.model.vocabulary import Interface, Operation, RegionKind, errno_name
 from soak.regions import DeviceDaxRegion, FsDaxRegion
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from soak.ledger.writer import BlockWriter
     from soak.model.expectations import Release
     from soak.regions import Region
+    from soak.workload.pins.long_term import LongTermInterface
 
 # A file of a canary is none that a worker has: to a detector it is one of this number.
 _PLACE: Final = 1 << 20
@@ -39,16 +39,16 @@ _NO_ACCESS: Final = 0
 _FILL: Final = (ctypes.c_ubyte * PAGE_SIZE)(*([0xA5] * PAGE_SIZE))
 
 
-def refused_map(block: BlockWriter, release: Release, region: Region, function: str) -> Iterator[str]:
-    """Ask vfio for a mapping without any access, which is EINVAL whatever the memory is.
+def refused_map(
+    block: BlockWriter, release: Release, region: Region, kind: LongTermInterface, function: str
+) -> Iterator[str]:
+    """Ask for a long-term pin without any access, which is EINVAL whatever the memory is.
 
     Yields the errno (vfio_dma_do_map() looks at the flags first).
     """
-    with Container(function) as container, region.map() as mapping:
-        cell = Cell(Operation.MAP, region.kind, Interface.VFIO_TYPE1)
-        yield _call(
-            block, release, cell, lambda: container.map(mapping.address, _IOVA, PAGE_SIZE, _NO_ACCESS)
-        )
+    with closing(kind.open(function)) as pin, region.map() as mapping:
+        cell = Cell(Operation.MAP, region.kind, kind.interface)
+        yield _call(block, release, cell, lambda: pin.map(mapping.address, _IOVA, PAGE_SIZE, _NO_ACCESS))
 
 
 def refused_hold(block: BlockWriter, release: Release) -> Iterator[str]:

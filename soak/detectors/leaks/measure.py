@@ -9,19 +9,23 @@ or not (include/linux/mm_types.h, GUP_PIN_COUNTING_BIAS).
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from soak.abi.mmap import MADV_DONTNEED
-from soak.abi.vfio import VFIO_DMA_MAP_FLAG_READ, VFIO_DMA_MAP_FLAG_WRITE, Container
 from soak.process.helper import in_helper
 from soak.regions.pages import PAGE_SIZE
+from soak.workload.pins.long_term import READ, WRITE
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from soak.detectors.leaks.struct_pages import StructPages
     from soak.regions import Region
     from soak.regions.pages import PageSpan
+    from soak.workload.pins.long_term import LongTermPin
 
 # What a pin adds to the count of a page of its own (include/linux/mm.h, GUP_PIN_COUNTING_BIAS).
 _GUP_PIN_COUNTING_BIAS: Final = 1024
@@ -144,24 +148,23 @@ class RegionLeaks:
         """Return the highest reference count of a page."""
         return self._sum()[1]
 
-    def probe(self, function: str) -> PinProbe:
-        """Pin one page over vfio and unpin it again, in a helper, and learn what that is worth.
+    def probe(self, open_pin: Callable[[], LongTermPin]) -> PinProbe:
+        """Pin one page for long and unpin it again, in a helper, and learn what that is worth.
 
         Raises:
-            HelperError: the kernel does not answer, or vfio cannot be used.
+            HelperError: the kernel does not answer, or the pin cannot be opened.
         """
         before = self._sum()[0]
 
         def pin() -> list[int]:
-            with Container(function) as container, self.region.map() as mapping:
-                flags = VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE
-                refused = container.map(mapping.address, _PROBE_IOVA, PAGE_SIZE, flags)
+            with contextlib.closing(open_pin()) as owner, self.region.map() as mapping:
+                refused = owner.map(mapping.address, _PROBE_IOVA, PAGE_SIZE, READ | WRITE)
                 if refused:
                     return [refused, before]
                 # The pin took the page through this process's mapping, which counts since 6.15.
                 mapping.advise(MADV_DONTNEED)
                 pinned = self._sum()[0]
-                container.unmap(_PROBE_IOVA, PAGE_SIZE)
+                owner.unmap(_PROBE_IOVA, PAGE_SIZE)
                 return [0, pinned]
 
         refused, pinned = in_helper(pin, _PROBE_SECONDS)

@@ -15,12 +15,13 @@ from soak.model.known_issues import KNOWN_ISSUES, leak_issue
 from soak.model.vocabulary import DetectorName, Interface, Operation, ProbeResult, Violation
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from soak.detectors.leaks.measure import Measurement, PinProbe, RegionLeaks
     from soak.detectors.reporter import Reporter
     from soak.journal.writer import Journal
     from soak.ledger.writer import BlockWriter
+    from soak.workload.pins.long_term import LongTermPin
     from soak.workload.pool import WorkerPool
 
 FULL_HEADROOM_PPM: Final = 1_000_000
@@ -50,7 +51,7 @@ class Sweeper(Detector):
         watches: Sequence[RegionLeaks],
         pool: WorkerPool,
         *,
-        probe_function: str | None,
+        open_pin: Callable[[], LongTermPin] | None,
         known_issues: frozenset[str],
         canaries: Sequence[BlockWriter] = (),
     ) -> None:
@@ -62,7 +63,7 @@ class Sweeper(Detector):
         self._pool = pool
         self._members = pool.workers
         self._canaries = canaries
-        self._probe_function = probe_function
+        self._open_pin = open_pin
         self._known_issues = known_issues
         # What predicts leaks of each region, if anything does.
         self._issues = {watch.region.name: leak_issue(watch.region.kind) for watch in watches}
@@ -98,14 +99,14 @@ class Sweeper(Detector):
                     pages=[list(page) for page in watch.idle.preexisting],
                     summary=f"pages of region {watch.region.name} were in use before the run",
                 )
-            if issue is None or self._probe_function is None:
+            if issue is None or self._open_pin is None:
                 continue
             if shown not in {None, ProbeResult.INCONCLUSIVE}:
                 continue
             # A supervisor that dies now leaves a page of which nobody knows whether it was pinned.
             position = self._position(watch)[0]
             self._uncertain[position] += 1
-            pin = watch.probe(self._probe_function)
+            pin = watch.probe(self._open_pin)
             result = self._probed[name] = _judged(pin)
             applies = issue.name in self._known_issues
             if result is ProbeResult.CONFIRMED and applies:

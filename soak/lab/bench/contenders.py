@@ -30,6 +30,7 @@ from soak.workload.worker import outcome_columns, work
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from soak.abi.vfio import Container
     from soak.lab.bench.series import Timed
     from soak.ledger.writer import BlockWriter
     from soak.model.expectations import Release
@@ -93,11 +94,13 @@ class Contenders:
         self,
         subject: Subject,
         mapper: Mapper,
+        container: Container,
+        *,
         block: BlockWriter,
         pause: memoryview[int],
         library: ctypes.CDLL,
     ) -> None:
-        self._subject, self._mapper = subject, mapper
+        self._subject, self._mapper, self._container = subject, mapper, container
         self._block, self._pause = block, pause
         self._compiled = library["refused" if subject.refusal else "granted"]
         self._compiled.argtypes = (ctypes.c_int, *([ctypes.c_uint64] * 3), ctypes.c_long)
@@ -115,14 +118,14 @@ class Contenders:
 
     def _compiled_loop(self, offset: int, cycles: int) -> Timed:
         address, iova = self._mapper.where(self._subject.region, _SLOT, offset)
-        descriptor = self._mapper.container.fileno()
+        descriptor = self._container.fileno()
         # The first pin of a place brings its pages into this process, which is nobody's share.
         self._compiled(descriptor, address, iova, LENGTH, 1)
         return lambda: int(self._compiled(descriptor, address, iova, LENGTH, cycles))
 
     def _bare_loop(self, offset: int, cycles: int) -> Timed:
         address, iova = self._mapper.where(self._subject.region, _SLOT, offset)
-        descriptor = self._mapper.container.fileno()
+        descriptor = self._container.fileno()
         map_it = DmaMap(ctypes.sizeof(DmaMap), _ACCESS, address, iova, LENGTH)
         unmap_it = DmaUnmap(ctypes.sizeof(DmaUnmap), 0, iova, LENGTH)
         refusal = self._subject.refusal

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from soak.abi.btf import BtfError
 from soak.abi.procfs import kernel_release
+from soak.abi.vfio import Container
 from soak.detectors.leaks.struct_pages import StructPages
 from soak.journal.writer import Level, PortJournal
 from soak.lab.bench.contenders import LENGTH, LIBRARY, REFERENCES, Contenders, Subject
@@ -108,10 +109,13 @@ def _loops(
     block, pause = ledger.block(worker.name), ledger.block(SUPERVISOR).view("pause")
     release = parse_release(kernel_release())
     library = ctypes.CDLL(LIBRARY)
-    with contextlib.closing(Mapper(block, regions, config.vfio.devices[0])) as mapper:
+    container = Container(config.vfio.devices[0])
+    with contextlib.closing(Mapper(block, regions, container)) as mapper:
         for kind, name in _SUBJECTS.items():
             subject = Subject(worker, kind, release)
-            contenders = Contenders(subject, mapper, block, pause, library).all()
+            contenders = Contenders(
+                subject, mapper, container, block=block, pause=pause, library=library
+            ).all()
             cycles = _cycles(contenders)
             beat()
             # In each round another 2 MiB: where an unmap leaks, no count comes near its limit.

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Mappers: long-term pins over vfio type1, taken and given back.
+"""Mappers: long-term pins, taken and given back.
 
-Each mapper has a PCI function, an IOMMU group and a container of its own: a group opens once, and
-mappings in a shared container would outlive the worker that made them.
+Each mapper has a PCI function of its own: what several processes pin in common would outlive the worker
+that pinned it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from soak.abi.mmap import MADV_DONTNEED
-from soak.abi.vfio import Container
 from soak.model.vocabulary import Operation, RegionKind
 from soak.regions.fs_dax import FILE_SIZE, first_files
 from soak.regions.pages import PAGE_SIZE
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from soak.ledger.writer import BlockWriter
     from soak.regions import Region
     from soak.workload.choices import Choice
+    from soak.workload.pins.long_term import LongTermPin
 
 # Where a guest of the original report had its first memory above 4 GiB: clear of the MSI window.
 _IOVA_BASE: Final = 0x1_4000_0000
@@ -31,13 +31,13 @@ _GIB: Final = 1 << 30
 class Mapper:
     """Maps and unmaps parts of every region; one mapping lives in each slot."""
 
-    def __init__(self, block: BlockWriter, regions: Sequence[Region], function: str) -> None:
-        """Open the container of a PCI function and map the regions into this process.
+    def __init__(self, block: BlockWriter, regions: Sequence[Region], pin: LongTermPin) -> None:
+        """Own the pin, and map the regions into this process.
 
         Raises:
-            OSError: the function cannot be used, or a region cannot be mapped.
+            OSError: a region cannot be mapped.
         """
-        self.container = Container(function)
+        self._pin = pin
         self._mappings = [region.map() for region in regions]
         self._addresses = [mapping.address for mapping in self._mappings]
         self._kinds = [region.kind for region in regions]
@@ -68,7 +68,7 @@ class Mapper:
 
     def close(self) -> None:
         """Give back every mapping: the slots first, so that they are counted as given back."""
-        self.container.close()
+        self._pin.close()
         for position, mapped in enumerate(self._mapped):
             self._unmapped[position] = mapped
         for mapping in self._mappings:
@@ -77,7 +77,7 @@ class Mapper:
     def _map(self, choice: Choice) -> int:
         _, _, _, region, slot, offset, length, access, _, _ = choice
         iova = self._iovas[slot] + offset
-        result = self.container.map(self._addresses[region] + offset, iova, length, access)
+        result = self._pin.map(self._addresses[region] + offset, iova, length, access)
         if result == 0:
             self._mapped[region] += length // PAGE_SIZE
             if self._has_files[region]:
@@ -86,9 +86,9 @@ class Mapper:
 
     def _unmap(self, choice: Choice) -> int:
         _, _, _, region, slot, offset, length, _, _, _ = choice
-        result = self.container.unmap(self._iovas[slot] + offset, length)
+        result = self._pin.unmap(self._iovas[slot] + offset, length)
         if result == 0:
-            self._unmapped[region] += self.container.unmapped // PAGE_SIZE
+            self._unmapped[region] += self._pin.unmapped // PAGE_SIZE
         return result
 
     def _give_back_file(self, choice: Choice, iova: int) -> None:
@@ -100,5 +100,5 @@ class Mapper:
         base = self._first_file[choice.region]
         for file in range(base + first, base + last + 1):
             self._quarantine[file] = 1
-        if self.container.unmap(iova, choice.length) == 0:
-            self._unmapped[choice.region] += self.container.unmapped // PAGE_SIZE
+        if self._pin.unmap(iova, choice.length) == 0:
+            self._unmapped[choice.region] += self._pin.unmapped // PAGE_SIZE
