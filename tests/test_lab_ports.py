@@ -20,6 +20,7 @@ from soak.lab import protocol
 from soak.lab.cache import Cache, cache_directory
 from soak.lab.host import run as host
 from soak.lab.image.root import GuestRoot
+from soak.model.exit_codes import INTERRUPTED
 from soak.run_directory import RunDirectory
 from soak.supervisor.control import CONTINUE, PAUSE, STOP, Question
 from tests.journal_support import valid_line
@@ -175,6 +176,28 @@ def test_nothing_of_the_working_directory_runs(tmp_path: Path, monkeypatch: pyte
     with Played(tmp_path, [*BOOTED, *journal(), *ENDED], where=tmp_path) as played:
         code, said = played.finish()
     assert (code, "verdict PASS" in said) == (0, True), said
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_while_it_fetches_ends_it_at_once(tmp_path: Path, number: signal.Signals) -> None:
+    """Another program has the lock of the package index, so it waits for that."""
+    environment = {**os.environ, **prepare(tmp_path, []), "DAX_SOAK_CACHE": str(tmp_path / "cache")}
+    with (
+        Cache(tmp_path / "cache").locked("apt/bookworm.index"),
+        subprocess.Popen(
+            [*WITH_THE_TEST, PROGRAM, *arguments(tmp_path / "run")],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        ) as process,
+    ):
+        assert process.stdout is not None
+        said = next(line for line in process.stdout if "Waiting for another" in line)
+        assert "bookworm" in said
+        process.send_signal(number)
+        assert process.wait(DEADLINE) == INTERRUPTED
+    assert not (tmp_path / "run").exists()
 
 
 def test_odd_messages_make_it_unknown_and_cost_nothing_else(tmp_path: Path) -> None:

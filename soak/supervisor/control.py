@@ -12,8 +12,9 @@ import os
 import signal
 import socket
 import stat
+import threading
 import time
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final, NoReturn, Self
 
 from soak.errors import UsageError, why
 
@@ -47,6 +48,20 @@ def ending_signals() -> tuple[signal.Signals, ...]:
     """
     ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     return (signal.SIGTERM, signal.SIGINT, *(() if ignored else (signal.SIGHUP,)))
+
+
+def interrupt_on_ending_signals() -> None:
+    """Have the signals that end a soak do what Ctrl-C does, while none runs yet or any more.
+
+    An event loop that handles them itself leaves the default behind, which is to die without a word.
+    """
+    if threading.current_thread() is threading.main_thread():
+        for number in set(ending_signals()) - {signal.SIGINT}:
+            signal.signal(number, _raise_interrupt)
+
+
+def _raise_interrupt(_number: int, _frame: object) -> NoReturn:
+    raise KeyboardInterrupt
 
 
 class Request:

@@ -16,6 +16,7 @@ from soak.lab.image.root import GuestRoot, program_layers
 from soak.lab.kernels.store import KernelStore
 from soak.lab.request import space_needed
 from soak.run_directory import RunDirectory
+from soak.supervisor.control import interrupt_on_ending_signals
 
 if TYPE_CHECKING:
     import argparse
@@ -82,6 +83,8 @@ def soak_once(request: LabRequest, accelerator: str, progress: Progress) -> Boot
         if run.interrupted:
             raise KeyboardInterrupt from None
         raise
+    finally:
+        interrupt_on_ending_signals()
     return Booted(request, verdict, run.interrupted)
 
 
