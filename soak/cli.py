@@ -16,9 +16,15 @@ from soak import __version__
 from soak.config import options as take
 from soak.errors import UsageError
 from soak.files.printable import printable
-from soak.model.exit_codes import BISECT, PLAIN, is_bisecting
+from soak.model.exit_codes import BISECT, INTERRUPTED, PLAIN, is_bisecting
 from soak.process.output import complain, done_when_unread, open_standard_streams, put
-from soak.supervisor.control import CONTINUE, PAUSE, STOP
+from soak.supervisor.control import (
+    CONTINUE,
+    PAUSE,
+    STOP,
+    ignore_ending_signals,
+    interrupt_on_ending_signals,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -32,11 +38,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     open_standard_streams()
     words = sys.argv[1:] if arguments is None else arguments
     bisecting = is_bisecting(words)
+    # Commands that handle signals themselves, and callers in this process, keep what they have.
+    handling = arguments is None and words[:1] in (["lab"], ["bench"])
+    if handling:
+        interrupt_on_ending_signals()
     try:
         _check_working_directory()
         options = make_parser().parse_args(words)
         work: Callable[[argparse.Namespace], int] = options.work
         return work(options)
+    except KeyboardInterrupt:
+        return INTERRUPTED
     except UsageError as error:
         complain(f"dax-soak: {printable(str(error))}")
         return BISECT.usage if bisecting else PLAIN.usage
@@ -46,6 +58,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         log_crash("dax-soak", error)
         # Python's own exit code for it would tell that the kernel failed.
         return BISECT.crash if bisecting else PLAIN.crash
+    finally:
+        if handling:
+            # What ends now takes its exit code with it.
+            ignore_ending_signals()
 
 
 def _check_working_directory() -> None:

@@ -227,8 +227,10 @@ def test_signals_bend_no_verdict(tmp_path: Path, count: int) -> None:
                 time.sleep(draw.uniform(0.0, 2.0))
                 disturb(draw, played)
             code, said = played.finish()
-            assert code in {0, 3, 130}, (number, said)
-            assert "Traceback" not in said, (number, said)
+            # Python itself starts before the program does, and dies as any other.
+            begun = "in main" in said or "QEMU" in said
+            assert code in {0, 3, 130} or (code < 0 and not begun), (number, code, said)
+            assert "Traceback" not in said or not begun, (number, said)
             for event in played.events("lab.started"):
                 assert not is_running(event["qemu_pid"]), number
 

@@ -28,7 +28,6 @@ from soak.model.exit_codes import BISECT, INTERRUPTED, PLAIN
 from soak.process.output import complain
 from soak.report.choices import print_choices
 from soak.report.text import publish
-from soak.supervisor.control import interrupt_on_ending_signals
 from soak.workload.plan import make_plan, with_overrides
 
 if TYPE_CHECKING:
@@ -44,7 +43,6 @@ def lab(options: argparse.Namespace) -> int:
         UsageError: something is wrong or missing; nothing is left behind.
     """
     try:
-        interrupt_on_ending_signals()
         if options.resume is None:
             return _lab(options, None)
         with past_run(options) as past:

@@ -63,6 +63,9 @@ def _be_child(
 ) -> None:
     code = _CRASHED
     try:
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if callable(signal.getsignal(number)):
+                signal.signal(number, signal.SIG_DFL)  # what the parent does then is not for the child
         _close(parent_ends)
         if keep is not None:
             _close_all_but(keep)

@@ -60,6 +60,12 @@ def interrupt_on_ending_signals() -> None:
             signal.signal(number, _raise_interrupt)
 
 
+def ignore_ending_signals() -> None:
+    """Let nothing more than SIGKILL come between a program's last word and its exit code."""
+    for number in ending_signals():
+        signal.signal(number, signal.SIG_IGN)
+
+
 def _raise_interrupt(_number: int, _frame: object) -> NoReturn:
     raise KeyboardInterrupt
 

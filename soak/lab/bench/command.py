@@ -30,7 +30,6 @@ from soak.lab.progress import Progress
 from soak.lab.request import LabRequest, lab_config
 from soak.ledger.reader import LedgerReader
 from soak.model.exit_codes import INTERRUPTED
-from soak.supervisor.control import interrupt_on_ending_signals
 from soak.workload.plan import with_overrides
 
 if TYPE_CHECKING:
@@ -53,7 +52,6 @@ def bench(options: argparse.Namespace) -> int:
         UsageError: something is wrong or missing, or the guest came to no end; nothing is left behind.
     """
     try:
-        interrupt_on_ending_signals()
         return _bench(options)
     except KeyboardInterrupt:
         return INTERRUPTED
