@@ -20,7 +20,7 @@ from soak.errors import UsageError
 from soak.machine.changes import MachineChanges
 from soak.machine.command import check_against
 from soak.machine.dax import device_findings, file_system_findings
-from soak.machine.pci import pci_functions, require_fit
+from soak.machine.pci import pci_functions
 from soak.machine.proposal import Proposal, write_proposal
 from soak.machine.survey import json_of, survey, text_of
 from soak.model.vocabulary import RegionKind
@@ -115,7 +115,6 @@ def disk() -> None:
     run_tool("mkfs.ext4", "-q", path)
     mount(path, DISK_MOUNT, "ext4", "")
     tell("disk.mounted", told(function.address))
-    tell("disk.refusal", refusal(lambda: require_fit(function.address)))
     unmount(DISK_MOUNT)
 
     def mount_apart() -> None:

@@ -137,15 +137,3 @@ def disk_objections(path: Path) -> list[Objection]:
             )
         ]
     return found
-
-
-def require_free_disk(path: Path) -> None:
-    """Refuse a block device that somebody uses.
-
-    Raises:
-        UsageError: says every reason and what to do.
-    """
-    found = disk_objections(path)
-    if found:
-        reasons = "; ".join(objection.text() for objection in found)
-        raise UsageError(f"{path} cannot be written to: {reasons}.")

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Final
 from soak.abi.netlink import uses_of_links
 from soak.abi.openers import Device
 from soak.abi.vfio import group_in_use
-from soak.errors import UsageError
 from soak.machine.blocks import disk_users, opened
 from soak.machine.check_line import Finding, Objection, State, refused
 
@@ -159,18 +158,6 @@ def objections(address: str) -> list[Objection]:
     found = [objection for rule in _RULES for objection in rule(function)]
     # Looking into every process costs: not where there is a reason already.
     return found or opened(function.disks, function.devices)
-
-
-def require_fit(address: str) -> None:
-    """Refuse a function that must not be given to vfio.
-
-    Raises:
-        UsageError: says every reason and what to do.
-    """
-    found = objections(address)
-    if found:
-        reasons = "; ".join(objection.text() for objection in found)
-        raise UsageError(f"The PCI function {address} cannot be given to vfio: {reasons}.")
 
 
 def finding(function: PciFunction) -> Finding:
