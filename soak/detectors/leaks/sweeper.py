@@ -11,7 +11,7 @@ from soak.detectors.base import Detector, Finding
 from soak.detectors.leaks.measure import REFCOUNT_LIMIT, Held
 from soak.journal.writer import Level
 from soak.ledger.schema import ACCOUNT_COLUMNS, NO_KNOWN_ISSUE, account_field, leaks_field
-from soak.model.known_issues import KNOWN_ISSUES, leak_issue
+from soak.model.known_issues import leak_issue
 from soak.model.vocabulary import DetectorName, Interface, Operation, ProbeResult, Violation
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from soak.workload.pool import WorkerPool
 
 FULL_HEADROOM_PPM: Final = 1_000_000
-_EXPLANATIONS: Final = (*(issue.name for issue in KNOWN_ISSUES), NO_KNOWN_ISSUE)
+_EVER: Final = "leaked_total "
 
 
 def totals(region: str, block: BlockWriter, pool: WorkerPool) -> tuple[int, int, int]:
@@ -33,7 +33,11 @@ def totals(region: str, block: BlockWriter, pool: WorkerPool) -> tuple[int, int,
     position = block.index("sweeps", region)[0]
     given_back = sum(member.block.get("pages_unmapped", position) for member in pool.workers)
     columns, words = block.names(leaks_field(region)), block.view(leaks_field(region))
-    leaked = {issue: words[columns.index(f"leaked_total {issue}")] for issue in _EXPLANATIONS}
+    leaked = {
+        column.removeprefix(_EVER): count
+        for column, count in zip(columns, words, strict=True)
+        if column.startswith(_EVER)
+    }
     unexplained = leaked.pop(NO_KNOWN_ISSUE)
     return given_back, sum(leaked.values()), unexplained
 

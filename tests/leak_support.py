@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A region of which the reference counts are given, and all that stands around its sweeper."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+
+from soak.detectors.leaks.measure import PinProbe, RegionLeaks
+from soak.detectors.leaks.sweeper import Sweeper
+from soak.detectors.reporter import Reporter
+from soak.journal.writer import FileJournal, read_journal
+from soak.ledger.schema import SUPERVISOR, leaks_field
+from soak.model.vocabulary import Violation
+from soak.regions import DeviceDaxRegion
+from soak.regions.pages import PageSpan
+from soak.workload.pool import WorkerPool, WorkerProcess
+from soak.workload.worker import outcome_columns
+from tests.idle_operators import Idle
+from tests.soak_support import KNOWN_ISSUE, make_ledger, workers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from soak.detectors.leaks.struct_pages import StructPages
+    from soak.workload.pins.long_term import LongTermPin
+
+PAGES = 64
+SPAN = PageSpan(0x140000, PAGES, 1)
+REGION = DeviceDaxRegion("dax", Path("/dev/dax0.0"), PAGES * 4096, 4096, SPAN)
+CONFIRMED = PinProbe(pinned=1, left=1)
+REFUTED = PinProbe(pinned=1, left=0)
+INCONCLUSIVE = PinProbe(pinned=0, left=0, refused=12)
+
+
+class Counts:
+    """The reference counts of a region: one for each page, and what is added to the first."""
+
+    extra = 0
+
+    def totals(self, _span: PageSpan) -> tuple[int, int]:
+        return PAGES + self.extra, 1 + self.extra
+
+    def counts(self, _span: PageSpan) -> list[list[int]]:
+        return [[1 + self.extra, *([1] * (PAGES - 1))]]
+
+
+class Probed(RegionLeaks):
+    """A region whose probe shows what it is told to, and leaves that behind."""
+
+    shows = CONFIRMED
+
+    def __init__(self, counts: Counts, region: DeviceDaxRegion = REGION) -> None:
+        super().__init__(region, SPAN, cast("StructPages", counts))
+        self._counts = counts
+
+    def probe(self, _open_pin: Callable[[], LongTermPin]) -> PinProbe:
+        self._counts.extra += self.shows.left
+        return self.shows
+
+
+class Desk:
+    def __init__(self, place: Path, *, recyclable: bool = False) -> None:
+        device = place / "dax0.0"
+        device.touch()
+        ledger = make_ledger(place / "ledger")
+        self.block = ledger.block(SUPERVISOR)
+        members = [
+            WorkerProcess(plan, ledger.block(plan.name), outcome_columns(plan.cells, (6, 1)), Idle)
+            for plan in workers()
+        ]
+        self.worker = members[0].block
+        self.pool = WorkerPool(members, self.block.view("pause"), self.block.view("uncertain"))
+        self._path = place / "journal.jsonl"
+        self.journal = FileJournal(self._path)
+        self.reporter = Reporter(self.block, self.journal)
+        self.counts = Counts()
+        self.watch = Probed(self.counts, replace(REGION, path=device, recyclable=recyclable))
+        self.sweeper = self.another()
+
+    def another(self) -> Sweeper:
+        """Return the sweeper of a supervisor that takes over."""
+        return Sweeper(
+            self.block,
+            self.journal,
+            self.reporter,
+            [self.watch],
+            self.pool,
+            open_pin=lambda: pytest.fail("the probe is the region's"),
+            known_issues=frozenset({KNOWN_ISSUE}),
+        )
+
+    def map_and_unmap(self, pages: int, kept: int = 0) -> None:
+        """Do as a mapper would, on a kernel that leaks `kept` of the pages."""
+        for name in ("pages_mapped", "pages_unmapped"):
+            self.worker.set(name, self.worker.get(name, 0) + pages, 0)
+        self.counts.extra += kept
+
+    def events(self) -> list[dict[str, Any]]:
+        return list(read_journal(self._path))
+
+    def sweep(self) -> list[dict[str, Any]]:
+        """Sweep, and return what is new in the journal."""
+        before = len(self.events())
+        self.sweeper.at_rest()
+        self.reporter.flush()
+        return self.events()[before:]
+
+    def leaks(self) -> dict[str, int]:
+        columns = self.block.names(leaks_field("dax"))
+        return dict(zip(columns, self.block.view(leaks_field("dax")), strict=True))
+
+    def counted(self, issue: str) -> int:
+        return self.block.get("violations", *self.block.index("violations", Violation.LEAK, issue))
