@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return BISECT.crash if bisecting else PLAIN.crash
     finally:
         if handling:
-            # What ends now takes its exit code with it.
+            # The exit code is decided: no signal may replace it while Python ends.
             ignore_ending_signals()
 
 

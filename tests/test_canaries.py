@@ -346,6 +346,23 @@ def test_a_count_that_a_death_disturbed_is_no_judgement_and_is_done_again(
     assert scene.count(DetectorName.LEAKS, "seen") == (not given_up)
 
 
+def test_counts_that_cannot_be_read_fail_the_canary_alone(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreadable() -> Iterator[dict[str, int]]:
+        raise OSError("no memory at that address")
+        yield {}
+
+    canaries = leak_canary(scene, monkeypatch)
+    scene.counts = unreadable()
+    while canaries.busy:
+        scene.beat(canaries)
+        canaries.at_rest()
+    (event,) = scene.events()
+    assert event["event"] == "canary.failed"
+    assert "no memory at that address" in event["summary"]
+
+
 def test_a_canary_that_is_ready_asks_once_for_a_rest(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,14 +3,20 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
 
+from soak.ledger.recorder import RECORDER
 from soak.ledger.schema import NO_KNOWN_ISSUE
 from soak.model.vocabulary import Violation
+from soak.process.child import fork
 from tests.leak_support import CONFIRMED, INCONCLUSIVE, PAGES, REFUTED, Desk
-from tests.soak_support import KNOWN_ISSUE
+from tests.soak_support import DEADLINE, KNOWN_ISSUE
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -95,3 +101,22 @@ def test_a_supervisor_that_takes_over_reports_nothing_twice(desk: Desk) -> None:
     desk.map_and_unmap(1, kept=1)
     (found,) = desk.sweep()
     assert (found["count"], found["known_issue"]) == (1, KNOWN_ISSUE)
+
+
+def test_a_canary_shows_while_a_call_still_holds_pages(desk: Desk) -> None:
+    """What is stranded excuses a leak, and hides no page from who compares two measurements."""
+    mapper = desk.pool.workers[0]
+    mapper.pid = fork(partial(time.sleep, DEADLINE))  # a call that does not come back
+    mapper.block.set("recorder", 16 * 4096, 0, RECORDER.columns.index("length"))
+    mapper.block.set("begun", 1)
+    assert desk.pool.stranded(0) == 16
+    desk.counts.extra += 16
+    assert desk.sweeper.differences() is not None
+    before = desk.sweeper.differences()
+    desk.counts.extra += 1
+    after = desk.sweeper.differences()
+    assert before is not None
+    assert after is not None
+    assert after["dax"] - before["dax"] == 1
+    os.kill(mapper.pid, signal.SIGKILL)
+    os.waitpid(mapper.pid, 0)

@@ -61,7 +61,7 @@ def interrupt_on_ending_signals() -> None:
 
 
 def ignore_ending_signals() -> None:
-    """Let nothing more than SIGKILL come between a program's last word and its exit code."""
+    """Ignore the signals that end a soak: the exit code of this program is decided."""
     for number in ending_signals():
         signal.signal(number, signal.SIG_IGN)
 

@@ -101,8 +101,13 @@ class Canaries:
 
     def at_rest(self) -> None:
         """Do what can only be done while no worker takes or gives back a pin."""
-        for under_way in self._under_way:
-            under_way.canary.at_rest(self._differences)
+        for under_way in list(self._under_way):
+            try:
+                under_way.canary.at_rest(self._differences)
+            except Exception as error:  # noqa: BLE001 - the run goes on without this canary
+                self._under_way.remove(under_way)
+                under_way.steps.close()
+                self._note_failure(under_way.canary, error)
 
     def stop(self) -> None:
         """End what is under way, unjudged: nothing is held or waits afterwards."""

@@ -157,7 +157,7 @@ class Sweeper(Detector):
         """
         found = {
             watch.region.name: watch.measure(
-                replace(self._held(*self._position(watch)), uncertain=0)
+                replace(self._held(*self._position(watch)), uncertain=0, stranded=0)
             ).difference
             for watch in self._watches
         }

@@ -41,16 +41,10 @@ class LongTermPin(Protocol):
 
 @dataclass(frozen=True)
 class LongTermInterface:
-    """One interface: how a pin is opened on a PCI function, and what the kernel accounts it as."""
+    """One interface: how a pin is opened on a PCI function."""
 
     interface: Interface
     open: Callable[[str], LongTermPin]
-    accounted: str
 
 
-VFIO_TYPE1: Final = LongTermInterface(
-    Interface.VFIO_TYPE1,
-    Container,
-    # vfio_pin_pages_remote() counts neither reserved pages nor pages that are pinned already.
-    "locked memory of the process (VmLck); device DAX is not counted",
-)
+VFIO_TYPE1: Final = LongTermInterface(Interface.VFIO_TYPE1, Container)
