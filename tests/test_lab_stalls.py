@@ -93,7 +93,14 @@ def test_pages_that_are_mapped_again_while_they_are_waited_for(tmp_path: Path) -
             assert probe["unmapped"]
             assert probe["control"]["woken"]
             check_stall_evidence(process)
-            assert "vmsplice" not in {entry["interface"] for entry in found}
+            # Of a trial there is one pin, which vmsplice takes once; other files are pinned by many.
+            tried = {
+                event["interface"]
+                for event in process.events("violation.found")
+                if event["kind"] in WAITS and event["evidence"]["worker"].startswith("trial-")
+            }
+            assert tried
+            assert "vmsplice" not in tried
 
 
 def test_what_cannot_be_killed_is_replaced_and_ends_the_run_when_it_becomes_too_many(
