@@ -115,15 +115,18 @@ def _in_flight(snapshot: Snapshot) -> Iterator[Metric]:
 
 
 def _pins(snapshot: Snapshot) -> Iterator[Metric]:
-    pages: Counter[str] = Counter({region.name: 0 for region in snapshot.regions})
+    held: dict[Interface, Counter[str]] = {}
     for worker in snapshot.workers:
-        pages.update(worker.block.named("pages_mapped"))
-        pages.subtract(worker.block.named("pages_unmapped"))
+        for pinning in {cell.interface for cell in worker.cells if cell.operation in _PINNING}:
+            pages = held.setdefault(pinning, Counter())
+            pages.update(worker.block.named("pages_mapped"))
+            pages.subtract(worker.block.named("pages_unmapped"))
     yield plain(
         "mapped_bytes",
         {
-            (kind, Interface.VFIO_TYPE1): sum(values) * _PAGE
-            for kind, values in snapshot.by_kind(pages).items()
+            (kind, pinning): sum(values) * _PAGE
+            for pinning, counts in held.items()
+            for kind, values in snapshot.by_kind(counts).items()
         },
     )
     unexpected: Counter[tuple[str, ...]] = Counter()

@@ -14,11 +14,11 @@ from soak.detectors.leaks.sweeper import Sweeper
 from soak.detectors.reporter import Reporter
 from soak.journal.writer import FileJournal, read_journal
 from soak.ledger.schema import SUPERVISOR, leaks_field
-from soak.model.vocabulary import Violation
+from soak.model.vocabulary import Interface, Violation
 from soak.regions import DeviceDaxRegion
 from soak.regions.pages import PageSpan
+from soak.workload.loop import outcome_columns
 from soak.workload.pool import WorkerPool, WorkerProcess
-from soak.workload.worker import outcome_columns
 from tests.idle_operators import Idle
 from tests.soak_support import KNOWN_ISSUE, make_ledger, workers
 
@@ -89,7 +89,7 @@ class Desk:
             self.reporter,
             [self.watch],
             self.pool,
-            open_pin=lambda: pytest.fail("the probe is the region's"),
+            open_pins={Interface.VFIO_TYPE1: lambda: pytest.fail("the probe is the region's")},
             known_issues=frozenset({KNOWN_ISSUE}),
         )
 

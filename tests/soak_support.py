@@ -7,15 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 from hypothesis import settings
 
+from soak.config.sections import WorkloadSection
 from soak.ledger.schema import soak_layout
 from soak.ledger.writer import Ledger
 from soak.model.vocabulary import RegionKind, Role
-from soak.workload.choices import PlannedRegion, plan_workers
+from soak.workload.choices import PlannedRegion
+from soak.workload.worker_plan import plan_workers
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
-    from soak.workload.choices import WorkerPlan
+    from soak.workload.worker_plan import WorkerPlan
 
 DEADLINE = 60.0
 KNOWN_ISSUE = "type1-device-dax-leak"
@@ -30,7 +33,20 @@ REGIONS = (
 
 
 def workers(mappers: int = 1, invalidators: int = 1, seed: int = 1) -> list[WorkerPlan]:
-    return plan_workers(REGIONS, "mixed", mappers, invalidators, seed)
+    return planned(mappers=mappers, invalidators=invalidators, seed=seed)
+
+
+def planned(
+    regions: Sequence[PlannedRegion] = REGIONS,
+    *,
+    seed: int = 1,
+    transfers: bool = False,
+    **workload: Any,  # noqa: ANN401 - keys of the section
+) -> list[WorkerPlan]:
+    """Plan workers of the given numbers, and no others."""
+    devices = ("/dev/slow",) if transfers else ()
+    none = {"mappers": 0, "invalidators": 0, "holders": 0, "trials": 0}
+    return plan_workers(regions, WorkloadSection(**none | workload, slow_devices=devices), seed)
 
 
 def role(plans: list[WorkerPlan], wanted: Role) -> list[WorkerPlan]:

@@ -38,6 +38,7 @@ from soak.process.step_helper import StepHelper
 from soak.regions import AnonymousRegion, FsDaxRegion
 from soak.regions.pages import PageSpan
 from soak.verdict import judge
+from soak.workload.pins.vfio_type1 import VFIO_TYPE1
 from tests.journal_support import valid_line
 from tests.soak_support import DEADLINE, make_ledger
 from tests.test_helper import children
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 
     from soak.detectors.canaries.kinds import Differences, Steps
     from soak.ledger.writer import BlockWriter
+    from soak.workload.pins.long_term import LongTermInterface
 
 RELEASE = (6, 12)
 DETECTORS = (DetectorName.REFUSALS, DetectorName.STALLS, DetectorName.LEAKS)
@@ -76,7 +78,7 @@ class Scene:
         self.counts: Iterator[dict[str, int] | None] = iter(())
         self.detector = watching([*self.workers, self.refused])
         self.refusal = RefusalCanary(
-            self.refused, self.clock, lambda: refused_hold(self.refused, RELEASE), "hold of fs-dax"
+            self.refused, self.clock, {"hold of fs-dax": lambda: refused_hold(self.refused, RELEASE)}
         )
 
     def canaries(self, *kinds: Any, every: float = 600.0) -> Canaries:  # noqa: ANN401 - any canary
@@ -207,8 +209,8 @@ def test_one_that_cannot_be_made_is_told_and_the_others_go_on(scene: Scene) -> N
         raise OSError(16, "the function is busy")
         yield "never"
 
-    failing = RefusalCanary(scene.refused, scene.clock, fail, "map")
-    hanging = RefusalCanary(scene.refused, scene.clock, _hang, "map")
+    failing = RefusalCanary(scene.refused, scene.clock, {"map": fail})
+    hanging = RefusalCanary(scene.refused, scene.clock, {"map": _hang})
     canaries = scene.canaries(failing, hanging, scene.refusal)
     canaries.begin_round()
     scene.beat_until_over(canaries)
@@ -392,7 +394,7 @@ def test_only_what_can_be_made_is_made(scene: Scene) -> None:
     blocks = {scene.refused.block.name: scene.refused}
     control = AnonymousRegion("control", 4096)
 
-    def made(function: str | None) -> list[DetectorName]:
+    def made(*long_term: tuple[LongTermInterface, str]) -> list[DetectorName]:
         return [
             canary.detector
             for canary in make_canaries(
@@ -400,14 +402,14 @@ def test_only_what_can_be_made_is_made(scene: Scene) -> None:
                 blocks.__getitem__,
                 scene.clock,
                 RELEASE,
-                function=function,
+                long_term=long_term,
                 threshold=2.0,
                 swept=[],
             )
         ]
 
-    assert made(None) == []
-    assert made("0000:00:05.0") == [DetectorName.REFUSALS]
+    assert made() == []
+    assert made((VFIO_TYPE1, "0000:00:05.0")) == [DetectorName.REFUSALS]
 
 
 def test_what_a_supervisor_left_that_died_is_put_in_order(scene: Scene, tmp_path: Path) -> None:
@@ -419,7 +421,7 @@ def test_what_a_supervisor_left_that_died_is_put_in_order(scene: Scene, tmp_path
     holder.set("pages_unmapped", 4, 1)
     region = FsDaxRegion("files", tmp_path, 8 << 20, PageSpan(0, 2048, 1))
     canaries = make_canaries(
-        [region], scene.ledger.block, scene.clock, RELEASE, function=None, threshold=2.0, swept=["files"]
+        [region], scene.ledger.block, scene.clock, RELEASE, long_term=(), threshold=2.0, swept=["files"]
     )
     assert [canary.detector for canary in canaries] == list(DETECTORS)
     assert invalidator.get("ended") == 3

@@ -16,14 +16,15 @@ from soak.errors import UsageError
 from soak.model.vocabulary import Operation, RegionKind, Role
 from soak.regions.fs_dax import FILE_SIZE
 from soak.regions.pages import PAGE_SIZE
-from soak.workload.choices import SCENARIOS, SLOTS, Choice, PlannedRegion, plan_workers
+from soak.workload.choices import SLOTS, Choice, PlannedRegion
 from soak.workload.pins.methods import METHODS
-from tests.soak_support import REGIONS, deterministic, workers
+from soak.workload.scenarios import SCENARIOS
+from tests.soak_support import REGIONS, deterministic, planned, workers
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from soak.workload.choices import WorkerPlan
+    from soak.workload.worker_plan import WorkerPlan
 
 ENOUGH = 3000
 TRUNCATIONS = {
@@ -106,7 +107,7 @@ def test_choices_are_the_same_in_every_process_and_release() -> None:
 def test_every_choice_lies_in_its_region_and_on_page_bounds(
     regions: list[PlannedRegion], seed: int
 ) -> None:
-    for plan in plan_workers(regions, "mixed", 1, 2, seed, holders=2, transfers=True):
+    for plan in planned(regions, seed=seed, mappers=1, invalidators=2, holders=2, transfers=True):
         for number, choice in enumerate(some(plan)):
             assert choice.number == number
             region = plan.regions[choice.region]
@@ -125,7 +126,7 @@ def test_every_choice_lies_in_its_region_and_on_page_bounds(
 @given(planned_regions, seeds)
 @deterministic
 def test_a_slot_is_unmapped_exactly_as_it_was_mapped(regions: list[PlannedRegion], seed: int) -> None:
-    (plan,) = plan_workers(regions, "mixed", 1, 0, seed)
+    (plan,) = planned(regions, seed=seed, mappers=1)
     live: dict[int, Choice] = {}
     for choice in some(plan):
         assert 0 <= choice.place < SLOTS
@@ -170,7 +171,7 @@ def test_a_file_has_one_invalidator(file_counts: list[int], invalidators: int) -
         for index, count in enumerate(file_counts)
     ]
     try:
-        plans = plan_workers(regions, "mixed", 0, invalidators, 1)
+        plans = planned(regions, invalidators=invalidators)
     except UsageError:
         assert invalidators > min(file_counts)
         return
@@ -190,20 +191,20 @@ def test_every_promised_cell_occurs() -> None:
 
 
 def test_without_files_there_is_no_invalidator() -> None:
-    plans = plan_workers([REGIONS[0]], "mixed", 2, 3, 1)
+    plans = planned([REGIONS[0]], mappers=2, invalidators=3)
     assert [plan.name for plan in plans] == ["mapper-0", "mapper-1"]
 
 
 def test_an_unknown_scenario_is_refused_with_those_that_are_known() -> None:
     with pytest.raises(UsageError, match="Unknown scenario 'nonsense'") as caught:
-        plan_workers(REGIONS, "nonsense", 1, 1, 1)
+        planned(scenario="nonsense")
     for name in SCENARIOS:
         assert name in str(caught.value)
 
 
 def test_a_mapper_needs_a_region() -> None:
     with pytest.raises(UsageError, match="no region to map"):
-        plan_workers([], "mixed", 1, 0, 1)
+        planned([], mappers=1)
 
 
 def printed(capsys: pytest.CaptureFixture[str], *options: str) -> list[str]:

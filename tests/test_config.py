@@ -76,6 +76,7 @@ EXPECTED = {
     "devices": "a list of PCI functions",
     "scenario": "a name of up to 32",
     "mappers": "a whole number from 0 to 64",
+    "interfaces": "a list of long-term interfaces",
     "invalidators": "a whole number from 0 to 64",
     "holders": "a whole number from 0 to 64",
     "trials": "a whole number from 0 to 64",

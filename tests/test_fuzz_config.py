@@ -34,6 +34,7 @@ FITTING: Final[dict[str, tuple[str, ...]]] = {
     "devices": ('["0000:00:05.0", "0000:00:06.0"]', "[]"),
     "scenario": ('"mixed"', '"no-such-mix"'),
     "mappers": ("0", "2", "64"),
+    "interfaces": ("[]", '["vfio-type1"]'),
     "invalidators": ("0", "1", "64"),
     "holders": ("0", "1", "64"),
     "trials": ("0", "2", "64"),

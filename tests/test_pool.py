@@ -19,8 +19,9 @@ from soak.machine.changes import be_expendable
 from soak.model.vocabulary import Operation, WorkerState
 from soak.process.helper import in_helper
 from soak.process.limits import private_bytes
+from soak.workload.loop import outcome_columns
 from soak.workload.pool import WorkerPool, WorkerProcess
-from soak.workload.worker import FREE, WorkerLimits, outcome_columns
+from soak.workload.worker import FREE, WorkerLimits
 from tests.idle_operators import Idle, Stuck
 from tests.soak_support import make_ledger, workers
 
@@ -29,8 +30,9 @@ if TYPE_CHECKING:
 
     from soak.ledger.writer import BlockWriter
     from soak.workload.choices import Choice
+    from soak.workload.loop import Barrier
     from soak.workload.pool import Death
-    from soak.workload.worker import Barrier, Operator
+    from soak.workload.worker import Operator
 
 RELEASE = (6, 1)
 DEADLINE_SECONDS = 30.0

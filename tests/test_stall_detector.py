@@ -17,8 +17,7 @@ from soak.detectors.stalls.judge import Judgement, Overdue, StallDetector
 from soak.ledger.schema import HOLD_COLUMNS, HOLDS_LENGTH, RECORDER_COLUMNS, RECORDER_LENGTH, soak_layout
 from soak.ledger.writer import BlockWriter, Ledger
 from soak.model.vocabulary import INVALIDATIONS, SHORT_PINS, Interface, Operation, Violation
-from soak.workload.choices import plan_workers
-from tests.soak_support import REGIONS, deterministic
+from tests.soak_support import REGIONS, deterministic, planned
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -55,7 +54,7 @@ class Scene:
     pairs: int = 1
 
     def __post_init__(self) -> None:
-        plans = plan_workers(REGIONS, "mixed", 0, 0, 1, trials=self.pairs, transfers=True)
+        plans = planned(trials=self.pairs, transfers=True)
         run = {
             "regions": [
                 {"name": region.name, "kind": region.kind, "size": region.size, "files": 0}

@@ -28,8 +28,8 @@ from soak.supervisor import supervisor as supervisor_module
 from soak.supervisor.hooks.base import Hook
 from soak.supervisor.summary import Summary
 from soak.supervisor.supervisor import Supervisor
+from soak.workload.loop import outcome_columns
 from soak.workload.pool import WorkerPool, WorkerProcess
-from soak.workload.worker import outcome_columns
 from tests.idle_operators import Idle, Stuck
 from tests.soak_support import DEADLINE, make_ledger, workers
 
@@ -134,7 +134,7 @@ class Soak:
             with FileJournal(self.journal) as journal:
                 reporter = Reporter(block, journal)
                 sweeper = Sweeper(
-                    block, journal, reporter, [], pool, open_pin=None, known_issues=frozenset()
+                    block, journal, reporter, [], pool, open_pins={}, known_issues=frozenset()
                 )
                 Supervisor(
                     block=block,

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import TYPE_CHECKING
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,10 +12,12 @@ from hypothesis import strategies as st
 from soak.model.vocabulary import INVALIDATIONS, SHORT_PINS, Backing, Interface, Operation, Role
 from soak.regions.fs_dax import TRIAL_FILE_SIZE
 from soak.regions.pages import PAGE_SIZE
-from soak.workload.choices import WorkerPlan, plan_workers
 from soak.workload.pins.methods import INTO_MEMORY, METHODS, available
 from soak.workload.trials import TrialPlan, pairings
-from tests.soak_support import REGIONS, deterministic
+from tests.soak_support import deterministic, planned
+
+if TYPE_CHECKING:
+    from soak.workload.worker_plan import WorkerPlan
 
 seeds = st.integers(0, 2**63 - 1)
 numbers = st.integers(0, 100_000)
@@ -22,7 +25,7 @@ transfers = st.booleans()
 
 
 def pair(seed: int, *, transfers: bool = True) -> tuple[WorkerPlan, WorkerPlan]:
-    plans = plan_workers(REGIONS, "mixed", 0, 0, seed, trials=1, transfers=transfers)
+    plans = planned(seed=seed, trials=1, transfers=transfers)
     holder, invalidator = plans
     assert (holder.role, invalidator.role) == (Role.HOLDER, Role.INVALIDATOR)
     return holder, invalidator
@@ -115,7 +118,7 @@ def test_both_of_a_pair_mean_the_same_trial(seed: int, number: int) -> None:
 
 
 def test_a_trial_has_a_file_that_no_other_worker_touches() -> None:
-    plans = plan_workers(REGIONS, "mixed", 2, 1, 1, holders=1, trials=3, transfers=True)
+    plans = planned(mappers=2, invalidators=1, holders=1, trials=3, transfers=True)
     files = {plan.pair: plan.files for plan in plans if plan.pair}
     assert len(set(files.values())) == len(files) == 3
     crowd = {file for plan in plans if not plan.pair for file in plan.files}

@@ -32,14 +32,14 @@ from soak.ledger.schema import (
 from soak.ledger.writer import Ledger
 from soak.model.vocabulary import ERRNOS, OTHER_ERRNO, RegionKind, Role, errno_name
 from soak.workload.choices import Choice
-from soak.workload.worker import SKIPPED, outcome_columns, work
+from soak.workload.loop import SKIPPED, outcome_columns, work
 from tests.soak_support import DEADLINE, deterministic, make_ledger, workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from soak.ledger.reader import BlockSnapshot
-    from soak.workload.choices import WorkerPlan
+    from soak.workload.worker_plan import WorkerPlan
 
 RELEASE = (6, 12)
 MAPPER: WorkerPlan = next(plan for plan in workers() if plan.role is Role.MAPPER)

@@ -17,6 +17,7 @@ from soak.config.values import (
     parse_alignment,
     parse_duration,
     parse_functions,
+    parse_interfaces,
     parse_interval,
     parse_kind,
     parse_memory,
@@ -33,7 +34,7 @@ from soak.config.values import (
 from soak.errors import UsageError
 from soak.files.printable import shown
 from soak.files.regular import read_regular
-from soak.model.vocabulary import RegionKind
+from soak.model.vocabulary import Interface, RegionKind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -98,6 +99,9 @@ class WorkloadSection:
 
     scenario: str = _key(parse_name, "which mix of operations to run", "mixed")
     mappers: int = _key(parse_workers, "processes that map and unmap", 2)
+    interfaces: tuple[Interface, ...] = _key(
+        parse_interfaces, "long-term interfaces that mappers use in turn; every one if empty", ()
+    )
     invalidators: int = _key(parse_workers, "processes that truncate and punch the fs-dax files", 1)
     holders: int = _key(parse_workers, "processes that take short pins of the same files", 1)
     trials: int = _key(

@@ -8,7 +8,7 @@ import re
 from typing import Any, TypeGuard
 
 from soak.config.listen import read_listen
-from soak.model.vocabulary import RegionKind
+from soak.model.vocabulary import LONG_TERM_PINS, Interface, RegionKind
 
 _DURATION_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d|w)")
@@ -114,6 +114,14 @@ def parse_name(value: object) -> str:
     if not isinstance(value, str) or not _NAME.fullmatch(value):
         raise ValueError("a name of up to 32 small letters, digits, dots and dashes")
     return value
+
+
+def parse_interfaces(value: object) -> tuple[Interface, ...]:
+    if not _is_list(value) or not all(
+        isinstance(item, str) and item in set(LONG_TERM_PINS) for item in value
+    ):
+        raise ValueError(f"a list of long-term interfaces, each one of {', '.join(LONG_TERM_PINS)}")
+    return tuple(map(Interface, value))
 
 
 def parse_kind(value: object) -> RegionKind:

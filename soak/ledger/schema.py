@@ -10,6 +10,7 @@ from soak.model.cell import Cell
 from soak.model.vocabulary import (
     ERRNOS,
     INVALIDATIONS,
+    LONG_TERM_PINS,
     SHORT_PINS,
     DetectorName,
     Interface,
@@ -196,7 +197,7 @@ def canary_blocks(regions: Sequence[str]) -> list[Block]:
     """Describe the blocks of canaries, which look to a detector as those of workers do."""
     hold = Cell(Operation.HOLD, RegionKind.FS_DAX, Interface.VMSPLICE)
     truncate = Cell(Operation.TRUNCATE_ZERO, RegionKind.FS_DAX, Interface.NONE)
-    maps = [Cell(Operation.MAP, kind, Interface.VFIO_TYPE1) for kind in RegionKind]
+    maps = [Cell(Operation.MAP, kind, over) for kind in RegionKind for over in LONG_TERM_PINS]
     return [
         worker_block(name, role, cells, regions, 0, kind=CANARY)
         for name, role, cells in (

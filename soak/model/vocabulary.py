@@ -30,6 +30,9 @@ class Interface(StrEnum):
 
 
 SHORT_PINS = (Interface.O_DIRECT, Interface.VMSPLICE, Interface.PROCESS_VM)
+LONG_TERM_PINS = tuple(
+    interface for interface in Interface if interface not in {*SHORT_PINS, Interface.NONE}
+)
 
 
 class Backing(StrEnum):

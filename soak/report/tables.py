@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from soak.model.expectations import EXPECTATIONS, FIRST, LAST, Release
 from soak.model.known_issues import KNOWN_ISSUES
 from soak.model.vocabulary import errno_name
-from soak.workload.choices import SCENARIOS
+from soak.workload.scenarios import SCENARIOS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping

@@ -47,13 +47,14 @@ from soak.supervisor.crash_log import pick_up
 from soak.supervisor.mirror import Mirror
 from soak.supervisor.summary import Summary
 from soak.supervisor.supervisor import Supervisor
+from soak.workload.loop import outcome_columns
 from soak.workload.operators.holder import Holder
 from soak.workload.operators.invalidator import Invalidator
 from soak.workload.operators.mapper import Mapper
 from soak.workload.operators.trial import TrialHolder, TrialInvalidator
-from soak.workload.pins.long_term import VFIO_TYPE1
+from soak.workload.pins.interfaces import chosen_interfaces
 from soak.workload.pool import WorkerPool, WorkerProcess
-from soak.workload.worker import WorkerLimits, outcome_columns
+from soak.workload.worker import WorkerLimits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -65,9 +66,10 @@ if TYPE_CHECKING:
     from soak.model.expectations import Release
     from soak.regions import Region
     from soak.supervisor.hooks.base import Hook
-    from soak.workload.choices import WorkerPlan
+    from soak.workload.pins.long_term import LongTermInterface
     from soak.workload.plan import RunPlan
     from soak.workload.worker import Operator
+    from soak.workload.worker_plan import WorkerPlan
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,8 @@ def run_soak(config: Config, plan: RunPlan, regions: Sequence[Region], setting: 
     Raises:
         UsageError: there are too few PCI functions.
     """
-    functions = _functions(config)
+    functions = _functions(plan)
+    probed = _probed(plan, functions)
     ledger, journal = setting.ledger, setting.journal
     with contextlib.ExitStack() as stack:
         block = ledger.block(SUPERVISOR)
@@ -122,7 +125,7 @@ def run_soak(config: Config, plan: RunPlan, regions: Sequence[Region], setting: 
             pick_up(block, journal, counts=not setting.in_lab)
             # The reboot has made the pages new.
             for watch in leaks:
-                watch.renew(*totals(watch.region.name, block, pool))
+                watch.renew(*totals(watch.region, block, pool))
         release = parse_release(kernel_release())
         control = stack.enter_context(ControlSocket(setting.control))
         reporter = Reporter(block, journal)
@@ -138,7 +141,7 @@ def run_soak(config: Config, plan: RunPlan, regions: Sequence[Region], setting: 
             reporter,
             leaks,
             pool,
-            open_pin=partial(VFIO_TYPE1.open, functions[0]) if functions else None,
+            open_pins={entry.interface: partial(entry.open, function) for entry, function in probed},
             known_issues=known_issues,
             canaries=[ledger.block(CANARY_HOLDER)],
         )
@@ -165,7 +168,7 @@ def run_soak(config: Config, plan: RunPlan, regions: Sequence[Region], setting: 
                 ledger.block,
                 clock,
                 release,
-                function=functions[0] if functions else None,
+                long_term=probed,
                 threshold=config.stall.threshold,
                 swept=[watch.region.name for watch in leaks],
             ),
@@ -223,15 +226,24 @@ def _run_facts(plan: RunPlan, setting: Setting) -> dict[str, Any]:
     }
 
 
-def _functions(config: Config) -> tuple[str, ...]:
+def _functions(plan: RunPlan) -> tuple[str, ...]:
     """Return the PCI functions: the first is for probes, the others are the mappers'."""
-    needed = config.workload.mappers + 1
-    if config.workload.mappers and len(config.vfio.devices) < needed:
+    needed, devices = plan.functions, plan.config.vfio.devices
+    if len(devices) < needed and needed > 1:
         raise UsageError(
-            f"{config.workload.mappers} mappers need {needed} PCI functions in [vfio] devices (one "
-            f"for each and one for probes), and there are {len(config.vfio.devices)}."
+            f"{needed - 1} mappers need {needed} PCI functions in [vfio] devices (one for each and one "
+            f"for probes), and there are {len(devices)}."
         )
-    return config.vfio.devices
+    return devices
+
+
+def _probed(plan: RunPlan, functions: Sequence[str]) -> list[tuple[LongTermInterface, str]]:
+    """Return the interfaces that probes and canaries can use, each with the function to open it on."""
+    return [
+        (entry, functions[0] if entry.needs_function else "")
+        for entry in chosen_interfaces(plan.config.workload.interfaces)
+        if functions or not entry.needs_function
+    ]
 
 
 def _watch_leaks(
@@ -382,9 +394,10 @@ def _operator_factory(
     quarantines: Sequence[memoryview[int]],
 ) -> Callable[[BlockWriter], Operator]:
     """Return what makes the operator of a worker, in the worker's own process."""
-    if worker.role is Role.MAPPER:
-        function = functions[worker.index + 1]
-        return lambda block: Mapper(block, regions, VFIO_TYPE1.open(function))
+    if worker.long_term is not None:
+        open_pin = worker.long_term.open
+        function = "" if worker.function is None else functions[worker.function]
+        return lambda block: Mapper(block, regions, open_pin(function))
     position = _position(worker, regions)
     region = regions[position]
     if not isinstance(region, FsDaxRegion):

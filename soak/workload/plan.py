@@ -17,9 +17,10 @@ from soak.model.known_issues import KNOWN_ISSUES
 from soak.model.vocabulary import Operation, RegionKind, Role
 from soak.regions.fs_dax import FILE_SIZE, file_count
 from soak.verdict import REQUIRED_ATTEMPTS, REQUIRED_TRIALS
-from soak.workload.choices import Choice, PlannedRegion, WorkerPlan, plan_workers
+from soak.workload.choices import Choice, PlannedRegion
 from soak.workload.pins.methods import INTO_MEMORY, METHODS
 from soak.workload.trials import pairings
+from soak.workload.worker_plan import WorkerPlan, plan_workers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -39,6 +40,11 @@ class RunPlan:
     config: Config
     regions: tuple[PlannedRegion, ...]
     workers: tuple[WorkerPlan, ...]
+
+    @property
+    def functions(self) -> int:
+        """PCI functions that the run needs: one for probes, and one for each mapper that needs one."""
+        return 1 + sum(worker.function is not None for worker in self.workers)
 
     @property
     def promised(self) -> dict[str, int]:
@@ -99,17 +105,7 @@ def make_plan(config: Config, regions: Sequence[Region] | None = None) -> RunPla
     else:
         planned = [PlannedRegion(region.name, region.kind, region.size) for region in regions]
     _check_files(planned)
-    wanted = config.workload
-    workers = plan_workers(
-        planned,
-        wanted.scenario,
-        wanted.mappers,
-        wanted.invalidators,
-        config.run.seed,
-        holders=wanted.holders,
-        trials=wanted.trials,
-        transfers=bool(wanted.slow_devices),
-    )
+    workers = plan_workers(planned, config.workload, config.run.seed)
     return RunPlan(config, tuple(planned), tuple(workers))
 
 

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from soak.ledger.writer import BlockWriter
-    from soak.workload.choices import WorkerPlan
     from soak.workload.worker import Operator
+    from soak.workload.worker_plan import WorkerPlan
 
     OperatorFactory = Callable[[BlockWriter], Operator]
 

@@ -14,22 +14,23 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from soak.model.vocabulary import INVALIDATIONS, Backing, Interface, Operation
+from soak.model.vocabulary import Backing, Operation
 from soak.regions.fs_dax import TRIAL_FILE_SIZE
 from soak.regions.pages import PAGE_SIZE
+from soak.workload.operations.table import BY_NAME, FILE_OPERATIONS
 from soak.workload.pins.methods import METHODS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from soak.model.vocabulary import Interface
+    from soak.workload.operations.base import Range
 
 _MILLISECOND: Final = 1_000_000
 _SHORTEST_HOLD_NS: Final = 20 * _MILLISECOND
 _LONGEST_HOLD_NS: Final = 80 * _MILLISECOND
 _LONGEST_DELAY_NS: Final = 8 * _MILLISECOND
 _FILE_PAGES: Final = TRIAL_FILE_SIZE // PAGE_SIZE
-# Chance that a hole is made where the pin is; else it is anywhere in the file.
-_AT_THE_PIN: Final = 0.75
-_LONGEST_GROWTH_PAGES: Final = 256
 
 
 class Trial(NamedTuple):
@@ -54,10 +55,11 @@ class Trial(NamedTuple):
 def pairings(methods: Sequence[int]) -> list[tuple[Operation, Interface]]:
     """Return what a trial can try: which operation against a pin through which interface."""
     return [
-        (operation, interface)
-        for operation in INVALIDATIONS
+        (entry.operation, interface)
+        for entry in FILE_OPERATIONS
+        if entry.aim is not None
         for interface in dict.fromkeys(METHODS[method].interface for method in methods)
-        if _fitting(methods, operation, interface)
+        if _fitting(methods, entry.operation, interface)
     ]
 
 
@@ -85,7 +87,7 @@ class TrialPlan:
         # The first page is left, so that there is something to shrink to. A range of 2 MiB starts
         # where a large folio can.
         first = pages if pages > _FILE_PAGES // 4 else 1 + draw.randrange(_FILE_PAGES // 2)
-        taken_first, taken_pages = _taken(operation, first, pages, draw)
+        taken_first, taken_pages = _aimed(operation, first, pages, draw)
         return Trial(
             number=number,
             method=method,
@@ -110,17 +112,8 @@ def _fitting(methods: Sequence[int], operation: Operation, interface: Interface)
     ]
 
 
-def _taken(operation: Operation, first: int, pages: int, draw: random.Random) -> tuple[int, int]:
-    """Draw first page and number of pages; truncations have a new size and no length."""
-    end = first + pages
-    match operation:
-        case Operation.TRUNCATE_DOWN:
-            return draw.randrange(1, end), 0
-        case Operation.TRUNCATE_UP:
-            return end + draw.randrange(1, _LONGEST_GROWTH_PAGES), 0
-        case Operation.PUNCH_HOLE | Operation.ZERO_RANGE:
-            at_the_pin = draw.random() < _AT_THE_PIN
-            start = first + draw.randrange(pages) if at_the_pin else draw.randrange(end)
-            return start, 1 + draw.randrange(end - start)
-        case _:
-            return 0, 0
+def _aimed(operation: Operation, first: int, pages: int, draw: random.Random) -> Range:
+    aim = BY_NAME[operation].aim
+    if aim is None:
+        raise LookupError(f"{operation} belongs to the crowd and has no aim")
+    return aim(first, pages, draw)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from soak.detectors.canaries.steps import extra_pins, lying_holder, refused_hold, refused_map, truncater
@@ -20,7 +21,6 @@ from soak.model.vocabulary import DetectorName, Violation
 from soak.process.helper import HelperError
 from soak.process.step_helper import StepHelper
 from soak.regions import DeviceDaxRegion, FsDaxRegion
-from soak.workload.pins.long_term import VFIO_TYPE1
 from soak.workload.pool import end_hold
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from soak.ledger.writer import BlockWriter
     from soak.model.expectations import Release
     from soak.regions import Region
+    from soak.workload.pins.long_term import LongTermInterface
 
 _T = TypeVar("_T")
 Differences = Callable[[], Mapping[str, int] | None]
@@ -105,23 +106,25 @@ class RefusalCanary:
     _KINDS: Final = frozenset({Violation.WRONG_ERRNO, Violation.UNEXPECTED_REFUSAL})
 
     def __init__(
-        self, block: BlockWriter, clock: Clock, body: Callable[[], Iterator[str]], made: str
+        self, block: BlockWriter, clock: Clock, bodies: Mapping[str, Callable[[], Iterator[str]]]
     ) -> None:
-        """Take the helper's steps, and `made`: in words what they do."""
+        """Take the helper's steps of each operation, by what the operation is in words."""
         self.blocks = (block,)
         self._patience = _Patience(clock)
-        self._body, self._made = body, made
+        self._bodies = bodies
 
     def go(self, attempt: Attempt) -> Steps:
-        """Make one and see what the detector finds, a beat at a time.
+        """Make each one and see what the detector finds, a beat at a time.
 
         Raises:
             HelperError: it could not be made.
         """
-        with _helper(self._body) as helper:
-            errno = yield from self._patience.answer(helper)
-        seen = yield from self._patience.wait(SEEING_SECONDS, lambda: _first(attempt, self._KINDS))
-        attempt.results.append(Result(f"{self._made} ended with {errno}", seen is not None))
+        for made, body in self._bodies.items():
+            attempt.found.clear()
+            with _helper(body) as helper:
+                errno = yield from self._patience.answer(helper)
+            seen = yield from self._patience.wait(SEEING_SECONDS, lambda: _first(attempt, self._KINDS))
+            attempt.results.append(Result(f"{made} ended with {errno}", seen is not None))
 
     def asks_for_rest(self) -> bool:
         """Workers need not rest for this."""
@@ -289,34 +292,31 @@ def make_canaries(
     clock: Clock,
     release: Release,
     *,
-    function: str | None,
+    long_term: Sequence[tuple[LongTermInterface, str]],
     threshold: float,
     swept: Sequence[str],
 ) -> list[Canary]:
     """Return those that can be made on these regions.
 
-    `block` returns a block of the ledger by name; `function` is a PCI function that nobody else uses;
-    `swept` names the regions whose pages can be read.
+    `block` returns a block of the ledger by name; `long_term` has each interface with a PCI function
+    that no worker uses; `swept` names the regions whose pages can be read.
     """
     canaries: list[Canary] = []
     files = next((region for region in regions if isinstance(region, FsDaxRegion)), None)
     refused = block(CANARY_REFUSED)
     target = files or next(iter(regions), None)
-    if function is not None and target is not None:
-        canaries.append(
-            RefusalCanary(
-                refused,
-                clock,
-                lambda: refused_map(refused, release, target, VFIO_TYPE1, function),
-                f"map of {target.kind} over {VFIO_TYPE1.interface}",
+    bodies: dict[str, Callable[[], Iterator[str]]] = {}
+    if target is not None:
+        bodies = {
+            f"map of {target.kind} over {kind.interface}": partial(
+                refused_map, refused, release, target, kind, function
             )
-        )
-    elif files is not None:
-        canaries.append(
-            RefusalCanary(
-                refused, clock, lambda: refused_hold(refused, release), "hold of fs-dax over vmsplice"
-            )
-        )
+            for kind, function in long_term
+        }
+    if not bodies and files is not None:
+        bodies = {"hold of fs-dax over vmsplice": partial(refused_hold, refused, release)}
+    if bodies:
+        canaries.append(RefusalCanary(refused, clock, bodies))
     if files is not None:
         canaries.append(
             StallCanary(

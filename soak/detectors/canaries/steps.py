@@ -20,9 +20,9 @@ from soak.model.vocabulary import Interface, Operation, RegionKind, errno_name
 from soak.regions import DeviceDaxRegion, FsDaxRegion
 from soak.regions.pages import PAGE_SIZE
 from soak.workload.choices import Choice
+from soak.workload.loop import outcome_columns, work
 from soak.workload.pins.methods import METHODS, PIPE
 from soak.workload.pins.short import HoldBook
-from soak.workload.worker import outcome_columns, work
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 # A file of a canary is none that a worker has: to a detector it is one of this number.
 _PLACE: Final = 1 << 20
-_IOVA: Final = 0x1_4000_0000
 _NO_ACCESS: Final = 0
 _FILL: Final = (ctypes.c_ubyte * PAGE_SIZE)(*([0xA5] * PAGE_SIZE))
 
@@ -42,13 +41,10 @@ _FILL: Final = (ctypes.c_ubyte * PAGE_SIZE)(*([0xA5] * PAGE_SIZE))
 def refused_map(
     block: BlockWriter, release: Release, region: Region, kind: LongTermInterface, function: str
 ) -> Iterator[str]:
-    """Ask for a long-term pin without any access, which is EINVAL whatever the memory is.
-
-    Yields the errno (vfio_dma_do_map() looks at the flags first).
-    """
+    """Make a long-term pin fail with an errno that no expectation names. Yields the errno."""
     with closing(kind.open(function)) as pin, region.map() as mapping:
         cell = Cell(Operation.MAP, region.kind, kind.interface)
-        yield _call(block, release, cell, lambda: pin.map(mapping.address, _IOVA, PAGE_SIZE, _NO_ACCESS))
+        yield _call(block, release, cell, lambda: kind.provoke(pin, mapping.address))
 
 
 def refused_hold(block: BlockWriter, release: Release) -> Iterator[str]:

@@ -162,7 +162,7 @@ class Recycler:
             in_helper(lambda: _rebind(region.path), _RECYCLE_SECONDS)
         except HelperError as error:
             return self._failed(region, str(error))
-        given_back, explained, unexplained = totals(region.name, self._block, self._pool)
+        given_back, explained, unexplained = totals(region, self._block, self._pool)
         watch.renew(given_back, explained, unexplained)
         self._sweeper.prepare()
         self._uses[region.name] = _Use(self._headroom(region.name))

@@ -15,12 +15,14 @@ from soak.model.known_issues import leak_issue
 from soak.model.vocabulary import DetectorName, Interface, Operation, ProbeResult, Violation
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from soak.detectors.leaks.measure import Measurement, PinProbe, RegionLeaks
     from soak.detectors.reporter import Reporter
     from soak.journal.writer import Journal
     from soak.ledger.writer import BlockWriter
+    from soak.model.known_issues import KnownIssue
+    from soak.regions import Region
     from soak.workload.pins.long_term import LongTermPin
     from soak.workload.pool import WorkerPool
 
@@ -28,11 +30,12 @@ FULL_HEADROOM_PPM: Final = 1_000_000
 _EVER: Final = "leaked_total "
 
 
-def totals(region: str, block: BlockWriter, pool: WorkerPool) -> tuple[int, int, int]:
+def totals(region: Region, block: BlockWriter, pool: WorkerPool) -> tuple[int, int, int]:
     """Return how many pages of a region were given back ever, and leaked: explained and unexplained."""
-    position = block.index("sweeps", region)[0]
-    given_back = sum(member.block.get("pages_unmapped", position) for member in pool.workers)
-    columns, words = block.names(leaks_field(region)), block.view(leaks_field(region))
+    position = block.index("sweeps", region.name)[0]
+    given_back = _given_back(pool, position, leak_issue(region.kind))
+    field = leaks_field(region.name)
+    columns, words = block.names(field), block.view(field)
     leaked = {
         column.removeprefix(_EVER): count
         for column, count in zip(columns, words, strict=True)
@@ -40,6 +43,16 @@ def totals(region: str, block: BlockWriter, pool: WorkerPool) -> tuple[int, int,
     }
     unexplained = leaked.pop(NO_KNOWN_ISSUE)
     return given_back, sum(leaked.values()), unexplained
+
+
+def _given_back(pool: WorkerPool, position: int, issue: KnownIssue | None) -> int:
+    """Return how many pages were unmapped over interfaces of which an issue predicts that they leak."""
+    interfaces = issue.interfaces if issue is not None else ()
+    return sum(
+        worker.block.get("pages_unmapped", position)
+        for worker in pool.workers
+        if worker.plan.long_term is not None and worker.plan.long_term.interface in interfaces
+    )
 
 
 class Sweeper(Detector):
@@ -55,7 +68,7 @@ class Sweeper(Detector):
         watches: Sequence[RegionLeaks],
         pool: WorkerPool,
         *,
-        open_pin: Callable[[], LongTermPin] | None,
+        open_pins: Mapping[Interface, Callable[[], LongTermPin]],
         known_issues: frozenset[str],
         canaries: Sequence[BlockWriter] = (),
     ) -> None:
@@ -67,7 +80,7 @@ class Sweeper(Detector):
         self._pool = pool
         self._members = pool.workers
         self._canaries = canaries
-        self._open_pin = open_pin
+        self._open_pins = open_pins
         self._known_issues = known_issues
         # What predicts leaks of each region, if anything does.
         self._issues = {watch.region.name: leak_issue(watch.region.kind) for watch in watches}
@@ -103,14 +116,15 @@ class Sweeper(Detector):
                     pages=[list(page) for page in watch.idle.preexisting],
                     summary=f"pages of region {watch.region.name} were in use before the run",
                 )
-            if issue is None or self._open_pin is None:
+            open_pin = self._open_pins.get(issue.interfaces[0]) if issue is not None else None
+            if issue is None or open_pin is None:
                 continue
             if shown not in {None, ProbeResult.INCONCLUSIVE}:
                 continue
             # A supervisor that dies now leaves a page of which nobody knows whether it was pinned.
             position = self._position(watch)[0]
             self._uncertain[position] += 1
-            pin = watch.probe(self._open_pin)
+            pin = watch.probe(open_pin)
             result = self._probed[name] = _judged(pin)
             applies = issue.name in self._known_issues
             if result is ProbeResult.CONFIRMED and applies:
@@ -157,7 +171,7 @@ class Sweeper(Detector):
         """
         found = {
             watch.region.name: watch.measure(
-                replace(self._held(*self._position(watch)), uncertain=0, stranded=0)
+                replace(self._held(watch), uncertain=0, stranded=0)
             ).difference
             for watch in self._watches
         }
@@ -173,7 +187,7 @@ class Sweeper(Detector):
     def _sweep(self, watch: RegionLeaks) -> None:
         block, position = self._block, self._position(watch)
         start = time.monotonic_ns()
-        held = self._held(*position)
+        held = self._held(watch)
         measured = watch.measure(held)
         if self._pool.lost_one():
             # What it held went while the counts were read: the next sweep sees how it stands.
@@ -194,13 +208,16 @@ class Sweeper(Detector):
         left = max(FULL_HEADROOM_PPM - highest * FULL_HEADROOM_PPM // REFCOUNT_LIMIT, 0)
         self._block.set("headroom_ppm", left, *self._position(watch))
 
-    def _held(self, region: int) -> Held:
+    def _held(self, watch: RegionLeaks) -> Held:
+        region = self._position(watch)[0]
+        given_back = _given_back(self._pool, region, self._issues[watch.region.name])
         mapped = sum(member.block.get("pages_mapped", region) for member in self._members)
         unmapped = sum(member.block.get("pages_unmapped", region) for member in self._members)
         live = mapped - unmapped
         for block in self._canaries:
             live += block.get("pages_mapped", region) - block.get("pages_unmapped", region)
-        return Held(live, unmapped, self._uncertain[region], stranded=self._pool.stranded(region))
+        stranded = self._pool.stranded(region)
+        return Held(live, given_back, self._uncertain[region], stranded=stranded)
 
     def _settle(self, watch: RegionLeaks, held: Held, measured: Measurement) -> None:
         """Note what the maps of killed workers turned out to have pinned."""

@@ -25,7 +25,7 @@ from soak.abi.vfio import (
 from soak.model.expectations import expected
 from soak.model.vocabulary import Operation, RegionKind
 from soak.workload.choices import Choice
-from soak.workload.worker import outcome_columns, work
+from soak.workload.loop import outcome_columns, work
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from soak.lab.bench.series import Timed
     from soak.ledger.writer import BlockWriter
     from soak.model.expectations import Release
-    from soak.workload.choices import WorkerPlan
     from soak.workload.operators.mapper import Mapper
+    from soak.workload.worker_plan import WorkerPlan
 
 # Where the guest has the compiled loop.
 LIBRARY: Final = "/usr/lib/dax-soak-bench/loop.so"

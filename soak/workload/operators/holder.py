@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from soak.abi.mmap import MADV_DONTNEED
 from soak.model.vocabulary import Operation
 from soak.regions.fs_dax import FILE_SIZE
+from soak.workload.loop import SKIPPED
 from soak.workload.pins.short import HoldBook, Holding
-from soak.workload.worker import SKIPPED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

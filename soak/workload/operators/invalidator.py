@@ -4,26 +4,25 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Final
+from functools import partial
+from typing import TYPE_CHECKING
 
-from soak.abi.fallocate import open_truncate, punch_hole, truncate, zero_range
 from soak.abi.mmap import MADV_DONTNEED
-from soak.model.vocabulary import Operation
 from soak.regions.fs_dax import FILE_SIZE
-from soak.regions.pages import PAGE_SIZE
-from soak.workload.worker import SKIPPED
+from soak.workload.loop import SKIPPED
+from soak.workload.operations.base import FileUnderTest
+from soak.workload.operations.table import FILE_OPERATIONS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from soak.model.vocabulary import Operation
     from soak.regions import FsDaxRegion
     from soak.workload.choices import Choice
 
-_TOUCH: Final = b"\x5a" * (FILE_SIZE // PAGE_SIZE)
-
 
 class Invalidator:
-    """Works on files that nobody else changes; mappers go on trying to pin them meanwhile."""
+    """Works on files that no other worker resizes; mappers try to pin them meanwhile."""
 
     def __init__(
         self, region: FsDaxRegion, files: Sequence[int], quarantines: Sequence[memoryview[int]]
@@ -34,24 +33,26 @@ class Invalidator:
             OSError: a file cannot be opened or mapped.
         """
         paths = region.paths()
-        self._files = {file: os.open(paths[file], os.O_RDWR | os.O_CLOEXEC) for file in files}
-        self._paths = {file: bytes(paths[file]) for file in files}
+        descriptors = {file: os.open(paths[file], os.O_RDWR | os.O_CLOEXEC) for file in files}
         self._quarantines = quarantines
-        for file, descriptor in self._files.items():
+        for file, descriptor in descriptors.items():
             if not self._is_quarantined(file):
                 os.ftruncate(descriptor, FILE_SIZE)
         self._mapping = region.map()
-        self._memory = self._mapping.bytes
+        self._files = {
+            file: FileUnderTest(
+                bytes(paths[file]),
+                descriptor,
+                self._mapping.bytes[file * FILE_SIZE : (file + 1) * FILE_SIZE],
+            )
+            for file, descriptor in descriptors.items()
+        }
 
     def calls(self) -> Mapping[Operation, Callable[[Choice], int]]:
         return {
-            Operation.TRUNCATE_DOWN: self._truncate,
-            Operation.TRUNCATE_ZERO: self._truncate,
-            Operation.TRUNCATE_UP: self._truncate,
-            Operation.OPEN_TRUNCATE: self._open_truncate,
-            Operation.PUNCH_HOLE: self._punch,
-            Operation.ZERO_RANGE: self._zero,
-            Operation.FAULT: self._fault,
+            entry.operation: partial(self._do, entry.call)
+            for entry in FILE_OPERATIONS
+            if entry.draw is not None
         }
 
     def rest(self) -> None:
@@ -59,40 +60,16 @@ class Invalidator:
         self._mapping.advise(MADV_DONTNEED)
 
     def close(self) -> None:
-        self._memory.release()
+        for file in self._files.values():
+            file.memory.release()
+            os.close(file.descriptor)
         self._mapping.close()
-        for descriptor in self._files.values():
-            os.close(descriptor)
 
-    def _truncate(self, choice: Choice) -> int:
+    def _do(self, call: Callable[[FileUnderTest, int, int], int], choice: Choice) -> int:
         if self._is_quarantined(choice.place):
             return SKIPPED
-        return truncate(self._files[choice.place], choice.offset)
-
-    def _punch(self, choice: Choice) -> int:
-        if self._is_quarantined(choice.place):
-            return SKIPPED
-        return punch_hole(self._files[choice.place], choice.offset, choice.length)
-
-    def _zero(self, choice: Choice) -> int:
-        if self._is_quarantined(choice.place):
-            return SKIPPED
-        return zero_range(self._files[choice.place], choice.offset, choice.length)
-
-    def _open_truncate(self, choice: Choice) -> int:
-        if self._is_quarantined(choice.place):
-            return SKIPPED
-        return open_truncate(self._paths[choice.place])
-
-    def _fault(self, choice: Choice) -> int:
-        """Store one byte into each page: a hole or an unwritten extent gets its block."""
-        if self._is_quarantined(choice.place):
-            return SKIPPED
-        start = choice.place * FILE_SIZE + choice.offset
-        pages = choice.length // PAGE_SIZE
-        self._memory[start : start + choice.length : PAGE_SIZE] = _TOUCH[:pages]
-        return 0
+        return call(self._files[choice.place], choice.offset, choice.length)
 
     def _is_quarantined(self, file: int) -> bool:
-        """Say whether a pin was granted on the file: it is never touched again in this run."""
+        """Say whether a pin was granted on the file: the run never touches it again."""
         return any(words[file] for words in self._quarantines)

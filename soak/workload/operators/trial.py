@@ -12,16 +12,18 @@ import ctypes
 import errno
 import os
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from soak.abi.fallocate import open_truncate, punch_hole, truncate, unlink, zero_range
 from soak.abi.mmap import MADV_DONTNEED, MAP_SHARED, PROT_READ, PROT_WRITE, Mapping
 from soak.abi.transfer import write_from
 from soak.model.vocabulary import Backing, Operation
 from soak.regions.fs_dax import TRIAL_FILE_SIZE
+from soak.workload.loop import SKIPPED
+from soak.workload.operations.base import FileUnderTest
+from soak.workload.operations.table import FILE_OPERATIONS
 from soak.workload.pins.methods import BLOCKING, METHODS
 from soak.workload.pins.short import HoldBook, Holding
-from soak.workload.worker import SKIPPED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -30,8 +32,9 @@ if TYPE_CHECKING:
 
     from soak.ledger.writer import BlockWriter
     from soak.regions import FsDaxRegion
-    from soak.workload.choices import Choice, WorkerPlan
-    from soak.workload.worker import Barrier
+    from soak.workload.choices import Choice
+    from soak.workload.loop import Barrier
+    from soak.workload.worker_plan import WorkerPlan
 
 # How long to sleep between two looks at the other one's word: longer and longer, for each sleep costs a
 # timer, which is dear under emulation; and never so long that the shortest pin would be over before it is
@@ -39,6 +42,7 @@ if TYPE_CHECKING:
 _FIRST_SLEEP_SECONDS: Final = 0.001
 _SLEEP_GROWTH: Final = 1.3
 _LONGEST_SLEEP_SECONDS: Final = 0.008
+_CLOSED: Final = -1
 _FILL: Final = ctypes.create_string_buffer(b"\xa5" * TRIAL_FILE_SIZE, TRIAL_FILE_SIZE)
 
 
@@ -144,8 +148,7 @@ class TrialInvalidator:
         self._plan, self._region = plan, region
         self._over, self._generation = block.view("trial_over"), block.view("generation")
         self._held, self._released = partner.view("trial_held"), partner.view("trial_released")
-        self._path = b""
-        self._descriptor = -1
+        self._file = FileUnderTest(b"", _CLOSED)
 
     def paced(self, barrier: Barrier) -> Iterator[Choice]:
         """Yield an invalidation as soon as the pin is taken, then what empties the file."""
@@ -159,33 +162,25 @@ class TrialInvalidator:
                 time.sleep(next(sleeps))
             number = self._held[0] - 1
             invalidate, empty = self._plan.trial_choices(number)
-            self._path = bytes(self._region.trial_path(invalidate.place, self._generation[0]))
+            self._file.path = bytes(self._region.trial_path(invalidate.place, self._generation[0]))
             if self._released[0] <= number:
                 if invalidate.operation is not Operation.UNLINK:
                     # Nobody else may have the file open when it is unlinked, or it stays.
-                    self._descriptor = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
+                    self._open(0)
                 time.sleep(invalidate.hold_ns / 1e9)
                 yield invalidate
                 self._close()
             # The next trial starts with an empty file, whatever became of this one.
-            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._open(os.O_CREAT)
             yield empty
             self._close()
             self._over[0] = number + 1
 
     def calls(self) -> Table[Operation, Callable[[Choice], int]]:
         return {
-            Operation.TRUNCATE_DOWN: self._truncate,
-            Operation.TRUNCATE_ZERO: self._truncate,
-            Operation.TRUNCATE_UP: self._truncate,
-            Operation.OPEN_TRUNCATE: lambda _: open_truncate(self._path),
-            Operation.PUNCH_HOLE: lambda choice: punch_hole(
-                self._descriptor, choice.offset, choice.length
-            ),
-            Operation.ZERO_RANGE: lambda choice: zero_range(
-                self._descriptor, choice.offset, choice.length
-            ),
-            Operation.UNLINK: lambda _: unlink(self._path),
+            entry.operation: partial(self._do, entry.call)
+            for entry in FILE_OPERATIONS
+            if entry.aim is not None
         }
 
     def rest(self) -> None:
@@ -194,13 +189,16 @@ class TrialInvalidator:
     def close(self) -> None:
         self._close()
 
-    def _truncate(self, choice: Choice) -> int:
-        return truncate(self._descriptor, choice.offset)
+    def _do(self, call: Callable[[FileUnderTest, int, int], int], choice: Choice) -> int:
+        return call(self._file, choice.offset, choice.length)
+
+    def _open(self, flags: int) -> None:
+        self._file.descriptor = os.open(self._file.path, os.O_RDWR | os.O_CLOEXEC | flags, 0o600)
 
     def _close(self) -> None:
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        if self._file.descriptor != _CLOSED:
+            os.close(self._file.descriptor)
+            self._file.descriptor = _CLOSED
 
 
 def _sleeps() -> Iterator[float]:
