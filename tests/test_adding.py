@@ -57,6 +57,81 @@ def toys(snapshot):
 """
 
 
+TOY_OPERATION = """
+from soak.model.vocabulary import Operation
+from soak.workload.operations.base import FileOperation
+
+
+def _touch(file, offset, length):
+    file.memory[0] = 1
+    return 0
+
+
+TOY = FileOperation(Operation.TOY, _touch, lambda pages, random: (0, 1), weight=10.0)
+"""
+
+TOY_PIN = """
+import ctypes
+import errno
+
+from soak.model.expectations import Expectation
+from soak.model.vocabulary import Backing, Interface, Operation, RegionKind
+from soak.workload.pins.long_term import LongTermInterface
+
+MADV_FREE = 8
+madvise = ctypes.CDLL(None, use_errno=True).madvise
+madvise.argtypes = (ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int)
+
+
+class ToyPin:
+    # MADV_FREE is done on anonymous memory and refused on that of files, as a long-term pin is.
+    unmapped = 0
+
+    def __init__(self, function):
+        self._live = {}
+
+    def map(self, address, iova, size, access):
+        if not access:
+            return errno.EINVAL
+        if madvise(address, size, MADV_FREE):
+            return errno.EOPNOTSUPP
+        self._live[iova] = size
+        return 0
+
+    def unmap(self, iova, size):
+        self.unmapped = self._live.pop(iova, 0)
+        return 0
+
+    def close(self):
+        self._live.clear()
+
+
+GRANTED = Expectation(
+    (Operation.MAP, Operation.UNMAP),
+    RegionKind.ANONYMOUS,
+    Interface.TOY_PIN,
+    Backing.PRIVATE,
+    None,
+    "a toy is granted",
+)
+REFUSED = Expectation(
+    (Operation.MAP,),
+    RegionKind.FS_DAX,
+    Interface.TOY_PIN,
+    Backing.SHARED,
+    errno.EOPNOTSUPP,
+    "a toy of a file is refused",
+)
+TOY = LongTermInterface(
+    Interface.TOY_PIN,
+    ToyPin,
+    lambda pin, address: pin.map(address, 0, 4096, 0),
+    (GRANTED, REFUSED),
+    needs_function=False,
+)
+"""
+
+
 @dataclass(frozen=True)
 class Toy:
     """A file of its own, and the lines that list it: by file, what stands there and what comes behind."""
@@ -93,13 +168,38 @@ METRIC = Toy(
 )
 
 
+OPERATION = Toy(
+    "soak/workload/operations/toy.py",
+    TOY_OPERATION,
+    {
+        "soak/model/vocabulary.py": ('    FAULT = "fault"\n', '    TOY = "toy"\n'),
+        "soak/workload/operations/table.py": (
+            "FILE_OPERATIONS: Final = (\n",
+            "    __import__('soak.workload.operations.toy').workload.operations.toy.TOY,\n",
+        ),
+    },
+)
+PIN = Toy(
+    "soak/workload/pins/toy.py",
+    TOY_PIN,
+    {
+        "soak/model/vocabulary.py": ('    VFIO_TYPE1 = "vfio-type1"\n', '    TOY_PIN = "toy-pin"\n'),
+        "soak/workload/pins/interfaces.py": (
+            "(VFIO_TYPE1,",
+            " __import__('soak.workload.pins.toy').workload.pins.toy.TOY,",
+        ),
+    },
+)
+TOYS = {"detector": DETECTOR, "metric": METRIC, "operation": OPERATION, "pin": PIN}
+
+
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Soak for a second with the toys, in a copy of the program."""
     place = tmp_path_factory.mktemp("adding")
     for package in ("soak", "exporter"):
         shutil.copytree(ROOT / package, place / package, ignore=shutil.ignore_patterns("__pycache__"))
-    for toy in (DETECTOR, METRIC):
+    for toy in TOYS.values():
         (place / toy.file).write_text(toy.text)
         for name, (after, line) in toy.listed.items():
             text = (place / name).read_text()
@@ -119,7 +219,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return told
 
 
-@pytest.mark.parametrize("toy", [DETECTOR, METRIC], ids=["detector", "metric"])
+@pytest.mark.parametrize("toy", TOYS.values(), ids=TOYS)
 def test_a_toy_is_listed_in_two_places_at_most(toy: Toy) -> None:
     assert len(toy.listed) <= MOST_LISTING
 
@@ -135,9 +235,40 @@ def test_what_it_finds_is_journalled_and_judged(ran: Mapping[str, Any]) -> None:
     assert ran["verdict"] == "fail"
 
 
-def test_what_it_has_no_expectation_for_is_missing(ran: Mapping[str, Any]) -> None:
-    assert ran["missing"] == ["no expectation covers play of anonymous over none"]
-
-
 def test_a_metric_is_exposed(ran: Mapping[str, Any]) -> None:
     assert "dax_soak_toys soft" in ran["exposition"]
+
+
+@pytest.mark.parametrize(
+    ("cell", "outcome"),
+    [
+        ("toy fs-dax none", "done"),
+        ("map anonymous toy-pin", "done"),
+        ("unmap anonymous toy-pin", "done"),
+        ("map fs-dax toy-pin", "refused"),
+    ],
+)
+def test_operation_and_pin_are_counted_and_exposed(
+    ran: Mapping[str, Any], cell: str, outcome: str
+) -> None:
+    assert ran["completed"][cell] > 0
+    assert f"dax_soak_operations_total {cell} {outcome}" in ran["exposition"]
+
+
+def test_mapped_bytes_of_a_pin_are_exposed(ran: Mapping[str, Any]) -> None:
+    assert "dax_soak_mapped_bytes anonymous toy-pin" in ran["exposition"]
+
+
+def test_what_no_expectation_covers_is_missing(ran: Mapping[str, Any]) -> None:
+    uncovered = {"play of anonymous over none", "toy fs-dax none"}
+    assert {f"no expectation covers {cell}" for cell in uncovered} == set(ran["missing"])
+
+
+def test_a_pin_has_a_canary(ran: Mapping[str, Any]) -> None:
+    assert ["refusals", "map of fs-dax over toy-pin ended with EINVAL"] in ran["canaries"]
+
+
+def test_all_show_in_the_report(ran: Mapping[str, Any]) -> None:
+    report = "\n".join(ran["report"])
+    for shown in ("a toy", "toy fs-dax none", "map anonymous toy-pin", "play of anonymous over none"):
+        assert shown in report

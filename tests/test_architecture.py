@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from soak.model.expectations import EXPECTATIONS
+from soak.workload.expectations import EXPECTATIONS
 from tests.test_exporter_support import ROOT
 
 if TYPE_CHECKING:

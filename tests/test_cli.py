@@ -13,8 +13,8 @@ import pytest
 from soak import __version__, run_directory
 from soak.cli import main
 from soak.lab.guest.faults import FAULTS, parse_fault
-from soak.model.expectations import EXPECTATIONS
 from soak.model.known_issues import KNOWN_ISSUES
+from soak.workload.expectations import EXPECTATIONS
 from soak.workload.scenarios import SCENARIOS
 from tests.soak_support import DEADLINE
 from tests.test_exporter_support import ROOT

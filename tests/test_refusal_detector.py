@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from soak.detectors.refusals import RefusalDetector
 from soak.ledger.schema import COUNT_COLUMNS, RECORDER_COLUMNS, RECORDER_LENGTH, judged_field
 from soak.model.cell import Cell
-from soak.model.expectations import EXPECTATIONS, expected, parse_release
+from soak.model.expectations import parse_release
 from soak.model.vocabulary import ERRNOS, Interface, Operation, RegionKind, Violation
+from soak.workload.expectations import EXPECTATIONS, expected
 from tests.soak_support import deterministic, make_ledger
 
 if TYPE_CHECKING:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Run on a copy of the program to which toys were added: a soak of a second, with nothing but the toys.
+"""Run on a copy of the program to which toys were added: a soak of seconds in anonymous memory and files.
 
-Prints what became of them as one JSON object.
+Prints what became of the toys as one JSON object. The files are those of any file system: what is asked
+is where a toy shows, not what a kernel does with DAX memory.
 """
 
 from __future__ import annotations
@@ -10,28 +11,48 @@ import json
 import sys
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any, cast
 
 from exporter.collector import LedgerCollector
 from soak.config.sections import parse_config
 from soak.journal.writer import FileJournal, read_journal
 from soak.ledger.reader import LedgerReader
 from soak.ledger.writer import Ledger
-from soak.regions import open_regions
+from soak.regions import AnonymousRegion, FsDaxRegion, Region
+from soak.regions.fs_dax import FILE_SIZE
+from soak.report.text import text_report
 from soak.supervisor.assembly import Setting, run_soak
 from soak.verdict import judge
 from soak.workload.plan import make_plan
 
+# The first canary is made three seconds after the start.
 CONFIG = {
-    "run": {"duration": 1},
-    "region": [{"name": "control", "kind": "anonymous"}],
-    "workload": {"mappers": 0, "invalidators": 0, "holders": 0, "trials": 0},
-    "canaries": {"every": 0},
+    "run": {"duration": 5},
+    "region": [
+        {"name": "control", "kind": "anonymous"},
+        {"name": "files", "kind": "fs-dax", "path": "files"},
+    ],
+    "workload": {
+        "mappers": 1,
+        "invalidators": 1,
+        "holders": 0,
+        "trials": 0,
+        "interfaces": ["toy-pin"],
+        "rate": 200,
+    },
 }
+
+
+def make_files(home: Path) -> FsDaxRegion:
+    directory = home / "files"
+    directory.mkdir()
+    # There are no pages that a sweep could read.
+    return FsDaxRegion("files", home, FILE_SIZE, cast("Any", None)).prepare(lambda _: directory)
 
 
 def main(home: Path) -> None:
     config = parse_config(CONFIG, "toy")
-    regions = open_regions(config.regions, lambda path: path)
+    regions: list[Region] = [AnonymousRegion("control", 1 << 20), make_files(home)]
     plan = make_plan(config, regions)
     layout = plan.layout({"run_id": "1", "filesystem": "none"}, lab=False)
     ledger = Ledger.create(home / "ledger", layout)
@@ -48,6 +69,10 @@ def main(home: Path) -> None:
             {
                 "program": sys.modules["soak"].__file__,
                 "ledger": {name: row["runs"] > 0 for name, row in rows.items()},
+                "completed": {
+                    f"{cell.operation} {cell.region} {cell.interface}": cell.attempts
+                    for cell in verdict.coverage
+                },
                 "exposition": sorted(
                     f"{sample.name} {' '.join(sample.labels.values())}".strip()
                     for family in families
@@ -61,8 +86,13 @@ def main(home: Path) -> None:
                     for event in events
                     if event["event"] == "violation.found"
                 ],
+                "canaries": [
+                    [event["detector"], event["made"]]
+                    for event in events
+                    if event["event"] == "canary.seen"
+                ],
                 "verdict": verdict.verdict,
-                "reasons": list(verdict.reasons),
+                "report": [" ".join(line.split()) for line in text_report(verdict, home).splitlines()],
             }
         )
     )

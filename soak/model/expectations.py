@@ -7,7 +7,6 @@ row covers makes the verdict unknown; it is never taken for granted.
 
 from __future__ import annotations
 
-import errno
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -15,8 +14,6 @@ from typing import TYPE_CHECKING, Final
 from soak.model.vocabulary import INVALIDATIONS, SHORT_PINS, Backing, Interface, Operation, RegionKind
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from soak.model.cell import Cell
 
 Release = tuple[int, int]
@@ -56,57 +53,16 @@ class Expectation:
 _PAGES_ARE_COUNTED: Final[Release] = (6, 15)
 _KEEPS_INODE = tuple(operation for operation in INVALIDATIONS if operation is not Operation.UNLINK)
 
-EXPECTATIONS: Final = (
+# Of operations on files. Those over a long-term interface stand with the interface, in
+# soak/workload/pins; soak.workload.expectations has all of them.
+FILE_EXPECTATIONS: Final = (
     Expectation(
-        (Operation.MAP,),
-        RegionKind.DEVICE_DAX,
-        Interface.VFIO_TYPE1,
-        Backing.SHARED,
-        None,
-        "device DAX has no blocks to take away: long-term pins are granted (vma_is_fsdax() is about "
-        "files only, include/linux/fs.h)",
-    ),
-    Expectation(
-        (Operation.MAP,),
-        RegionKind.FS_DAX,
-        Interface.VFIO_TYPE1,
-        Backing.SHARED,
-        errno.EOPNOTSUPP,
-        "check_vma_flags() refuses FOLL_LONGTERM on a DAX file before anything else is looked at "
-        "(94db151dc892, mm/gup.c)",
-        ((4, 16), LAST),
-    ),
-    Expectation(
-        (Operation.MAP,),
-        RegionKind.ANONYMOUS,
-        Interface.VFIO_TYPE1,
-        Backing.PRIVATE,
-        None,
-        "the control: where this fails, vfio is broken, not DAX",
-    ),
-    Expectation(
-        (Operation.UNMAP,),
-        RegionKind.DEVICE_DAX,
-        Interface.VFIO_TYPE1,
-        Backing.SHARED,
-        None,
-        "unmapping exactly what was mapped is done (drivers/vfio/vfio_iommu_type1.c)",
-    ),
-    Expectation(
-        (Operation.UNMAP,),
-        RegionKind.ANONYMOUS,
-        Interface.VFIO_TYPE1,
-        Backing.PRIVATE,
-        None,
-        "unmapping exactly what was mapped is done (drivers/vfio/vfio_iommu_type1.c)",
-    ),
-    Expectation(
-        (*INVALIDATIONS, Operation.FAULT),
+        INVALIDATIONS,
         RegionKind.FS_DAX,
         Interface.NONE,
         Backing.SHARED,
         None,
-        "changing a file's blocks and touching its pages are done, if need be after a wait for pins",
+        "changing the blocks of a file is done, after a wait for pins where there are any",
     ),
     *(
         row
@@ -175,17 +131,3 @@ def parse_release(text: str) -> Release:
     if match is None:
         raise ValueError(f"the kernel release {text!r} does not start with two numbers")
     return int(match[1]), int(match[2])
-
-
-def expected(
-    cell: Cell,
-    release: Release,
-    rows: Iterable[Expectation] = EXPECTATIONS,
-    *,
-    backing: Backing | None = None,
-) -> Expectation | None:
-    """Return the row for a cell on a kernel, or None where nobody knows what is owed.
-
-    Without a `backing` the first row of any is taken.
-    """
-    return next((row for row in rows if row.covers(cell, release, backing)), None)

@@ -6,9 +6,10 @@ from __future__ import annotations
 import textwrap
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from soak.model.expectations import EXPECTATIONS, FIRST, LAST, Release
+from soak.model.expectations import FIRST, LAST, Release
 from soak.model.known_issues import KNOWN_ISSUES
 from soak.model.vocabulary import errno_name
+from soak.workload.expectations import EXPECTATIONS
 from soak.workload.scenarios import SCENARIOS
 
 if TYPE_CHECKING:

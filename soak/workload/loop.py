@@ -25,8 +25,8 @@ from soak.ledger.schema import (
     RUN_WORD,
     STOP_WORD,
 )
-from soak.model.expectations import expected
 from soak.model.vocabulary import ERRNO_COLUMN, ERRNOS, WorkerState
+from soak.workload.expectations import expected
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

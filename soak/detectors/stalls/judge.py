@@ -16,7 +16,6 @@ from soak.detectors.tasks import hangs_in_kernel, sleeps_for_pages
 from soak.ledger.recorder import HOLDS, RECORDER
 from soak.ledger.schema import CANARY
 from soak.model.cell import Cell
-from soak.model.expectations import expected
 from soak.model.vocabulary import (
     INVALIDATIONS,
     SHORT_PINS,
@@ -27,6 +26,7 @@ from soak.model.vocabulary import (
     Role,
     Violation,
 )
+from soak.workload.expectations import expected
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping

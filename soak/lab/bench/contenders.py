@@ -22,9 +22,9 @@ from soak.abi.vfio import (
     DmaMap,
     DmaUnmap,
 )
-from soak.model.expectations import expected
 from soak.model.vocabulary import Operation, RegionKind
 from soak.workload.choices import Choice
+from soak.workload.expectations import expected
 from soak.workload.loop import outcome_columns, work
 
 if TYPE_CHECKING:

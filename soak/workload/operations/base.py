@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from random import Random
 
+    from soak.model.expectations import Expectation
     from soak.model.vocabulary import Operation
 
 # First page and number of pages. A truncation has its new size in `first`, and no length.
@@ -41,3 +42,5 @@ class FileOperation:
     aim: Callable[[int, int, Random], Range] | None = None
     # Whether the file has the size `offset` afterwards.
     resizes: bool = False
+    # What kernels owe, where soak.model.expectations has no row for it.
+    expectations: tuple[Expectation, ...] = ()

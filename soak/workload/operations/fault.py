@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from soak.model.vocabulary import Operation
+from soak.model.expectations import Expectation
+from soak.model.vocabulary import Backing, Interface, Operation, RegionKind
 from soak.regions.pages import PAGE_SIZE
 from soak.workload.operations.base import FileOperation
 from soak.workload.operations.holes import draw_range
@@ -30,4 +31,19 @@ def _draw(pages: int, random: Random) -> Range:
     return draw_range(pages, random, _LONGEST_PAGES)
 
 
-FAULT: Final = FileOperation(Operation.FAULT, _fault, _draw, 0.25)
+FAULT: Final = FileOperation(
+    Operation.FAULT,
+    _fault,
+    _draw,
+    0.25,
+    expectations=(
+        Expectation(
+            (Operation.FAULT,),
+            RegionKind.FS_DAX,
+            Interface.NONE,
+            Backing.SHARED,
+            None,
+            "a store into a mapped page of a file is done, within the size of the file",
+        ),
+    ),
+)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from soak.model.expectations import Expectation
     from soak.model.vocabulary import Interface
 
 # What a device may do with the memory: bits, as vfio has them (VFIO_DMA_MAP_FLAG_READ and _WRITE).
@@ -44,10 +45,12 @@ class LongTermInterface:
 
     `open` takes the PCI function, or an empty text where the interface needs none, and raises OSError
     where it cannot be opened. `provoke` pins at an address in a way that fails with the same errno for
-    any memory, one that no expectation names: the canary of the refusal detector.
+    any memory, one that no expectation names: the canary of the refusal detector. `expectations` have
+    a row for each kind of region and what it is mapped with.
     """
 
     interface: Interface
     open: Callable[[str], LongTermPin]
     provoke: Callable[[LongTermPin, int], int]
+    expectations: tuple[Expectation, ...]
     needs_function: bool

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import errno
 from typing import TYPE_CHECKING, Final
 
 from soak.abi.vfio import Container
-from soak.model.vocabulary import Interface
+from soak.model.expectations import LAST, Expectation
+from soak.model.vocabulary import Backing, Interface, Operation, RegionKind
 from soak.regions.pages import PAGE_SIZE
 from soak.workload.pins.long_term import LongTermInterface
 
@@ -25,6 +27,52 @@ def _map_without_access(pin: LongTermPin, address: int) -> int:
     return pin.map(address, _IOVA, PAGE_SIZE, _NO_ACCESS)
 
 
+_EXPECTATIONS: Final = (
+    Expectation(
+        (Operation.MAP,),
+        RegionKind.DEVICE_DAX,
+        Interface.VFIO_TYPE1,
+        Backing.SHARED,
+        None,
+        "device DAX has no blocks to take away: long-term pins are granted (vma_is_fsdax() is about "
+        "files only, include/linux/fs.h)",
+    ),
+    Expectation(
+        (Operation.MAP,),
+        RegionKind.FS_DAX,
+        Interface.VFIO_TYPE1,
+        Backing.SHARED,
+        errno.EOPNOTSUPP,
+        "check_vma_flags() refuses FOLL_LONGTERM on a DAX file before anything else is looked at "
+        "(94db151dc892, mm/gup.c)",
+        ((4, 16), LAST),
+    ),
+    Expectation(
+        (Operation.MAP,),
+        RegionKind.ANONYMOUS,
+        Interface.VFIO_TYPE1,
+        Backing.PRIVATE,
+        None,
+        "the control: where this fails, vfio is broken, not DAX",
+    ),
+    Expectation(
+        (Operation.UNMAP,),
+        RegionKind.DEVICE_DAX,
+        Interface.VFIO_TYPE1,
+        Backing.SHARED,
+        None,
+        "unmapping exactly what was mapped is done (drivers/vfio/vfio_iommu_type1.c)",
+    ),
+    Expectation(
+        (Operation.UNMAP,),
+        RegionKind.ANONYMOUS,
+        Interface.VFIO_TYPE1,
+        Backing.PRIVATE,
+        None,
+        "unmapping exactly what was mapped is done (drivers/vfio/vfio_iommu_type1.c)",
+    ),
+)
+
 VFIO_TYPE1: Final = LongTermInterface(
-    Interface.VFIO_TYPE1, Container, _map_without_access, needs_function=True
+    Interface.VFIO_TYPE1, Container, _map_without_access, _EXPECTATIONS, needs_function=True
 )
