@@ -29,6 +29,8 @@ from soak.supervisor.control import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from soak.lab.guest.opened import LabPlaces
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code: 0 pass, 1 fail, 2 usage, 3 unknown, 70 a crash.
@@ -135,16 +137,9 @@ def _run(options: argparse.Namespace) -> int:
 
         return print_choices(make_plan(config), options.print_choices)
     if options.ledger is not None:
-        from soak.lab.guest.soak import LabPlaces, soak_in_lab
+        from soak.lab.guest.soak import soak_in_lab
 
-        places = LabPlaces(
-            options.run_id,
-            options.ledger,
-            options.journal_port,
-            options.control,
-            mirror=options.mirror_ledger,
-        )
-        soak_in_lab(config, places)
+        soak_in_lab(config, _lab_places(options))
         return 0
     from soak.supervisor.local import Serving, soak_here
 
@@ -162,9 +157,20 @@ def _measure(options: argparse.Namespace) -> int:
     from soak.config.sections import load_config
     from soak.lab.bench.measure import measure
 
-    config = load_config(options.config)
-    measure(config, options.run_id, options.ledger, options.journal_port, mirrored=options.mirror_ledger)
+    measure(load_config(options.config), _lab_places(options))
     return 0
+
+
+def _lab_places(options: argparse.Namespace) -> LabPlaces:
+    from soak.lab.guest.opened import LabPlaces
+
+    return LabPlaces(
+        options.run_id,
+        options.ledger,
+        options.journal_port,
+        options.control,
+        mirror=options.mirror_ledger,
+    )
 
 
 @done_when_unread

@@ -20,6 +20,7 @@ from soak.journal.writer import FileJournal, read_journal
 from soak.ledger.writer import Ledger
 from soak.regions import open_regions
 from soak.supervisor.assembly import Setting, run_soak
+from soak.supervisor.workers import RunWorkers
 from soak.workload.plan import make_plan
 from tests.guest_support import step, tell
 
@@ -83,7 +84,7 @@ def main() -> None:
 
     with FileJournal(HOME / "journal", on_line=heard) as journal:
         setting = Setting("blind", ledger, journal, HOME, (), nullcontext(), in_lab=False)
-        run_soak(soak, plan, regions, setting)
+        run_soak(plan, regions, RunWorkers(plan, regions, ledger), setting)
     tell("journal", list(read_journal(HOME / "journal")))
 
 

@@ -22,6 +22,7 @@ from soak.regions import AnonymousRegion, FsDaxRegion, Region
 from soak.regions.fs_dax import FILE_SIZE
 from soak.report.text import text_report
 from soak.supervisor.assembly import Setting, run_soak
+from soak.supervisor.workers import RunWorkers
 from soak.verdict import judge
 from soak.workload.plan import make_plan
 
@@ -58,7 +59,7 @@ def main(home: Path) -> None:
     ledger = Ledger.create(home / "ledger", layout)
     with FileJournal(home / "journal.jsonl") as journal:
         setting = Setting("1", ledger, journal, home, (), nullcontext(), in_lab=False)
-        run_soak(config, plan, regions, setting)
+        run_soak(plan, regions, RunWorkers(plan, regions, ledger), setting)
     events = list(read_journal(home / "journal.jsonl"))
     with LedgerReader.open(home / "ledger") as reader:
         families = LedgerCollector(lambda: reader).collect()

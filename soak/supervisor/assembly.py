@@ -25,7 +25,6 @@ from soak.detectors.refusals import RefusalDetector, Refusals
 from soak.detectors.reporter import Reporter
 from soak.detectors.stalls.judge import StallDetector
 from soak.detectors.stalls.responder import StallWatch
-from soak.errors import UsageError
 from soak.journal.writer import Level
 from soak.ledger.schema import (
     ACCOUNT_COLUMNS,
@@ -36,40 +35,30 @@ from soak.ledger.schema import (
     account_field,
     judged_field,
 )
-from soak.machine.changes import be_expendable
 from soak.model.expectations import parse_release
 from soak.model.known_issues import KNOWN_ISSUES
 from soak.model.vocabulary import RegionKind, Role
 from soak.regions import FsDaxRegion
-from soak.regions.fs_dax import first_files
 from soak.supervisor.control import ControlSocket
 from soak.supervisor.crash_log import pick_up
 from soak.supervisor.mirror import Mirror
 from soak.supervisor.summary import Summary
 from soak.supervisor.supervisor import Supervisor
-from soak.workload.loop import outcome_columns
-from soak.workload.operators.holder import Holder
-from soak.workload.operators.invalidator import Invalidator
-from soak.workload.operators.mapper import Mapper
-from soak.workload.operators.trial import TrialHolder, TrialInvalidator
 from soak.workload.pins.interfaces import chosen_interfaces
-from soak.workload.pool import WorkerPool, WorkerProcess
-from soak.workload.worker import WorkerLimits
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from contextlib import AbstractContextManager
 
-    from soak.config.sections import Config
     from soak.journal.writer import Journal
     from soak.ledger.writer import BlockWriter, Ledger
     from soak.model.expectations import Release
     from soak.regions import Region
     from soak.supervisor.hooks.base import Hook
+    from soak.supervisor.workers import RunWorkers
     from soak.workload.pins.long_term import LongTermInterface
     from soak.workload.plan import RunPlan
-    from soak.workload.worker import Operator
-    from soak.workload.worker_plan import WorkerPlan
+    from soak.workload.pool import WorkerPool
 
 
 @dataclass(frozen=True)
@@ -102,21 +91,18 @@ class PriorRun:
         return cls(block.get("starts"), block.text("boot_id") == boot_id())
 
 
-def run_soak(config: Config, plan: RunPlan, regions: Sequence[Region], setting: Setting) -> None:
+def run_soak(plan: RunPlan, regions: Sequence[Region], workers: RunWorkers, setting: Setting) -> None:
     """Soak in regions that were opened, from the first calibration to the last line of the journal.
 
-    A ledger that a supervisor before this one has used is gone on with.
-
-    Raises:
-        UsageError: there are too few PCI functions.
+    Where an earlier supervisor has used the ledger, the run goes on from there.
     """
-    functions = _functions(plan)
-    probed = _probed(plan, functions)
     ledger, journal = setting.ledger, setting.journal
+    config = plan.config
+    probed = _probed(plan)
     with contextlib.ExitStack() as stack:
         block = ledger.block(SUPERVISOR)
         past = PriorRun.of(block)
-        pool = _pool(plan, regions, functions, ledger)
+        pool = workers.pool()
         if past.starts:
             pool.adopt()
         with setting.readable_addresses:
@@ -198,22 +184,6 @@ def run_soak(config: Config, plan: RunPlan, regions: Sequence[Region], setting: 
         supervisor.run()
 
 
-def given_up_files(plan: RunPlan, regions: Sequence[Region], ledger: Ledger) -> list[Path]:
-    """Return the files that nobody may truncate or unlink any more in this run."""
-    files = []
-    for worker in plan.workers:
-        position = _position(worker, regions)
-        region, block = regions[position], ledger.block(worker.name)
-        if worker.pair and isinstance(region, FsDaxRegion):
-            (place,) = worker.files
-            files += [region.trial_path(place, old) for old in range(block.get("generation"))]
-            continue
-        paths = [path for each in regions if isinstance(each, FsDaxRegion) for path in each.paths()]
-        marks = block.view("quarantine")
-        files += [path for path, mark in zip(paths, marks, strict=False) if mark]
-    return files
-
-
 def _run_facts(plan: RunPlan, setting: Setting) -> dict[str, Any]:
     return {
         "run_id": setting.run_id,
@@ -226,19 +196,9 @@ def _run_facts(plan: RunPlan, setting: Setting) -> dict[str, Any]:
     }
 
 
-def _functions(plan: RunPlan) -> tuple[str, ...]:
-    """Return the PCI functions: the first is for probes, the others are the mappers'."""
-    needed, devices = plan.functions, plan.config.vfio.devices
-    if len(devices) < needed and needed > 1:
-        raise UsageError(
-            f"{needed - 1} mappers need {needed} PCI functions in [vfio] devices (one for each and one "
-            f"for probes), and there are {len(devices)}."
-        )
-    return devices
-
-
-def _probed(plan: RunPlan, functions: Sequence[str]) -> list[tuple[LongTermInterface, str]]:
+def _probed(plan: RunPlan) -> list[tuple[LongTermInterface, str]]:
     """Return the interfaces that probes and canaries can use, each with the function to open it on."""
+    functions = plan.config.vfio.devices
     return [
         (entry, functions[0] if entry.needs_function else "")
         for entry in chosen_interfaces(plan.config.workload.interfaces)
@@ -353,67 +313,3 @@ def _stall_detector(
 
 def _probe_directory(regions: Sequence[Region]) -> Path | None:
     return next((region.directory for region in regions if isinstance(region, FsDaxRegion)), None)
-
-
-def _pool(
-    plan: RunPlan, regions: Sequence[Region], functions: Sequence[str], ledger: Ledger
-) -> WorkerPool:
-    release = parse_release(kernel_release())
-    blocks = {worker.name: ledger.block(worker.name) for worker in plan.workers}
-    # Workers of trials have files of their own, and give them up in another way.
-    quarantines = [blocks[worker.name].view("quarantine") for worker in plan.workers if not worker.pair]
-    members = [
-        WorkerProcess(
-            worker,
-            blocks[worker.name],
-            outcome_columns(worker.cells, release),
-            _operator_factory(worker, plan, regions, functions, blocks=blocks, quarantines=quarantines),
-            first_files(regions)[_position(worker, regions)],
-        )
-        for worker in plan.workers
-    ]
-    supervisor = ledger.block(SUPERVISOR)
-    memory = plan.config.limits.memory or None
-    limits = WorkerLimits(rate=plan.config.workload.rate, enter=lambda: be_expendable(memory))
-    return WorkerPool(members, supervisor.view("pause"), supervisor.view("uncertain"), limits=limits)
-
-
-def _position(worker: WorkerPlan, regions: Sequence[Region]) -> int:
-    """Return which of all regions is the first that a worker works on."""
-    name = worker.regions[0].name
-    return next(index for index, region in enumerate(regions) if region.name == name)
-
-
-def _operator_factory(
-    worker: WorkerPlan,
-    plan: RunPlan,
-    regions: Sequence[Region],
-    functions: Sequence[str],
-    *,
-    blocks: Mapping[str, BlockWriter],
-    quarantines: Sequence[memoryview[int]],
-) -> Callable[[BlockWriter], Operator]:
-    """Return what makes the operator of a worker, in the worker's own process."""
-    if worker.long_term is not None:
-        open_pin = worker.long_term.open
-        function = "" if worker.function is None else functions[worker.function]
-        return lambda block: Mapper(block, regions, open_pin(function))
-    position = _position(worker, regions)
-    region = regions[position]
-    if not isinstance(region, FsDaxRegion):
-        raise TypeError(f"{worker.name} needs files, and {region.name} has none")
-    slow = [Path(path) for path in plan.config.workload.slow_devices]
-    fast = [Path(path) for path in plan.config.workload.fast_devices]
-    own = [words[first_files(regions)[position] :] for words in quarantines]
-    if worker.pair:
-        partner = next(
-            blocks[other.name]
-            for other in plan.workers
-            if other.pair == worker.pair and other is not worker
-        )
-        if worker.role is Role.HOLDER:
-            return lambda block: TrialHolder(block, partner, worker, region, slow=slow, fast=fast)
-        return lambda block: TrialInvalidator(block, partner, worker, region)
-    if worker.role is Role.HOLDER:
-        return lambda block: Holder(block, region, slow=slow, fast=fast, quarantines=own)
-    return lambda _block: Invalidator(region, worker.files, own)

@@ -23,7 +23,7 @@ from soak.model.exit_codes import PLAIN
 from soak.process.http_probe import ExporterProbe
 from soak.regions import FsDaxRegion
 from soak.report.text import publish
-from soak.supervisor.assembly import Setting, given_up_files, run_soak
+from soak.supervisor.assembly import Setting, run_soak
 from soak.supervisor.control import ending_signals
 from soak.supervisor.hooks.exporter import ExporterKeeper, ExporterProcess
 from soak.supervisor.hooks.systemd import Service
@@ -33,6 +33,7 @@ from soak.supervisor.ledger_store import LedgerStore, bring_home
 from soak.supervisor.preparation import RegionFiles, prepared_machine, teller
 from soak.supervisor.restoring import STATE
 from soak.supervisor.resume import ChosenRun, choose_run
+from soak.supervisor.workers import RunWorkers
 from soak.verdict import Judge
 from soak.workload.plan import make_plan
 
@@ -132,7 +133,8 @@ def _soak_in(
             layout = plan.layout({"run_id": chosen.run_id, "filesystem": _filesystem(regions)}, lab=False)
             store = LedgerStore(directory, chosen.run_id, layout, journal, resumed=chosen.resumed)
             stack.callback(store.close)
-            files.given_up = lambda: given_up_files(plan, regions, store.ledger)
+            workers = RunWorkers(plan, regions, store.ledger)
+            files.given_up = workers.given_up_files
             block = store.ledger.block(SUPERVISOR)
             keeper = VerdictKeeper(judge, block)
             stack.callback(keeper.sampled)
@@ -154,7 +156,7 @@ def _soak_in(
                 changes.readable_addresses(teller(journal)),
                 in_lab=False,
             )
-            run_soak(config, plan, regions, setting)
+            run_soak(plan, regions, workers, setting)
     return judge.verdict()
 
 

@@ -5,40 +5,32 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import os
 import time
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from soak.abi.btf import BtfError
 from soak.abi.procfs import kernel_release
 from soak.abi.vfio import Container
 from soak.detectors.leaks.struct_pages import StructPages
-from soak.journal.writer import Level, PortJournal
+from soak.journal.writer import Level
 from soak.lab.bench.contenders import LENGTH, LIBRARY, REFERENCES, Contenders, Subject
 from soak.lab.bench.series import MEASURED, Series, take_turns
+from soak.lab.guest.opened import opened_run
 from soak.ledger.schema import SUPERVISOR
-from soak.machine.changes import MachineChanges
 from soak.model.expectations import parse_release
 from soak.model.vocabulary import RegionKind, Role
-from soak.supervisor.mirror import place_ledger
-from soak.supervisor.preparation import RegionFiles, prepared_machine
-from soak.workload.operators.mapper import Mapper
-from soak.workload.plan import make_plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from soak.config.sections import Config
     from soak.lab.bench.series import Prepare, Timed
+    from soak.lab.guest.opened import LabPlaces, OpenedRun
     from soak.ledger.writer import Ledger
-    from soak.regions import Region
     from soak.regions.pages import PageSpan
     from soak.supervisor.mirror import Mirror
 
-_LOCAL_LEDGER: Final = Path("/run/dax-soak-ledger")
-_STATE: Final = Path("/run/dax-soak-changes")
 _SUBJECTS: Final = {
     RegionKind.DEVICE_DAX: "device-dax, map and unmap 2 MiB",
     RegionKind.FS_DAX: "fs-dax, refused map of 2 MiB",
@@ -50,29 +42,22 @@ _ROUND_SECONDS: Final = 0.2
 _FIRST_CYCLES: Final = 16
 
 
-def measure(config: Config, run_id: str, ledger: Path, journal_port: Path, *, mirrored: bool) -> None:
-    """Measure for about as long as a run should last, and write it all into the journal.
+def measure(config: Config, places: LabPlaces) -> None:
+    """Measure for about as long as a run should last, and write the results into the journal.
 
     Raises:
-        UsageError: the configuration does not fit this machine.
+        UsageError: the configuration does not fit the guest.
     """
-    opened, mirror = place_ledger(ledger, _LOCAL_LEDGER, always=mirrored)
-    port = os.open(journal_port, os.O_RDWR | os.O_CLOEXEC)
-    with contextlib.closing(PortJournal(port)) as journal:
+    with opened_run(config, places) as run:
         try:
-            with (
-                MachineChanges.open(_STATE, run_id) as changes,
-                prepared_machine(config, run_id, changes, journal, changes.recover()),
-                contextlib.closing(RegionFiles(config, changes, journal)) as files,
-            ):
-                series = list(_all_series(config, files.regions, opened, _heart(opened, mirror)))
+            series = list(_all_series(run, _heart(run.ledger, run.mirror)))
         except (OSError, BtfError, LookupError) as error:
-            journal.write("harness.failed", Level.ERROR, summary=f"the bench failed: {error}")
+            run.journal.write("harness.failed", Level.ERROR, summary=f"the bench failed: {error}")
             return
-        journal.write(
+        run.journal.write(
             MEASURED,
             kernel=kernel_release(),
-            mirrored=mirror is not None,
+            mirrored=run.mirror is not None,
             series=[entry.to_fields() for entry in series],
         )
 
@@ -89,11 +74,10 @@ def _heart(ledger: Ledger, mirror: Mirror | None) -> Callable[[], None]:
     return beat
 
 
-def _all_series(
-    config: Config, regions: Sequence[Region], ledger: Ledger, beat: Callable[[], None]
-) -> Iterator[Series]:
-    each = config.run.duration / (len(_SUBJECTS) + 1)
-    yield from _loops(config, regions, ledger, each, beat)
+def _all_series(run: OpenedRun, beat: Callable[[], None]) -> Iterator[Series]:
+    each = run.plan.config.run.duration / (len(_SUBJECTS) + 1)
+    yield from _loops(run, each, beat)
+    regions = run.files.regions
     span = next(region.pages for region in regions if region.kind is RegionKind.DEVICE_DAX)
     if span is not None:
         with StructPages() as pages:
@@ -101,16 +85,14 @@ def _all_series(
             yield take_turns(series, _sweeps(pages, span), each, beat)
 
 
-def _loops(
-    config: Config, regions: Sequence[Region], ledger: Ledger, seconds: float, beat: Callable[[], None]
-) -> Iterator[Series]:
-    plan = make_plan(config, regions)
-    worker = next(worker for worker in plan.workers if worker.role is Role.MAPPER)
-    block, pause = ledger.block(worker.name), ledger.block(SUPERVISOR).view("pause")
+def _loops(run: OpenedRun, seconds: float, beat: Callable[[], None]) -> Iterator[Series]:
+    worker = next(worker for worker in run.plan.workers if worker.role is Role.MAPPER)
+    block, pause = run.ledger.block(worker.name), run.ledger.block(SUPERVISOR).view("pause")
     release = parse_release(kernel_release())
     library = ctypes.CDLL(LIBRARY)
-    container = Container(config.vfio.devices[0])
-    with contextlib.closing(Mapper(block, regions, container)) as mapper:
+    # The C loop maps over vfio type1, on the function that the mappers leave to probes.
+    container = Container(run.plan.config.vfio.devices[0])
+    with contextlib.closing(run.workers.mapper(worker, container)) as mapper:
         for kind, name in _SUBJECTS.items():
             subject = Subject(worker, kind, release)
             contenders = Contenders(
