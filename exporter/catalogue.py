@@ -106,7 +106,12 @@ METRICS: Final = (
         _CELL,
         unit=_SECONDS,
     ),
-    Metric("operations_in_flight", MetricType.GAUGE, "Operations started and not ended.", _WAIT),
+    Metric(
+        "operations_in_flight",
+        MetricType.GAUGE,
+        "Operations started and not ended; 0 where the run is over.",
+        _WAIT,
+    ),
     Metric(
         "oldest_operation_start_timestamp_seconds",
         MetricType.GAUGE,

@@ -12,9 +12,9 @@ from prometheus_client.registry import Collector
 
 from exporter.families import info, single
 from exporter.groups import GROUPS
-from exporter.snapshot import Snapshot
 from soak import __version__
 from soak.ledger.layout import UNREADABLE
+from soak.ledger.view import LedgerView
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,14 +55,14 @@ class LedgerCollector(Collector):
 
     def _read(self) -> tuple[list[Metric], dict[str, str]]:
         try:
-            snapshot = Snapshot(self._open_reader(), self._clock_ns())
+            view = LedgerView(self._open_reader(), self._clock_ns())
         except UNREADABLE as error:
             return [], {_OPENING: _describe(error)}
         families: list[Metric] = []
         complaints: dict[str, str] = {}
         for subject, group in GROUPS.items():
             try:
-                families += list(group(snapshot))
+                families += list(group(view))
             except UNREADABLE as error:
                 complaints[subject] = _describe(error)
         return families, complaints

@@ -15,12 +15,14 @@ from prometheus_client.core import (
 )
 
 from exporter.catalogue import BY_NAME, EXPOSED_BOUNDS, MetricType
-from exporter.snapshot import NANOSECONDS
+from soak.ledger.view import NANOSECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from prometheus_client import Metric
+
+    from soak.ledger.histogram import Histogram
 
 _PLAIN_FAMILIES: Final = {MetricType.COUNTER: CounterMetricFamily, MetricType.GAUGE: GaugeMetricFamily}
 
@@ -50,18 +52,16 @@ def info(name: str, rows: Sequence[tuple[object, ...]]) -> Metric:
     return family
 
 
-def histogram(
-    name: str, bounds_ns: Sequence[int], rows: Mapping[tuple[str, ...], tuple[Sequence[int], int]]
-) -> Metric:
-    """Build a histogram from a ledger's finer buckets and their sums in nanoseconds."""
+def histogram(name: str, bounds_ns: Sequence[int], rows: Mapping[tuple[str, ...], Histogram]) -> Metric:
+    """Build a histogram from a ledger's finer ones, by label values; all have the same bounds."""
     metric = BY_NAME[name]
     family = HistogramMetricFamily(metric.full_name, metric.help, labels=metric.labels, unit=metric.unit)
     # How many of the ledger's buckets lie under each bound that is exposed.
     under = [(str(bound), bisect_right(bounds_ns, bound * NANOSECONDS)) for bound in EXPOSED_BOUNDS]
-    for labels, (buckets, sum_ns) in rows.items():
-        totals = [0, *accumulate(buckets)]
+    for labels, found in rows.items():
+        totals = [0, *accumulate(found.buckets)]
         exposed = [*((bound, totals[number]) for bound, number in under), ("+Inf", totals[-1])]
-        family.add_metric(list(_labels(name, labels).values()), exposed, sum_ns / NANOSECONDS)
+        family.add_metric(list(_labels(name, labels).values()), exposed, found.sum_ns / NANOSECONDS)
     return family
 
 

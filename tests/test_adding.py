@@ -52,7 +52,7 @@ TOY_METRIC = """
 from exporter.families import plain
 
 
-def toys(snapshot):
+def toys(view):
     yield plain("toys", {("soft",): 7})
 """
 

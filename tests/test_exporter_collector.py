@@ -17,11 +17,11 @@ from prometheus_client.exposition import generate_latest
 from exporter.catalogue import EXPOSED_BOUNDS
 from exporter.collector import LedgerCollector
 from exporter.groups import GROUPS
-from exporter.snapshot import Snapshot
 from soak.lab.request import lab_config
 from soak.ledger.layout import WORD
 from soak.ledger.reader import LedgerReader
 from soak.ledger.schema import BUCKET_BOUNDS_NS, INTERRUPTED_COLUMN, RECORDER_COLUMNS, leaks_field
+from soak.ledger.view import LedgerView
 from soak.ledger.writer import Ledger
 from soak.model.vocabulary import INVALIDATIONS, SHORT_PINS, Interface, RunState, VerdictWord, WorkerState
 from soak.workload.plan import make_plan
@@ -104,7 +104,7 @@ def test_the_default_run_of_the_lab_stays_under_a_thousand_series(tmp_path: Path
                 words[position] = filled
     assert len(read(tmp_path / "ledger")) < 1000
     with LedgerReader.open(tmp_path / "ledger") as reader:
-        assert all(group(Snapshot(reader, OFFSET_NS)) for group in GROUPS.values())
+        assert all(group(LedgerView(reader, OFFSET_NS)) for group in GROUPS.values())
 
 
 def test_operations_are_summed_over_workers_and_by_outcome(tmp_path: Path, ledger: Ledger) -> None:
