@@ -22,6 +22,7 @@ from soak.lab.progress import Progress
 from soak.ledger.layout import UNREADABLE, Layout, LedgerError
 from soak.ledger.reader import LedgerReader
 from soak.ledger.schema import CANARY, HOST, SUPERVISOR, WORKER
+from soak.ledger.view import LedgerView
 from soak.ledger.writer import Ledger
 from soak.model.vocabulary import RegionKind, RunState, VerdictWord, WorkerState
 from soak.report.top.terminal import watch
@@ -154,14 +155,14 @@ def _read(path: Path, _: Layout) -> None:
     """Read a ledger of which nothing is known."""
     with contextlib.suppress(LedgerError), LedgerReader.open(path) as reader:
         with contextlib.suppress(*UNREADABLE):
-            make_view(Reading(reader, 1, NOW_NS))
+            make_view(Reading.take(reader, 1, NOW_NS))
         read_all(reader)
 
 
 def _read_as_host(path: Path, layout: Layout) -> None:
     """Read a ledger as the host of a lab does, which knows its layout by itself."""
     with contextlib.suppress(LedgerError), LedgerReader.open(path, layout=layout) as reader:
-        assert Progress(io.StringIO()).ledger_line(reader, 7.0, 60.0).isprintable()
+        assert Progress(io.StringIO()).ledger_line(LedgerView(reader, NOW_NS), 60.0).isprintable()
         read_all(reader)
 
 
@@ -203,7 +204,7 @@ def test_the_undamaged_ones_are_read(tmp_path: Path, *, lab: bool) -> None:
         collector = LedgerCollector(lambda: reader, lambda: NOW_NS)
         up = next(family for family in collector.collect() if family.name == "dax_soak_up")
         assert up.samples[0].value == 1
-        assert make_view(Reading(reader, 1, NOW_NS)).state == RunState.RUNNING
+        assert make_view(Reading.take(reader, 1, NOW_NS)).state == RunState.RUNNING
 
 
 @many_inputs

@@ -11,21 +11,23 @@ import pytest
 
 from soak.lab.progress import Progress
 from soak.ledger.reader import LedgerReader
+from soak.ledger.view import NANOSECONDS, LedgerView
 from tests.soak_support import make_ledger
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from soak.ledger.writer import BlockWriter
+    from soak.ledger.writer import Ledger
 
 
 class Shown:
     """A soak of which its line is looked at twice a second."""
 
-    def __init__(self, mapper: BlockWriter, reader: LedgerReader) -> None:
+    def __init__(self, ledger: Ledger, reader: LedgerReader) -> None:
         self.now = 1000.0
-        self._mapper = mapper
+        self._mapper = ledger.block("mapper-0")
+        self._supervisor = ledger.block("supervisor")
         self._reader = reader
         self._out = io.StringIO()
         self._progress = Progress(self._out)
@@ -38,8 +40,9 @@ class Shown:
             done += 0.5 * cycles_a_second
             self._mapper.add_at("counts", int(done), "unmap device-dax vfio-type1", "done")
             done -= int(done)
-            elapsed = self.now - self._started
-            self._progress.tick(self._progress.ledger_line(self._reader, elapsed, 120.0))
+            self._supervisor.set("soaked_ns", int((self.now - self._started) * NANOSECONDS))
+            view = LedgerView(self._reader, 0)
+            self._progress.tick(self._progress.ledger_line(view, 120.0))
 
     def rates(self) -> list[str]:
         return re.findall(r"([\d.]+) cycles/s", self._out.getvalue())
@@ -49,7 +52,7 @@ class Shown:
 def shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shown]:
     ledger = make_ledger(tmp_path / "ledger")
     with LedgerReader.open(tmp_path / "ledger") as reader:
-        found = Shown(ledger.block("mapper-0"), reader)
+        found = Shown(ledger, reader)
         monkeypatch.setattr("soak.lab.progress.time.monotonic", lambda: found.now)
         yield found
 

@@ -6,14 +6,12 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from soak.ledger.schema import SUPERVISOR, WORKER
+from soak.ledger.view import LedgerView
 
 if TYPE_CHECKING:
     from soak.lab.progress import Progress
     from soak.lab.request import LabRequest
     from soak.ledger.reader import LedgerReader
-
-_NANOSECONDS = 1_000_000_000
 
 
 class Display:
@@ -33,8 +31,8 @@ class Display:
 
     def show(self, reader: LedgerReader, *, booted: bool, ready: bool) -> float | None:
         """Show the state of now; return the seconds to the first operation when it is first seen."""
-        begun = operations_begun(reader) - self._begun_before
-        if not begun:
+        ledger = LedgerView(reader, time.time_ns())
+        if ledger.begun <= self._begun_before:
             phase = self._request.doing if ready else _PHASES[booted]
             self._progress.tick(f"{self.elapsed:5.1f} s  {phase}")
             return None
@@ -42,15 +40,9 @@ class Display:
         self._seen_first = True
         if first is not None:
             self._progress.say(f"First operation after {first:.1f} s")
-        soaked = reader.block(SUPERVISOR).get("soaked_ns") / _NANOSECONDS
         duration = self._request.config.run.duration
-        self._progress.tick(self._progress.ledger_line(reader, soaked, duration))
+        self._progress.tick(self._progress.ledger_line(ledger, duration))
         return first
-
-
-def operations_begun(reader: LedgerReader) -> int:
-    """Return how many operations the workers of a run have begun."""
-    return sum(block.get("begun") for block in reader.blocks(WORKER))
 
 
 _PHASES = {False: "booting", True: "preparing NVDIMM, file systems and disks"}

@@ -6,24 +6,17 @@ from __future__ import annotations
 import sys
 import textwrap
 import time
-from collections import deque
+from collections import Counter, deque
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
 from soak.files.printable import printable
-from soak.ledger.schema import (
-    COUNT_COLUMNS,
-    FAILED_COLUMN,
-    NO_KNOWN_ISSUE,
-    REFUSED_COLUMN,
-    SUPERVISOR,
-    WORKER,
-)
-from soak.model.cell import Cell
-from soak.model.vocabulary import Level, Operation, Violation
+from soak.ledger.schema import NO_KNOWN_ISSUE
+from soak.ledger.worker_view import outcome_and_errno
+from soak.model.vocabulary import Level, Operation, Outcome, Violation
 from soak.process.output import put
 
 if TYPE_CHECKING:
-    from soak.ledger.reader import LedgerReader
+    from soak.ledger.view import LedgerView
 
 _PLAIN_SECONDS: Final = 10.0
 # Filling lines takes time that grows with the square of a sentence, which a guest may have sent.
@@ -63,24 +56,23 @@ class Progress:
             self._last = time.monotonic()
             put(f"{text}\n", self._out)
 
-    def ledger_line(self, reader: LedgerReader, elapsed: float, duration: float) -> str:
-        """Describe a ledger in less than 80 columns."""
-        operations = maps = refused = failed = 0
-        for block in reader.blocks(WORKER):
-            for label, row in zip(block.named_rows("counts"), block.rows("counts"), strict=True):
-                operations += sum(row)
-                refused += sum(row[REFUSED_COLUMN:FAILED_COLUMN])
-                failed += sum(row[FAILED_COLUMN : len(COUNT_COLUMNS)])
-                if Cell.parse(label).operation is Operation.UNMAP:
-                    maps += row[0]
-        supervisor = reader.block(SUPERVISOR)
-        found = supervisor.named_rows("violations")
+    def ledger_line(self, ledger: LedgerView, duration: float) -> str:
+        """Describe a ledger in less than 80 columns; `duration` is how long it soaks, in seconds."""
+        ended: Counter[Outcome] = Counter()
+        cycles = 0
+        for cell, row in ledger.counts.items():
+            for column, count in row.items():
+                ended[outcome_and_errno(column)[0]] += count
+            if cell.operation is Operation.UNMAP:
+                cycles += row[Outcome.DONE]
+        found = ledger.violations
         unexplained = sum(row[NO_KNOWN_ISSUE] for row in found.values())
         leaked = sum(found[Violation.LEAK].values())
-        rate = self._rate(maps, elapsed)
+        rate = self._rate(cycles, ledger.soaked_seconds)
         return (
-            f"{_clock(elapsed)}/{_clock(duration)}  {_short(operations)} ops  {rate} cycles/s  "
-            f"{_short(refused)} refused  {_short(leaked)} leaked  {unexplained} unexplained"
+            f"{_clock(ledger.soaked_seconds)}/{_clock(duration)}  {_short(ended.total())} ops  "
+            f"{rate} cycles/s  {_short(ended[Outcome.REFUSED])} refused  {_short(leaked)} leaked  "
+            f"{unexplained} unexplained"
         )
 
     def _rate(self, cycles: int, elapsed: float) -> str:

@@ -19,7 +19,7 @@ import tomli_w
 from soak import run_directory
 from soak.journal.writer import OWN_EVENTS, FileJournal, Level, read_journal
 from soak.lab import protocol
-from soak.lab.display import Display, operations_begun
+from soak.lab.display import Display
 from soak.lab.guest.faults import FAULTS
 from soak.lab.host.boot_error import STOOD_STILL, BootError
 from soak.lab.host.console import EVIDENCE_LINES, SHOWN_LINES, begin_console, console_tail
@@ -34,8 +34,9 @@ from soak.lab.progress import EventLines, Progress
 from soak.lab.protocol import Order
 from soak.lab.request import LabRequest, namespaces
 from soak.ledger.reader import LedgerReader
-from soak.ledger.schema import HOST, SUPERVISOR, WORKER
+from soak.ledger.schema import HOST, SUPERVISOR
 from soak.ledger.totals import completed_operations, judged_trials
+from soak.ledger.view import LedgerView
 from soak.ledger.writer import Ledger
 from soak.model.vocabulary import RunState, VerdictWord
 from soak.supervisor.control import PLANT, STOP, WORDS, ControlSocket, ending_signals
@@ -129,7 +130,8 @@ class LabRun:
             )
             self._ledger = Ledger.create(path, layout)
         with LedgerReader.open(path, layout=layout) as reader:
-            self._display = Display(self._progress, request, operations_begun(reader))
+            begun = LedgerView(reader, time.time_ns()).begun
+        self._display = Display(self._progress, request, begun)
         self._host = self._ledger.block(HOST)
         self._host.set("pid", os.getpid())
         self._host.set_text("accelerator", self._accelerator)
@@ -448,16 +450,16 @@ class LabRun:
     def _sample(self) -> None:
         """Take the guest's last sample for it, from the ledger that it left behind."""
         with LedgerReader.open(self._ledger_path, layout=self._ledger.layout) as reader:
-            supervisor = reader.block(SUPERVISOR)
-            sweeps = supervisor.named("sweeps")
+            ledger = LedgerView(reader, time.time_ns())
+            sweeps = ledger.supervisor.named("sweeps")
             completed = {
                 **completed_operations(
-                    (list(block.named_rows("counts")), block.flat("counts"))
-                    for block in reader.blocks(WORKER)
+                    ([cell.label for cell in worker.cells], worker.block.flat("counts"))
+                    for worker in ledger.workers
                 ),
-                **judged_trials(supervisor.named_rows("trials")),
+                **judged_trials(ledger.supervisor.named_rows("trials")),
             }
-        errors = self._ledger.block(SUPERVISOR).get("journal_errors") + self._journal.errors
+        errors = ledger.supervisor.get("journal_errors") + self._journal.errors
         self._journal_event(
             "sample.taken", completed=completed, sweeps=sweeps, journal_errors=errors, by="host"
         )

@@ -13,8 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from soak.files.printable import printable
+from soak.ledger.view import NANOSECONDS
 from soak.model.vocabulary import VerdictWord, WorkerState
-from soak.report.top.view import NANOSECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -92,8 +92,8 @@ def draw(view: View, conclusion: Conclusion | None) -> RenderableType:
 
 
 def _head(view: View, conclusion: Conclusion | None) -> Iterator[RenderableType]:
-    reading, run = view.reading, view.reading.run
-    word = conclusion.verdict if conclusion else reading.verdict
+    run = view.run
+    word = conclusion.verdict if conclusion else view.verdict
     yield Text.assemble(
         ("dax-soak ", _HEADING),
         str(run.get("run_id", "")),
@@ -104,19 +104,21 @@ def _head(view: View, conclusion: Conclusion | None) -> Iterator[RenderableType]
     for reason in conclusion.reasons if conclusion else ():
         yield Padding(Text(reason[:_LONGEST_REASON]), (0, 0, 0, 2))
     about = (
-        f"Linux {reading.kernel}" if reading.kernel else "no kernel yet",
+        f"Linux {view.kernel}" if view.kernel else "no kernel yet",
         str(run.get("filesystem") or ""),
-        reading.accelerator,
+        view.accelerator,
         str(run.get("scenario") or ""),
         f"seed {run.get('seed')}",
     )
     yield Text("  ".join(filter(None, about)))
-    done, needed = reading.covered
+    done, needed = view.covered
     times = f"{_clock(view.elapsed)} elapsed"
     if view.to_go is not None:
         times += f", {_clock(view.to_go)} to go"
     span = "since the start" if view.span is None else f"of the last {view.span:.0f} s"
     yield Text(f"{times}  {done} of {needed} cells covered  rates {span}")
+    if view.no_heartbeat:
+        yield Text("The supervisor has sent no heartbeat yet.", _KNOWN)
     if view.silent is not None:
         yield Text(
             f"The supervisor has not beaten for {_clock(view.silent)}: the soak hangs or is dead.", _BAD
@@ -166,11 +168,10 @@ def _leaks(view: View) -> RenderableType:
         ("swept", True),
     )
     table.padding = (0, 2, 0, 0)
-    for region in view.reading.regions:
+    for region in view.regions:
         swept = "never"
-        if region.swept_ns:
-            ago = max(view.reading.now_ns - region.swept_ns, 0) / NANOSECONDS
-            swept = f"{_clock(ago)} ago"
+        if region.swept is not None:
+            swept = f"{_clock(region.swept)} ago"
         elif not region.found:
             continue  # not a region whose pages can be read, or not yet
         table.add_row(

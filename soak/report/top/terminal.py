@@ -23,10 +23,11 @@ from soak.files.bounded_json import parse_json
 from soak.files.regular import read_regular
 from soak.ledger.layout import UNREADABLE, LedgerError
 from soak.ledger.reader import LedgerReader
+from soak.ledger.view import NANOSECONDS
 from soak.model.exit_codes import PLAIN
 from soak.model.vocabulary import VerdictWord
 from soak.report.top.draw import Conclusion, Cropped, draw
-from soak.report.top.view import HEARTBEAT_LIMIT_NS, NANOSECONDS, Reading, View, make_view
+from soak.report.top.view import Reading, View, make_view
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -83,11 +84,6 @@ class _Watched:
     def exit_code(self) -> int:
         return 0 if self.conclusion is None else PLAIN.verdicts[self.conclusion.verdict]
 
-    @property
-    def given_up(self) -> bool:
-        """Whether nobody beats any more, and nobody has said how it ended."""
-        return self.view.reading.silent_ns >= HEARTBEAT_LIMIT_NS
-
     def look(self) -> View:
         self.view = self._look()
         return self.view
@@ -96,7 +92,7 @@ class _Watched:
         # In this order: whoever wrote the verdict had finished the ledger.
         self.conclusion = self._conclusion()
         try:
-            return self._view(Reading(self._reader, time.monotonic_ns(), time.time_ns()))
+            return self._view(Reading.take(self._reader, time.monotonic_ns(), time.time_ns()))
         except UNREADABLE as error:
             raise self._unreadable(error) from None
 
@@ -107,7 +103,7 @@ class _Watched:
         while len(self._readings) > 1 and now.taken_ns - self._readings[1].taken_ns >= span:
             self._readings.popleft()
         before = self._readings[0] if self._readings else None
-        if before is None or now.heartbeat_ns != before.heartbeat_ns or now.beating:
+        if before is None or now.moved(before):
             self._readings.append(now)
         return make_view(now, before)
 
@@ -140,7 +136,7 @@ def _print_plainly(run: _Watched, interval: float | None) -> int:
         with console.capture() as capture:
             console.print(draw(run.view, run.conclusion))
         print("\n".join(line.rstrip() for line in capture.get().splitlines()), flush=True)
-        if interval is None or run.conclusion is not None or run.given_up:
+        if interval is None or run.conclusion is not None or run.view.given_up:
             return run.exit_code
         print(flush=True)
         time.sleep(interval)

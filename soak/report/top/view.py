@@ -5,147 +5,62 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from itertools import accumulate
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Self
 
-from soak.ledger.recorder import in_flight
-from soak.ledger.schema import HOST, NO_KNOWN_ISSUE, SUPERVISOR, WORKER, leaks_field
-from soak.model.cell import Cell
-from soak.model.vocabulary import Outcome, RunState, VerdictWord, Violation, WorkerState
+from soak.ledger.schema import NO_KNOWN_ISSUE
+from soak.ledger.view import NANOSECONDS, LedgerView
+from soak.ledger.worker_view import outcome_and_errno
+from soak.model.vocabulary import Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping
 
-    from soak.ledger.reader import BlockSnapshot, LedgerReader
+    from soak.ledger.reader import LedgerReader
+    from soak.model.cell import Cell
+    from soak.model.vocabulary import RunState, VerdictWord
 
-NANOSECONDS: Final = 1_000_000_000
-# As the exporter has it: a supervisor beats ten times a second.
-HEARTBEAT_LIMIT_NS: Final = 15 * NANOSECONDS
 _FULL_PPM: Final = 1_000_000
 
 
 @dataclass(frozen=True)
-class Histogram:
-    """Durations in a ledger's buckets; the last bucket has no upper bound."""
-
-    bounds_ns: Sequence[int]
-    buckets: Sequence[int]
-
-    @property
-    def count(self) -> int:
-        return sum(self.buckets)
-
-    def since(self, before: Histogram | None) -> Histogram:
-        """Return what has come in since an earlier reading."""
-        if before is None:
-            return self
-        pairs = zip(self.buckets, before.buckets, strict=True)
-        return Histogram(self.bounds_ns, [max(now - then, 0) for now, then in pairs])
-
-    def plus(self, other: Histogram) -> Histogram:
-        pairs = zip(self.buckets, other.buckets, strict=True)
-        return Histogram(self.bounds_ns, [a + b for a, b in pairs])
-
-    def quantile_ns(self, share: float) -> float | None:
-        """Return an upper bound of a quantile, one bucket wide; None where nothing was counted.
-
-        It is infinite where the quantile lies above the highest bound.
-        """
-        if self.count == 0:
-            return None
-        rank = max(share * self.count, 1)
-        bounds = [*self.bounds_ns, float("inf")]
-        totals = zip(bounds, accumulate(self.buckets), strict=True)
-        return next(bound for bound, total in totals if total >= rank)
-
-
-@dataclass(frozen=True)
-class Worker:
-    """A worker's block, in words. `since_ns` is when the operation in flight was started, or 0."""
-
-    name: str
-    state: str
-    doing: Cell | None
-    since_ns: int
-    ended: int
-    restarts: int
-    wedged: int
-    counts: Mapping[Cell, Mapping[str, int]]
-    durations: Mapping[Cell, Histogram]
-
-
 class Reading:
-    """All blocks of a ledger at about one moment.
+    """A ledger, all of it, and when it was read, by a clock that never goes back."""
 
-    A ledger that is damaged or of another version raises one of `UNREADABLE` in `soak.ledger.layout`,
-    here or where a view is made of it.
-    """
+    ledger: LedgerView
+    taken_ns: int
 
-    def __init__(self, reader: LedgerReader, taken_ns: int, epoch_ns: int) -> None:
-        """`taken_ns` is any clock that never goes back, `epoch_ns` the time of day."""
-        self.run: Mapping[str, Any] = reader.layout.run
-        self.taken_ns = taken_ns
-        supervisor = reader.block(SUPERVISOR)
-        host = next(iter(reader.blocks(HOST)), None)
-        self.kernel = supervisor.text("kernel_release")
-        self.accelerator = host.text("accelerator") if host else ""
-        self.soaked_ns = supervisor.get("soaked_ns")
-        self.ends_ns = supervisor.get("ends_ns")
-        self.heartbeat_ns = supervisor.get("heartbeat_ns")
-        beat = self.heartbeat_ns + supervisor.get("realtime_offset_ns")
-        seen = "guest_heartbeat_realtime_ns"
-        if host and seen in host.block.fields and host.get(seen):
-            # By the host's clock: a guest's may be wrong.
-            beat = host.get(seen)
-        elif not self.heartbeat_ns:
-            # Until there is a supervisor, a lab's host says whether anybody is at work.
-            beat = (host.get("heartbeat_realtime_ns") if host else 0) or epoch_ns
-        # How long ago that was, by the time of day: a guest's other clocks are its own.
-        self.silent_ns = max(epoch_ns - beat, 0)
-        self.state = _state(supervisor, host)
-        judge = host or supervisor
-        word = judge.word("verdict") if judge.get("pid") else VerdictWord.UNKNOWN
-        self.verdict = VerdictWord(word)
-        self.violations = supervisor.named_rows("violations")
-        if host:  # which alone can count the deaths of the machine that the supervisor runs on
-            lost = host.get("lost_machines")
-            self.violations[Violation.LOST_MACHINE][NO_KNOWN_ISSUE] += lost
-        self.covered = supervisor.get("coverage_cells"), supervisor.get("coverage_cells_required")
-        self.waits = supervisor.named_rows("waits")
-        bounds = tuple(int(bound) for bound in self.run["bucket_bounds_ns"])
-        delays = supervisor.rows("wakeup_delay_buckets")
-        self.wakeups = {
-            interface: Histogram(bounds, row)
-            for interface, row in zip(supervisor.named("wakeup_delay_sum_ns"), delays, strict=True)
-        }
-        self.regions = [_region(supervisor, entry["name"]) for entry in self.run["regions"]]
-        self.workers = [_worker(block, supervisor, bounds) for block in reader.blocks(WORKER)]
+    @classmethod
+    def take(cls, reader: LedgerReader, taken_ns: int, epoch_ns: int) -> Self:
+        """Read a ledger; `epoch_ns` is the time of day.
+
+        A ledger that is damaged or of another version raises one of `UNREADABLE` in
+        `soak.ledger.layout`, here or where a view is made of it.
+        """
+        return cls(LedgerView(reader, epoch_ns).load(), taken_ns)
+
+    def moved(self, before: Reading) -> bool:
+        """Whether the run goes on, or went on after `before`."""
+        goes_on = not (self.ledger.over or self.ledger.silent)
+        return goes_on or self._heartbeat_ns != before._heartbeat_ns
 
     @property
-    def alive(self) -> bool:
-        """Whether nobody has said that the run is over."""
-        return self.state not in {RunState.ENDED, RunState.LOST}
-
-    @property
-    def beating(self) -> bool:
-        return self.alive and self.silent_ns < HEARTBEAT_LIMIT_NS
-
-    @property
-    def now_ns(self) -> int:
-        """The monotonic time of the machine under test, as far as its ledger tells."""
-        return self.heartbeat_ns + (0 if self.beating or not self.alive else self.silent_ns)
+    def _heartbeat_ns(self) -> int:
+        return self.ledger.supervisor.get("heartbeat_ns")
 
 
 @dataclass(frozen=True)
-class Region:
-    """What the pages of a region carry too much; None where that was being written for good."""
+class RegionLine:
+    """What the pages of a region carry too much; None where that was being written for good.
+
+    `swept` is how many seconds ago they were read, None where they were not.
+    """
 
     name: str
     found: int | None
     predicted: int | None
     unexplained: int | None
     headroom: float
-    swept_ns: int
+    swept: float | None
 
 
 @dataclass(frozen=True)
@@ -212,16 +127,24 @@ class ViolationLine:
 class View:
     """Everything that is shown.
 
-    `span` is the time that rates and latencies speak of, in seconds; None where it is the whole run.
-    `silent` is how long the supervisor has not beaten, where that is too long for a run that goes on.
+    `covered` counts cells: covered, and required. `span` is the time of rates and latencies, in
+    seconds; None where it is the whole run. `given_up`: there was no sign of life for too long, whatever
+    the state; `silent` is for how long, where the run is not over; `no_heartbeat`: there was none ever.
     """
 
-    reading: Reading
-    state: str
+    run: Mapping[str, Any]
+    kernel: str
+    accelerator: str
+    state: RunState
+    verdict: VerdictWord
+    covered: tuple[int, int]
+    given_up: bool
     span: float | None
     elapsed: float
     to_go: float | None
     silent: float | None
+    no_heartbeat: bool
+    regions: tuple[RegionLine, ...]
     workers: tuple[WorkerLine, ...]
     operations: tuple[OperationLine, ...]
     refusals: tuple[RefusalLine, ...]
@@ -234,87 +157,59 @@ def make_view(now: Reading, before: Reading | None = None) -> View:
     """Compute what is shown now, with rates since `before` or else since the run started."""
     if before is not None and before.taken_ns >= now.taken_ns:
         before = None
-    elapsed = now.soaked_ns / NANOSECONDS
+    ledger, supervisor = now.ledger, now.ledger.supervisor
+    elapsed = ledger.soaked_seconds
+    ends_ns = supervisor.get("ends_ns") if not ledger.over else 0
     span = None if before is None else (now.taken_ns - before.taken_ns) / NANOSECONDS
     seconds = elapsed if span is None else span
-    to_go = max(now.ends_ns - now.now_ns, 0) / NANOSECONDS if now.ends_ns and now.alive else None
-    silent = now.silent_ns / NANOSECONDS if now.alive and not now.beating else None
     return View(
-        reading=now,
-        state=now.state,
+        run=ledger.run,
+        kernel=supervisor.text("kernel_release"),
+        accelerator=ledger.host.text("accelerator") if ledger.host else "",
+        state=ledger.state,
+        verdict=ledger.verdict,
+        covered=(supervisor.get("coverage_cells"), supervisor.get("coverage_cells_required")),
+        given_up=ledger.silent,
         span=span,
         elapsed=elapsed,
-        to_go=to_go,
-        silent=silent,
+        to_go=_seconds_between(ledger.monotonic_ns, ends_ns) if ends_ns else None,
+        silent=(ledger.silent_ns or 0) / NANOSECONDS if ledger.silent and not ledger.over else None,
+        no_heartbeat=ledger.silent_ns is None and not ledger.over,
+        regions=tuple(_region_lines(ledger)),
         workers=tuple(_worker_lines(now, before, seconds)),
         operations=tuple(_operation_lines(now, before, seconds)),
         refusals=tuple(_refusal_lines(now, before, seconds)),
         stalls=tuple(
             StallLine(operation, row["stalls"], row["stalled"], row["stalled_ns"] / NANOSECONDS)
-            for operation, row in now.waits.items()
+            for operation, row in supervisor.named_rows("waits").items()
             if row["stalls"] or row["stalled"]
         ),
         wakeups=tuple(
             WakeupLine(interface, found.count, found.quantile_ns(0.5), found.quantile_ns(0.99))
-            for interface, found in now.wakeups.items()
+            for interface, found in ledger.wakeup_delays.items()
             if found.count
         ),
-        violations=tuple(_violation_lines(now)),
+        violations=tuple(_violation_lines(ledger)),
     )
 
 
-def _state(supervisor: BlockSnapshot, host: BlockSnapshot | None) -> str:
-    """Return the state of whoever says that it is over, else the supervisor's."""
-    own = supervisor.word("state") if supervisor.get("pid") else str(RunState.PREPARING)
-    if host is None or not host.get("pid"):
-        return own
-    seen = host.word("state")
-    return seen if seen in {RunState.ENDED, RunState.LOST} else own
+def _seconds_between(start_ns: int, end_ns: int) -> float:
+    return max(end_ns - start_ns, 0) / NANOSECONDS
 
 
-def _region(supervisor: BlockSnapshot, name: str) -> Region:
-    words = supervisor.group(leaks_field(name))
-    swept = supervisor.named("last_sweep_ns")[name]
-    headroom = supervisor.named("headroom_ppm")[name] / _FULL_PPM
-    if words is None:
-        return Region(name, None, None, None, headroom, swept)
-    _, *columns = supervisor.named(leaks_field(name))  # the first is the sequence number
-    sums: Counter[str] = Counter()
-    for column, count in zip(columns, words, strict=True):
-        kind, _, issue = column.partition(" ")
-        sums[kind] += count
-        if issue == NO_KNOWN_ISSUE:
-            sums[f"{kind} unexplained"] += count
-    return Region(name, sums["leaked"], sums["predicted"], sums["leaked unexplained"], headroom, swept)
-
-
-def _worker(block: BlockSnapshot, supervisor: BlockSnapshot, bounds: Sequence[int]) -> Worker:
-    name = block.block.name
-    state = WorkerState.DEAD if supervisor.named("dead")[name] else block.word("state")
-    rows = {Cell.parse(label): row for label, row in block.named_rows("counts").items()}
-    doing, since = _in_flight(block, tuple(rows)) if state != WorkerState.DEAD else (None, 0)
-    return Worker(
-        name=name,
-        state=state,
-        doing=doing,
-        since_ns=since,
-        ended=block.get("ended"),
-        restarts=supervisor.named("restarts")[name],
-        wedged=supervisor.named("wedged")[name],
-        counts=rows,
-        durations={
-            cell: Histogram(bounds, row)
-            for cell, row in zip(rows, block.rows("duration_buckets"), strict=True)
-        },
-    )
-
-
-def _in_flight(block: BlockSnapshot, cells: Sequence[Cell]) -> tuple[Cell | None, int]:
-    """Return what the newest line of the recorder says, if that operation has not ended."""
-    line = in_flight(block.get, block.flat)
-    if line is None or line["end_ns"]:
-        return None, 0
-    return cells[line["cell"]], line["start_ns"]
+def _region_lines(ledger: LedgerView) -> Iterator[RegionLine]:
+    last_sweeps = ledger.supervisor.named("last_sweep_ns")
+    headroom = ledger.supervisor.named("headroom_ppm")
+    for name, leaks in ledger.leaks.items():
+        swept_ns = last_sweeps[name]
+        yield RegionLine(
+            name,
+            None if leaks is None else sum(leaks["leaked"].values()),
+            None if leaks is None else sum(leaks["predicted"].values()),
+            None if leaks is None else leaks["leaked"][NO_KNOWN_ISSUE],
+            headroom[name] / _FULL_PPM,
+            _seconds_between(swept_ns, ledger.monotonic_ns) if swept_ns else None,
+        )
 
 
 def _rate(now: int, before: int, seconds: float) -> float | None:
@@ -323,36 +218,30 @@ def _rate(now: int, before: int, seconds: float) -> float | None:
 
 
 def _worker_lines(now: Reading, before: Reading | None, seconds: float) -> Iterator[WorkerLine]:
-    then = {worker.name: worker.ended for worker in before.workers} if before else {}
-    for worker in now.workers:
-        doing = worker.doing if now.alive else None
+    ledger = now.ledger
+    workers_then = before.ledger.workers if before else ()
+    then = {worker.name: worker.block.get("ended") for worker in workers_then}
+    for worker in ledger.workers:
+        flight = ledger.in_flight.get(worker.name)
         yield WorkerLine(
             worker.name,
             worker.state,
-            f"{doing.operation} {doing.region}" if doing else "",
-            max(now.now_ns - worker.since_ns, 0) / NANOSECONDS if doing else None,
-            _rate(worker.ended, then.get(worker.name, 0), seconds),
+            f"{flight.cell.operation} {flight.cell.region}" if flight else "",
+            _seconds_between(flight.start_ns, ledger.monotonic_ns) if flight else None,
+            _rate(worker.block.get("ended"), then.get(worker.name, 0), seconds),
             worker.restarts,
             worker.wedged,
         )
 
 
-def _totals(reading: Reading | None) -> tuple[dict[Cell, Counter[str]], dict[Cell, Histogram]]:
-    """Sum counts and durations over all workers."""
-    counts: dict[Cell, Counter[str]] = {}
-    durations: dict[Cell, Histogram] = {}
-    for worker in reading.workers if reading else ():
-        for cell, row in worker.counts.items():
-            counts.setdefault(cell, Counter()).update(row)
-            own = worker.durations[cell]
-            durations[cell] = durations[cell].plus(own) if cell in durations else own
-    return counts, durations
+def _counts(reading: Reading | None) -> Mapping[Cell, Counter[str]]:
+    return reading.ledger.counts if reading else {}
 
 
 def _operation_lines(now: Reading, before: Reading | None, seconds: float) -> Iterator[OperationLine]:
-    counts, durations = _totals(now)
-    counts_then, durations_then = _totals(before)
-    for cell, row in counts.items():
+    durations, counts_then = now.ledger.durations, _counts(before)
+    durations_then = before.ledger.durations if before else {}
+    for cell, row in now.ledger.counts.items():
         recent = durations[cell].since(durations_then.get(cell))
         yield OperationLine(
             cell,
@@ -364,18 +253,17 @@ def _operation_lines(now: Reading, before: Reading | None, seconds: float) -> It
 
 
 def _refusal_lines(now: Reading, before: Reading | None, seconds: float) -> Iterator[RefusalLine]:
-    counts, _ = _totals(now)
-    then, _ = _totals(before)
-    for cell, row in counts.items():
+    then = _counts(before)
+    for cell, row in now.ledger.counts.items():
         for column, total in row.items():
-            outcome, _, errno = column.partition(" ")
+            outcome, errno = outcome_and_errno(column)
             if errno and total:
                 rate = _rate(total, then.get(cell, Counter())[column], seconds)
-                yield RefusalLine(cell, errno, outcome == Outcome.REFUSED, total, rate)
+                yield RefusalLine(cell, errno, outcome is Outcome.REFUSED, total, rate)
 
 
-def _violation_lines(now: Reading) -> Iterator[ViolationLine]:
-    for kind, row in now.violations.items():
+def _violation_lines(ledger: LedgerView) -> Iterator[ViolationLine]:
+    for kind, row in ledger.violations.items():
         for issue, count in row.items():
             if count:
                 yield ViolationLine(kind, None if issue == NO_KNOWN_ISSUE else issue, count)
