@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What workers do: seeded choices, the operations, and the loop that notes them in the ledger."""
+"""The workload: seeded choices, operations, and the loop that records them in the ledger."""

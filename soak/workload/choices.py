@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Choices: which operation comes next, drawn by a seeded generator, never by what happened.
+"""Choices: a seeded generator draws the next operation, independent of earlier outcomes.
 
-A chooser follows a model in which every expectation holds (a granted map fills a slot, a truncated file
-is short), so that the same seed gives the same choices on every kernel, and choices can be printed
-without running any of them.
+The generator models a kernel that meets every expectation: a granted map fills a slot, a truncate sets
+the file's size. The same seed gives the same choices on every kernel, and a command can print choices
+without running them.
 """
 
 from __future__ import annotations
@@ -39,10 +39,9 @@ _LONGEST_HELD_PAGES: Final = 16
 
 
 class Choice(NamedTuple):
-    """One drawn operation. `region` counts in the plan's list; `place` is a slot or a file.
+    """One drawn operation. `region` indexes the worker's regions; `place` is a slot or a file.
 
-    `method` and `hold_ns` belong to short pins; an invalidation of a trial begins `hold_ns` after
-    the pin was taken.
+    Short pins use `method` and `hold_ns`; a trial's invalidation starts `hold_ns` after the pin.
     """
 
     number: int
@@ -59,7 +58,7 @@ class Choice(NamedTuple):
 
 @dataclass(frozen=True)
 class PlannedRegion:
-    """As much of a region as choices depend on."""
+    """The properties of a region that choices depend on."""
 
     name: str
     kind: RegionKind
@@ -75,12 +74,12 @@ def mapper_choices(
     draw_region = _drawer(generator, range(len(regions)), weights)
     draw_size = _drawer(generator, list(scenario.map_sizes), list(scenario.map_sizes.values()))
     draw_access = _drawer(generator, list(scenario.accesses), list(scenario.accesses.values()))
-    # This is part of the loop under test: what does not depend on the draw is looked up here.
+    # Drawing is part of the hot loop: look up every constant before it.
     uniform, map_it, unmap_it = generator.random, Operation.MAP, Operation.UNMAP
     map_cells = [positions[map_it, region.kind] for region in regions]
-    # None where the kernel refuses every map, so that nothing is there to unmap.
+    # None where the kernel refuses every map, which leaves nothing to unmap.
     unmap_cells = [positions.get((unmap_it, region.kind)) for region in regions]
-    # What undoes the mapping in each slot: cell, region, offset, length, access.
+    # The unmap that each slot needs: cell, region, offset, length, access.
     live: list[tuple[int, int, int, int, int] | None] = [None] * SLOTS
     for number in count():
         slot = int(uniform() * SLOTS)
@@ -122,13 +121,13 @@ def invalidator_choices(
         file = files[int(generator.random() * len(files))]
         operation, size = draw(), sizes[file]
         if size == 0:
-            # Nothing is left to shrink, punch or touch.
+            # An empty file has nothing to shrink, punch or fault in.
             operation = Operation.TRUNCATE_UP
         elif size == FILE_SIZE and operation is Operation.TRUNCATE_UP:
             operation = Operation.TRUNCATE_DOWN
         entry = BY_NAME[operation]
         if entry.draw is None:
-            raise LookupError(f"{operation} belongs to trials and has no range to draw")
+            raise LookupError(f"{operation} runs only in trials: it draws no range")
         first, pages = entry.draw(size // PAGE_SIZE, generator)
         if entry.resizes:
             sizes[file] = first * PAGE_SIZE
@@ -143,7 +142,7 @@ def holder_choices(
     methods: Sequence[int],
     generator: random.Random,
 ) -> Iterator[Choice]:
-    """Draw short pins; `methods` are positions in the table of methods."""
+    """Draw short pins; `methods` are indices into METHODS."""
     mix = [scenario.holds[METHODS[method]] for method in methods]
     positions = {cell.interface: index for index, cell in enumerate(cells)}
     draw = _drawer(generator, methods, mix)
@@ -154,7 +153,7 @@ def holder_choices(
         pages = 1 + int(uniform() * _LONGEST_HELD_PAGES)
         first = int(uniform() * (FILE_SIZE // PAGE_SIZE - pages))
         hold_ns = _SHORTEST_HOLD_NS + int(uniform() * (_LONGEST_HOLD_NS - _SHORTEST_HOLD_NS))
-        into = METHODS[method].into and uniform() < 0.5  # noqa: PLR2004 - both ways alike
+        into = METHODS[method].into and uniform() < 0.5  # noqa: PLR2004 - each direction half the time
         yield Choice(
             number,
             positions[METHODS[method].interface],

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The table of expectations: those of every operation, long-term interface and short pin."""
+"""The table of expectations of all operations, long-term interfaces and short pins."""
 
 from __future__ import annotations
 
@@ -32,6 +32,6 @@ def expected(
 ) -> Expectation | None:
     """Return the row for a cell on a kernel, or None where no row covers it.
 
-    Without a `backing` the first row of any is taken.
+    Without `backing`, the first row of any backing matches.
     """
     return next((row for row in rows if row.covers(cell, release, backing)), None)

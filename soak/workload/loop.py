@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The hot loop of a worker: operations, and their notes in the ledger.
+"""The hot loop of a worker: it runs operations and records them in the ledger.
 
-The order of the stores is the ledger's promise: the loop notes an operation before it begins, and its
-result before it counts it. A worker that hangs or is killed leaves its block readable.
+Readers rely on the order of the stores: the loop records an operation before it begins, and its result
+before it counts it. A worker that hangs or dies leaves a readable block.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from soak.model.vocabulary import Operation
     from soak.workload.choices import Choice
 
-# The result of a call that left its operation out on purpose: the loop does not count it.
+# The result of a call that skipped its operation on purpose: the loop does not count it.
 SKIPPED: Final = -1
 
 _EINTR: Final = 4
@@ -47,12 +47,12 @@ _COLUMNS: Final = len(COUNT_COLUMNS)
 _ROW_WORDS: Final = len(RECORDER_COLUMNS)
 _END: Final = RECORDER_COLUMNS.index("end_ns")
 _RESULT: Final = RECORDER_COLUMNS.index("result")
-# Everything up to `end_ns`, which stands last of what is written before an operation.
+# The columns up to `end_ns`, the last one that the loop writes before an operation.
 _fill_line: Final = struct.Struct(f"<{_END + 1}Q").pack_into
 
 
 class Barrier:
-    """Where a worker comes to rest between two operations when it is asked to."""
+    """Pauses a worker between two operations on request."""
 
     def __init__(
         self, block: BlockWriter, pause: memoryview[int], rest: Callable[[], None] | None
@@ -65,14 +65,14 @@ class Barrier:
         return self._pause[0] == STOP_WORD
 
     def passed(self) -> bool:
-        """Rest for as long as it is asked for; False when the worker is to end."""
+        """Rest during a pause; return False once the pause word is STOP_WORD."""
         if self._pause[0] == self._acknowledged[0]:
             return True
         return _wait(self._block, self._pause, self._rest)
 
 
 def outcome_columns(cells: Sequence[Cell], release: Release) -> list[dict[int, int]]:
-    """Say, for each cell, in which column of the counts an errno is counted."""
+    """Return, for each cell, the column of `counts` for each errno."""
     tables = []
     for cell in cells:
         row = expected(cell, release)
@@ -93,7 +93,7 @@ def work(
     *,
     rest: Callable[[], None] | None = None,
 ) -> None:
-    """Do what `choices` say until the pause word says stop; `rest` is called at each pause."""
+    """Run `choices` until the pause word is STOP_WORD; call `rest` at each pause."""
     recorder, sums = block.view("recorder"), block.view("duration_sum_ns")
     books = _books(block, columns)
     begun, ended = block.view("begun"), block.view("ended")
@@ -102,14 +102,14 @@ def work(
     now, bounds = time.monotonic_ns, BUCKET_BOUNDS_NS
 
     for choice in choices:
-        # Between two rests what was acknowledged is RUN_WORD, which is 0.
+        # While the worker runs, `acknowledged` is RUN_WORD, which is 0.
         if pause[0] and not _wait(block, pause, rest):
             return
         number, cell, operation, region, place, offset, length, _, _, _ = choice
         call = calls[operation]
         row = number_begun % RECORDER_LENGTH * _ROW_WORDS
         start = now()
-        # Until it is counted this line stands for no operation, so it need not be stored word by word.
+        # Readers ignore the line until `begun` counts it, so its words need no atomic stores.
         _fill_line(recorder, row * WORD, number, cell, start, region, place, offset, length, 0)
         begun[0] = number_begun = number_begun + 1
 
@@ -130,7 +130,7 @@ def work(
 def _books(
     block: BlockWriter, columns: Sequence[Mapping[int, int]]
 ) -> list[tuple[memoryview[int], Callable[[int, int], int], memoryview[int]]]:
-    """Return, for each cell, its counts, what finds the column of a result, and its histogram."""
+    """Return, for each cell, its counts, the lookup from result to column, and its histogram."""
     counts, buckets = block.view("counts"), block.view("duration_buckets")
     return [
         (
@@ -143,7 +143,7 @@ def _books(
 
 
 def _wait(block: BlockWriter, pause: memoryview[int], rest: Callable[[], None] | None) -> bool:
-    """Acknowledge the pause word and wait until it says run; False when it says stop."""
+    """Acknowledge the pause word and wait for RUN_WORD; return False on STOP_WORD."""
     if rest is not None and pause[0] not in {RUN_WORD, STOP_WORD}:
         rest()
     while (word := pause[0]) != RUN_WORD:

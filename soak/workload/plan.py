@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""From a configuration to what a run consists of, as far as no kernel is needed for it.
+"""The plan of a run: regions, workers and ledger layout, made without access to a kernel.
 
-The host of a lab makes the same plan as the guest, lays out the ledger by it and can print its choices.
+The host of a lab makes the same plan as the guest, lays out the ledger from it and prints its choices.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
     from soak.ledger.layout import Layout
     from soak.regions import Region
 
-# A quarter of the areas of memory that a process may have (vm.max_map_count).
+# A quarter of the mappings that a process may have (vm.max_map_count, 65530 by default).
 _MOST_FILES: Final = 16384
 
 
 @dataclass(frozen=True)
 class RunPlan:
-    """The workers of a run and the regions that they choose from."""
+    """The workers of a run and their regions."""
 
     config: Config
     regions: tuple[PlannedRegion, ...]
@@ -43,14 +43,14 @@ class RunPlan:
 
     @property
     def functions(self) -> int:
-        """PCI functions that the run needs: one for probes, and one for each mapper that needs one."""
+        """Number of PCI functions: one for probes, and one for each mapper whose interface needs one."""
         return 1 + sum(worker.function is not None for worker in self.workers)
 
     @property
     def promised(self) -> dict[str, int]:
-        """How often each cell must be completed before the run may pass.
+        """Completed operations that each cell needs before the run can pass.
 
-        What the workers of trials do is promised by trial: an operation, and a pin against it.
+        A cell of trials combines an operation with the interface of the pin.
         """
         crowd = [worker for worker in self.workers if not worker.pair]
         labels = dict.fromkeys(
@@ -87,17 +87,17 @@ class RunPlan:
         return soak_layout(run, workers, [issue.name for issue in KNOWN_ISSUES], lab=lab)
 
     def first_choices(self, count: int) -> Iterator[tuple[WorkerPlan, Choice]]:
-        """Yield what each worker will do first, without doing it."""
+        """Yield the first `count` choices of each worker."""
         for worker in self.workers:
             for choice, _ in zip(worker.choices(), range(count), strict=False):
                 yield worker, choice
 
 
 def make_plan(config: Config, regions: Sequence[Region] | None = None) -> RunPlan:
-    """Plan a run: with the sizes of regions that were found, or else those of the configuration.
+    """Plan a run with the sizes of `regions`, or else with the configured sizes.
 
     Raises:
-        UsageError: the configuration asks for what cannot be.
+        UsageError: a known issue or the scenario is unknown, or the regions do not suit the workers.
     """
     check_known_issues(config)
     if regions is None:
@@ -110,7 +110,7 @@ def make_plan(config: Config, regions: Sequence[Region] | None = None) -> RunPla
 
 
 def _check_files(regions: Sequence[PlannedRegion]) -> None:
-    """Refuse more files than a worker can map: each takes one of its areas of memory."""
+    """Refuse more files than a worker can map: each file takes one mapping."""
     count = sum(file_count(region) for region in regions)
     if count > _MOST_FILES:
         largest = max(regions, key=file_count)
@@ -122,10 +122,10 @@ def _check_files(regions: Sequence[PlannedRegion]) -> None:
 
 
 def check_known_issues(config: Config) -> None:
-    """Refuse a configuration that speaks of issues nobody knows.
+    """Check the names in [known-issues].
 
     Raises:
-        UsageError: names the one that is unknown.
+        UsageError: a name is unknown.
     """
     known = {issue.name for issue in KNOWN_ISSUES}
     for name in config.known_issues:
@@ -138,7 +138,7 @@ def check_known_issues(config: Config) -> None:
 def with_overrides(
     config: Config, *, duration: float | None, seed: int | None, scenario: str | None
 ) -> Config:
-    """Return the configuration with what the command line says put over it."""
+    """Return the configuration with the command line's options applied."""
     run, workload = config.run, config.workload
     if duration is not None:
         run = replace(run, duration=duration)
@@ -150,7 +150,7 @@ def with_overrides(
 
 
 def choice_line(worker: WorkerPlan, choice: Choice) -> str:
-    """Describe one choice in words."""
+    """Format a choice as one line."""
     region = worker.regions[choice.region]
     where = f"file {choice.place}" if worker.files else f"slot {choice.place}"
     return (

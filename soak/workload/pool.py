@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The pool: the worker processes of a run, started, watched, paused, replaced and ended by one owner."""
+"""The pool: starts, pauses, replaces and stops the worker processes of a run."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     OperatorFactory = Callable[[BlockWriter], Operator]
 
 _POLL_SECONDS: Final = 0.01
-# A worker that dies so often in a row before it has done anything is not started again.
+# The pool gives up a worker after this many deaths in a row without an operation.
 _IDLE_DEATHS: Final = 5
 
 
 @dataclass(frozen=True)
 class Death:
-    """A worker that ended though nobody asked it to. `signal_number` is 0 where it exited."""
+    """An unexpected end of a worker. `signal_number` is 0 if the process exited."""
 
     worker: str
     incarnation: int
@@ -44,19 +44,19 @@ class Death:
 
 @dataclass
 class WorkerProcess:
-    """One worker and what is needed to start it again."""
+    """One worker, with everything needed to restart it."""
 
     plan: WorkerPlan
     block: BlockWriter
     columns: Sequence[Mapping[int, int]]
     make_operator: OperatorFactory
-    # The number of the first file of this worker's region, as `quarantine` counts files.
+    # Index of the first file of this worker's region in `quarantine`.
     first_file: int = 0
     pid: int = 0
-    # How many operations had begun when this process was started.
+    # Operations begun before this process started.
     begun_before: int = 0
     idle_deaths: int = 0
-    # Processes of this worker that hang in the kernel for good.
+    # Processes of this worker that hang in the kernel and survive SIGKILL.
     abandoned: int = 0
 
     @property
@@ -65,7 +65,7 @@ class WorkerProcess:
 
 
 class WorkerPool:
-    """Owns the worker processes. Nothing here blocks for longer than its deadline."""
+    """Owns the worker processes. No method blocks longer than its deadline."""
 
     def __init__(
         self,
@@ -75,90 +75,87 @@ class WorkerPool:
         *,
         limits: WorkerLimits = FREE,
     ) -> None:
-        """Take the word by which workers are paused, and those that count uncertain pages by region.
-
-        `limits` are what each worker has to keep to.
-        """
+        """Take the pause word that workers poll, and the counts of uncertain pages by region."""
         self.workers = workers
         self._pause = pause
         self.uncertain = uncertain
         self._limits = limits
         self._barriers = 0
-        self._by_name = {member.plan.name: member for member in workers}
-        # Abandoned processes that have not ended, and the pages that each may hold, by region.
-        self._left: dict[int, list[int]] = {}
-        # Workers for which the kernel had no process, and why.
+        self._by_name = {worker.plan.name: worker for worker in workers}
+        # The pages that each live abandoned process may hold, by pid and region.
+        self._abandoned_pages: dict[int, list[int]] = {}
+        # Workers whose fork failed, and the error.
         self._unborn: dict[str, str] = {}
 
     @property
     def unborn(self) -> dict[str, str]:
-        """The workers for which there is no process just now, and why; `reap` tries again."""
+        """Workers whose fork failed, and the error; `reap` tries again."""
         return dict(self._unborn)
 
     def worker(self, name: str) -> WorkerProcess:
         return self._by_name[name]
 
     def adopt(self) -> None:
-        """Put the books in order that workers left which died with another supervisor."""
-        for member in self.workers:
-            if member.block.get("incarnation"):
-                self._settle(member)
+        """Settle the blocks of workers that died with an earlier supervisor."""
+        for worker in self.workers:
+            if worker.block.get("incarnation"):
+                self._settle(worker)
 
-    def start(self, members: Sequence[WorkerProcess] | None = None) -> None:
-        """Start workers: all of them, or those that were retired."""
-        for member in self.workers if members is None else members:
-            self._start(member)
+    def start(self, workers: Sequence[WorkerProcess] | None = None) -> None:
+        """Start all workers, or the given ones after `retire`."""
+        for worker in self.workers if workers is None else workers:
+            self._start(worker)
 
-    def retire(self, members: Sequence[WorkerProcess], seconds: float) -> list[str]:
-        """End workers that rest, and all that they hold with them; return those that did not end.
+    def retire(self, workers: Sequence[WorkerProcess], seconds: float) -> list[str]:
+        """Kill resting workers, which releases all that they hold; return those that did not end.
 
-        They are not replaced until `start` is called for them.
+        `start` starts them again.
         """
-        for member in members:
-            self._unborn.pop(member.plan.name, None)
-            self.kill(member)
+        for worker in workers:
+            self._unborn.pop(worker.plan.name, None)
+            self.kill(worker)
         deadline = time.monotonic() + seconds
-        while left := [member for member in members if member.running]:
-            for member in left:
-                if self._ended(member) is not None:
-                    self._settle(member)
+        while left := [worker for worker in workers if worker.running]:
+            for worker in left:
+                if self._ended(worker) is not None:
+                    self._settle(worker)
             if time.monotonic() > deadline:
                 break
             time.sleep(_POLL_SECONDS)
-        return [member.plan.name for member in left]
+        return [worker.plan.name for worker in left]
 
     def reap(self) -> Iterator[Death]:
-        """Tell which workers died since the last call, and start others in their place."""
-        ended = [pid for pid in self._left if os.waitpid(pid, os.WNOHANG)[0] != 0]
+        """Restart workers that died since the last call, and yield their deaths."""
+        ended = [pid for pid in self._abandoned_pages if os.waitpid(pid, os.WNOHANG)[0] != 0]
         for pid in ended:
-            del self._left[pid]
+            del self._abandoned_pages[pid]
         for name in self.unborn:
             self._start(self._by_name[name])
-        for member in self.workers:
-            status = self._ended(member)
+        for worker in self.workers:
+            status = self._ended(worker)
             if status is None:
                 continue
             code = os.waitstatus_to_exitcode(status)
-            idle = member.block.get("begun") == member.begun_before
-            member.idle_deaths = member.idle_deaths + 1 if idle else 0
-            gave_up = member.idle_deaths >= _IDLE_DEATHS
+            idle = worker.block.get("begun") == worker.begun_before
+            worker.idle_deaths = worker.idle_deaths + 1 if idle else 0
+            gave_up = worker.idle_deaths >= _IDLE_DEATHS
             death = Death(
-                member.plan.name,
-                member.block.get("incarnation"),
+                worker.plan.name,
+                worker.block.get("incarnation"),
                 max(code, 0),
                 max(-code, 0),
-                in_flight(member.block.get, member.block.view),
+                in_flight(worker.block.get, worker.block.view),
                 gave_up,
             )
-            self._settle(member)
+            self._settle(worker)
             if not gave_up:
-                self._start(member)
+                self._start(worker)
             yield death
 
     def pause(self, seconds: float, meanwhile: Callable[[], None]) -> list[str]:
-        """Ask every worker to rest between two operations; return those that did not in time.
+        """Pause every worker between two operations; return those that missed the deadline.
 
-        `meanwhile` is called again and again while they come to rest.
+        Each poll calls `meanwhile`.
         """
         self._barriers += 1
         self._pause[0] = self._barriers
@@ -168,79 +165,78 @@ class WorkerPool:
             time.sleep(_POLL_SECONDS)
         return late
 
-    def nudge(self, member: WorkerProcess) -> None:
-        """Interrupt the call that a worker is in, if it can be interrupted."""
-        if member.running:
-            os.kill(member.pid, NUDGE_SIGNAL)
+    def nudge(self, worker: WorkerProcess) -> None:
+        """Interrupt the system call of a worker, if it is interruptible."""
+        if worker.running:
+            os.kill(worker.pid, NUDGE_SIGNAL)
 
-    def kill(self, member: WorkerProcess) -> None:
-        """Kill a worker; `reap` replaces it when it has died of it."""
-        if member.running:
-            os.kill(member.pid, signal.SIGKILL)
+    def kill(self, worker: WorkerProcess) -> None:
+        """Send SIGKILL to a worker; `reap` replaces it once it has died."""
+        if worker.running:
+            os.kill(worker.pid, signal.SIGKILL)
 
-    def abandon(self, member: WorkerProcess) -> None:
-        """Start another worker in the place of one that was killed and does not die.
+    def abandon(self, worker: WorkerProcess) -> None:
+        """Replace a worker that survives SIGKILL, and give up its file.
 
-        It never runs again outside the kernel, and so never writes to its block again. Its file is
-        left alone: the next one has another.
+        The process never returns to user space, so it never writes to its block again.
         """
-        flight = in_flight(member.block.get, member.block.view)
-        mapped, unmapped = (member.block.view(f"pages_{word}") for word in ("mapped", "unmapped"))
+        flight = in_flight(worker.block.get, worker.block.view)
+        mapped, unmapped = (worker.block.view(f"pages_{word}") for word in ("mapped", "unmapped"))
         held = [pages - gone for pages, gone in zip(mapped, unmapped, strict=True)]
         if flight is not None:
             held[flight["region"]] += flight["length"] // PAGE_SIZE
-        self._left[member.pid] = held
-        member.pid = 0
-        member.abandoned += 1
-        if member.plan.pair:
-            member.block.add("generation", 1)
-        elif flight is not None and member.plan.files:
-            member.block.set("quarantine", 1, member.first_file + flight["place"])
-        self._settle(member)
-        self._start(member)
+        self._abandoned_pages[worker.pid] = held
+        worker.pid = 0
+        worker.abandoned += 1
+        if worker.plan.pair:
+            worker.block.add("generation", 1)
+        elif flight is not None and worker.plan.files:
+            worker.block.set("quarantine", 1, worker.first_file + flight["place"])
+        self._settle(worker)
+        self._start(worker)
 
     def stranded(self, region: int) -> int:
-        """Return how many pages of a region may be held by calls that do not come back.
+        """Return the number of a region's pages that calls hung in the kernel may hold.
 
-        They are those of abandoned processes, and at the end those of workers that do not stop.
+        Abandoned processes hold them and, after `stop`, workers that did not stop.
         """
         flights = [
-            in_flight(member.block.get, member.block.view) for member in self.workers if member.running
+            in_flight(worker.block.get, worker.block.view) for worker in self.workers if worker.running
         ]
-        return sum(held[region] for held in self._left.values()) + sum(
+        return sum(held[region] for held in self._abandoned_pages.values()) + sum(
             flight["length"] // PAGE_SIZE
             for flight in flights
             if flight is not None and flight["region"] == region
         )
 
     def lost_one(self) -> bool:
-        """Say whether a worker died that was not reaped yet: its books are not in order then."""
-        return any(_is_dead(member.pid) for member in self.workers if member.running)
+        """Return whether a dead worker awaits `reap`: its block is not settled until then."""
+        return any(_is_dead(worker.pid) for worker in self.workers if worker.running)
 
     def resume(self) -> None:
         self._pause[0] = RUN_WORD
 
     def stop(self, seconds: float, meanwhile: Callable[[], None]) -> list[str]:
-        """End every worker: by the pause word, then by force; return those that had to be killed.
+        """Stop every worker by the pause word, then by SIGKILL; return the killed ones.
 
-        `meanwhile` is called again and again until all have ended.
+        Each poll calls `meanwhile`.
         """
         self._pause[0] = STOP_WORD
         self._unborn.clear()
         deadline = time.monotonic() + seconds
         killed: list[str] = []
-        while any(member.running for member in self.workers):
-            for member in self.workers:
-                if self._ended(member) is not None:
-                    self._settle(member)
+        while any(worker.running for worker in self.workers):
+            for worker in self.workers:
+                if self._ended(worker) is not None:
+                    self._settle(worker)
             meanwhile()
             late = time.monotonic() >= deadline
-            for member in self.workers if late else ():
-                if member.running:
-                    killed.append(member.plan.name)
-                    # The nudge frees a call that sleeps interruptibly; the rest is for the kernel.
-                    os.kill(member.pid, NUDGE_SIGNAL)
-                    os.kill(member.pid, signal.SIGKILL)
+            for worker in self.workers if late else ():
+                if worker.running:
+                    killed.append(worker.plan.name)
+                    # The nudge ends an interruptible sleep; SIGKILL acts when the call returns.
+                    os.kill(worker.pid, NUDGE_SIGNAL)
+                    os.kill(worker.pid, signal.SIGKILL)
             if late and time.monotonic() >= deadline + seconds:
                 break
             time.sleep(_POLL_SECONDS if not late else seconds / 10)
@@ -248,68 +244,68 @@ class WorkerPool:
 
     def _not_resting(self) -> list[str]:
         return [
-            member.plan.name
-            for member in self.workers
-            if member.running
-            and not _is_dead(member.pid)
-            and member.block.get("acknowledged") != self._barriers
+            worker.plan.name
+            for worker in self.workers
+            if worker.running
+            and not _is_dead(worker.pid)
+            and worker.block.get("acknowledged") != self._barriers
         ]
 
-    def _start(self, member: WorkerProcess) -> None:
-        """Start a worker's process; where a machine is short of them, that is tried again later."""
-        block, plan = member.block, member.plan
+    def _start(self, worker: WorkerProcess) -> None:
+        """Fork a worker's process; if that fails, `reap` tries again."""
+        block, plan = worker.block, worker.plan
         incarnation = block.get("incarnation")
         block.add("incarnation", 1)
-        member.begun_before = block.get("begun")
+        worker.begun_before = block.get("begun")
         block.set_word("state", WorkerState.STARTING)
         block.set("acknowledged", 0)
         supervisor = os.getpid()
 
-        def be_worker() -> None:
+        def run() -> None:
             os.setpriority(os.PRIO_PROCESS, 0, 0)
             run_worker(
                 block,
                 self._pause,
                 plan.choices(incarnation),
-                member.make_operator,
-                member.columns,
+                worker.make_operator,
+                worker.columns,
                 supervisor=supervisor,
                 limits=self._limits,
             )
 
         try:
-            # A worker inherits nothing: a copy of a pipe's end would keep a pin.
-            pid = fork(be_worker, keep=())
+            # A worker inherits no descriptor: a copy of a pipe's end would keep its pages pinned.
+            pid = fork(run, keep=())
         except OSError as error:
             block.set("incarnation", incarnation)
             block.set_word("state", WorkerState.DEAD)
             self._unborn[plan.name] = os.strerror(error.errno or 0)
             return
-        member.pid = pid
+        worker.pid = pid
         self._unborn.pop(plan.name, None)
 
-    def _ended(self, member: WorkerProcess) -> int | None:
-        if not member.running:
+    def _ended(self, worker: WorkerProcess) -> int | None:
+        if not worker.running:
             return None
-        pid, status = os.waitpid(member.pid, os.WNOHANG)
+        pid, status = os.waitpid(worker.pid, os.WNOHANG)
         if pid == 0:
             return None
-        member.pid = 0
+        worker.pid = 0
         return status
 
-    def _settle(self, member: WorkerProcess) -> None:
-        """Put the books of a worker in order that can no longer do it.
+    def _settle(self, worker: WorkerProcess) -> None:
+        """Settle the block of a dead or abandoned worker.
 
-        Its container closed with it, so the kernel has unmapped all that it held. Whether a map that
-        was in flight had been granted is not known: its pages are uncertain until the next sweep.
+        The kernel unmaps all that a process held when it closes its container. Whether it granted a
+        map in flight is unknown: those pages are uncertain until the next sweep.
         """
-        block = member.block
+        block = worker.block
         flight = in_flight(block.get, block.view)
         if flight is not None:
-            cell = member.plan.cells[flight["cell"]]
+            cell = worker.plan.cells[flight["cell"]]
             if cell.operation is Operation.MAP:
                 self.uncertain[flight["region"]] += flight["length"] // PAGE_SIZE
-        if member.plan.role is Role.HOLDER:
+        if worker.plan.role is Role.HOLDER:
             end_hold(block)
         mapped, unmapped = block.view("pages_mapped"), block.view("pages_unmapped")
         for position, pages in enumerate(mapped):
@@ -320,12 +316,12 @@ class WorkerPool:
 
 
 def _is_dead(pid: int) -> bool:
-    """Say whether a child has ended, without reaping it."""
+    """Return whether a child has ended, without reaping it."""
     return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
 def end_hold(block: BlockWriter) -> None:
-    """Note that a holder's last pin ended with its process, at some moment before now."""
+    """Record that a holder's last pin ended with its process, at the latest now."""
     begun = block.get("holds_begun")
     if begun:
         last = HOLDS.start(begun - 1) + HOLDS.columns.index("release_after")

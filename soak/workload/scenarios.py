@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Scenarios: mixes of operations, regions, sizes and pins for workers to draw from, by weight."""
+"""Scenarios: weighted mixes of operations, regions, sizes and pins that workers draw from."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from soak.model.vocabulary import Operation
     from soak.workload.pins.methods import Method
 
-# Sizes of a map beside those in bytes: the whole region, or any size up to a limit.
+# Sizes of a map other than a number of bytes: the whole region, or any size up to a limit.
 WHOLE: Final = "whole"
 ANY: Final = "any"
 
@@ -45,7 +45,7 @@ SCENARIOS: Final = {
             {4 << 10: 0.25, 64 << 10: 0.2, 2 << 20: 0.35, ANY: 0.198, WHOLE: 0.002},
             {READ | WRITE: 0.8, READ: 0.2},
             {entry.operation: entry.weight for entry in FILE_OPERATIONS if entry.weight},
-            # Each lost wake-up costs the invalidator seconds: trials look for them, the crowd hardly.
+            # A lost wake-up stalls an invalidator for seconds: the crowd risks few, trials find them.
             {PIPE: 0.8, COPY: 0.14, REPEATED: 0.03, TRANSFER: 0.03},
         ),
     )
@@ -56,7 +56,7 @@ def find_scenario(name: str) -> Scenario:
     """Return the scenario of this name.
 
     Raises:
-        UsageError: there is none.
+        UsageError: the name is unknown.
     """
     try:
         return SCENARIOS[name]

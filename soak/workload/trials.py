@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Trials: one holder, one invalidator, one file, and nobody else.
+"""Trials: one holder and one invalidator work on a file that no other worker touches.
 
-The kernel's waiting truncate is woken by any later get and put of the page, so a crowd of holders heals
-the very bug that it should find. In a trial nobody touches the file after the pin is given back, until
-the invalidation has ended.
+Any later get and put of a page wakes the truncate that waits for it, so a crowd of holders hides the bug
+that it should find. In a trial no process touches the file between the release of the pin and the end
+of the invalidation.
 
-Both of a pair draw the same trial from its number alone, so that one which was replaced needs nothing
-but the number to fall in with the other.
+Both workers of a pair draw a trial from its number alone, so a replaced worker needs only the number to
+resume.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ _FILE_PAGES: Final = TRIAL_FILE_SIZE // PAGE_SIZE
 
 
 class Trial(NamedTuple):
-    """One trial. `offset`, `length`: what is pinned, and written before; the file ends behind it.
+    """One trial. `offset`, `length`: the range that is written, then pinned; the file ends there.
 
-    `taken_offset`, `taken_length`: what the invalidation takes away; a truncation has a new size and
-    no length. It begins `delay_ns` after the pin was taken.
+    `taken_offset`, `taken_length`: the range of the invalidation, or the new size of a truncate and 0.
+    The invalidation starts `delay_ns` after the pin.
     """
 
     number: int
@@ -53,7 +53,7 @@ class Trial(NamedTuple):
 
 
 def pairings(methods: Sequence[int]) -> list[tuple[Operation, Interface]]:
-    """Return what a trial can try: which operation against a pin through which interface."""
+    """Return the pairs of an operation and the interface of a pin that trials test."""
     return [
         (entry.operation, interface)
         for entry in FILE_OPERATIONS
@@ -64,7 +64,7 @@ def pairings(methods: Sequence[int]) -> list[tuple[Operation, Interface]]:
 
 
 class TrialPlan:
-    """Draws the trials of a pair, by number. Each round tries every pairing once, in another order."""
+    """Draws the trials of a pair by number. Each round runs every pairing once, in shuffled order."""
 
     def __init__(self, seed: int, pair: str, methods: Sequence[int]) -> None:
         self._key = f"{seed}/{pair}"
@@ -74,7 +74,6 @@ class TrialPlan:
         self._order: list[tuple[Operation, Interface]] = []
 
     def trial(self, number: int) -> Trial:
-        """Draw the trial of this number."""
         turn, position = divmod(number, len(self._pairings))
         if turn != self._round:
             self._order = list(self._pairings)
@@ -84,14 +83,14 @@ class TrialPlan:
         draw = random.Random(f"{self._key}/trial/{number}")  # noqa: S311 - repeatable on purpose
         method = draw.choice(_fitting(self._methods, operation, interface))
         pages = min(draw.choice((1, 1, 2, 16, 512)), METHODS[method].most_pages)
-        # The first page is left, so that there is something to shrink to. A range of 2 MiB starts
-        # where a large folio can.
+        # Leave the first page unpinned, so that the file can shrink to it. A range of 2 MiB starts
+        # on a 2 MiB boundary, where a large folio can.
         first = pages if pages > _FILE_PAGES // 4 else 1 + draw.randrange(_FILE_PAGES // 2)
         taken_first, taken_pages = _aimed(operation, first, pages, draw)
         return Trial(
             number=number,
             method=method,
-            into=METHODS[method].into and draw.random() < 0.5,  # noqa: PLR2004 - both ways alike
+            into=METHODS[method].into and draw.random() < 0.5,  # noqa: PLR2004 - each direction half the time
             offset=first * PAGE_SIZE,
             length=pages * PAGE_SIZE,
             hold_ns=draw.randrange(_SHORTEST_HOLD_NS, _LONGEST_HOLD_NS),
@@ -103,7 +102,7 @@ class TrialPlan:
 
 
 def _fitting(methods: Sequence[int], operation: Operation, interface: Interface) -> list[int]:
-    """Return the methods for a pairing: an unlinked file goes only when nobody maps it."""
+    """Return the methods for a pairing. Unlink frees no blocks while the file is mapped."""
     return [
         method
         for method in methods
@@ -115,5 +114,5 @@ def _fitting(methods: Sequence[int], operation: Operation, interface: Interface)
 def _aimed(operation: Operation, first: int, pages: int, draw: random.Random) -> Range:
     aim = BY_NAME[operation].aim
     if aim is None:
-        raise LookupError(f"{operation} belongs to the crowd and has no aim")
+        raise LookupError(f"{operation} runs only in a crowd: it has no aim")
     return aim(first, pages, draw)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A worker: one process that runs the loop over the operations of its role, and nothing else."""
+"""A worker: one process that runs the hot loop over the operations of its role."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ if TYPE_CHECKING:
 # Interrupts a stuck call: the handler does nothing, and the call returns EINTR.
 NUDGE_SIGNAL: Final = signal.SIGUSR1
 
-# A worker that waits for its rate still sees the pause word so often.
+# How often a worker that waits for its rate polls the pause word.
 _LONGEST_SLEEP_SECONDS: Final = 0.05
 
 
 @dataclass(frozen=True)
 class WorkerLimits:
-    """What a worker keeps to.
+    """Limits of a worker.
 
-    `rate` is in operations a second, 0 for as many as there can be; of workers that wait for each other
-    it is for the one that leads. `enter` is called first in the worker's process: it sets limits on it.
+    `rate` is in operations a second, 0 for no limit; in a pair it applies to the leader alone.
+    `enter` runs first in the worker's process and sets its resource limits.
     """
 
     rate: float = 0.0
@@ -44,27 +44,27 @@ FREE: Final = WorkerLimits()
 
 
 class Operator(Protocol):
-    """Does the operations of one role. A call takes a choice and returns 0 or an errno."""
+    """Runs the operations of one role. A call takes a choice and returns 0, an errno or SKIPPED."""
 
     def calls(self) -> Mapping[Operation, Callable[[Choice], int]]: ...
 
     def rest(self) -> None:
-        """Let go of every page that is merely mapped: a sweep is about to count references."""
+        """Unmap every page that is not pinned: a sweep counts references next."""
 
     def close(self) -> None: ...
 
 
 @runtime_checkable
 class PacedOperator(Protocol):
-    """An operator that waits for another one: its choices come when their time has come.
+    """One operator of a pair, which waits for its partner before it yields a choice.
 
-    `leads` says whether the other one takes its time from this one.
+    `leads`: this operator sets the pace of the pair.
     """
 
     leads: bool
 
     def paced(self, barrier: Barrier) -> Iterator[Choice]:
-        """Yield choices until the end. While it waits for the other it looks at the barrier."""
+        """Yield choices until the run stops; poll the barrier while waiting for the partner."""
 
 
 def run_worker(
@@ -77,10 +77,10 @@ def run_worker(
     supervisor: int,
     limits: WorkerLimits = FREE,
 ) -> None:
-    """Be a worker of the process `supervisor`: the body of its process, from preparation to the end."""
+    """Run a worker in its own process, a child of the process `supervisor`, until it stops."""
     serve_parent(supervisor)
     limits.enter()
-    signal.signal(NUDGE_SIGNAL, _nothing)
+    signal.signal(NUDGE_SIGNAL, _ignore_signal)
     block.set("pid", os.getpid())
     block.set_word("state", WorkerState.STARTING)
     with contextlib.closing(make_operator(block)) as operator:
@@ -97,12 +97,12 @@ def run_worker(
 
 
 def _at_rate(choices: Iterator[Choice], rate: float, barrier: Barrier) -> Iterator[Choice]:
-    """Yield choices at most `rate` times a second; time that was lost is not made up for."""
+    """Yield at most `rate` choices a second, without catching up after a delay."""
     interval = 1 / rate
     due = time.monotonic()
     for choice in choices:
         while (left := due - time.monotonic()) > 0:
-            # Whoever is asked to rest meanwhile must not keep the others waiting.
+            # A pause must not wait for the rate.
             if not barrier.passed():
                 return
             time.sleep(min(left, _LONGEST_SLEEP_SECONDS))
@@ -110,5 +110,5 @@ def _at_rate(choices: Iterator[Choice], rate: float, barrier: Barrier) -> Iterat
         yield choice
 
 
-def _nothing(_signal: int, _frame: object) -> None:
+def _ignore_signal(_signal: int, _frame: object) -> None:
     pass

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Which workers a run has, what each of them may touch, and what it does."""
+"""The workers of a run: their roles, regions, files and choices."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _FAULT = Cell(Operation.FAULT, RegionKind.FS_DAX, Interface.NONE)
 
 @dataclass(frozen=True)
 class WorkerPlan:
-    """All that decides what a worker does."""
+    """Everything that determines the operations of a worker."""
 
     name: str
     role: Role
@@ -43,11 +43,11 @@ class WorkerPlan:
     files: tuple[int, ...]
     scenario: Scenario
     seed: int
-    # Positions of the methods by which a holder, or the holder of a trial, may pin.
+    # Indices into METHODS of the pins that the holder, or the pair's holder, takes.
     methods: tuple[int, ...] = ()
-    # The pair that a worker of trials belongs to.
+    # The pair of a trial worker.
     pair: str = ""
-    # The interface of a mapper, and the position of its PCI function in [vfio] devices.
+    # The interface of a mapper, and the index of its PCI function in [vfio] devices.
     long_term: LongTermInterface | None = None
     function: int | None = None
 
@@ -60,7 +60,7 @@ class WorkerPlan:
         return {(cell.operation, cell.interface): at for at, cell in enumerate(self.cells)}
 
     def trial_choices(self, number: int) -> tuple[Choice, Choice]:
-        """Return what a worker of trials does in the trial of this number."""
+        """Return the choices of a trial worker in trial `number`."""
         trial = self._trials.trial(number)
         first, second = 2 * number, 2 * number + 1
         (place,) = self.files
@@ -82,7 +82,7 @@ class WorkerPlan:
         )
 
     def choices(self, incarnation: int = 0) -> Iterator[Choice]:
-        """Draw without end. Each incarnation of a worker draws other choices."""
+        """Draw choices without end. Outside trials each incarnation draws its own sequence."""
         if self.pair:
             return chain.from_iterable(self.trial_choices(number) for number in count())
         key = f"{self.seed}/{self.name}/{incarnation}"
@@ -97,17 +97,17 @@ class WorkerPlan:
 def plan_workers(
     regions: Sequence[PlannedRegion], workload: WorkloadSection, seed: int
 ) -> list[WorkerPlan]:
-    """Decide which workers there are and what each may touch.
+    """Plan all workers of a run.
 
     Raises:
-        UsageError: there is no such scenario, or a worker has nothing to work on.
+        UsageError: the scenario is unknown, or a worker has no region or no file.
     """
     scenario = find_scenario(workload.scenario)
     plans = list(_plan_mappers(regions, workload, scenario, seed))
     files = [region for region in regions if region.kind is RegionKind.FS_DAX]
     if files:
         plans += _plan_invalidators(files, workload.invalidators, scenario, seed)
-        # Without block devices there are no transfers.
+        # Transfers need block devices.
         methods = available(transfers=bool(workload.slow_devices))
         plans += _plan_holders(files, workload.holders, methods, scenario, seed)
         for index in range(workload.trials):
@@ -118,7 +118,7 @@ def plan_workers(
 def _plan_mappers(
     regions: Sequence[PlannedRegion], workload: WorkloadSection, scenario: Scenario, seed: int
 ) -> Iterator[WorkerPlan]:
-    """Plan mappers, which take the interfaces in turn. The first PCI function is for probes."""
+    """Plan mappers over the interfaces in turn. The first PCI function belongs to probes."""
     interfaces = chosen_interfaces(workload.interfaces)
     if workload.mappers and not regions:
         raise UsageError("There is no region to map: add a [[region]] to the configuration.")
@@ -143,14 +143,14 @@ def _plan_invalidators(
     regions: Sequence[PlannedRegion], number: int, scenario: Scenario, seed: int
 ) -> Iterator[WorkerPlan]:
     for index in range(number):
-        # A file has one invalidator, so that no other worker changes the size that it expects.
+        # A file has one invalidator, whose choices track its size.
         first = index % len(regions)
         region, sharers = regions[first], len(range(first, number, len(regions)))
         files = range(index // len(regions), region.size // FILE_SIZE, sharers)
         if not files:
             raise UsageError(
                 f"The region {region.name!r} has {region.size // FILE_SIZE} files of {FILE_SIZE} bytes "
-                f"for {sharers} invalidators: give it a larger size, or have fewer invalidators."
+                f"for {sharers} invalidators: increase its size, or use fewer invalidators."
             )
         yield WorkerPlan(
             f"invalidator-{index}",
@@ -173,7 +173,7 @@ def _plan_holders(
         if region.size < FILE_SIZE:
             raise UsageError(
                 f"The region {region.name!r} has {region.size} bytes, and a holder needs a file of "
-                f"{FILE_SIZE} bytes: give it a larger size, or have no holders."
+                f"{FILE_SIZE} bytes: increase its size, or use no holders."
             )
         yield WorkerPlan(
             f"holder-{index}",
@@ -191,7 +191,7 @@ def _plan_holders(
 def _plan_pair(
     index: int, region: PlannedRegion, methods: tuple[int, ...], scenario: Scenario, seed: int
 ) -> Iterator[WorkerPlan]:
-    """Plan the holder and the invalidator of a pair, which have a file to themselves."""
+    """Plan the holder and the invalidator of a pair, on a file of their own."""
     file = region.size // FILE_SIZE + index
     aimed = [entry.operation for entry in FILE_OPERATIONS if entry.aim is not None]
     for role, cells in (

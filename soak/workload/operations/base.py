@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What an operation on a file under test consists of: the system call, and how its range is drawn."""
+"""An operation on a file under test: its system call, and how to draw its range."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     from soak.model.expectations import Expectation
     from soak.model.vocabulary import Operation
 
-# First page and number of pages. A truncation has its new size in `first`, and no length.
+# First page and number of pages; for a truncate the new size in pages, and 0.
 Range = tuple[int, int]
 
 
 @dataclass(slots=True)
 class FileUnderTest:
-    """A file that one worker changes; `memory` is its mapping, empty where the worker has none."""
+    """A file that one worker changes; `memory` is its mapping, or empty."""
 
     path: bytes
     descriptor: int
@@ -30,9 +30,9 @@ class FileUnderTest:
 class FileOperation:
     """One operation. `call` takes the file, offset and length in bytes; it returns 0 or an errno.
 
-    `draw` takes the size of the file in pages and draws a range for a crowd; None leaves the operation
-    to trials. `weight` is its share there, of the sum of all weights. `aim` takes first page and number
-    of the pages that a trial pins and draws a range that concerns them; None leaves it to the crowd.
+    `draw` takes the size of the file in pages and draws a range for a crowd; None: trials only.
+    `weight` is the operation's share in a crowd, relative to the sum of all weights. `aim` takes the
+    first page and the number of pages that a trial pins, and draws a range for it; None: crowds only.
     """
 
     operation: Operation
@@ -40,7 +40,7 @@ class FileOperation:
     draw: Callable[[int, Random], Range] | None = None
     weight: float = 0.0
     aim: Callable[[int, int, Random], Range] | None = None
-    # Whether the file has the size `offset` afterwards.
+    # The call sets the size of the file to `offset`.
     resizes: bool = False
-    # What kernels owe, where soak.model.expectations has no row for it.
+    # Rows beyond those of soak.model.expectations.
     expectations: tuple[Expectation, ...] = ()

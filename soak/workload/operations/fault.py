@@ -43,7 +43,7 @@ FAULT: Final = FileOperation(
             Interface.NONE,
             Backing.SHARED,
             None,
-            "a store into a mapped page of a file is done, within the size of the file",
+            "a store into a mapped page within the size of the file succeeds",
         ),
     ),
 )

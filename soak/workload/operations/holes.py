@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Operations on a range of a file: its blocks are freed, or replaced by unwritten ones."""
+"""Operations on a range of a file: punch its blocks out, or make them unwritten."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
     from soak.workload.operations.base import FileUnderTest, Range
 
-# One call frees a hole, whatever its length.
+# A single call covers a range of any length.
 _LONGEST_PAGES: Final = 512
-# Chance that a trial's hole begins at the pinned pages; else it begins anywhere up to their end.
+# Chance that a trial's range starts in the pinned pages; else it starts anywhere before their end.
 _AT_THE_PIN: Final = 0.75
 
 
@@ -29,7 +29,7 @@ def _zero_range(file: FileUnderTest, offset: int, length: int) -> int:
 
 
 def draw_range(pages: int, random: Random, longest: int = _LONGEST_PAGES) -> Range:
-    """Draw a range within a file of so many pages, at least one page long."""
+    """Draw a range of 1 to `longest` pages within a file of `pages` pages."""
     first = int(random.random() * pages)
     return first, 1 + int(random.random() * min(pages - first - 1, longest - 1))
 

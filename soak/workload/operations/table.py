@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The operations on files under test. An operation runs because it stands in this table."""
+"""The table of file operations. Workers run every operation in it."""
 
 from __future__ import annotations
 

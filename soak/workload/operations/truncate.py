@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Truncations: they set the size of a file, and take the blocks behind its new end away."""
+"""Truncates: they set the size of a file and free the blocks beyond its new end."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def _draw_longer(pages: int, random: Random) -> Range:
     return pages + 1 + int(random.random() * (_FILE_PAGES - pages)), 0
 
 
-def _draw_nothing(_pages: int, random: Random) -> Range:
-    random.random()  # each operation draws, so that a seed means the same whatever the weights are
+def _draw_empty(_pages: int, random: Random) -> Range:
+    random.random()  # every operation draws, whatever the weights are
     return 0, 0
 
 
@@ -49,7 +49,7 @@ def _aim_longer(first: int, pages: int, random: Random) -> Range:
     return first + pages + random.randrange(1, _LONGEST_GROWTH_PAGES), 0
 
 
-def _aim_nothing(_first: int, _pages: int, _random: Random) -> Range:
+def _aim_empty(_first: int, _pages: int, _random: Random) -> Range:
     return 0, 0
 
 
@@ -57,11 +57,11 @@ TRUNCATE_DOWN: Final = FileOperation(
     Operation.TRUNCATE_DOWN, _truncate, _draw_shorter, 0.15, _aim_shorter, resizes=True
 )
 TRUNCATE_ZERO: Final = FileOperation(
-    Operation.TRUNCATE_ZERO, _truncate, _draw_nothing, 0.08, _aim_nothing, resizes=True
+    Operation.TRUNCATE_ZERO, _truncate, _draw_empty, 0.08, _aim_empty, resizes=True
 )
 TRUNCATE_UP: Final = FileOperation(
     Operation.TRUNCATE_UP, _truncate, _draw_longer, 0.2, _aim_longer, resizes=True
 )
 OPEN_TRUNCATE: Final = FileOperation(
-    Operation.OPEN_TRUNCATE, _open_truncate, _draw_nothing, 0.07, _aim_nothing, resizes=True
+    Operation.OPEN_TRUNCATE, _open_truncate, _draw_empty, 0.07, _aim_empty, resizes=True
 )

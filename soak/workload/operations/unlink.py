@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Unlink: the last link of a file goes, and with it all its blocks."""
+"""Unlink: removing the last link of a file frees all its blocks."""
 
 from __future__ import annotations
 

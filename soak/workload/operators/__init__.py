@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What a worker of each role does, an operation at a time."""
+"""The operators: one class for each role, with the calls that its workers run."""

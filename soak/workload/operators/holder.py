@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Holders in a crowd: short pins of the files that others truncate and try to map meanwhile."""
+"""Holders in a crowd: short pins of files that other workers truncate and map."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Holder:
-    """Pins parts of files whose size others change: what lies behind the end is left out."""
+    """Pins ranges of files that other workers resize; skips ranges beyond the end of a file."""
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class Holder:
         return {Operation.HOLD: self._hold}
 
     def rest(self) -> None:
-        """Unmap the pages, not the files: since Linux 6.15 a mapping counts as a reference."""
+        """Unmap the pages: since Linux 6.15 a mapped DAX page counts a reference."""
         self._mapping.advise(MADV_DONTNEED)
 
     def close(self) -> None:
@@ -57,10 +57,10 @@ class Holder:
         if any(words[choice.place] for words in self._quarantines):
             return SKIPPED
         address = self._mapping.address + choice.place * FILE_SIZE + choice.offset
-        result = self._holding.hold(choice, address, _nothing)
-        # Behind the end of the file as it is at this moment, which is not this worker's to know.
+        result = self._holding.hold(choice, address, _no_op)
+        # The range lies beyond the current end of the file, which another worker moved.
         return SKIPPED if result == errno.EFAULT else result
 
 
-def _nothing() -> None:
+def _no_op() -> None:
     pass

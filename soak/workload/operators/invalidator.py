@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Invalidators: they take blocks away from fs-dax files and bring them back."""
+"""Invalidators: they free the blocks of fs-dax files and allocate them again."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 
 class Invalidator:
-    """Works on files that no other worker resizes; mappers try to pin them meanwhile."""
+    """Changes files that no other worker resizes, while mappers try to pin them."""
 
     def __init__(
         self, region: FsDaxRegion, files: Sequence[int], quarantines: Sequence[memoryview[int]]
     ) -> None:
-        """Open the files and bring them to their full size.
+        """Open the files and set them to full size.
 
         Raises:
             OSError: a file cannot be opened or mapped.
@@ -56,7 +56,7 @@ class Invalidator:
         }
 
     def rest(self) -> None:
-        """Unmap the pages, not the files: since Linux 6.15 a mapping counts as a reference."""
+        """Unmap the pages: since Linux 6.15 a mapped DAX page counts a reference."""
         self._mapping.advise(MADV_DONTNEED)
 
     def close(self) -> None:
@@ -71,5 +71,5 @@ class Invalidator:
         return call(self._files[choice.place], choice.offset, choice.length)
 
     def _is_quarantined(self, file: int) -> bool:
-        """Say whether a pin was granted on the file: the run never touches it again."""
+        """Return whether this run must not touch the file again."""
         return any(words[file] for words in self._quarantines)

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Mappers: long-term pins, taken and given back.
+"""Mappers: they take and release long-term pins.
 
-Each mapper has a PCI function of its own: what several processes pin in common would outlive the worker
-that pinned it.
+Each mapper has its own PCI function: pins in a shared container would outlive the worker that made them.
 """
 
 from __future__ import annotations
@@ -23,16 +22,16 @@ if TYPE_CHECKING:
     from soak.workload.choices import Choice
     from soak.workload.pins.long_term import LongTermPin
 
-# Where a guest of the original report had its first memory above 4 GiB: clear of the MSI window.
+# The first memory above 4 GiB in the original report's guest: clear of the MSI window.
 _IOVA_BASE: Final = 0x1_4000_0000
 _GIB: Final = 1 << 30
 
 
 class Mapper:
-    """Maps and unmaps parts of every region; one mapping lives in each slot."""
+    """Maps and unmaps ranges of every region; each slot holds one mapping."""
 
     def __init__(self, block: BlockWriter, regions: Sequence[Region], pin: LongTermPin) -> None:
-        """Own the pin, and map the regions into this process.
+        """Take ownership of the pin, and map the regions into this process.
 
         Raises:
             OSError: a region cannot be mapped.
@@ -43,7 +42,7 @@ class Mapper:
         self._kinds = [region.kind for region in regions]
         self._has_files = [kind is RegionKind.FS_DAX for kind in self._kinds]
         self._first_file = first_files(regions)
-        # Slots are so far apart that two of them never overlap, whatever they hold.
+        # No mapping exceeds the stride, so slots never overlap.
         stride = -(-max(region.size for region in regions) // _GIB) * _GIB
         self._iovas = [_IOVA_BASE + slot * stride for slot in range(SLOTS)]
         self._mapped = block.view("pages_mapped")
@@ -54,20 +53,20 @@ class Mapper:
         return {Operation.MAP: self._map, Operation.UNMAP: self._unmap}
 
     def where(self, region: int, slot: int, offset: int) -> tuple[int, int]:
-        """Return the address and the iova of a place in a region, as a map into that slot has them."""
+        """Return the address and the iova that a map of a region's `offset` into a slot uses."""
         return self._addresses[region] + offset, self._iovas[slot] + offset
 
     def rest(self) -> None:
-        """Keep what is mapped for DMA, which is in the books, and unmap DAX pages from this process.
+        """Keep DMA mappings, which the ledger counts, but unmap DAX pages from this process.
 
-        Since Linux 6.15 a mapping counts as a reference.
+        Since Linux 6.15 a mapped DAX page counts a reference.
         """
         for mapping, kind in zip(self._mappings, self._kinds, strict=True):
             if kind is not RegionKind.ANONYMOUS:
                 mapping.advise(MADV_DONTNEED)
 
     def close(self) -> None:
-        """Give back every mapping: the slots first, so that they are counted as given back."""
+        """Release all pins, count their pages as unmapped, and unmap the regions."""
         self._pin.close()
         for position, mapped in enumerate(self._mapped):
             self._unmapped[position] = mapped
@@ -81,7 +80,7 @@ class Mapper:
         if result == 0:
             self._mapped[region] += length // PAGE_SIZE
             if self._has_files[region]:
-                self._give_back_file(choice, iova)
+                self._undo_file_pin(choice, iova)
         return result
 
     def _unmap(self, choice: Choice) -> int:
@@ -91,10 +90,10 @@ class Mapper:
             self._unmapped[region] += self._pin.unmapped // PAGE_SIZE
         return result
 
-    def _give_back_file(self, choice: Choice, iova: int) -> None:
-        """End a pin that should never have been granted, and have its files left alone.
+    def _undo_file_pin(self, choice: Choice, iova: int) -> None:
+        """Undo a pin that the kernel should have refused, and quarantine its files.
 
-        The pages may keep their references, and then a truncate of the file would wait for ever.
+        If the pages keep their references, a truncate of the file never returns.
         """
         first, last = choice.offset // FILE_SIZE, (choice.offset + choice.length - 1) // FILE_SIZE
         base = self._first_file[choice.region]

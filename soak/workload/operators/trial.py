@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The two workers of a trial. They take turns by three words of the ledger, and share nothing else.
+"""The two workers of a trial, which synchronise over three words of the ledger.
 
-The holder makes the file, pins a part of it and says so (`trial_held`). The invalidator then takes
-blocks away, which has to wait. The holder gives the pin back (`trial_released`) and touches nothing
-until the invalidator says that the trial is over (`trial_over`), by its own end or because it was freed.
+The holder creates the file, pins a range of it and increments `trial_held`. The invalidator then frees
+blocks, which has to wait. The holder releases the pin, increments `trial_released` and leaves the file
+alone until the invalidation has ended or was interrupted and the invalidator sets `trial_over`.
 """
 
 from __future__ import annotations
@@ -36,9 +36,8 @@ if TYPE_CHECKING:
     from soak.workload.loop import Barrier
     from soak.workload.worker_plan import WorkerPlan
 
-# How long to sleep between two looks at the other one's word: longer and longer, for each sleep costs a
-# timer, which is dear under emulation; and never so long that the shortest pin would be over before it is
-# seen.
+# The delay between two polls of the partner's word. It grows, because a timer is expensive under
+# emulation, but stays shorter than the shortest pin, so that the invalidator misses none.
 _FIRST_SLEEP_SECONDS: Final = 0.001
 _SLEEP_GROWTH: Final = 1.3
 _LONGEST_SLEEP_SECONDS: Final = 0.008
@@ -47,7 +46,7 @@ _FILL: Final = ctypes.create_string_buffer(b"\xa5" * TRIAL_FILE_SIZE, TRIAL_FILE
 
 
 class TrialHolder:
-    """Makes the file of each trial and pins a part of it."""
+    """Creates the file of each trial and pins a range of it."""
 
     leads = True
 
@@ -76,13 +75,13 @@ class TrialHolder:
         self._unmaps = False
 
     def paced(self, barrier: Barrier) -> Iterator[Choice]:
-        """Yield what to do when its time has come; go on behind the last trial that was begun."""
+        """Yield the choices of a trial when the previous one is over; resume after the last one."""
         number = self._held[0]
         while True:
-            # Trials that an invalidator did not live to see end are over when another is there.
+            # An invalidator that replaces another declares its unfinished trial over.
             sleeps = _sleeps()
             while self._over[0] < number:
-                # Coming to rest unmaps the file, which nobody may touch while it is waited for.
+                # A rest unmaps the file, which no process may touch while the invalidation waits.
                 waits = self._partner_begun[0] != self._partner_ended[0]
                 if barrier.stopping if waits else not barrier.passed():
                     return
@@ -92,7 +91,7 @@ class TrialHolder:
             self._held[0] = self._released[0] = number = number + 1
 
     def calls(self) -> Table[Operation, Callable[[Choice], int]]:
-        return {Operation.FAULT: self._make_file, Operation.HOLD: self._hold}
+        return {Operation.FAULT: self._create_file, Operation.HOLD: self._hold}
 
     def rest(self) -> None:
         """Unmap the pages, not the file: since Linux 6.15 a mapping counts as a reference."""
@@ -103,8 +102,8 @@ class TrialHolder:
         self._drop()
         self._holding.close()
 
-    def _make_file(self, choice: Choice) -> int:
-        """Write the range: a hole or an unwritten extent would pin the zero page, not DAX memory."""
+    def _create_file(self, choice: Choice) -> int:
+        """Create the file and write the range, because a pin of a hole pins the zero page."""
         path = self._region.trial_path(choice.place, self._generation[0])
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
@@ -116,13 +115,13 @@ class TrialHolder:
         return result
 
     def _hold(self, choice: Choice) -> int:
-        if self._mapping is None:  # the file could not be made, which has been counted
+        if self._mapping is None:  # creating the file failed, which the loop counted
             return SKIPPED
         self._unmaps = METHODS[choice.method].backing is Backing.UNMAPPED
         address = self._mapping.address + choice.offset
         result = self._holding.hold(choice, address, self._begin_trial)
         if result == errno.EFAULT and METHODS[choice.method] is BLOCKING:
-            # The other one is told before the call that blocks, and may have been quicker.
+            # `trial_held` precedes the blocking call, so the invalidator may free the range first.
             return SKIPPED
         return result
 
@@ -138,7 +137,7 @@ class TrialHolder:
 
 
 class TrialInvalidator:
-    """Takes blocks of the file away while they are pinned, and empties it afterwards."""
+    """Frees blocks of the file while they are pinned, then empties the file."""
 
     leads = False
 
@@ -151,8 +150,8 @@ class TrialInvalidator:
         self._file = FileUnderTest(b"", _CLOSED)
 
     def paced(self, barrier: Barrier) -> Iterator[Choice]:
-        """Yield an invalidation as soon as the pin is taken, then what empties the file."""
-        # What was under way before this worker started is not its own to judge.
+        """Yield an invalidation once the pin is taken, then a truncate that empties the file."""
+        # Skip the trial that was in progress before this worker started.
         self._over[0] = self._held[0]
         while True:
             sleeps = _sleeps()
@@ -165,12 +164,12 @@ class TrialInvalidator:
             self._file.path = bytes(self._region.trial_path(invalidate.place, self._generation[0]))
             if self._released[0] <= number:
                 if invalidate.operation is not Operation.UNLINK:
-                    # Nobody else may have the file open when it is unlinked, or it stays.
+                    # Unlink frees no blocks while a descriptor is open.
                     self._open(0)
                 time.sleep(invalidate.hold_ns / 1e9)
                 yield invalidate
                 self._close()
-            # The next trial starts with an empty file, whatever became of this one.
+            # The next trial starts with an empty file, whatever the outcome of this one.
             self._open(os.O_CREAT)
             yield empty
             self._close()
@@ -184,7 +183,7 @@ class TrialInvalidator:
         }
 
     def rest(self) -> None:
-        """Nothing is mapped here."""
+        """Do nothing: this worker maps no pages."""
 
     def close(self) -> None:
         self._close()

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The ways to pin pages."""
+"""Long-term and short pins of pages."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The long-term interfaces. Mappers use an interface because it stands in this table."""
+"""The table of long-term interfaces. Mappers use every interface in it."""
 
 from __future__ import annotations
 
@@ -17,6 +17,6 @@ LONG_TERM_INTERFACES: Final[tuple[LongTermInterface, ...]] = (VFIO_TYPE1,)
 
 
 def chosen_interfaces(chosen: Sequence[Interface]) -> tuple[LongTermInterface, ...]:
-    """Return the entries of these interfaces, or all of them where none is chosen."""
+    """Return the entries of the chosen interfaces, or all entries if none is chosen."""
     known = {entry.interface: entry for entry in LONG_TERM_INTERFACES}
     return tuple(known[interface] for interface in dict.fromkeys(chosen)) or LONG_TERM_INTERFACES

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Long-term pins: memory that a device may access until it is unpinned, whatever the interface.
+"""Long-term pins: a device may access the memory until it is unpinned.
 
-Mappers, probes and canaries use this protocol, and name no interface.
+Mappers, probes and canaries use this protocol and name no interface.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from soak.model.expectations import Expectation
     from soak.model.vocabulary import Interface
 
-# What a device may do with the memory: bits, as vfio has them (VFIO_DMA_MAP_FLAG_READ and _WRITE).
+# Access bits of a device, with the values of VFIO_DMA_MAP_FLAG_READ and _WRITE.
 READ: Final = 1
 WRITE: Final = 2
 
 
 class LongTermPin(Protocol):
-    """Owns what one process has pinned over one interface; closing it unpins all of it.
+    """Owns the pins of one process over one interface; `close` releases all of them.
 
     `map` and `unmap` return 0 or an errno and raise nothing: they are the calls under test.
     """
@@ -30,7 +30,7 @@ class LongTermPin(Protocol):
         """Pin `size` bytes at `address`; the device finds them at `iova`."""
 
     def unmap(self, iova: int, size: int, /) -> int:
-        """Unpin the mappings that lie wholly in this range of device addresses."""
+        """Unpin the mappings that lie entirely in this range of device addresses."""
 
     @property
     def unmapped(self) -> int:
@@ -43,10 +43,10 @@ class LongTermPin(Protocol):
 class LongTermInterface:
     """One interface.
 
-    `open` takes the PCI function, or an empty text where the interface needs none, and raises OSError
-    where it cannot be opened. `provoke` pins at an address in a way that fails with the same errno for
-    any memory, one that no expectation names: the canary of the refusal detector. `expectations` have
-    a row for each kind of region and what it is mapped with.
+    `open` takes the PCI function, or an empty string if the interface needs none, and raises OSError
+    on failure. `provoke`, the canary of the refusal detector, tries a pin that fails for any memory,
+    with an errno that no expectation names. `expectations` has a row for each operation, kind of region
+    and backing.
     """
 
     interface: Interface

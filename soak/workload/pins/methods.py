@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The ways in which a short pin is taken and given back, as a table."""
+"""The table of methods that take and release short pins."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Final
 
 from soak.model.vocabulary import Backing, Interface
 
-_PIPE_PAGES: Final = 16  # of a pipe's default size, include/linux/pipe_fs_i.h
+_PIPE_PAGES: Final = 16  # PIPE_DEF_BUFFERS, include/linux/pipe_fs_i.h
 _TRANSFER_PAGES: Final = 512
 
 
-# What a choice of a holder says in `access`: the memory is written into, not read from.
+# `Choice.access` of a holder: the call writes into the memory instead of reading it.
 INTO_MEMORY: Final = 1
 
 
 class Target(StrEnum):
-    """Where the memory goes to or comes from."""
+    """The device that a method transfers to or from."""
 
     NOWHERE = "nowhere"
     SLOW_DEVICE = "slow device"
@@ -27,10 +27,10 @@ class Target(StrEnum):
 
 @dataclass(frozen=True)
 class Method:
-    """One way. `into` says whether it may also write into the memory that it pins.
+    """One method. `into`: it can also write into the memory that it pins.
 
-    A page that is no longer mapped is never written into: on a kernel that does not wait for it, it
-    may be another file's by then.
+    No method writes into an unmapped page: if the kernel does not wait for the pin, the page may
+    already belong to another file.
     """
 
     name: str
@@ -46,14 +46,14 @@ PIPE: Final = Method("pipe", Interface.VMSPLICE, most_pages=_PIPE_PAGES)
 PIPE_UNMAPPED: Final = Method(
     "pipe-unmapped", Interface.VMSPLICE, Backing.UNMAPPED, most_pages=_PIPE_PAGES
 )
-# An asynchronous transfer to a slow device: the time in which it pins for certain is known.
+# An asynchronous transfer to a slow device: polling shows how long it certainly pins.
 TRANSFER: Final = Method("transfer", Interface.O_DIRECT, target=Target.SLOW_DEVICE, into=True)
 TRANSFER_UNMAPPED: Final = Method(
     "transfer-unmapped", Interface.O_DIRECT, Backing.UNMAPPED, Target.SLOW_DEVICE
 )
-# A transfer that blocks, which takes another way through the kernel.
+# A blocking transfer takes another path through the kernel.
 BLOCKING: Final = Method("blocking", Interface.O_DIRECT, target=Target.SLOW_DEVICE, into=True)
-# Many short transfers, and many copies, one behind the other: the pages are mapped again and again.
+# Back-to-back short transfers or copies: each one faults in and pins the pages again.
 REPEATED: Final = Method(
     "repeated", Interface.O_DIRECT, target=Target.FAST_DEVICE, into=True, repeated=True
 )
@@ -63,7 +63,7 @@ METHODS: Final = (PIPE, PIPE_UNMAPPED, TRANSFER, TRANSFER_UNMAPPED, BLOCKING, RE
 
 
 def available(*, transfers: bool) -> tuple[int, ...]:
-    """Return the positions of the methods that can be used, with block devices to use or without."""
+    """Return the indices of the usable methods; `transfers`: there are block devices."""
     return tuple(
         position
         for position, method in enumerate(METHODS)

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Short pins: taken, held and given back, and noted in the ledger while they last.
+"""Short pins: take, hold and release them, and record their times in the ledger.
 
-Who judges a wait needs to know when the pages were pinned for certain, and when they were not any more.
+To judge a wait, the stall detector needs the time in which pages were certainly pinned, and the time
+from which they certainly were not.
 """
 
 from __future__ import annotations
@@ -42,17 +43,17 @@ _TAKE_BEFORE, _TAKE_AFTER, _RELEASE_BEFORE, _RELEASE_AFTER = range(_WIDTH - 4, _
 
 
 class HoldBook:
-    """Notes one hold at a time in the ring of its worker's block."""
+    """Records one hold at a time in the `holds` ring of its worker's block."""
 
     def __init__(self, block: BlockWriter, *, certain: bool) -> None:
-        """Take `certain`: whether the pages are the file's own, and not a hole's zero page."""
+        """Take `certain`: the pages belong to the file, none is a hole's zero page."""
         self._words = block.view("holds")
         self._begun = block.view("holds_begun")
         self._certain = int(certain)
         self._row = 0
 
     def begin(self, choice: Choice) -> None:
-        """Note that a pin is about to be taken."""
+        """Record a hold before its pin is taken."""
         words, row = self._words, self._begun[0] % HOLDS_LENGTH * _WIDTH
         method = METHODS[choice.method]
         values = (
@@ -74,38 +75,38 @@ class HoldBook:
         self._row = row
         self._begun[0] += 1
 
-    def taken(self, *, by_itself: bool = False) -> None:
-        """Note that the pages are pinned; `by_itself`: a device lets them go, whenever it is ready.
+    def taken(self, *, by_device: bool = False) -> None:
+        """Record that the pages are pinned; `by_device`: a device may release them at any time.
 
-        Of such a pin nothing is certain but what was seen of it. Without a time of release a reader
-        takes it that the holder still has to give it back, so that time is stored first.
+        Such a pin is certain only until it was last observed. Readers assume that a pin without a
+        release time is still held, so the release time is stored first.
         """
         now = time.monotonic_ns()
-        if by_itself:
+        if by_device:
             self._words[self._row + _RELEASE_BEFORE] = now
         self._words[self._row + _TAKE_AFTER] = now
 
     def releasing(self, since_ns: int | None = None) -> None:
-        """Note the last moment at which the pages were pinned for certain: now, if none is given."""
+        """Record the last time at which the pages were certainly pinned, by default now."""
         self._words[self._row + _RELEASE_BEFORE] = since_ns or time.monotonic_ns()
 
     def released(self) -> None:
         self._words[self._row + _RELEASE_AFTER] = time.monotonic_ns()
 
     def refused(self) -> None:
-        """Note that nothing was pinned: a hold that ends as it begins is none to wait for."""
+        """Record that nothing was pinned: nothing waits for a hold of no duration."""
         begun = self._words[self._row + _TAKE_BEFORE]
         self._words[self._row + _RELEASE_AFTER] = begun
 
 
 class Holding:
-    """Takes pins by every method. `hold` returns 0 or an errno; `taken` is called in between."""
+    """Takes and releases pins by every method."""
 
     def __init__(self, book: HoldBook, slow: Sequence[Path], fast: Sequence[Path]) -> None:
-        """Open the devices that memory is moved to and from.
+        """Open the devices of the transfers.
 
         Raises:
-            OSError: a device cannot be opened, or there are no asynchronous transfers.
+            OSError: a device cannot be opened, or the kernel has no asynchronous I/O.
         """
         self._book = book
         self._devices = {
@@ -114,7 +115,7 @@ class Holding:
         }
         self._transfers = Transfers() if slow else None
         self._buffer = Mapping(TRIAL_FILE_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS)
-        self._ways: dict[str, Callable[[Choice, int, Callable[[], None]], int]] = {
+        self._methods: dict[str, Callable[[Choice, int, Callable[[], None]], int]] = {
             PIPE.name: self._by_pipe,
             PIPE_UNMAPPED.name: self._by_pipe,
             BLOCKING.name: self._by_blocking_transfer,
@@ -123,15 +124,15 @@ class Holding:
         }
 
     def hold(self, choice: Choice, address: int, taken: Callable[[], None]) -> int:
-        """Pin `choice.length` bytes at `address` for `choice.hold_ns`, or while a device is slow.
+        """Pin `choice.length` bytes at `address` for `choice.hold_ns` or one transfer.
 
-        `taken` is called as soon as the pages are pinned, or are about to be where that is not known.
+        Call `taken` once the pages are pinned, or before a blocking transfer. Return 0 or an errno.
         """
-        way = self._ways.get(METHODS[choice.method].name, self._by_transfer)
+        pin = self._methods.get(METHODS[choice.method].name, self._by_transfer)
         self._book.begin(choice)
-        result = way(choice, address, taken)
+        result = pin(choice, address, taken)
         if result and METHODS[choice.method].interface is Interface.VMSPLICE:
-            # The file was cut short before its pages could be put into the pipe.
+            # The file was truncated before vmsplice took its pages.
             self._book.refused()
         else:
             self._book.released()
@@ -159,37 +160,37 @@ class Holding:
         return result
 
     def _by_transfer(self, choice: Choice, address: int, taken: Callable[[], None]) -> int:
-        """Let a slow device hold the pages, and ask it again and again whether it still does."""
+        """Let a slow device hold the pages, and poll until its transfer completes."""
         transfers = self._transfers
         if transfers is None:
-            raise RuntimeError("a transfer without a slow device: the plan has none")
+            raise RuntimeError("the plan has a transfer and no slow device")
         operation = IOCB_CMD_PREAD if choice.access & INTO_MEMORY else IOCB_CMD_PWRITE
         result = transfers.submit(operation, self._device(choice), address, choice.length, DATA_OFFSET)
         if result:
             return result
-        self._book.taken(by_itself=True)
+        self._book.taken(by_device=True)
         taken()
         while True:
-            asked = time.monotonic_ns()
+            polled = time.monotonic_ns()
             ended = transfers.completed(_POLL_SECONDS)
             if ended is not None:
                 return ended
-            self._book.releasing(asked)
+            self._book.releasing(polled)
 
     def _by_blocking_transfer(self, choice: Choice, address: int, taken: Callable[[], None]) -> int:
         taken()
         return self._transfer(choice, address)
 
     def _by_repeated_transfers(self, choice: Choice, address: int, taken: Callable[[], None]) -> int:
-        return self._again_and_again(choice, taken, lambda: self._transfer(choice, address))
+        return self._repeat(choice, taken, lambda: self._transfer(choice, address))
 
     def _by_copying(self, choice: Choice, address: int, taken: Callable[[], None]) -> int:
         call = copy_to_process if choice.access & INTO_MEMORY else copy_from_process
         own, buffer = os.getpid(), self._buffer.address
-        return self._again_and_again(choice, taken, lambda: call(own, address, buffer, choice.length))
+        return self._repeat(choice, taken, lambda: call(own, address, buffer, choice.length))
 
-    def _again_and_again(self, choice: Choice, taken: Callable[[], None], work: Callable[[], int]) -> int:
-        """Pin many times for a moment, until the time of the hold is over or the file was cut short."""
+    def _repeat(self, choice: Choice, taken: Callable[[], None], work: Callable[[], int]) -> int:
+        """Pin briefly and repeatedly, until the hold time is over or the file was truncated."""
         end = time.monotonic_ns() + choice.hold_ns
         result = work()
         if result == 0:

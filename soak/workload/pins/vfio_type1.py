@@ -34,8 +34,8 @@ _EXPECTATIONS: Final = (
         Interface.VFIO_TYPE1,
         Backing.SHARED,
         None,
-        "device DAX has no blocks to take away: long-term pins are granted (vma_is_fsdax() is about "
-        "files only, include/linux/fs.h)",
+        "device DAX has no blocks to free: long-term pins are granted (vma_is_fsdax() covers files "
+        "only, include/linux/fs.h)",
     ),
     Expectation(
         (Operation.MAP,),
@@ -43,7 +43,7 @@ _EXPECTATIONS: Final = (
         Interface.VFIO_TYPE1,
         Backing.SHARED,
         errno.EOPNOTSUPP,
-        "check_vma_flags() refuses FOLL_LONGTERM on a DAX file before anything else is looked at "
+        "check_vma_flags() refuses FOLL_LONGTERM on a DAX file before any other check "
         "(94db151dc892, mm/gup.c)",
         ((4, 16), LAST),
     ),
@@ -61,7 +61,7 @@ _EXPECTATIONS: Final = (
         Interface.VFIO_TYPE1,
         Backing.SHARED,
         None,
-        "unmapping exactly what was mapped is done (drivers/vfio/vfio_iommu_type1.c)",
+        "unmapping exactly the mapped range succeeds (drivers/vfio/vfio_iommu_type1.c)",
     ),
     Expectation(
         (Operation.UNMAP,),
@@ -69,7 +69,7 @@ _EXPECTATIONS: Final = (
         Interface.VFIO_TYPE1,
         Backing.PRIVATE,
         None,
-        "unmapping exactly what was mapped is done (drivers/vfio/vfio_iommu_type1.c)",
+        "unmapping exactly the mapped range succeeds (drivers/vfio/vfio_iommu_type1.c)",
     ),
 )
 
