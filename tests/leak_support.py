@@ -68,12 +68,12 @@ class Desk:
         device.touch()
         ledger = make_ledger(place / "ledger")
         self.block = ledger.block(SUPERVISOR)
-        members = [
+        processes = [
             WorkerProcess(plan, ledger.block(plan.name), outcome_columns(plan.cells, (6, 1)), Idle)
             for plan in workers()
         ]
-        self.worker = members[0].block
-        self.pool = WorkerPool(members, self.block.view("pause"), self.block.view("uncertain"))
+        self.worker = processes[0].block
+        self.pool = WorkerPool(processes, self.block.view("pause"), self.block.view("uncertain"))
         self._path = place / "journal.jsonl"
         self.journal = FileJournal(self._path)
         self.reporter = Reporter(self.block, self.journal)

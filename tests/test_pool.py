@@ -67,13 +67,13 @@ def hire(tmp_path: Path) -> Iterator[Callable[..., WorkerPool]]:
     pools: list[WorkerPool] = []
 
     def make(kind: Callable[[BlockWriter], Operator] = Idle, limits: WorkerLimits = FREE) -> WorkerPool:
-        members = [
+        processes = [
             WorkerProcess(plan, ledger.block(plan.name), outcome_columns(plan.cells, RELEASE), kind)
             for plan in workers()
         ]
         supervisor = ledger.block(SUPERVISOR)
         words = (supervisor.view("pause"), supervisor.view("uncertain"))
-        pools.append(WorkerPool(members, *words, limits=limits))
+        pools.append(WorkerPool(processes, *words, limits=limits))
         pools[-1].start()
         return pools[-1]
 
@@ -94,7 +94,7 @@ def nothing() -> None:
 
 
 def working(pool: WorkerPool) -> bool:
-    return all(member.block.get("ended") > 0 for member in pool.workers)
+    return all(worker.block.get("ended") > 0 for worker in pool.workers)
 
 
 def deaths_of(pool: WorkerPool) -> list[Death]:
@@ -112,20 +112,20 @@ def test_workers_rest_between_operations_and_go_on(hire: Callable[..., WorkerPoo
     pool = hire()
     wait_for(lambda: working(pool))
     assert pool.pause(DEADLINE_SECONDS, nothing) == []
-    resting = [member.block.get("begun") for member in pool.workers]
-    assert [member.block.get("ended") for member in pool.workers] == resting
+    resting = [worker.block.get("begun") for worker in pool.workers]
+    assert [worker.block.get("ended") for worker in pool.workers] == resting
     time.sleep(0.1)
-    assert [member.block.get("begun") for member in pool.workers] == resting
+    assert [worker.block.get("begun") for worker in pool.workers] == resting
     pool.resume()
     wait_for(lambda: all(m.block.get("begun") > n for m, n in zip(pool.workers, resting, strict=True)))
 
 
 def test_a_worker_that_does_not_rest_is_named(hire: Callable[..., WorkerPool]) -> None:
     pool = hire(Stuck)
-    wait_for(lambda: all(member.block.get("begun") == 1 for member in pool.workers))
+    wait_for(lambda: all(worker.block.get("begun") == 1 for worker in pool.workers))
     called: list[int] = []
     late = pool.pause(0.2, lambda: called.append(1))
-    assert late == [member.plan.name for member in pool.workers]
+    assert late == [worker.plan.name for worker in pool.workers]
     assert called
 
 
@@ -154,14 +154,14 @@ def test_a_dead_worker_does_not_hold_up_the_others_rest(hire: Callable[..., Work
 
 def test_what_a_killed_worker_held_is_given_back_in_its_books(hire: Callable[..., WorkerPool]) -> None:
     pool = hire(Stuck)
-    member = pool.workers[0]
-    wait_for(lambda: member.block.get("begun") == 1)
-    member.block.set("pages_mapped", 7, 0)
-    os.kill(member.pid, signal.SIGKILL)
+    worker = pool.workers[0]
+    wait_for(lambda: worker.block.get("begun") == 1)
+    worker.block.set("pages_mapped", 7, 0)
+    os.kill(worker.pid, signal.SIGKILL)
     (death,) = deaths_of(pool)
     assert death.in_flight is not None
-    assert member.block.get("pages_unmapped", 0) == 7
-    first = next(member.plan.choices(0))
+    assert worker.block.get("pages_unmapped", 0) == 7
+    first = next(worker.plan.choices(0))
     assert first.operation is Operation.MAP
     uncertain = pool.uncertain
     assert uncertain[first.region] == sum(uncertain) == first.length // 4096
@@ -172,12 +172,12 @@ def test_what_an_abandoned_worker_holds_is_stranded_until_it_ends(
 ) -> None:
     pool = hire()
     assert pool.pause(DEADLINE_SECONDS, nothing) == []
-    member = pool.workers[0]
-    member.block.set("pages_mapped", 7, 0)
-    pid = member.pid
-    pool.abandon(member)
+    worker = pool.workers[0]
+    worker.block.set("pages_mapped", 7, 0)
+    pid = worker.pid
+    pool.abandon(worker)
     assert (pool.stranded(0), pool.stranded(1)) == (7, 0)
-    assert member.block.get("pages_unmapped", 0) == 7
+    assert worker.block.get("pages_unmapped", 0) == 7
     assert list(pool.reap()) == []
     assert pool.stranded(0) == 7
     os.kill(pid, signal.SIGKILL)
@@ -186,9 +186,9 @@ def test_what_an_abandoned_worker_holds_is_stranded_until_it_ends(
 
 def test_a_call_that_does_not_come_back_strands_its_pages(hire: Callable[..., WorkerPool]) -> None:
     pool = hire(Stuck)
-    wait_for(lambda: all(in_flight(member.block.get, member.block.view) for member in pool.workers))
+    wait_for(lambda: all(in_flight(worker.block.get, worker.block.view) for worker in pool.workers))
     flights = [
-        flight for member in pool.workers if (flight := in_flight(member.block.get, member.block.view))
+        flight for worker in pool.workers if (flight := in_flight(worker.block.get, worker.block.view))
     ]
     pages = sum(flight["length"] // 4096 for flight in flights if flight["region"] == 0)
     assert pool.stranded(0) == pages > 0
@@ -203,7 +203,7 @@ def test_one_that_dies_at_every_start_is_given_up(hire: Callable[..., WorkerPool
         return sum(death.gave_up for death in told) == len(pool.workers)
 
     wait_for(all_given_up)
-    assert not any(member.running for member in pool.workers)
+    assert not any(worker.running for worker in pool.workers)
     assert {death.exit_code for death in told} == {70}
 
 
@@ -211,18 +211,18 @@ def test_stop_ends_all_in_order(hire: Callable[..., WorkerPool]) -> None:
     pool = hire()
     wait_for(lambda: working(pool))
     assert pool.stop(DEADLINE_SECONDS, nothing) == []
-    assert not any(member.running for member in pool.workers)
-    for member in pool.workers:
-        assert member.block.block.fields["state"].values[member.block.get("state")] == "ended"
-        assert member.block.get("begun") == member.block.get("ended")
+    assert not any(worker.running for worker in pool.workers)
+    for worker in pool.workers:
+        assert worker.block.block.fields["state"].values[worker.block.get("state")] == "ended"
+        assert worker.block.get("begun") == worker.block.get("ended")
 
 
 def test_stop_kills_what_does_not_end(hire: Callable[..., WorkerPool]) -> None:
     pool = hire(Stuck)
-    wait_for(lambda: all(member.block.get("begun") == 1 for member in pool.workers))
-    assert pool.stop(0.5, nothing) == sorted(member.plan.name for member in pool.workers)
+    wait_for(lambda: all(worker.block.get("begun") == 1 for worker in pool.workers))
+    assert pool.stop(0.5, nothing) == sorted(worker.plan.name for worker in pool.workers)
     states = {
-        member.block.block.fields["state"].values[member.block.get("state")] for member in pool.workers
+        worker.block.block.fields["state"].values[worker.block.get("state")] for worker in pool.workers
     }
     assert states == {WorkerState.DEAD}
 
@@ -231,35 +231,35 @@ def test_a_rate_holds_workers_back_and_a_pause_does_not_wait_for_it(
     hire: Callable[..., WorkerPool],
 ) -> None:
     pool = hire(limits=WorkerLimits(rate=0.01))
-    wait_for(lambda: all(member.block.get("ended") == 1 for member in pool.workers))
+    wait_for(lambda: all(worker.block.get("ended") == 1 for worker in pool.workers))
     # The next operation is a hundred seconds away.
     assert pool.pause(DEADLINE_SECONDS, nothing) == []
     pool.resume()
-    wait_for(lambda: all(member.block.get("acknowledged") == 0 for member in pool.workers))
-    assert [member.block.get("begun") for member in pool.workers] == [1] * len(pool.workers)
+    wait_for(lambda: all(worker.block.get("acknowledged") == 0 for worker in pool.workers))
+    assert [worker.block.get("begun") for worker in pool.workers] == [1] * len(pool.workers)
     assert pool.stop(DEADLINE_SECONDS, nothing) == []
 
 
 def test_of_workers_that_wait_for_each_other_one_keeps_the_rate(hire: Callable[..., WorkerPool]) -> None:
     pool = hire(Leading, limits=WorkerLimits(rate=0.01))
-    wait_for(lambda: all(member.block.get("ended") == 1 for member in pool.workers))
+    wait_for(lambda: all(worker.block.get("ended") == 1 for worker in pool.workers))
     assert pool.stop(DEADLINE_SECONDS, nothing) == []
-    assert [member.block.get("begun") for member in pool.workers] == [1] * len(pool.workers)
+    assert [worker.block.get("begun") for worker in pool.workers] == [1] * len(pool.workers)
 
 
 def test_of_workers_that_wait_for_each_other_one_takes_its_time_from_the_other(
     hire: Callable[..., WorkerPool],
 ) -> None:
     pool = hire(Following, limits=WorkerLimits(rate=0.01))
-    wait_for(lambda: all(member.block.get("ended") > 5 for member in pool.workers))
+    wait_for(lambda: all(worker.block.get("ended") > 5 for worker in pool.workers))
 
 
 def test_workers_keep_to_a_limit_of_memory_and_go_first(hire: Callable[..., WorkerPool]) -> None:
     limit = private_bytes() + (256 << 20)
     pool = hire(limits=WorkerLimits(enter=lambda: be_expendable(limit)))
     wait_for(lambda: working(pool))
-    for member in pool.workers:
-        process = Path(f"/proc/{member.pid}")
+    for worker in pool.workers:
+        process = Path(f"/proc/{worker.pid}")
         limits = (process / "limits").read_text()
         (line,) = [line for line in limits.splitlines() if line.startswith("Max data size")]
         assert line.split()[3] == str(limit)
@@ -272,11 +272,11 @@ def test_a_worker_that_was_at_work_is_replaced_however_often_it_is_killed(
     pool = hire()
     for _ in range(8):
         wait_for(lambda: working(pool))
-        before = [member.block.get("begun") for member in pool.workers]
+        before = [worker.block.get("begun") for worker in pool.workers]
         wait_for(
             lambda: all(
-                member.block.get("begun") > count
-                for member, count in zip(pool.workers, before, strict=True)  # noqa: B023 - at once
+                worker.block.get("begun") > count
+                for worker, count in zip(pool.workers, before, strict=True)  # noqa: B023 - at once
             )
         )
         os.kill(pool.workers[0].pid, signal.SIGKILL)
@@ -292,10 +292,10 @@ def test_a_worker_waits_until_the_machine_has_a_process_for_it(hire: Callable[..
             os.setuid(65534)  # root has no such limit
         pool = hire()
         soft, hard = resource.getrlimit(resource.RLIMIT_NPROC)
-        member = pool.workers[0]
-        incarnation = member.block.get("incarnation")
+        worker = pool.workers[0]
+        incarnation = worker.block.get("incarnation")
         resource.setrlimit(resource.RLIMIT_NPROC, (1, hard))
-        pool.kill(member)
+        pool.kill(worker)
         deaths: list[str] = []
 
         def reap() -> None:
@@ -307,11 +307,11 @@ def test_a_worker_waits_until_the_machine_has_a_process_for_it(hire: Callable[..
 
         wait_for(died)
         reap()
-        waits = [pool.unborn, member.running, pool.pause(DEADLINE_SECONDS, reap)]
+        waits = [pool.unborn, worker.running, pool.pause(DEADLINE_SECONDS, reap)]
         pool.resume()
         resource.setrlimit(resource.RLIMIT_NPROC, (soft, hard))
         reap()
-        born = [pool.unborn, member.running, member.block.get("incarnation") - incarnation]
+        born = [pool.unborn, worker.running, worker.block.get("incarnation") - incarnation]
         pool.stop(2.0, nothing)
         return [deaths, waits, born]
 

@@ -124,13 +124,13 @@ class Soak:
 
         def soak() -> None:
             block = ledger.block(SUPERVISOR)
-            members = [
+            processes = [
                 WorkerProcess(
                     plan, ledger.block(plan.name), outcome_columns(plan.cells, RELEASE), operator
                 )
                 for plan in workers()
             ]
-            pool = WorkerPool(members, block.view("pause"), block.view("uncertain"))
+            pool = WorkerPool(processes, block.view("pause"), block.view("uncertain"))
             with FileJournal(self.journal) as journal:
                 reporter = Reporter(block, journal)
                 sweeper = Sweeper(
@@ -146,7 +146,7 @@ class Soak:
                     canaries=Canaries(
                         block, journal, reporter, [], every=0.0, differences=sweeper.differences
                     ),
-                    summary=Summary(block, journal, [member.block for member in members]),
+                    summary=Summary(block, journal, [worker.block for worker in processes]),
                     clock=SoakClock(),
                     duration=duration,
                     sweep_interval=sweep,

@@ -172,7 +172,7 @@ def run_soak(plan: RunPlan, regions: Sequence[Region], workers: RunWorkers, sett
             detectors=[sweeper, stalls, refusals],
             recycler=recycler,
             canaries=canaries,
-            summary=Summary(block, journal, [member.block for member in pool.workers]),
+            summary=Summary(block, journal, [worker.block for worker in pool.workers]),
             clock=clock,
             duration=config.run.duration,
             sweep_interval=config.leaks.sweep,
@@ -249,25 +249,25 @@ def _read_before(pool: WorkerPool, block: BlockWriter, past: PriorRun) -> dict[s
     if past.same_boot:
         rows = block.view("read")
         return {
-            member.plan.name: (rows[2 * index], rows[2 * index + 1])
-            for index, member in enumerate(pool.workers)
+            worker.plan.name: (rows[2 * index], rows[2 * index + 1])
+            for index, worker in enumerate(pool.workers)
         }
     return {
-        member.plan.name: (
-            member.block.get("ended"),
-            member.block.get("holds_begun") if member.plan.role is Role.HOLDER else 0,
+        worker.plan.name: (
+            worker.block.get("ended"),
+            worker.block.get("holds_begun") if worker.plan.role is Role.HOLDER else 0,
         )
-        for member in pool.workers
+        for worker in pool.workers
     }
 
 
 def _refusal_detector(pool: WorkerPool, ledger: Ledger, release: Release) -> RefusalDetector:
     block, refused = ledger.block(SUPERVISOR), ledger.block(CANARY_REFUSED)
     return RefusalDetector(
-        [*(member.block for member in pool.workers), refused],
+        [*(worker.block for worker in pool.workers), refused],
         release,
         [
-            *(block.view(judged_field(member.plan.name)) for member in pool.workers),
+            *(block.view(judged_field(worker.plan.name)) for worker in pool.workers),
             # What a canary has shown before is of no account now.
             memoryview(bytearray(bytes(refused.view("counts")))).cast("Q"),
         ],
@@ -284,12 +284,12 @@ def _stall_detector(
     read: Mapping[str, tuple[int, int]],
 ) -> StallDetector:
     workers = {
-        member.plan.name: (
-            member.plan.role,
-            member.block,
-            tuple(region.name for region in member.plan.regions),
+        worker.plan.name: (
+            worker.plan.role,
+            worker.block,
+            tuple(region.name for region in worker.plan.regions),
         )
-        for member in pool.workers
+        for worker in pool.workers
     }
     files = tuple(region.name for region in plan.regions if region.kind is RegionKind.FS_DAX)
     holder, invalidator = ledger.block(CANARY_HOLDER), ledger.block(CANARY_INVALIDATOR)

@@ -210,7 +210,7 @@ class Supervisor:
             caught = signal.sigtimedwait({*self._ending, signal.SIGCHLD}, BEAT_SECONDS)
             if caught is not None and caught.si_signo in self._ending:
                 return f"stopped by {signal.Signals(caught.si_signo).name}"
-            wedged = sum(member.abandoned for member in self._pool.workers)
+            wedged = sum(worker.abandoned for worker in self._pool.workers)
             if wedged > self._most_wedged:
                 why = f"{wedged} workers hang in the kernel for good"
                 self._journal.write(
@@ -444,7 +444,7 @@ class Supervisor:
                 name: count for detector in self._detectors for name, count in detector.sweeps().items()
             },
             journal_errors=self._journal.errors,
-            workers={member.plan.name: member.block.get("incarnation") for member in self._pool.workers},
+            workers={worker.plan.name: worker.block.get("incarnation") for worker in self._pool.workers},
         )
         for hook in self._hooks:
             hook.sampled()
@@ -460,7 +460,7 @@ class Supervisor:
         """Count what was completed, by label, and how many of the promised cells that covers."""
         self._counted = time.monotonic()
         completed = completed_operations(
-            (member.block.names("counts"), member.block.view("counts")) for member in self._pool.workers
+            (worker.block.names("counts"), worker.block.view("counts")) for worker in self._pool.workers
         )
         for detector in self._detectors:
             completed |= detector.completed()
@@ -476,9 +476,9 @@ class Supervisor:
         self._block.set("foll_pins_released", released)
         self._block.set("tainted", taint())
         locked = pinned = 0
-        for member in self._pool.workers:
-            if member.running:
-                of_one = locked_and_pinned_bytes(member.pid)
+        for worker in self._pool.workers:
+            if worker.running:
+                of_one = locked_and_pinned_bytes(worker.pid)
                 locked, pinned = locked + of_one[0], pinned + of_one[1]
         self._block.set("locked_bytes", locked)
         self._block.set("pinned_bytes", pinned)

@@ -105,7 +105,7 @@ class Recycler:
 
         The workers rest; those that have the region mapped are ended and started again.
         """
-        mappers = [member for member in self._pool.workers if member.plan.role is Role.MAPPER]
+        mappers = [worker for worker in self._pool.workers if worker.plan.role is Role.MAPPER]
         return self._make_new(name, mappers)
 
     def _short(self) -> list[str]:

@@ -78,7 +78,7 @@ class Sweeper(Detector):
         self._reporter = reporter
         self._watches = watches
         self._pool = pool
-        self._members = pool.workers
+        self._workers = pool.workers
         self._canaries = canaries
         self._open_pins = open_pins
         self._known_issues = known_issues
@@ -211,8 +211,8 @@ class Sweeper(Detector):
     def _held(self, watch: RegionLeaks) -> Held:
         region = self._position(watch)[0]
         given_back = _given_back(self._pool, region, self._issues[watch.region.name])
-        mapped = sum(member.block.get("pages_mapped", region) for member in self._members)
-        unmapped = sum(member.block.get("pages_unmapped", region) for member in self._members)
+        mapped = sum(worker.block.get("pages_mapped", region) for worker in self._workers)
+        unmapped = sum(worker.block.get("pages_unmapped", region) for worker in self._workers)
         live = mapped - unmapped
         for block in self._canaries:
             live += block.get("pages_mapped", region) - block.get("pages_unmapped", region)

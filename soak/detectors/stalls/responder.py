@@ -170,10 +170,10 @@ class StallWatch(Detector):
         """Free a worker that does not come to rest, whatever it is doing."""
         self._begin_to_free(worker, worker.block.get("begun") - 1)
 
-    def _begin_to_free(self, member: WorkerProcess, number: int) -> None:
-        name, now = member.plan.name, time.monotonic_ns()
+    def _begin_to_free(self, worker: WorkerProcess, number: int) -> None:
+        name, now = worker.plan.name, time.monotonic_ns()
         if name not in self._stuck:
-            self._stuck[name] = _Stuck(number, member.block.get("incarnation"), now, now, None)
+            self._stuck[name] = _Stuck(number, worker.block.get("incarnation"), now, now, None)
 
     def completed(self) -> dict[str, int]:
         """Return how often each operation was judged against each kind of pin, by label."""
@@ -206,8 +206,8 @@ class StallWatch(Detector):
         wait, kind = judgement.wait, judgement.violation
         if kind is None:
             return
-        member = self._pool.worker(wait.worker)
-        task = look_at(member.pid) if member.running and not wait.end else {}
+        worker = self._pool.worker(wait.worker)
+        task = look_at(worker.pid) if worker.running and not wait.end else {}
         interface, issue, undecided = self._explain(judgement, task)
         where = f"{wait.operation} of {RegionKind.FS_DAX}"
         if kind is Violation.EARLY_TRUNCATE:
@@ -232,7 +232,7 @@ class StallWatch(Detector):
                 f"{where} {what}",
                 wait.region,
                 issue,
-                self._evidence(judgement, member, task),
+                self._evidence(judgement, worker, task),
                 undecided=undecided,
             )
         )
@@ -240,7 +240,7 @@ class StallWatch(Detector):
     def _report_overdue(self, overdue: Overdue) -> None:
         """Report a pin that does not end, and free its holder, for which others wait."""
         hold = overdue.hold
-        member = self._pool.worker(hold.worker)
+        worker = self._pool.worker(hold.worker)
         seconds = overdue.bound / 1e9
         what = "lasts" if hold.take_after else "is being taken"
         self._reporter.report(
@@ -257,13 +257,13 @@ class StallWatch(Detector):
                     "worker": hold.worker,
                     "file": overdue.place,
                     "excess_ms": round((overdue.lasted - overdue.bound) / _MILLISECOND, 3),
-                    "task": look_at(member.pid) if member.running else {},
+                    "task": look_at(worker.pid) if worker.running else {},
                     "held": [_hold_line(hold, hold.take_before)],
-                    "recorders": {hold.worker: _last_lines(member.block)},
+                    "recorders": {hold.worker: _last_lines(worker.block)},
                 },
             )
         )
-        self._begin_to_free(member, overdue.number)
+        self._begin_to_free(worker, overdue.number)
 
     def _report_canary(self, judgement: Judgement) -> None:
         """Say what a canary looks like, as of any wait; it is in no books, and frees itself."""
@@ -322,7 +322,7 @@ class StallWatch(Detector):
         return undecided or nothing
 
     def _evidence(
-        self, judgement: Judgement, member: WorkerProcess, task: dict[str, Any]
+        self, judgement: Judgement, worker: WorkerProcess, task: dict[str, Any]
     ) -> dict[str, Any]:
         wait = judgement.wait
         holders = {hold.worker for hold in judgement.holds}
@@ -331,7 +331,7 @@ class StallWatch(Detector):
             "file": wait.place,
             "excess_ms": round(judgement.excess / _MILLISECOND, 3),
             "task": task,
-            "behind": [] if wait.end else self._behind(member),
+            "behind": [] if wait.end else self._behind(worker),
             # In milliseconds from the start of the wait.
             "held": [_hold_line(hold, wait.start) for hold in judgement.holds[-_EVIDENCE_HOLDS:]],
             "recorders": {
@@ -344,43 +344,43 @@ class StallWatch(Detector):
         """Look at the other workers that have been in one call for long."""
         now = time.monotonic_ns()
         behind = []
-        for member in self._pool.workers:
-            begun = member.block.get("begun")
-            if member is culprit or not member.running or begun == member.block.get("ended"):
+        for worker in self._pool.workers:
+            begun = worker.block.get("begun")
+            if worker is culprit or not worker.running or begun == worker.block.get("ended"):
                 continue
-            line = _last_lines(member.block)[-1]
+            line = _last_lines(worker.block)[-1]
             if self._clock.between(line["start_ns"], now) > _KILL_NS // 10:
-                behind.append({"worker": member.plan.name, **look_at(member.pid)})
+                behind.append({"worker": worker.plan.name, **look_at(worker.pid)})
         return behind
 
     def _begin_freeing(self, judgement: Judgement, now: int) -> None:
-        member = self._pool.worker(judgement.wait.worker)
+        worker = self._pool.worker(judgement.wait.worker)
         self._add(judgement, "stalled", 1)
         self._stuck[judgement.wait.worker] = _Stuck(
-            judgement.wait.number, member.block.get("incarnation"), now, now, _row_of(judgement)
+            judgement.wait.number, worker.block.get("incarnation"), now, now, _row_of(judgement)
         )
 
     def _free(self, now: int) -> None:
         for name, stuck in list(self._stuck.items()):
-            member = self._pool.worker(name)
+            worker = self._pool.worker(name)
             spent = self._clock.between(stuck.since, now)
             if stuck.row is not None:
                 grown = self._clock.between(stuck.accounted, now)
                 self._waits[stuck.row + STALL_COLUMNS.index("stalled_ns")] += grown
                 stuck.accounted = now
             moved = (
-                member.block.get("ended") > stuck.number
-                or member.block.get("incarnation") != stuck.incarnation
+                worker.block.get("ended") > stuck.number
+                or worker.block.get("incarnation") != stuck.incarnation
             )
             if moved:
                 self._let_go(name, stuck)
             elif spent > _WEDGED_NS:
-                self._abandon(member)
+                self._abandon(worker)
             elif spent > _KILL_NS:
                 stuck.killed = True
-                self._pool.kill(member)
+                self._pool.kill(worker)
             else:
-                self._pool.nudge(member)
+                self._pool.nudge(worker)
 
     def _forget(self, name: str) -> None:
         row = self._stuck.pop(name).row
@@ -396,17 +396,17 @@ class StallWatch(Detector):
             seconds=round(self._clock.between(stuck.since, time.monotonic_ns()) / 1e9, 3),
         )
 
-    def _abandon(self, member: WorkerProcess) -> None:
-        self._forget(member.plan.name)
-        task = look_at(member.pid)
-        self._pool.abandon(member)
-        self._block.set_at("wedged", member.abandoned, member.plan.name)
+    def _abandon(self, worker: WorkerProcess) -> None:
+        self._forget(worker.plan.name)
+        task = look_at(worker.pid)
+        self._pool.abandon(worker)
+        self._block.set_at("wedged", worker.abandoned, worker.plan.name)
         self._journal.write(
             "worker.wedged",
             Level.ERROR,
-            worker=member.plan.name,
+            worker=worker.plan.name,
             task=task,
-            summary=f"{member.plan.name} hangs in the kernel and cannot be killed: another worker "
+            summary=f"{worker.plan.name} hangs in the kernel and cannot be killed: another worker "
             f"goes on with another file",
         )
 
