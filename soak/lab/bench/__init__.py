@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""How fast the soak is, measured in ratios: its own loops against others that do the same work."""
+"""The benchmark: speed of the soak's loops relative to reference loops with the same work."""

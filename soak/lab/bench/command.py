@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""`dax-soak bench`: boots a guest, has it measure the soak's own speed, and tells it in ratios."""
+"""`dax-soak bench`: boots a guest that measures the soak's speed, and prints ratios."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ _SCRAPES: Final = 9
 
 
 def bench(options: argparse.Namespace) -> int:
-    """Measure, print, and return 0.
+    """Run the benchmark, print its report and return the exit code.
 
     Raises:
-        UsageError: something is wrong or missing, or the guest came to no end; nothing is left behind.
+        UsageError: an option is wrong, a program is missing, or the guest did not finish.
     """
     try:
         return _bench(options)
@@ -60,7 +60,7 @@ def bench(options: argparse.Namespace) -> int:
 def _bench(options: argparse.Namespace) -> int:
     began = time.monotonic()
     config = with_overrides(lab_config(None), duration=options.duration, seed=None, scenario=None)
-    # Mistakes are told before anything is fetched.
+    # Report mistakes before downloading anything.
     kernel = options.kernel or DEFAULT_KERNEL
     check_kernel(kernel, options.modules)
     refuse_without(missing(_PROGRAMS, _HEADERS), "compile the loop in C")
@@ -83,7 +83,7 @@ def _bench(options: argparse.Namespace) -> int:
         program=("measure",),
         doing="measuring",
     )
-    # What is measured is printed, and not kept: it is no run, and never the latest one.
+    # A benchmark is no run: it never becomes `latest`, and its directory is temporary.
     directory = run_directory.runs_directory() / f".bench-{run_directory.new_run_id()}"
     try:
         work = partial(soak_once, progress=progress)
@@ -100,10 +100,10 @@ def _bench(options: argparse.Namespace) -> int:
 
 
 def _compiled_layer(cache: Cache) -> Path:
-    """Return the initramfs layer with the loop in C, keyed by its source and how it is compiled.
+    """Return the initramfs layer with the C loop, cached by its source and compiler options.
 
     Raises:
-        UsageError: it cannot be compiled.
+        UsageError: the compiler failed.
     """
     digest = hashlib.sha256(_SOURCE.read_bytes() + " ".join(_COMPILE).encode())
 
@@ -117,7 +117,7 @@ def _compiled_layer(cache: Cache) -> Path:
             timeout=_COMPILE_SECONDS,
         )
         if result.returncode != 0:
-            raise UsageError(f"The loop in C cannot be compiled: {result.stderr.strip()}")
+            raise UsageError(f"Cannot compile the C loop: {result.stderr.strip()}")
         with (directory / "bench.cpio").open("wb") as out:
             archive = CpioWriter(out)
             archive.file(LIBRARY.lstrip("/"), library.read_bytes(), 0o755)
@@ -127,10 +127,10 @@ def _compiled_layer(cache: Cache) -> Path:
 
 
 def _result(booted: Booted) -> Bench:
-    """Read what the guest measured.
+    """Read the measurements from the guest's journal.
 
     Raises:
-        UsageError: it came to no end, or the contenders did not do the same; the sentence says why.
+        UsageError: the guest did not finish, or operations of a contender failed.
     """
     directory = booted.request.directory
     for event in understood(read_journal(directory / run_directory.JOURNAL)):
@@ -139,8 +139,8 @@ def _result(booted: Booted) -> Bench:
             short = next(filter(None, (entry.shortfall() for entry in series)), None)
             if short is not None:
                 raise UsageError(
-                    f"The kernel did not do what it should ({short}), so there is nothing to compare: "
-                    f"'dax-soak lab' with the same options shows what is wrong."
+                    f"Operations failed ({short}), so speeds cannot be compared: run 'dax-soak lab' "
+                    f"with the same options to find the cause."
                 )
             return Bench(
                 kernel=event["kernel"],
@@ -148,11 +148,11 @@ def _result(booted: Booted) -> Bench:
                 scrape=_scrape(directory / run_directory.LEDGER),
                 mirrored=event["mirrored"],
             )
-    raise UsageError(f"The bench came to no end: {'; '.join(booted.verdict.reasons)}.")
+    raise UsageError(f"The benchmark did not finish: {'; '.join(booted.verdict.reasons)}.")
 
 
 def _scrape(ledger: Path) -> Scrape:
-    """Time what a scrape costs the exporter, all but the network."""
+    """Time a scrape of the exporter, without the network."""
     with LedgerReader.open(ledger) as reader:
         collector = LedgerCollector(lambda: reader)
         taken = []

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The contenders of a bench, side by side in one process of the guest.
+"""The contenders of a benchmark, all in one process of the guest.
 
-All of them do the same ioctls on the same container and the same memory, and count those that ended as
-they should. What differs is only who does them: a loop in C, the least that a loop in Python must do, and
-the soak's own worker with all its books.
+They issue the same ioctls on the same container and memory, and count those with the expected result.
+Only the loop differs: a loop in C, a minimal loop in Python, and the worker's loop with all its stores
+to the ledger.
 """
 
 from __future__ import annotations
@@ -37,25 +37,25 @@ if TYPE_CHECKING:
     from soak.workload.operators.mapper import Mapper
     from soak.workload.worker_plan import WorkerPlan
 
-# Where the guest has the compiled loop.
+# Path of the compiled loop in the guest.
 LIBRARY: Final = "/usr/lib/dax-soak-bench/loop.so"
 LENGTH: Final = 2 << 20
 
 _C, _BARE = "C loop", "bare Python loop"
-# What the others are compared with.
+# The report compares the other contenders with these.
 REFERENCES: Final = (_C, _BARE)
 _SLOT: Final = 0
 _ACCESS: Final = VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE
 
 
 class Subject:
-    """One thing that all contenders do: map and unmap 2 MiB of a region, or have the map refused."""
+    """The operations of all contenders: map and unmap 2 MiB of a region, or a refused map."""
 
     def __init__(self, plan: WorkerPlan, kind: RegionKind, release: Release) -> None:
-        """Find the region of this kind and what the kernel owes there.
+        """Find the region of this kind and the expectations for it.
 
         Raises:
-            LookupError: the worker has no such region.
+            ValueError: the worker has no region of this kind.
         """
         self.kind = kind
         self.plan = plan
@@ -71,11 +71,11 @@ class Subject:
 
     @property
     def operations(self) -> int:
-        """How many ioctls a cycle has."""
+        """Number of ioctls in a cycle."""
         return 1 if self.refusal else 2
 
     def choices(self, offset: int, cycles: int) -> list[Choice]:
-        """Write out what a worker is to do in so many cycles."""
+        """Return the choices of a worker for this number of cycles."""
         place = (self.region, _SLOT, offset, LENGTH, _ACCESS)
         if self.unmap_cell is None:
             return [Choice(number, self.map_cell, Operation.MAP, *place) for number in range(cycles)]
@@ -88,7 +88,7 @@ class Subject:
 
 
 class Contenders:
-    """Prepares each contender for a round; what it returns is what is timed."""
+    """Prepares each contender for a round and returns the function to time."""
 
     def __init__(
         self,
@@ -119,7 +119,7 @@ class Contenders:
     def _compiled_loop(self, offset: int, cycles: int) -> Timed:
         address, iova = self._mapper.where(self._subject.region, _SLOT, offset)
         descriptor = self._container.fileno()
-        # The first pin of a place brings its pages into this process, which is nobody's share.
+        # The first pin faults the pages in: keep that out of the measured time.
         self._compiled(descriptor, address, iova, LENGTH, 1)
         return lambda: int(self._compiled(descriptor, address, iova, LENGTH, cycles))
 
@@ -138,14 +138,14 @@ class Contenders:
         return lambda: self._work(iter(choices))
 
     def _drawing_loop(self, offset: int, cycles: int) -> Timed:
-        """Draw a choice of the scenario for each operation, as a worker does, and do the given one."""
+        """Draw a choice of the scenario for each operation, as a worker does, but run the given one."""
         choices = self._subject.choices(offset, cycles)
         drawn = self._subject.plan.choices(next(self._incarnations))
         both = zip(islice(drawn, len(choices)), choices, strict=True)
         return lambda: self._work(map(itemgetter(1), both))
 
     def _work(self, choices: Iterator[Choice]) -> int:
-        """Do what the choices say, and return how many of them the ledger has as they should be."""
+        """Run the choices; return how many of them the ledger counts with the expected result."""
         before = self._good()
         work(self._block, self._pause, choices, self._mapper.calls(), self._subject.columns)
         return self._good() - before

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * The same ioctls as the soak's loop, from C: what the kernel alone takes.
+ * The ioctls of the soak's loop from C: the cost of the kernel alone.
  *
- * Each function returns how many of its ioctls ended as they should.
+ * Each function returns the number of its ioctls with the expected result.
  */
 #include <errno.h>
 #include <stdint.h>

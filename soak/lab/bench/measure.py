@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Measuring in the guest of a lab, with the soak's own regions, container, ledger and loop."""
+"""The benchmark in the guest of a lab, on the soak's regions, container, ledger and loop."""
 
 from __future__ import annotations
 
@@ -37,22 +37,22 @@ _SUBJECTS: Final = {
 }
 _MEMCPY: Final = "memcpy"
 _SWEEP: Final = "sweep of the device-dax"
-# The slowest contender takes about so long in one round.
+# Approximate time of the slowest contender in one round.
 _ROUND_SECONDS: Final = 0.2
 _FIRST_CYCLES: Final = 16
 
 
 def measure(config: Config, places: LabPlaces) -> None:
-    """Measure for about as long as a run should last, and write the results into the journal.
+    """Measure for about the configured duration and write the results to the journal.
 
     Raises:
         UsageError: the configuration does not fit the guest.
     """
     with opened_run(config, places) as run:
         try:
-            series = list(_all_series(run, _heart(run.ledger, run.mirror)))
+            series = list(_all_series(run, _heartbeat(run.ledger, run.mirror)))
         except (OSError, BtfError, LookupError) as error:
-            run.journal.write("harness.failed", Level.ERROR, summary=f"the bench failed: {error}")
+            run.journal.write("harness.failed", Level.ERROR, summary=f"the benchmark failed: {error}")
             return
         run.journal.write(
             MEASURED,
@@ -62,8 +62,8 @@ def measure(config: Config, places: LabPlaces) -> None:
         )
 
 
-def _heart(ledger: Ledger, mirror: Mirror | None) -> Callable[[], None]:
-    """Return what shows the host that the guest lives."""
+def _heartbeat(ledger: Ledger, mirror: Mirror | None) -> Callable[[], None]:
+    """Return a function that counts a heartbeat for the host."""
     block = ledger.block(SUPERVISOR)
 
     def beat() -> None:
@@ -90,7 +90,7 @@ def _loops(run: OpenedRun, seconds: float, beat: Callable[[], None]) -> Iterator
     block, pause = run.ledger.block(worker.name), run.ledger.block(SUPERVISOR).view("pause")
     release = parse_release(kernel_release())
     library = ctypes.CDLL(LIBRARY)
-    # The C loop maps over vfio type1, on the function that the mappers leave to probes.
+    # The C loop maps over vfio type1, on the PCI function of the probes.
     container = Container(run.plan.config.vfio.devices[0])
     with contextlib.closing(run.workers.mapper(worker, container)) as mapper:
         for kind, name in _SUBJECTS.items():
@@ -100,7 +100,7 @@ def _loops(run: OpenedRun, seconds: float, beat: Callable[[], None]) -> Iterator
             ).all()
             cycles = _cycles(contenders)
             beat()
-            # In each round another 2 MiB: where an unmap leaks, no count comes near its limit.
+            # Each round maps another 2 MiB, so that a leaking unmap does not saturate reference counts.
             offsets = range(0, subject.size - LENGTH + 1, LENGTH)
             turns = {
                 contender: partial(_at_round, prepare, offsets, cycles)
@@ -117,10 +117,10 @@ def _at_round(
 
 
 def _cycles(contenders: Mapping[str, Callable[[int, int], Timed]]) -> int:
-    """Return how many cycles the slowest contender does in a round."""
+    """Return the number of cycles that the slowest contender does in a round."""
     slowest = 0.0
     for prepare in contenders.values():
-        for _ in range(2):  # the first time everything is new
+        for _ in range(2):  # the first pass warms up
             timed = prepare(0, _FIRST_CYCLES)
             start = time.monotonic()
             timed()
@@ -130,7 +130,7 @@ def _cycles(contenders: Mapping[str, Callable[[int, int], Timed]]) -> int:
 
 
 def _sweeps(pages: StructPages, span: PageSpan) -> Mapping[str, Prepare]:
-    """Return the ways to go through all struct pages of a span, and as many bytes of plain memory."""
+    """Return contenders that read all struct pages of a span, and a memcpy of as many bytes."""
     size = span.count * pages.layout.size
     source, target = (ctypes.create_string_buffer(size) for _ in range(2))
 
@@ -150,7 +150,7 @@ def _sweeps(pages: StructPages, span: PageSpan) -> Mapping[str, Prepare]:
         return span.count
 
     turns = {_MEMCPY: copy, "added up in Python": lists, "sweep": totals}
-    # What two ways read must be the same before it is worth measuring how fast they are.
+    # Both readers must agree before their speeds can be compared.
     listed = [count for piece in pages.counts(span) for count in piece]
     if pages.totals(span) != (sum(listed), max(listed)):
         raise LookupError("sums of reference counts differ from the counts read one by one")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What a bench says: medians over rounds, and ratios between contenders of one round."""
+"""Reports of a benchmark: medians over rounds, and ratios between contenders of one round."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _NAME_WIDTH, _RATE_WIDTH, _RATIO_WIDTH = 24, 12, 18
 
 @dataclass(frozen=True)
 class Scrape:
-    """What one exposition of the run's ledger costs on the host."""
+    """Cost of one exposition of the ledger on the host."""
 
     series: int
     milliseconds: float
@@ -27,7 +27,7 @@ class Scrape:
 
 @dataclass(frozen=True)
 class Ratio:
-    """How quick a contender is beside another: the median over rounds, and the middle half of them."""
+    """Speed of a contender relative to `of`: the median over rounds, and the quartiles around it."""
 
     of: str
     median: float
@@ -40,7 +40,7 @@ class Ratio:
 
 @dataclass(frozen=True)
 class Row:
-    """One contender: operations (or pages) a second, and beside those that came before it."""
+    """One contender: operations (or pages) a second, and ratios to the references before it."""
 
     contender: str
     completed: int
@@ -50,7 +50,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Bench:
-    """Everything that one bench measured."""
+    """All measurements of one benchmark."""
 
     kernel: str
     series: Sequence[Series]
@@ -59,7 +59,7 @@ class Bench:
 
 
 def rows(series: Series) -> Iterator[Row]:
-    """Say how each contender did, beside the references that stand before it."""
+    """Yield a row for each contender, with ratios to the references before it."""
     names = list(series.nanoseconds)
     for position, name in enumerate(names):
         taken = series.nanoseconds[name]
@@ -73,17 +73,17 @@ def rows(series: Series) -> Iterator[Row]:
 
 
 def _ratio(reference: str, reference_ns: Sequence[int], taken_ns: Sequence[int]) -> Ratio:
-    """Compare turns of the same round only: what drifts between rounds is in both."""
+    """Compare turns of the same round only, so that drift between rounds cancels out."""
     ratios = [base / taken for base, taken in zip(reference_ns, taken_ns, strict=True)]
     low, median, high = statistics.quantiles(ratios, n=4, method="inclusive")
     return Ratio(reference, median, low, high)
 
 
 def text_report(bench: Bench) -> str:
-    """Show one table for each subject."""
+    """Return the report as text, with one table for each subject."""
     lines = [f"Linux {bench.kernel}; ratios of speed: median over rounds (middle half of them)"]
     if bench.mirrored:
-        lines.append("The ledger is on tmpfs, because memory that the host shares is slow here.")
+        lines.append("The ledger is on tmpfs, because memory shared with the host is slow here.")
     for series in bench.series:
         lines += ["", f"{series.subject}: {series.rounds} rounds of {series.operations:,}"]
         heads = [f"of {reference}" for reference in series.references]
@@ -105,7 +105,7 @@ def _line(columns: Sequence[str]) -> str:
 
 
 def json_report(bench: Bench) -> str:
-    """Return the same for programs."""
+    """Return the report as JSON."""
     report = {
         "kernel": bench.kernel,
         "mirrored": bench.mirrored,

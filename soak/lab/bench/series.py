@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What a bench measured, as the guest hands it to the host, and how contenders take turns."""
+"""Measurements of a benchmark, which the guest sends to the host, and the loop that takes them."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, Final, Self
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    # Does its operations and returns how many of them ended as they should.
+    # Runs its operations and returns how many had the expected result.
     Timed = Callable[[], int]
-    # Makes ready, untimed, what is timed in the round of this number.
+    # Returns the function to time in the round of this number.
     Prepare = Callable[[int], Timed]
 
-# The journal's event with everything that was measured.
+# The journal event with all measurements.
 MEASURED: Final = "bench.measured"
 
 _FEWEST_ROUNDS: Final = 5
@@ -23,10 +23,10 @@ _FEWEST_ROUNDS: Final = 5
 
 @dataclass
 class Series:
-    """What came out for one subject; the `references` are those that others are compared with.
+    """Measurements of one subject; the report compares other contenders with `references`.
 
     In each round each contender does `operations` operations (or reads as many pages);
-    `nanoseconds` has one number for each round, `completed` how many of all ended as they should.
+    `nanoseconds` has one value for each round, `completed` counts the expected results of all rounds.
     """
 
     subject: str
@@ -40,7 +40,7 @@ class Series:
         return min(len(taken) for taken in self.nanoseconds.values())
 
     def shortfall(self) -> str | None:
-        """Name the first contender of whose operations some did not end as they should."""
+        """Describe the first contender with unexpected results; None if there is none."""
         wanted = self.rounds * self.operations
         for name, completed in self.completed.items():
             if completed != wanted:
@@ -58,10 +58,9 @@ class Series:
 def take_turns(
     series: Series, contenders: Mapping[str, Prepare], seconds: float, beat: Callable[[], None]
 ) -> Series:
-    """Let each contender have its turn, round by round, so that what drifts hits all alike.
+    """Time every contender once a round, so that drift affects all alike; fill and return `series`.
 
-    It takes about `seconds`, and at least five rounds; `beat` is called after each turn. What came
-    out is in `series`.
+    Run for about `seconds`, and at least five rounds; call `beat` after each turn.
     """
     for name in contenders:
         series.completed[name] = 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What a soak and a benchmark open in the guest of a lab: the machine, ledger, journal and regions."""
+"""Setup of a soak or benchmark in the guest of a lab: machine, ledger, journal and regions."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     from soak.workload.plan import RunPlan
 
 _STATE: Final = Path("/run/dax-soak-changes")
-# On tmpfs, for a guest in which the memory that the host shares is slow.
+# On tmpfs, for a guest whose memory shared with the host is slow.
 _MIRRORED_LEDGER: Final = Path("/run/dax-soak-ledger")
 
 
 @dataclass(frozen=True)
 class LabPlaces:
-    """Where the guest of a lab finds what its host made."""
+    """Paths in the guest to the files and ports of the host."""
 
     run_id: str
     ledger: Path
@@ -56,7 +56,7 @@ class OpenedRun:
 
 @contextlib.contextmanager
 def opened_run(config: Config, places: LabPlaces) -> Iterator[OpenedRun]:
-    """Prepare the guest and open everything; put it back and close it at the end.
+    """Prepare the guest and open everything; restore and close it on exit.
 
     Raises:
         UsageError: the configuration does not fit the guest.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""`dax-soak run` in the guest of a lab: ledger and journal are the host's, which also judges."""
+"""`dax-soak run` in the guest of a lab: the host owns ledger and journal, and judges."""
 
 from __future__ import annotations
 
