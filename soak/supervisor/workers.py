@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The workers of a run: which operator does the work of each, and on what.
+"""The worker processes of a run and their operators.
 
-`dax-soak run`, the guest of a lab and the benchmark make their workers here.
+`dax-soak run`, the guest of a lab and the benchmark create their workers here.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ if TYPE_CHECKING:
 
 
 class RunWorkers:
-    """Makes the worker processes and the operators of a plan, on regions that are open."""
+    """Creates the worker processes and operators of a plan, on open regions."""
 
     def __init__(self, plan: RunPlan, regions: Sequence[Region], ledger: Ledger) -> None:
-        """Take the plan.
+        """Look up the blocks and devices of the plan.
 
         Raises:
-            UsageError: there are too few PCI functions for its mappers.
+            UsageError: there are too few PCI functions for the mappers.
         """
         self._plan, self._regions = plan, regions
         self._supervisor = ledger.block(SUPERVISOR)
         self._blocks = {worker.name: ledger.block(worker.name) for worker in plan.workers}
-        # Workers of trials have files of their own, and give them up in another way.
+        # Trial workers have their own files; a new generation replaces a file given up.
         self._quarantines = [
             self._blocks[worker.name].view("quarantine") for worker in plan.workers if not worker.pair
         ]
@@ -60,11 +60,11 @@ class RunWorkers:
         if len(devices) < needed and needed > 1:
             raise UsageError(
                 f"{needed - 1} mappers need {needed} PCI functions in [vfio] devices (one for each and "
-                f"one for probes), and there are {len(devices)}."
+                f"one for probes), found {len(devices)}."
             )
 
     def pool(self) -> WorkerPool:
-        """Return the pool of all workers, none of them started."""
+        """Return the pool of all workers, before any starts."""
         release = parse_release(kernel_release())
         processes = [
             WorkerProcess(
@@ -83,11 +83,11 @@ class RunWorkers:
         return WorkerPool(processes, block.view("pause"), block.view("uncertain"), limits=limits)
 
     def mapper(self, worker: WorkerPlan, pin: LongTermPin) -> Mapper:
-        """Return the operator of a mapper, which owns the pin from now on."""
+        """Return the operator of a mapper, which takes ownership of the pin."""
         return Mapper(self._blocks[worker.name], self._regions, pin)
 
     def given_up_files(self) -> list[Path]:
-        """Return the files that no worker may truncate or unlink any more in this run."""
+        """Return the files that no worker may truncate or unlink again in this run."""
         paths = [
             path for region in self._regions if isinstance(region, FsDaxRegion) for path in region.paths()
         ]
@@ -103,7 +103,7 @@ class RunWorkers:
         return files
 
     def _operator(self, worker: WorkerPlan, block: BlockWriter) -> Operator:
-        """Make the operator of a worker, in the worker's own process."""
+        """Create the operator of a worker, in the worker's process."""
         if worker.long_term is not None:
             functions = self._plan.config.vfio.devices
             function = "" if worker.function is None else functions[worker.function]
@@ -131,6 +131,6 @@ class RunWorkers:
         )
 
     def _position(self, worker: WorkerPlan) -> int:
-        """Return which of all regions is the first that a worker works on."""
+        """Return the index of a worker's first region."""
         name = worker.regions[0].name
         return next(index for index, region in enumerate(self._regions) if region.name == name)
