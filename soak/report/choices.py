@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What each worker of a run would do first."""
+"""The first choices of each worker, printed without a run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def print_choices(plan: RunPlan, count: int) -> int:
-    """Print what each worker of a plan does first."""
+    """Print the first `count` choices of each worker; return 0."""
     for worker, choice in plan.first_choices(count):
         if not put(f"{choice_line(worker, choice)}\n"):
             break

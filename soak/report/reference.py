@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""References that are made from the code: `make readme` writes them into the pages that have a place.
+"""Reference tables, generated from the code: `make readme` writes them into the marked pages.
 
-A key of the configuration stands in soak.config.sections with its meaning and its default, a metric in
-exporter.catalogue, and nowhere else.
+soak.config.sections declares every configuration key, exporter.catalogue every metric.
 """
 
 from __future__ import annotations
@@ -20,13 +19,13 @@ if TYPE_CHECKING:
 
 END: Final = "<!-- to here -->"
 _KNOWN_ISSUES: Final = (
-    "| `[known-issues] NAME` | `false` turns a known issue off: what it explains then fails the run "
+    "| `[known-issues] NAME` | `false` disables a known issue: violations that it explains fail the run "
     "| true |"
 )
 
 
 def metrics_table() -> str:
-    """Return every metric as a table in Markdown."""
+    """Return all metrics as a Markdown table."""
     rows = ["| metric | type | unit | labels | means |", "| --- | --- | --- | --- | --- |"]
     for metric in METRICS:
         labels = ", ".join(f"`{label}`" for label in metric.labels)
@@ -37,7 +36,7 @@ def metrics_table() -> str:
 
 
 def configuration_table() -> str:
-    """Return every key of a configuration as a table in Markdown."""
+    """Return all configuration keys as a Markdown table."""
     rows = ["| key | means | default |", "| --- | --- | --- |"]
     for name, section in SECTIONS.items():
         rows += _rows(f"[{name}]", section)
@@ -45,7 +44,7 @@ def configuration_table() -> str:
     return "\n".join([*rows, _KNOWN_ISSUES])
 
 
-# What is made, by the line that begins its place.
+# The generator of each table, by the marker that precedes the table.
 TABLES: Final[dict[str, Callable[[], str]]] = {
     "<!-- configuration, made by 'make readme' -->": configuration_table,
     "<!-- metrics, made by 'make readme' -->": metrics_table,
@@ -53,7 +52,7 @@ TABLES: Final[dict[str, Callable[[], str]]] = {
 
 
 def with_tables(text: str) -> str:
-    """Return a text with each table in the place that is marked for it, if there is one."""
+    """Return the text with a new table behind each marker."""
     for begin, table in TABLES.items():
         before, found, rest = text.partition(begin)
         if found:
@@ -70,7 +69,7 @@ def _rows(place: str, section: type[Any]) -> Iterator[str]:
 
 
 def _shown(value: object) -> str:
-    """Show a default as a configuration has it."""
+    """Format a default as in a configuration file."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float):

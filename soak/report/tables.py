@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The tables that the program works by, printed for people."""
+"""Text tables of expectations, known issues, faults and scenarios."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ _INDENT: Final = "    "
 
 
 def expectations_table() -> str:
-    """Return what a kernel owes, row by row, with the reason of each."""
+    """Return all expectations with their reasons."""
     lines: list[str] = []
     for row in EXPECTATIONS:
-        owed = "done" if row.refusal is None else errno_name(row.refusal)
+        outcome = "done" if row.refusal is None else errno_name(row.refusal)
         if row.waits:
-            owed += ", not before the pin is given back"
+            outcome += ", after the release of the pin"
         lines += _wrapped(", ".join(row.operations), "")
         place = f"{row.region} ({row.backing}) over {row.interface}"
-        lines += _wrapped(f"{place}, {_kernels(row.kernels)}: {owed}", _INDENT)
+        lines += _wrapped(f"{place}, {_kernels(row.kernels)}: {outcome}", _INDENT)
         lines += _wrapped(row.reason, _INDENT)
     return "\n".join(lines) + "\n"
 
 
 def known_issues_table() -> str:
-    """Return the violations that are understood, with scope, prediction and reference."""
+    """Return all known issues with scope, prediction and reference."""
     lines: list[str] = []
     for issue in KNOWN_ISSUES:
         lines += [
@@ -51,7 +51,7 @@ def known_issues_table() -> str:
 
 
 class Described(Protocol):
-    """A fault, as far as it is told."""
+    """The printed properties of a fault."""
 
     @property
     def name(self) -> str: ...
@@ -69,7 +69,7 @@ def faults_table(faults: Iterable[Described]) -> str:
 
 
 def scenarios_table() -> str:
-    """Return the mixes of operations with their weights."""
+    """Return all scenarios with their weights."""
     lines: list[str] = []
     for scenario in SCENARIOS.values():
         lines += [

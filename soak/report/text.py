@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The report for a terminal: how much was looked at, then what was found, and the verdict last."""
+"""The report for a terminal: coverage, then violations, and the verdict last."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from soak.verdict import Verdict, ViolationSummary
 
 WIDTH: Final = 79
-# Filling lines takes time that grows with the square of a text, which a guest may have sent.
+# textwrap takes quadratic time, and a guest may have sent the text.
 _LONGEST: Final = 2000
 
 
@@ -28,24 +28,21 @@ def text_report(verdict: Verdict, directory: Path) -> str:
 
 
 def publish(verdict: Verdict, directory: Path) -> None:
-    """Write verdict and report into the run directory, and print the report.
-
-    Where the disk is full it is printed all the same.
-    """
+    """Write verdict and report to the run directory; print the report even if that fails."""
     report = text_report(verdict, directory)
     try:
         write_whole(directory / VERDICT, verdict.to_json().encode(), READABLE)
         write_whole(directory / REPORT, report.encode(), READABLE)
     except OSError as error:
         complain(
-            f"dax-soak: verdict and report cannot be written to {directory} ({error.strerror}): "
-            f"'dax-soak report {directory}' computes them again from the journal."
+            f"dax-soak: cannot write verdict and report to {directory} ({error.strerror}): "
+            f"'dax-soak report {directory}' recomputes them from the journal."
         )
     put(report)
 
 
 def _lines(verdict: Verdict, directory: Path) -> Iterator[str]:
-    """Yield what matters least first: the end is what stays on the screen."""
+    """Yield the least important lines first, because the end stays on the screen."""
     yield f"{'operation':<15} {'region':<11} {'interface':<11} {'completed':>12} {'needed':>8}"
     for cell in verdict.coverage:
         yield (
@@ -82,12 +79,12 @@ def _unexplained(found: Sequence[ViolationSummary]) -> Iterator[str]:
 
 
 def _expected(found: Sequence[ViolationSummary]) -> Iterator[str]:
-    """Yield what known issues explain, whose probes have confirmed them on this kernel."""
+    """Yield the violations that confirmed known issues explain."""
     by_issue: dict[tuple[str, str], list[ViolationSummary]] = defaultdict(list)
     for violation in found:
         by_issue[str(violation.known_issue), violation.kind].append(violation)
     if by_issue:
-        yield "expected, as probes of the known issues have confirmed on this kernel"
+        yield "expected (known issues that probes confirmed on this kernel)"
     for (issue, kind), violations in sorted(by_issue.items()):
         count = _counted(kind, sum(violation.count for violation in violations))
         first = min(violation.first_event for violation in violations)
