@@ -220,17 +220,17 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("toy", TOYS.values(), ids=TOYS)
-def test_a_toy_is_listed_in_two_places_at_most(toy: Toy) -> None:
+def test_a_toy_needs_at_most_two_listings(toy: Toy) -> None:
     assert len(toy.listed) <= MOST_LISTING
 
 
-def test_a_detector_is_run_and_shows_in_ledger_and_exposition(ran: Mapping[str, Any]) -> None:
+def test_a_detector_runs_and_is_exposed(ran: Mapping[str, Any]) -> None:
     assert ran["ledger"]["toy"] is True
     assert "dax_soak_detector_success toy" in ran["exposition"]
     assert "dax_soak_canaries_total toy missed" in ran["exposition"]
 
 
-def test_what_it_finds_is_journalled_and_judged(ran: Mapping[str, Any]) -> None:
+def test_findings_are_journalled_and_judged(ran: Mapping[str, Any]) -> None:
     assert ran["found"] == [["stall", "a toy"]]
     assert ran["verdict"] == "fail"
 
@@ -259,7 +259,7 @@ def test_mapped_bytes_of_a_pin_are_exposed(ran: Mapping[str, Any]) -> None:
     assert "dax_soak_mapped_bytes anonymous toy-pin" in ran["exposition"]
 
 
-def test_what_no_expectation_covers_is_missing(ran: Mapping[str, Any]) -> None:
+def test_uncovered_cells_are_reported_missing(ran: Mapping[str, Any]) -> None:
     uncovered = {"play of anonymous over none", "toy fs-dax none"}
     assert {f"no expectation covers {cell}" for cell in uncovered} == set(ran["missing"])
 
@@ -268,7 +268,7 @@ def test_a_pin_has_a_canary(ran: Mapping[str, Any]) -> None:
     assert ["refusals", "map of fs-dax over toy-pin ended with EINVAL"] in ran["canaries"]
 
 
-def test_all_show_in_the_report(ran: Mapping[str, Any]) -> None:
+def test_all_toys_appear_in_the_report(ran: Mapping[str, Any]) -> None:
     report = "\n".join(ran["report"])
     for shown in ("a toy", "toy fs-dax none", "map anonymous toy-pin", "play of anonymous over none"):
         assert shown in report

@@ -100,7 +100,7 @@ def own(names: set[str]) -> set[str]:
     return {name for name in names if name.partition(".")[0] in {"soak", "exporter"}}
 
 
-def test_the_program_is_found() -> None:
+def test_modules_and_imports_are_found() -> None:
     assert {"soak", "soak.cli", "soak.abi.btf", "soak.lab.guest.init", "exporter.server"} <= set(
         modules()
     )
@@ -110,7 +110,7 @@ def test_the_program_is_found() -> None:
     assert "soak.lab.guest.faults" not in imports_when_loaded("soak.cli")
 
 
-def test_each_module_stands_in_a_room() -> None:
+def test_each_module_belongs_to_a_room() -> None:
     rooms = {room_of(module) for module in modules() if module != "soak"}
     assert rooms == FLOOR_OF.keys()
     assert len(rooms) <= MOST_ROOMS
@@ -127,7 +127,7 @@ def test_imports_point_down() -> None:
     assert wrong == set()
 
 
-def test_nothing_imports_in_a_circle() -> None:
+def test_imports_have_no_cycle() -> None:
     done: set[str] = set()
 
     def visit(module: str, path: tuple[str, ...]) -> None:
@@ -142,7 +142,7 @@ def test_nothing_imports_in_a_circle() -> None:
         visit(module, ())
 
 
-def test_the_guest_starts_with_the_standard_library_alone() -> None:
+def test_guest_init_needs_only_the_standard_library() -> None:
     """The first process of a guest says on the console what is missing: it must not miss anything."""
     queue, seen = ["soak.lab.guest.init"], set()
     while queue:
@@ -160,7 +160,7 @@ def test_the_guest_starts_with_the_standard_library_alone() -> None:
     assert "soak.lab.protocol" in seen
 
 
-def test_no_file_is_too_long_to_be_read() -> None:
+def test_no_file_is_too_long() -> None:
     lengths = {
         str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in modules().values()
     }
@@ -168,7 +168,7 @@ def test_no_file_is_too_long_to_be_read() -> None:
 
 
 @pytest.mark.parametrize("row", EXPECTATIONS, ids=lambda row: f"{row.operations[0]}-{row.region}")
-def test_every_expectation_says_why(row: object) -> None:
+def test_every_expectation_has_a_reason(row: object) -> None:
     reason = vars(row)["reason"]
     assert len(reason.split()) > 5
 

@@ -56,7 +56,7 @@ def test_contenders_take_turns_and_each_turn_is_counted() -> None:
     assert beats == list(range(1, len(order) + 1))
 
 
-def test_a_ratio_is_taken_within_a_round() -> None:
+def test_ratios_compare_turns_of_one_round() -> None:
     """A machine that became ten times slower in between changes no ratio."""
     first, second, third = rows(
         series(
@@ -76,7 +76,7 @@ turns = st.lists(st.tuples(*[st.integers(1, 10**9)] * 2), min_size=5, max_size=4
 
 @given(turns)
 @deterministic
-def test_the_spread_lies_around_the_median_and_within_what_was_seen(taken: list[tuple[int, int]]) -> None:
+def test_quartiles_enclose_the_median(taken: list[tuple[int, int]]) -> None:
     _, second = rows(series(first=[a for a, _ in taken], second=[b for _, b in taken]))
     (ratio,) = second.ratios
     seen = [a / b for a, b in taken]
@@ -96,7 +96,7 @@ def test_both_reports_have_every_row() -> None:
     assert (subject["rounds"], subject["operations"]) == (5, 10)
 
 
-def test_a_contender_that_fell_short_is_named() -> None:
+def test_shortfall_names_the_contender() -> None:
     found = series(first=[5] * 6, second=[6] * 6)
     assert found.shortfall() is None
     found.completed["second"] -= 1
@@ -110,7 +110,7 @@ def test_a_contender_that_fell_short_is_named() -> None:
     ("kind", "steps"),
     [(RegionKind.DEVICE_DAX, [Operation.MAP, Operation.UNMAP]), (RegionKind.FS_DAX, [Operation.MAP])],
 )
-def test_the_worker_does_what_the_others_do(kind: RegionKind, steps: list[Operation]) -> None:
+def test_worker_choices_match_the_subject(kind: RegionKind, steps: list[Operation]) -> None:
     subject = Subject(MAPPER, kind, RELEASE)
     choices = subject.choices(4 * LENGTH, 3)
     assert [choice.operation for choice in choices] == steps * 3
@@ -123,7 +123,7 @@ def test_the_worker_does_what_the_others_do(kind: RegionKind, steps: list[Operat
         assert MAPPER.regions[choice.region].kind is kind
 
 
-def test_without_a_compiler_nothing_is_begun(
+def test_a_missing_compiler_is_reported_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))

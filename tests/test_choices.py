@@ -86,7 +86,7 @@ def test_the_same_seed_gives_the_same_choices(seed: int) -> None:
 
 @given(seeds, seeds)
 @deterministic
-def test_everything_that_differs_gives_other_choices(seed: int, other: int) -> None:
+def test_seed_worker_and_incarnation_change_choices(seed: int, other: int) -> None:
     if seed == other:
         return
     for make in (mapper, invalidator):
@@ -96,7 +96,7 @@ def test_everything_that_differs_gives_other_choices(seed: int, other: int) -> N
     assert some(first) != some(second)
 
 
-def test_choices_are_the_same_in_every_process_and_release() -> None:
+def test_choices_of_a_seed_never_change() -> None:
     """A run is repeated by its seed: whoever changes what is drawn changes old seeds' meaning."""
     assert some(mapper(), count=3) == MAPPER_CHOICES
     assert some(invalidator(), count=3) == INVALIDATOR_CHOICES
@@ -104,9 +104,7 @@ def test_choices_are_the_same_in_every_process_and_release() -> None:
 
 @given(planned_regions, seeds)
 @deterministic
-def test_every_choice_lies_in_its_region_and_on_page_bounds(
-    regions: list[PlannedRegion], seed: int
-) -> None:
+def test_choices_are_page_aligned_ranges_of_their_region(regions: list[PlannedRegion], seed: int) -> None:
     for plan in planned(regions, seed=seed, mappers=1, invalidators=2, holders=2, transfers=True):
         for number, choice in enumerate(some(plan)):
             assert choice.number == number
@@ -125,7 +123,7 @@ def test_every_choice_lies_in_its_region_and_on_page_bounds(
 
 @given(planned_regions, seeds)
 @deterministic
-def test_a_slot_is_unmapped_exactly_as_it_was_mapped(regions: list[PlannedRegion], seed: int) -> None:
+def test_each_unmap_matches_its_map(regions: list[PlannedRegion], seed: int) -> None:
     (plan,) = planned(regions, seed=seed, mappers=1)
     live: dict[int, Choice] = {}
     for choice in some(plan):
@@ -143,7 +141,7 @@ def test_a_slot_is_unmapped_exactly_as_it_was_mapped(regions: list[PlannedRegion
 
 @given(seeds, st.integers(1, 4))
 @deterministic
-def test_an_invalidator_stays_inside_the_file_that_it_has_in_mind(seed: int, sharers: int) -> None:
+def test_invalidations_stay_within_the_modelled_file_size(seed: int, sharers: int) -> None:
     for plan in workers(0, sharers, seed):
         sizes = dict.fromkeys(plan.files, FILE_SIZE)
         for choice in some(plan):
@@ -195,7 +193,7 @@ def test_without_files_there_is_no_invalidator() -> None:
     assert [plan.name for plan in plans] == ["mapper-0", "mapper-1"]
 
 
-def test_an_unknown_scenario_is_refused_with_those_that_are_known() -> None:
+def test_an_unknown_scenario_error_lists_known_scenarios() -> None:
     with pytest.raises(UsageError, match="Unknown scenario 'nonsense'") as caught:
         planned(scenario="nonsense")
     for name in SCENARIOS:

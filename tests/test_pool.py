@@ -108,7 +108,7 @@ def deaths_of(pool: WorkerPool) -> list[Death]:
     return found
 
 
-def test_workers_rest_between_operations_and_go_on(hire: Callable[..., WorkerPool]) -> None:
+def test_workers_pause_between_operations_and_resume(hire: Callable[..., WorkerPool]) -> None:
     pool = hire()
     wait_for(lambda: working(pool))
     assert pool.pause(DEADLINE_SECONDS, nothing) == []
@@ -120,7 +120,7 @@ def test_workers_rest_between_operations_and_go_on(hire: Callable[..., WorkerPoo
     wait_for(lambda: all(m.block.get("begun") > n for m, n in zip(pool.workers, resting, strict=True)))
 
 
-def test_a_worker_that_does_not_rest_is_named(hire: Callable[..., WorkerPool]) -> None:
+def test_pause_returns_workers_that_do_not_rest(hire: Callable[..., WorkerPool]) -> None:
     pool = hire(Stuck)
     wait_for(lambda: all(worker.block.get("begun") == 1 for worker in pool.workers))
     called: list[int] = []
@@ -129,7 +129,7 @@ def test_a_worker_that_does_not_rest_is_named(hire: Callable[..., WorkerPool]) -
     assert called
 
 
-def test_a_killed_worker_is_told_and_replaced(hire: Callable[..., WorkerPool]) -> None:
+def test_a_killed_worker_is_reported_and_replaced(hire: Callable[..., WorkerPool]) -> None:
     pool = hire()
     wait_for(lambda: working(pool))
     victim = pool.workers[0]
@@ -143,7 +143,7 @@ def test_a_killed_worker_is_told_and_replaced(hire: Callable[..., WorkerPool]) -
     assert victim.block.get("incarnation") == before + 1
 
 
-def test_a_dead_worker_does_not_hold_up_the_others_rest(hire: Callable[..., WorkerPool]) -> None:
+def test_a_pause_ignores_dead_workers(hire: Callable[..., WorkerPool]) -> None:
     pool = hire()
     wait_for(lambda: working(pool))
     os.kill(pool.workers[0].pid, signal.SIGKILL)
@@ -152,7 +152,7 @@ def test_a_dead_worker_does_not_hold_up_the_others_rest(hire: Callable[..., Work
     assert pool.lost_one()
 
 
-def test_what_a_killed_worker_held_is_given_back_in_its_books(hire: Callable[..., WorkerPool]) -> None:
+def test_pages_of_a_killed_worker_are_counted_unmapped(hire: Callable[..., WorkerPool]) -> None:
     pool = hire(Stuck)
     worker = pool.workers[0]
     wait_for(lambda: worker.block.get("begun") == 1)
@@ -167,9 +167,7 @@ def test_what_a_killed_worker_held_is_given_back_in_its_books(hire: Callable[...
     assert uncertain[first.region] == sum(uncertain) == first.length // 4096
 
 
-def test_what_an_abandoned_worker_holds_is_stranded_until_it_ends(
-    hire: Callable[..., WorkerPool],
-) -> None:
+def test_pages_stay_stranded_until_an_abandoned_process_ends(hire: Callable[..., WorkerPool]) -> None:
     pool = hire()
     assert pool.pause(DEADLINE_SECONDS, nothing) == []
     worker = pool.workers[0]
@@ -184,7 +182,7 @@ def test_what_an_abandoned_worker_holds_is_stranded_until_it_ends(
     wait_for(lambda: list(pool.reap()) == [] and pool.stranded(0) == 0)
 
 
-def test_a_call_that_does_not_come_back_strands_its_pages(hire: Callable[..., WorkerPool]) -> None:
+def test_a_hung_call_strands_its_pages(hire: Callable[..., WorkerPool]) -> None:
     pool = hire(Stuck)
     wait_for(lambda: all(in_flight(worker.block.get, worker.block.view) for worker in pool.workers))
     flights = [
@@ -194,7 +192,7 @@ def test_a_call_that_does_not_come_back_strands_its_pages(hire: Callable[..., Wo
     assert pool.stranded(0) == pages > 0
 
 
-def test_one_that_dies_at_every_start_is_given_up(hire: Callable[..., WorkerPool]) -> None:
+def test_a_worker_that_never_starts_is_given_up(hire: Callable[..., WorkerPool]) -> None:
     pool = hire(Broken)
     told: list[Death] = []
 
@@ -207,7 +205,7 @@ def test_one_that_dies_at_every_start_is_given_up(hire: Callable[..., WorkerPool
     assert {death.exit_code for death in told} == {70}
 
 
-def test_stop_ends_all_in_order(hire: Callable[..., WorkerPool]) -> None:
+def test_stop_ends_all_workers_cleanly(hire: Callable[..., WorkerPool]) -> None:
     pool = hire()
     wait_for(lambda: working(pool))
     assert pool.stop(DEADLINE_SECONDS, nothing) == []
@@ -217,7 +215,7 @@ def test_stop_ends_all_in_order(hire: Callable[..., WorkerPool]) -> None:
         assert worker.block.get("begun") == worker.block.get("ended")
 
 
-def test_stop_kills_what_does_not_end(hire: Callable[..., WorkerPool]) -> None:
+def test_stop_kills_stuck_workers(hire: Callable[..., WorkerPool]) -> None:
     pool = hire(Stuck)
     wait_for(lambda: all(worker.block.get("begun") == 1 for worker in pool.workers))
     assert pool.stop(0.5, nothing) == sorted(worker.plan.name for worker in pool.workers)
@@ -227,9 +225,7 @@ def test_stop_kills_what_does_not_end(hire: Callable[..., WorkerPool]) -> None:
     assert states == {WorkerState.DEAD}
 
 
-def test_a_rate_holds_workers_back_and_a_pause_does_not_wait_for_it(
-    hire: Callable[..., WorkerPool],
-) -> None:
+def test_a_pause_does_not_wait_for_the_rate(hire: Callable[..., WorkerPool]) -> None:
     pool = hire(limits=WorkerLimits(rate=0.01))
     wait_for(lambda: all(worker.block.get("ended") == 1 for worker in pool.workers))
     # The next operation is a hundred seconds away.
@@ -240,21 +236,19 @@ def test_a_rate_holds_workers_back_and_a_pause_does_not_wait_for_it(
     assert pool.stop(DEADLINE_SECONDS, nothing) == []
 
 
-def test_of_workers_that_wait_for_each_other_one_keeps_the_rate(hire: Callable[..., WorkerPool]) -> None:
+def test_the_rate_limits_the_leader_of_a_pair(hire: Callable[..., WorkerPool]) -> None:
     pool = hire(Leading, limits=WorkerLimits(rate=0.01))
     wait_for(lambda: all(worker.block.get("ended") == 1 for worker in pool.workers))
     assert pool.stop(DEADLINE_SECONDS, nothing) == []
     assert [worker.block.get("begun") for worker in pool.workers] == [1] * len(pool.workers)
 
 
-def test_of_workers_that_wait_for_each_other_one_takes_its_time_from_the_other(
-    hire: Callable[..., WorkerPool],
-) -> None:
+def test_the_rate_does_not_limit_the_follower(hire: Callable[..., WorkerPool]) -> None:
     pool = hire(Following, limits=WorkerLimits(rate=0.01))
     wait_for(lambda: all(worker.block.get("ended") > 5 for worker in pool.workers))
 
 
-def test_workers_keep_to_a_limit_of_memory_and_go_first(hire: Callable[..., WorkerPool]) -> None:
+def test_workers_have_memory_limit_and_oom_score(hire: Callable[..., WorkerPool]) -> None:
     limit = private_bytes() + (256 << 20)
     pool = hire(limits=WorkerLimits(enter=lambda: be_expendable(limit)))
     wait_for(lambda: working(pool))
@@ -266,9 +260,7 @@ def test_workers_keep_to_a_limit_of_memory_and_go_first(hire: Callable[..., Work
         assert (process / "oom_score_adj").read_text() == "1000\n"
 
 
-def test_a_worker_that_was_at_work_is_replaced_however_often_it_is_killed(
-    hire: Callable[..., WorkerPool],
-) -> None:
+def test_a_productive_worker_is_always_replaced(hire: Callable[..., WorkerPool]) -> None:
     pool = hire()
     for _ in range(8):
         wait_for(lambda: working(pool))
@@ -284,7 +276,7 @@ def test_a_worker_that_was_at_work_is_replaced_however_often_it_is_killed(
         assert not death.gave_up
 
 
-def test_a_worker_waits_until_the_machine_has_a_process_for_it(hire: Callable[..., WorkerPool]) -> None:
+def test_a_failed_fork_is_retried(hire: Callable[..., WorkerPool]) -> None:
     """A machine that is short of processes ends no soak (fork(2), EAGAIN)."""
 
     def work() -> list[Any]:

@@ -29,12 +29,12 @@ EVERYTHING = "\n".join(PAGES.values())
 MOST_LINES = 200
 
 
-def test_the_readme_is_for_somebody_in_a_hurry() -> None:
+def test_the_readme_is_short() -> None:
     assert len(README.splitlines()) <= MOST_LINES
 
 
 @pytest.mark.parametrize("page", ["soak/config/README.md", "exporter/README.md"])
-def test_references_are_made_from_the_code(page: str) -> None:
+def test_reference_tables_match_the_code(page: str) -> None:
     """Where this fails, `make readme` writes them anew."""
     assert "made by 'make readme'" in PAGES[page]
     assert with_tables(PAGES[page]) == PAGES[page]
@@ -48,7 +48,7 @@ def test_every_section_and_metric_is_in_its_reference() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_links_lead_somewhere(page: str) -> None:
+def test_link_targets_exist(page: str) -> None:
     for target in re.findall(r"\]\(([^)#:]+)\)", PAGES[page]):
         assert (ROOT / page).parent.joinpath(target).exists(), target
 
@@ -74,13 +74,13 @@ def test_every_verdict_and_kind_of_violation_is_named(word: str) -> None:
     assert re.search(rf"\b{word}\b", README)
 
 
-def test_faults_that_are_shown_exist() -> None:
+def test_shown_faults_exist() -> None:
     shown = re.findall(r"--fault ([a-z-]+):", EVERYTHING)
     assert shown
     assert set(shown) <= set(FAULTS)
 
 
-def test_metrics_that_are_named_exist() -> None:
+def test_named_metrics_exist() -> None:
     names = {metric.full_name.removeprefix(PREFIX) for metric in METRICS}
     table = README[README.index("## What to alert on") : README.index("## When something")]
     named = re.findall(r"^\| `([a-z_]+)", table, re.MULTILINE)
@@ -88,7 +88,7 @@ def test_metrics_that_are_named_exist() -> None:
     assert set(named) <= names
 
 
-def test_both_commands_are_named() -> None:
+def test_both_make_targets_are_named() -> None:
     assert "make soak" in README
     assert "make test" in README
 
@@ -111,7 +111,7 @@ def test_every_exit_code_is_in_the_table(code: int) -> None:
 
 
 @pytest.mark.parametrize("code", [*BISECT.verdicts.values(), BISECT.usage, BISECT.crash, INTERRUPTED])
-def test_every_exit_code_of_a_bisection_is_in_the_table(code: int) -> None:
+def test_every_bisect_exit_code_is_in_the_table(code: int) -> None:
     assert re.search(rf"\b{code}\b", _exit_codes()[2])
 
 

@@ -33,7 +33,7 @@ def pair(seed: int, *, transfers: bool = True) -> tuple[WorkerPlan, WorkerPlan]:
 
 @given(seeds, numbers, transfers)
 @deterministic
-def test_a_trial_follows_from_its_number_alone(seed: int, number: int, transfers: bool) -> None:  # noqa: FBT001 - drawn
+def test_a_trial_depends_on_its_number_alone(seed: int, number: int, transfers: bool) -> None:  # noqa: FBT001 - drawn
     methods = available(transfers=transfers)
     fresh, used = TrialPlan(seed, "trial-0", methods), TrialPlan(seed, "trial-0", methods)
     for earlier in (number + 1, 0, number // 2):
@@ -43,7 +43,7 @@ def test_a_trial_follows_from_its_number_alone(seed: int, number: int, transfers
 
 @given(seeds, numbers, transfers)
 @deterministic
-def test_a_trial_stays_within_its_file_and_its_method(
+def test_a_trial_stays_within_file_and_method(
     seed: int,
     number: int,
     transfers: bool,  # noqa: FBT001 - drawn
@@ -70,7 +70,7 @@ def test_a_trial_stays_within_its_file_and_its_method(
 
 @given(seeds)
 @deterministic
-def test_memory_that_nobody_maps_any_more_is_never_written_into(seed: int) -> None:
+def test_no_method_writes_into_unmapped_memory(seed: int) -> None:
     """On a kernel that does not wait for it, its blocks may be another file's by then."""
     holder, _ = pair(seed)
     for number in range(100):
@@ -81,7 +81,7 @@ def test_memory_that_nobody_maps_any_more_is_never_written_into(seed: int) -> No
 
 @given(seeds, st.integers(0, 50))
 @deterministic
-def test_every_pairing_has_its_turn_in_each_round(seed: int, turn: int) -> None:
+def test_each_round_runs_every_pairing_once(seed: int, turn: int) -> None:
     methods = available(transfers=True)
     expected = Counter(pairings(methods))
     plan = TrialPlan(seed, "trial-0", methods)
@@ -91,7 +91,7 @@ def test_every_pairing_has_its_turn_in_each_round(seed: int, turn: int) -> None:
     assert tried == expected
 
 
-def test_pairings_are_every_operation_against_every_pin_that_fits() -> None:
+def test_pairings_cover_every_operation_and_fitting_pin() -> None:
     missing = {(Operation.UNLINK, Interface.PROCESS_VM)}
     every = {(operation, pin) for operation in INVALIDATIONS for pin in SHORT_PINS}
     assert set(pairings(available(transfers=True))) == every - missing
@@ -101,7 +101,7 @@ def test_pairings_are_every_operation_against_every_pin_that_fits() -> None:
 
 @given(seeds, numbers)
 @deterministic
-def test_both_of_a_pair_mean_the_same_trial(seed: int, number: int) -> None:
+def test_both_workers_draw_the_same_trial(seed: int, number: int) -> None:
     holder, invalidator = pair(seed)
     make, hold = holder.trial_choices(number)
     invalidate, empty = invalidator.trial_choices(number)
@@ -117,7 +117,7 @@ def test_both_of_a_pair_mean_the_same_trial(seed: int, number: int) -> None:
     assert [choice.number for choice in (make, hold)] == [2 * number, 2 * number + 1]
 
 
-def test_a_trial_has_a_file_that_no_other_worker_touches() -> None:
+def test_trial_files_are_exclusive() -> None:
     plans = planned(mappers=2, invalidators=1, holders=1, trials=3, transfers=True)
     files = {plan.pair: plan.files for plan in plans if plan.pair}
     assert len(set(files.values())) == len(files) == 3

@@ -136,7 +136,7 @@ def test_every_result_is_counted_once_in_its_column(script: list[tuple[int, int]
     assert block.get("begun") == block.get("ended") == len(script)
 
 
-def test_every_errno_with_a_column_of_its_own_gets_it(bench: Bench) -> None:
+def test_named_errnos_have_their_own_column(bench: Bench) -> None:
     named = [getattr(errno, name) for name in ERRNOS if name != OTHER_ERRNO]
     for cell in CELLS:
         bench.run([(cell, number) for number in named])
@@ -170,7 +170,7 @@ def test_the_flight_recorder_holds_the_newest_operations(bench: Bench, count: in
         assert set(line.values()) == {0}
 
 
-def test_durations_are_those_of_the_recorder(bench: Bench) -> None:
+def test_durations_match_the_recorder(bench: Bench) -> None:
     bench.run([(cell, 0) for cell in CELLS for _ in range(20)])
     block = bench.read()
     spans: dict[int, list[int]] = {cell: [] for cell in CELLS}
@@ -182,7 +182,7 @@ def test_durations_are_those_of_the_recorder(bench: Bench) -> None:
         assert {index: count for index, count in enumerate(buckets) if count} == expected
 
 
-def test_what_was_skipped_is_in_the_recorder_without_an_end(bench: Bench) -> None:
+def test_skipped_operations_are_recorded_without_an_end(bench: Bench) -> None:
     bench.run([(0, 0), (1, SKIPPED), (0, 0)])
     block = bench.read()
     lines = lines_of(block)
@@ -193,7 +193,7 @@ def test_what_was_skipped_is_in_the_recorder_without_an_end(bench: Bench) -> Non
     assert block.get("ended") == 3
 
 
-def test_a_reader_sees_what_is_in_flight_before_it_begins(bench: Bench) -> None:
+def test_an_operation_is_recorded_before_it_begins(bench: Bench) -> None:
     seen: list[tuple[int, int, dict[str, int], int]] = []
 
     def look(_choice: Choice) -> None:
@@ -213,7 +213,7 @@ def test_a_reader_sees_what_is_in_flight_before_it_begins(bench: Bench) -> None:
         assert counted == sum(result != SKIPPED for _, result in script[:number])
 
 
-def test_a_worker_that_dies_in_a_call_leaves_it_in_flight(bench: Bench) -> None:
+def test_a_dead_worker_leaves_its_operation_in_flight(bench: Bench) -> None:
     def die(_choice: Choice) -> int:
         raise KeyboardInterrupt
 
@@ -266,7 +266,7 @@ def eventually(condition: Callable[[], Any]) -> bool:
     return True
 
 
-def test_a_pause_is_acknowledged_and_nothing_happens_until_it_ends(bench: Bench) -> None:
+def test_a_pause_is_acknowledged_and_stops_operations(bench: Bench) -> None:
     block = bench.block
 
     def state() -> str:
@@ -290,7 +290,7 @@ def test_a_pause_is_acknowledged_and_nothing_happens_until_it_ends(bench: Bench)
             assert block.get("acknowledged") == 0
 
 
-def test_one_barrier_may_follow_another_without_a_step_between(bench: Bench) -> None:
+def test_barriers_can_follow_without_an_operation_between(bench: Bench) -> None:
     with Worker(bench):
         bench.pause[0] = 1
         assert eventually(lambda: bench.block.get("acknowledged") == 1)
@@ -300,7 +300,7 @@ def test_one_barrier_may_follow_another_without_a_step_between(bench: Bench) -> 
         assert bench.block.get("begun") == bench.block.get("ended") == done
 
 
-def test_a_worker_that_rests_is_stopped(bench: Bench) -> None:
+def test_a_resting_worker_stops(bench: Bench) -> None:
     with Worker(bench) as worker:
         bench.pause[0] = 1
         assert eventually(lambda: bench.block.get("acknowledged") == 1)
@@ -309,7 +309,7 @@ def test_a_worker_that_rests_is_stopped(bench: Bench) -> None:
     assert bench.block.get("begun") == bench.block.get("ended")
 
 
-def test_a_ledger_is_written_through_the_file(bench: Bench) -> None:
+def test_writes_reach_the_ledger_file(bench: Bench) -> None:
     bench.run([(0, 0)])
     other = Ledger.open(bench.path).block(MAPPER.name)
     assert list(other.view("counts")) == list(bench.block.view("counts"))
