@@ -56,14 +56,6 @@ def test_it_explains_nothing_else(issue: KnownIssue, seen: Observation) -> None:
     assert not issue.explains(seen)
 
 
-@pytest.mark.parametrize("issue", KNOWN_ISSUES, ids=lambda issue: issue.name)
-def test_its_kernels_are_a_range_that_is_half_open(issue: KnownIssue) -> None:
-    first, end = issue.kernels
-    assert issue.is_of(first)
-    assert not issue.is_of(end)
-    assert not issue.is_of((first[0], first[1] - 1))
-
-
 def test_one_issue_at_most_predicts_leaks_of_a_kind_of_memory() -> None:
     of_leaks = [issue.region for issue in KNOWN_ISSUES if Violation.LEAK in issue.violations]
     assert len(of_leaks) == len(set(of_leaks))

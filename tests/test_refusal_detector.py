@@ -16,9 +16,8 @@ from hypothesis import strategies as st
 from soak.detectors.refusals import RefusalDetector
 from soak.ledger.schema import COUNT_COLUMNS, RECORDER_COLUMNS, RECORDER_LENGTH, judged_field
 from soak.model.cell import Cell
-from soak.model.expectations import parse_release
 from soak.model.vocabulary import ERRNOS, Interface, Operation, RegionKind, Violation
-from soak.workload.expectations import EXPECTATIONS, expected
+from soak.workload.expectations import EXPECTATIONS
 from tests.soak_support import deterministic, make_ledger
 
 if TYPE_CHECKING:
@@ -243,18 +242,3 @@ def test_every_column_is_either_judged_or_clean() -> None:
         *(f"refused {name}" for name in ERRNOS),
         *(f"failed {name}" for name in ERRNOS),
     }
-
-
-@pytest.mark.parametrize(
-    ("text", "release"),
-    [("6.1.0-56-amd64", (6, 1)), ("6.12.38", (6, 12)), ("7.2-rc1", (7, 2)), ("10.0", (10, 0))],
-)
-def test_a_release_is_its_first_two_numbers(text: str, release: tuple[int, int]) -> None:
-    assert parse_release(text) == release
-    assert expected(Cell.parse(FS), release) is not None
-
-
-@pytest.mark.parametrize("text", ["", "linux", "6", "v6.1"])
-def test_what_is_no_release_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="does not start with two numbers"):
-        parse_release(text)

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
     from soak.detectors.reporter import Reporter
     from soak.ledger.writer import BlockWriter
-    from soak.model.expectations import Expectation, Release
+    from soak.model.expectations import Expectation
+    from soak.model.kernels import Release
 
 _EVIDENCE_LINES: Final = 5
 

@@ -1,24 +1,21 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """What a kernel owes, as data: for an operation, an interface and a kind of memory.
 
-A row holds for a range of kernels, half open, and says where the rule comes from. A combination that no
+A row holds for a range of kernels, and says where the rule comes from. A combination that no
 row covers makes the verdict unknown; it is never taken for granted.
 """
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from soak.model.kernels import EVERY_KERNEL, KernelRange
 from soak.model.vocabulary import INVALIDATIONS, SHORT_PINS, Backing, Interface, Operation, RegionKind
 
 if TYPE_CHECKING:
     from soak.model.cell import Cell
-
-Release = tuple[int, int]
-FIRST: Final[Release] = (0, 0)
-LAST: Final[Release] = (1 << 30, 0)
+    from soak.model.kernels import Release
 
 
 @dataclass(frozen=True)
@@ -35,7 +32,7 @@ class Expectation:
     backing: Backing
     refusal: int | None
     reason: str
-    kernels: tuple[Release, Release] = (FIRST, LAST)
+    kernels: KernelRange = EVERY_KERNEL
     waits: bool = False
 
     def covers(self, cell: Cell, release: Release, backing: Backing | None = None) -> bool:
@@ -44,7 +41,7 @@ class Expectation:
             and cell.region is self.region
             and cell.interface is self.interface
             and backing in {None, self.backing}
-            and self.kernels[0] <= release < self.kernels[1]
+            and release in self.kernels
         )
 
 
@@ -94,7 +91,7 @@ FILE_EXPECTATIONS: Final = (
                 None,
                 "does not wait: dax_layout_busy_page() looks at no page of a file that nobody maps "
                 "(5fac7408d828)",
-                (FIRST, _PAGES_ARE_COUNTED),
+                KernelRange(end=_PAGES_ARE_COUNTED),
             ),
             Expectation(
                 (Operation.UNLINK,),
@@ -103,7 +100,7 @@ FILE_EXPECTATIONS: Final = (
                 Backing.UNMAPPED,
                 None,
                 "does not wait: eviction breaks no layout, and warns (dax_disassociate_entry())",
-                (FIRST, _PAGES_ARE_COUNTED),
+                KernelRange(end=_PAGES_ARE_COUNTED),
             ),
             Expectation(
                 INVALIDATIONS,
@@ -113,21 +110,9 @@ FILE_EXPECTATIONS: Final = (
                 None,
                 "waits for pinned pages that nobody maps, too, unlink in dax_break_layout_final() "
                 "(bde708f1a65d)",
-                (_PAGES_ARE_COUNTED, LAST),
+                KernelRange(_PAGES_ARE_COUNTED),
                 waits=True,
             ),
         )
     ),
 )
-
-
-def parse_release(text: str) -> Release:
-    """Return (major, minor) of a kernel release.
-
-    Raises:
-        ValueError: it does not start with two numbers.
-    """
-    match = re.match(r"(\d+)\.(\d+)", text)
-    if match is None:
-        raise ValueError(f"the kernel release {text!r} does not start with two numbers")
-    return int(match[1]), int(match[2])

@@ -10,12 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from soak.model.kernels import KernelRange
 from soak.model.vocabulary import INVALIDATIONS, SHORT_PINS, Interface, Operation, RegionKind, Violation
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from soak.model.expectations import Release
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class KnownIssue:
     region: RegionKind
     interfaces: tuple[Interface, ...]
     operations: tuple[Operation, ...]
-    kernels: tuple[Release, Release]
+    kernels: KernelRange
     prediction: str
     reference: str
     shows: Callable[[Observation], bool] = lambda _: True
@@ -56,10 +55,6 @@ class KnownIssue:
             and self.shows(seen)
         )
 
-    def is_of(self, release: Release) -> bool:
-        """Say whether kernels of this release may have it."""
-        return self.kernels[0] <= release < self.kernels[1]
-
 
 TYPE1_DEVICE_DAX_LEAK: Final = KnownIssue(
     "type1-device-dax-leak",
@@ -68,7 +63,7 @@ TYPE1_DEVICE_DAX_LEAK: Final = KnownIssue(
     (Interface.VFIO_TYPE1,),
     (Operation.UNMAP,),
     # The oldest kernel on which it was seen.
-    ((5, 10), (1 << 30, 0)),
+    KernelRange((5, 10)),
     "every page that was mapped keeps one page reference after it was unmapped",
     "drivers/vfio/vfio_iommu_type1.c: put_pfn() does not unpin reserved pages, and pages of device "
     "DAX stay reserved (seen on 5.10, 6.1, 6.12 and 7.2)",
@@ -81,7 +76,7 @@ O_DIRECT_LOST_WAKEUP: Final = KnownIssue(
     (Interface.O_DIRECT,),
     INVALIDATIONS,
     # The only series on which it was seen: 5.10, 6.12 and 7.2 wake what waits.
-    ((6, 1), (6, 2)),
+    KernelRange((6, 1), (6, 2)),
     "what waits for a page that an O_DIRECT transfer has pinned sleeps on in state S after the "
     "transfer has ended, until a signal or another pin of that page ends it",
     "seen on 6.1.192, ext4 and xfs; pins held by vmsplice wake what waits (compare 23c84eb78375, "
@@ -97,7 +92,7 @@ REMAPPED_PAGE_STALL: Final = KnownIssue(
     SHORT_PINS,
     INVALIDATIONS,
     # Seen on 7.2; 6.12, where a page is idle with one reference, mapped or not, does not have it.
-    ((6, 15), (1 << 30, 0)),
+    KernelRange((6, 15)),
     "what waits for a pinned page sleeps on after the pin was given back where the page was mapped "
     "again meanwhile, until that mapping goes or a signal comes",
     "fs/dax.c: wait_page_idle() waits until a page has no reference at all, and a mapping is one "

@@ -6,7 +6,6 @@ from __future__ import annotations
 import textwrap
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from soak.model.expectations import FIRST, LAST, Release
 from soak.model.known_issues import KNOWN_ISSUES
 from soak.model.vocabulary import errno_name
 from soak.workload.expectations import EXPECTATIONS
@@ -30,7 +29,7 @@ def expectations_table() -> str:
             outcome += ", after the release of the pin"
         lines += _wrapped(", ".join(row.operations), "")
         place = f"{row.region} ({row.backing}) over {row.interface}"
-        lines += _wrapped(f"{place}, {_kernels(row.kernels)}: {outcome}", _INDENT)
+        lines += _wrapped(f"{place}, {row.kernels}: {outcome}", _INDENT)
         lines += _wrapped(row.reason, _INDENT)
     return "\n".join(lines) + "\n"
 
@@ -43,7 +42,7 @@ def known_issues_table() -> str:
             issue.name,
             f"{_INDENT}{', '.join(issue.violations)}: {issue.region}, {', '.join(issue.interfaces)}",
             *_wrapped(f"by {', '.join(issue.operations)}", _INDENT),
-            f"{_INDENT}{_kernels(issue.kernels)}",
+            f"{_INDENT}{issue.kernels}",
             *_wrapped(f"predicts: {issue.prediction}", _INDENT),
             *_wrapped(f"see: {issue.reference}", _INDENT),
         ]
@@ -88,15 +87,6 @@ def _by_name(holds: Mapping[Method, float]) -> dict[str, float]:
 
 def _weights(mix: Mapping[Any, float]) -> str:
     return ", ".join(f"{name} {weight:g}" for name, weight in mix.items())
-
-
-def _kernels(span: tuple[Release, Release]) -> str:
-    first, last = span
-    if (first, last) == (FIRST, LAST):
-        return "every kernel"
-    since = "before" if first == FIRST else f"since {first[0]}.{first[1]}"
-    until = "" if last == LAST else f" before {last[0]}.{last[1]}"
-    return f"{since}{until}"
 
 
 def _wrapped(text: str, first: str, rest: str | None = None) -> Iterator[str]:

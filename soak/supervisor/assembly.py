@@ -35,7 +35,7 @@ from soak.ledger.schema import (
     account_field,
     judged_field,
 )
-from soak.model.expectations import parse_release
+from soak.model.kernels import parse_release
 from soak.model.known_issues import KNOWN_ISSUES
 from soak.model.vocabulary import RegionKind, Role
 from soak.regions import FsDaxRegion
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 
     from soak.journal.writer import Journal
     from soak.ledger.writer import BlockWriter, Ledger
-    from soak.model.expectations import Release
+    from soak.model.kernels import Release
     from soak.regions import Region
     from soak.supervisor.hooks.base import Hook
     from soak.supervisor.workers import RunWorkers
@@ -119,7 +119,7 @@ def run_soak(plan: RunPlan, regions: Sequence[Region], workers: RunWorkers, sett
         known_issues = frozenset(
             issue.name
             for issue in KNOWN_ISSUES
-            if config.known_issues.get(issue.name, True) and issue.is_of(release)
+            if config.known_issues.get(issue.name, True) and release in issue.kernels
         )
         sweeper = Sweeper(
             block,

@@ -14,7 +14,7 @@ from soak.abi.procfs import kernel_release
 from soak.errors import UsageError
 from soak.ledger.schema import SUPERVISOR
 from soak.machine.changes import be_expendable
-from soak.model.expectations import parse_release
+from soak.model.kernels import parse_release
 from soak.model.vocabulary import Role
 from soak.regions import FsDaxRegion
 from soak.regions.fs_dax import first_files

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from soak.model.cell import Cell
-    from soak.model.expectations import Expectation, Release
+    from soak.model.expectations import Expectation
+    from soak.model.kernels import Release
     from soak.model.vocabulary import Backing
 
 EXPECTATIONS: Final = (

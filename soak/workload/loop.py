@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from soak.ledger.writer import BlockWriter
     from soak.model.cell import Cell
-    from soak.model.expectations import Release
+    from soak.model.kernels import Release
     from soak.model.vocabulary import Operation
     from soak.workload.choices import Choice
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from soak.detectors.base import Finding
     from soak.detectors.stalls.judge import Clock
     from soak.ledger.writer import BlockWriter
-    from soak.model.expectations import Release
+    from soak.model.kernels import Release
     from soak.regions import Region
     from soak.workload.pins.long_term import LongTermInterface
 

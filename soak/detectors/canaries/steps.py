@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from soak.ledger.writer import BlockWriter
-    from soak.model.expectations import Release
+    from soak.model.kernels import Release
     from soak.regions import Region
     from soak.workload.pins.long_term import LongTermInterface
 

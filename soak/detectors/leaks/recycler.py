@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from soak.detectors.leaks.sweeper import totals
 from soak.journal.writer import Level
+from soak.model.kernels import KernelRange
 from soak.model.vocabulary import Role
 from soak.process.helper import HelperError, in_helper
 from soak.regions import DeviceDaxRegion
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from soak.detectors.leaks.sweeper import Sweeper
     from soak.journal.writer import Journal
     from soak.ledger.writer import BlockWriter
-    from soak.model.expectations import Release
+    from soak.model.kernels import Release
     from soak.workload.pool import WorkerPool, WorkerProcess
 
 _DRIVER: Final = Path("/sys/bus/dax/drivers/device_dax")
@@ -36,7 +37,7 @@ _APPEAR_POLL_SECONDS: Final = 0.02
 _END_SECONDS: Final = 30.0
 # On 5.10 the driver waits for the leaked references for ever, in memunmap_pages(); 6.1, 6.12 and 7.2 do
 # not. Nobody has tried those between.
-_FIRST_THAT_RETURNS: Final[Release] = (6, 1)
+_RETURNS: Final = KernelRange((6, 1))
 # A region that cannot be recycled ends the run when so little is left: its next pins would be refused,
 # and that would be the soak's own doing.
 _LAST_HEADROOM: Final = 0.01
@@ -76,7 +77,7 @@ class Recycler:
             if isinstance(watch.region, DeviceDaxRegion)
         }
         self._threshold = threshold
-        self._returns = release >= _FIRST_THAT_RETURNS
+        self._returns = release in _RETURNS
         self._uses = {name: _Use(1.0) for name in self._watches}
         self._told: set[str] = set()
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from soak.ledger.writer import BlockWriter
-    from soak.model.expectations import Release
+    from soak.model.kernels import Release
 
 _REMEMBERED_HOLDS: Final = 2 * HOLDS.length
 # How long the kernel lets a device take over a request before it gives it up itself (30 * HZ in

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from soak.abi.vfio import Container
     from soak.lab.bench.series import Timed
     from soak.ledger.writer import BlockWriter
-    from soak.model.expectations import Release
+    from soak.model.kernels import Release
     from soak.workload.operators.mapper import Mapper
     from soak.workload.worker_plan import WorkerPlan
 

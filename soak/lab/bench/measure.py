@@ -18,7 +18,7 @@ from soak.lab.bench.contenders import LENGTH, LIBRARY, REFERENCES, Contenders, S
 from soak.lab.bench.series import MEASURED, Series, take_turns
 from soak.lab.guest.opened import opened_run
 from soak.ledger.schema import SUPERVISOR
-from soak.model.expectations import parse_release
+from soak.model.kernels import parse_release
 from soak.model.vocabulary import RegionKind, Role
 
 if TYPE_CHECKING:

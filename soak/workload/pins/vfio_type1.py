@@ -7,7 +7,8 @@ import errno
 from typing import TYPE_CHECKING, Final
 
 from soak.abi.vfio import Container
-from soak.model.expectations import LAST, Expectation
+from soak.model.expectations import Expectation
+from soak.model.kernels import KernelRange
 from soak.model.vocabulary import Backing, Interface, Operation, RegionKind
 from soak.regions.pages import PAGE_SIZE
 from soak.workload.pins.long_term import LongTermInterface
@@ -45,7 +46,7 @@ _EXPECTATIONS: Final = (
         errno.EOPNOTSUPP,
         "check_vma_flags() refuses FOLL_LONGTERM on a DAX file before any other check "
         "(94db151dc892, mm/gup.c)",
-        ((4, 16), LAST),
+        KernelRange((4, 16)),
     ),
     Expectation(
         (Operation.MAP,),
