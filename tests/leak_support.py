@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import mmap
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import pytest
-
-from soak.detectors.leaks.measure import PinProbe, RegionLeaks
+from soak.detectors.leaks.measure import RegionLeaks
+from soak.detectors.leaks.probe import PinProbe
 from soak.detectors.leaks.sweeper import Sweeper
 from soak.detectors.reporter import Reporter
 from soak.journal.writer import FileJournal, read_journal
@@ -23,10 +23,7 @@ from tests.idle_operators import Idle
 from tests.soak_support import KNOWN_ISSUE, make_ledger, workers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from soak.detectors.leaks.struct_pages import StructPages
-    from soak.workload.pins.long_term import LongTermPin
 
 PAGES = 64
 SPAN = PageSpan(0x140000, PAGES, 1)
@@ -37,9 +34,21 @@ INCONCLUSIVE = PinProbe(pinned=0, left=0, refused=12)
 
 
 class Counts:
-    """The reference counts of a region: one for each page, and what is added to the first."""
+    """The reference counts of a region: one for each page, and what is added to the first.
 
-    extra = 0
+    They lie in memory that helpers share, as the real ones do.
+    """
+
+    def __init__(self) -> None:
+        self._extra = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("q")
+
+    @property
+    def extra(self) -> int:
+        return self._extra[0]
+
+    @extra.setter
+    def extra(self, references: int) -> None:
+        self._extra[0] = references
 
     def totals(self, _span: PageSpan) -> tuple[int, int]:
         return PAGES + self.extra, 1 + self.extra
@@ -48,18 +57,24 @@ class Counts:
         return [[1 + self.extra, *([1] * (PAGES - 1))]]
 
 
-class Probed(RegionLeaks):
-    """A region whose probe shows what it is told to, and leaves that behind."""
+@dataclass
+class GivenPin:
+    """A long-term pin of which it is given what it adds to the counts, and what of that remains."""
 
-    shows = CONFIRMED
+    counts: Counts
+    shows: PinProbe
+    unmapped: int = 0
 
-    def __init__(self, counts: Counts, region: DeviceDaxRegion = REGION) -> None:
-        super().__init__(region, SPAN, cast("StructPages", counts))
-        self._counts = counts
+    def map(self, _address: int, _iova: int, _size: int, _access: int) -> int:
+        self.counts.extra += self.shows.pinned
+        return self.shows.refused
 
-    def probe(self, _open_pin: Callable[[], LongTermPin]) -> PinProbe:
-        self._counts.extra += self.shows.left
-        return self.shows
+    def unmap(self, _iova: int, _size: int) -> int:
+        self.counts.extra -= self.shows.pinned - self.shows.left
+        return 0
+
+    def close(self) -> None:
+        pass
 
 
 class Desk:
@@ -78,7 +93,10 @@ class Desk:
         self.journal = FileJournal(self._path)
         self.reporter = Reporter(self.block, self.journal)
         self.counts = Counts()
-        self.watch = Probed(self.counts, replace(REGION, path=device, recyclable=recyclable))
+        # What becomes of a pin here.
+        self.shows = CONFIRMED
+        region = replace(REGION, path=device, recyclable=recyclable)
+        self.watch = RegionLeaks(region, SPAN, cast("StructPages", self.counts))
         self.sweeper = self.another()
 
     def another(self) -> Sweeper:
@@ -89,7 +107,7 @@ class Desk:
             self.reporter,
             [self.watch],
             self.pool,
-            open_pins={Interface.VFIO_TYPE1: lambda: pytest.fail("the probe is the region's")},
+            open_pins={Interface.VFIO_TYPE1: lambda: GivenPin(self.counts, self.shows)},
             known_issues=frozenset({KNOWN_ISSUE}),
         )
 

@@ -6,14 +6,13 @@ Reading `struct page` itself is tested on real kernels; here the counts are give
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from soak.detectors.leaks.measure import Held, Idle, PinProbe, RegionLeaks
+from soak.detectors.leaks.measure import Held, Idle, RegionLeaks
 from soak.regions import AnonymousRegion
 from soak.regions.pages import PageSpan
 from tests.soak_support import deterministic
@@ -58,7 +57,7 @@ def watch(counts: Counts, span: PageSpan = SPAN) -> RegionLeaks:
 
 def worth(leaks: RegionLeaks, unit: int) -> None:
     """Have a probe find out how much one pinned page adds."""
-    leaks.account = replace(leaks.account, unit=unit)
+    leaks.learn_unit(unit)
 
 
 def idle(leaks: RegionLeaks) -> Idle:
@@ -70,7 +69,7 @@ def predicted(counts: Counts, unit: int = 1) -> RegionLeaks:
     """Return a watch for which a probe confirmed that an unmapped page keeps its reference."""
     leaks = watch(counts)
     worth(leaks, unit)
-    leaks.predict(PinProbe(pinned=unit, left=unit))
+    leaks.predict(unit)
     counts.add(unit)  # what the probe itself has left
     return leaks
 

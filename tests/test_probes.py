@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -10,11 +11,15 @@ import pytest
 
 from exporter.collector import LedgerCollector
 from soak.detectors.base import Finding
+from soak.detectors.leaks import probe as leak_probes
+from soak.detectors.leaks.probe import PinProbe
 from soak.detectors.reporter import Reporter
-from soak.detectors.stalls.probe import WakeupProbe, judge_probe
+from soak.detectors.stalls import probe as stall_probes
+from soak.detectors.stalls.probe import WakeupAnswer, WakeupProbe
 from soak.journal.writer import Level
 from soak.ledger.reader import LedgerReader
 from soak.ledger.schema import NO_KNOWN_ISSUE
+from soak.model.known_issues import KNOWN_ISSUES
 from soak.model.vocabulary import Interface, Operation, ProbeResult, RegionKind, VerdictWord, Violation
 from soak.verdict import judge
 from tests.soak_support import KNOWN_ISSUE, make_ledger
@@ -56,7 +61,30 @@ CONFIRMED, REFUTED, INCONCLUSIVE = ProbeResult
 def test_only_what_was_seen_waiting_shows_anything(
     probe: WakeupProbe, control: WakeupProbe, result: ProbeResult
 ) -> None:
-    assert judge_probe(probe, control) is result
+    answer = WakeupAnswer(probe, control)
+    assert answer.result is result
+    assert (answer.facts["lost"], answer.facts["control"]["woken"]) == (probe.lost, control.woken)
+
+
+@pytest.mark.parametrize(
+    ("probe", "result"),
+    [
+        (PinProbe(pinned=1, left=1), CONFIRMED),
+        (PinProbe(pinned=1024, left=1024), CONFIRMED),
+        (PinProbe(pinned=1024, left=0), REFUTED),
+        # Not what the issue predicts: another bug, and no explanation.
+        (PinProbe(pinned=1024, left=1), REFUTED),
+        (PinProbe(pinned=0, left=0, refused=errno.ENOMEM), INCONCLUSIVE),
+        (PinProbe(pinned=0, left=0), INCONCLUSIVE),
+    ],
+)
+def test_a_pin_shows_whether_its_page_stayed(probe: PinProbe, result: ProbeResult) -> None:
+    assert probe.result is result
+
+
+def test_each_known_issue_has_one_probe() -> None:
+    probed = [*stall_probes.PROBES, *leak_probes.PROBES]
+    assert sorted(probed) == sorted(issue.name for issue in KNOWN_ISSUES)
 
 
 def probed(result: ProbeResult, *, applies: bool = True, region: str | None = None) -> Event:

@@ -40,7 +40,7 @@ def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Driver:
 
 
 def made(desk: Desk, release: tuple[int, int] = RELEASE) -> Recycler:
-    desk.watch.shows = REFUTED
+    desk.shows = REFUTED
     desk.sweeper.prepare()
     return Recycler(
         desk.block,

@@ -28,7 +28,7 @@ def desk(tmp_path: Path) -> Desk:
 
 
 def test_a_clean_sweep_reports_nothing_and_is_counted(desk: Desk) -> None:
-    desk.watch.shows = REFUTED
+    desk.shows = REFUTED
     desk.sweeper.probe()
     desk.map_and_unmap(40)
     assert desk.sweep() == []
@@ -37,7 +37,7 @@ def test_a_clean_sweep_reports_nothing_and_is_counted(desk: Desk) -> None:
 
 
 def test_a_reference_too_many_is_reported_once(desk: Desk) -> None:
-    desk.watch.shows = REFUTED
+    desk.shows = REFUTED
     desk.sweeper.probe()
     desk.counts.extra += 3
     (found,) = desk.sweep()
@@ -69,14 +69,14 @@ def test_fewer_than_predicted_is_unexplained(desk: Desk) -> None:
 
 
 def test_until_a_probe_decides_nothing_is_counted(desk: Desk) -> None:
-    desk.watch.shows = INCONCLUSIVE
+    desk.shows = INCONCLUSIVE
     desk.sweeper.probe()
     assert desk.sweeper.undecided
     desk.map_and_unmap(5, kept=5)
     (found,) = desk.sweep()
     assert found["undecided"] == KNOWN_ISSUE
     assert (desk.counted(KNOWN_ISSUE), desk.counted(NO_KNOWN_ISSUE)) == (0, 0)
-    desk.watch.shows = CONFIRMED
+    desk.shows = CONFIRMED
     desk.sweeper.probe()
     assert not desk.sweeper.undecided
     assert desk.counted(KNOWN_ISSUE) == 5

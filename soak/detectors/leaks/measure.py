@@ -9,30 +9,19 @@ or not (include/linux/mm_types.h, GUP_PIN_COUNTING_BIAS).
 
 from __future__ import annotations
 
-import contextlib
 from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-from soak.abi.mmap import MADV_DONTNEED
-from soak.process.helper import in_helper
-from soak.regions.pages import PAGE_SIZE
-from soak.workload.pins.long_term import READ, WRITE
-
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from soak.detectors.leaks.struct_pages import StructPages
     from soak.regions import Region
     from soak.regions.pages import PageSpan
-    from soak.workload.pins.long_term import LongTermPin
 
 # What a pin adds to the count of a page of its own (include/linux/mm.h, GUP_PIN_COUNTING_BIAS).
 _GUP_PIN_COUNTING_BIAS: Final = 1024
 REFCOUNT_LIMIT: Final = 1 << 31  # the kernel's count is a signed int, and gup refuses below zero
 
-_PROBE_IOVA: Final = 0x1_4000_0000
-_PROBE_SECONDS: Final = 60.0
 _MOST_PREEXISTING: Final = 20
 
 
@@ -62,18 +51,6 @@ class Account:
     given_back: int = 0
     explained: int = 0
     unexplained: int = 0
-
-
-@dataclass(frozen=True)
-class PinProbe:
-    """What one pinned page adds to the sum of counts, and what stays when it was unpinned.
-
-    `refused` is the errno where the kernel did not grant the pin.
-    """
-
-    pinned: int
-    left: int
-    refused: int = 0
 
 
 @dataclass(frozen=True)
@@ -144,38 +121,25 @@ class RegionLeaks:
         self.idle = _calibrate(self._span, self._pages)
         return self.idle.total
 
+    def references(self) -> int:
+        """Return the sum of all reference counts."""
+        return self._sum()[0]
+
     def highest(self) -> int:
         """Return the highest reference count of a page."""
         return self._sum()[1]
 
-    def probe(self, open_pin: Callable[[], LongTermPin]) -> PinProbe:
-        """Pin one page for long and unpin it again, in a helper, and learn what that is worth.
+    def learn_unit(self, pinned: int) -> None:
+        """Take the references that one pinned page was seen to add for what each pin adds."""
+        self.account = replace(self.account, unit=max(pinned, 1))
 
-        Raises:
-            HelperError: the kernel does not answer, or the pin cannot be opened.
+    def predict(self, left: int) -> None:
+        """Take it from a confirmed known issue that whatever is unmapped stays pinned.
+
+        The probe that confirmed it has `left` so many references.
         """
-        before = self._sum()[0]
-
-        def pin() -> list[int]:
-            with contextlib.closing(open_pin()) as owner, self.region.map() as mapping:
-                refused = owner.map(mapping.address, _PROBE_IOVA, PAGE_SIZE, READ | WRITE)
-                if refused:
-                    return [refused, before]
-                # The pin took the page through this process's mapping, which counts since 6.15.
-                mapping.advise(MADV_DONTNEED)
-                pinned = self._sum()[0]
-                owner.unmap(_PROBE_IOVA, PAGE_SIZE)
-                return [0, pinned]
-
-        refused, pinned = in_helper(pin, _PROBE_SECONDS)
-        result = PinProbe(pinned - before, self._sum()[0] - before, refused)
-        self.account = replace(self.account, unit=max(result.pinned, 1))
-        return result
-
-    def predict(self, probe: PinProbe) -> None:
-        """Take it from a confirmed known issue that whatever is unmapped stays pinned."""
         self.predicted = True
-        self._settle(probe.left)
+        self._settle(left)
 
     def measure(self, held: Held) -> Measurement:
         """Read all counts and compare: nobody may take or give a pin meanwhile."""

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Final
 
 from soak.detectors.base import Detector, Finding
 from soak.detectors.leaks.measure import REFCOUNT_LIMIT, Held
+from soak.detectors.leaks.probe import PROBES, ProbePlace
+from soak.detectors.probes import ProbeRecord
 from soak.journal.writer import Level
 from soak.ledger.schema import ACCOUNT_COLUMNS, NO_KNOWN_ISSUE, account_field, leaks_field
 from soak.model.known_issues import leak_issue
@@ -17,7 +19,7 @@ from soak.model.vocabulary import DetectorName, Interface, Operation, ProbeResul
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from soak.detectors.leaks.measure import Measurement, PinProbe, RegionLeaks
+    from soak.detectors.leaks.measure import Measurement, RegionLeaks
     from soak.detectors.reporter import Reporter
     from soak.journal.writer import Journal
     from soak.ledger.writer import BlockWriter
@@ -81,12 +83,10 @@ class Sweeper(Detector):
         self._workers = pool.workers
         self._canaries = canaries
         self._open_pins = open_pins
-        self._known_issues = known_issues
+        self._probes = ProbeRecord(reporter, known_issues)
         # What predicts leaks of each region, if anything does.
         self._issues = {watch.region.name: leak_issue(watch.region.kind) for watch in watches}
         self._uncertain = block.view("uncertain")
-        # What the probe of each region has shown so far.
-        self._probed: dict[str, ProbeResult] = {}
         # What was reported of each region, which another supervisor may have done.
         self._explained = {
             name: self._leaked(name, "leaked_total", issue.name) if issue else 0
@@ -104,55 +104,49 @@ class Sweeper(Detector):
         Raises:
             HelperError: a probe did not come to an end.
         """
+        if self._probes.empty:
+            for watch in self._watches:
+                self._note_preexisting(watch)
         for watch in self._watches:
-            name = watch.region.name
-            issue = self._issues[name]
-            shown = self._probed.get(name)
-            if shown is None and watch.idle is not None and watch.idle.preexisting:
-                self._journal.write(
-                    "region.differs",
-                    Level.WARNING,
-                    region=watch.region.name,
-                    pages=[list(page) for page in watch.idle.preexisting],
-                    summary=f"pages of region {watch.region.name} were in use before the run",
-                )
-            open_pin = self._open_pins.get(issue.interfaces[0]) if issue is not None else None
-            if issue is None or open_pin is None:
-                continue
-            if shown not in {None, ProbeResult.INCONCLUSIVE}:
-                continue
-            # A supervisor that dies now leaves a page of which nobody knows whether it was pinned.
-            position = self._position(watch)[0]
-            self._uncertain[position] += 1
-            pin = watch.probe(open_pin)
-            result = self._probed[name] = _judged(pin)
-            applies = issue.name in self._known_issues
-            if result is ProbeResult.CONFIRMED and applies:
-                watch.predict(pin)
-            self._store_account(watch)
-            self._uncertain[position] -= 1
-            self._reporter.probed(
-                issue.name,
-                result,
-                applies=applies,
+            issue = self._issues[watch.region.name]
+            if issue is not None and self._probes.is_open(issue.name, watch.region.name):
+                self._probe(watch, issue)
+
+    def _note_preexisting(self, watch: RegionLeaks) -> None:
+        if watch.idle is not None and watch.idle.preexisting:
+            self._journal.write(
+                "region.differs",
+                Level.WARNING,
                 region=watch.region.name,
-                pinned=pin.pinned,
-                left=pin.left,
-                errno=pin.refused,
+                pages=[list(page) for page in watch.idle.preexisting],
+                summary=f"pages of region {watch.region.name} were in use before the run",
             )
+
+    def _probe(self, watch: RegionLeaks, issue: KnownIssue) -> None:
+        open_pin = self._open_pins.get(issue.interfaces[0])
+        if open_pin is None:
+            return
+        # A supervisor that dies now leaves a page of which nobody knows whether it was pinned.
+        position = self._position(watch)[0]
+        self._uncertain[position] += 1
+        pin = PROBES[issue.name](ProbePlace(watch.region, watch.references, open_pin))
+        watch.learn_unit(pin.pinned)
+        if pin.result is ProbeResult.CONFIRMED and self._probes.applies(issue.name):
+            watch.predict(pin.left)
+        self._store_account(watch)
+        self._uncertain[position] -= 1
+        self._probes.note(issue.name, pin, watch.region.name)
 
     @property
     def undecided(self) -> bool:
         """Whether a probe of an issue that applies was inconclusive so far: `probe` tries again."""
-        return any(map(self._is_undecided, self._watches))
+        return self._probes.undecided
 
     def _is_undecided(self, watch: RegionLeaks) -> bool:
         issue = self._issues[watch.region.name]
-        return (
-            self._probed.get(watch.region.name) is ProbeResult.INCONCLUSIVE
-            and issue is not None
-            and issue.name in self._known_issues
-        )
+        if issue is None:
+            return False
+        return self._probes.result(issue.name, watch.region.name) is ProbeResult.INCONCLUSIVE
 
     def prepare(self) -> None:
         """Read how much more each region can be pinned, before anything was."""
@@ -308,10 +302,3 @@ class Sweeper(Detector):
 
     def _position(self, watch: RegionLeaks) -> tuple[int, ...]:
         return self._block.index("sweeps", watch.region.name)
-
-
-def _judged(pin: PinProbe) -> ProbeResult:
-    """Say whether the page of a probe stayed pinned: one that was refused shows nothing."""
-    if pin.refused or pin.pinned <= 0:
-        return ProbeResult.INCONCLUSIVE
-    return ProbeResult.CONFIRMED if pin.left == pin.pinned else ProbeResult.REFUTED

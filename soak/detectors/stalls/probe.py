@@ -8,7 +8,7 @@ import os
 import signal
 import time
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Final
 
 from soak.abi.aio import IOCB_CMD_PWRITE, Transfers
@@ -62,16 +62,29 @@ class WakeupProbe:
         return self.waited and self.asleep and (self.unmapped or self.freed)
 
 
-def judge_probe(probe: WakeupProbe, control: WakeupProbe) -> ProbeResult:
-    """Say what a probe shows; its control is the same truncate, waiting for a plain pin in a pipe.
+@dataclass(frozen=True)
+class WakeupAnswer:
+    """A probe beside its control: the same truncate, waiting for a plain pin in a pipe."""
 
-    Both have to be seen waiting, and neither may lack a processor: else nothing was shown.
-    """
-    if not all(one.waited and (one.woken or one.asleep) for one in (probe, control)):
-        return ProbeResult.INCONCLUSIVE
-    if probe.lost and control.woken:
-        return ProbeResult.CONFIRMED
-    return ProbeResult.REFUTED
+    probe: WakeupProbe
+    control: WakeupProbe
+
+    @property
+    def result(self) -> ProbeResult:
+        """Whether the wake-up was lost.
+
+        Both have to be seen waiting, and neither may lack a processor: else nothing was shown.
+        """
+        both = (self.probe, self.control)
+        if not all(one.waited and (one.woken or one.asleep) for one in both):
+            return ProbeResult.INCONCLUSIVE
+        if self.probe.lost and self.control.woken:
+            return ProbeResult.CONFIRMED
+        return ProbeResult.REFUTED
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        return {"lost": self.probe.lost, **asdict(self.probe), "control": asdict(self.control)}
 
 
 @dataclass(frozen=True)
@@ -81,6 +94,11 @@ class ProbePlace:
     directory: Path
     attempts: int
     slow_device: Path | None
+
+    @cached_property
+    def control(self) -> WakeupProbe:
+        """The control of all probes in this place, made once."""
+        return probe_pipe(self)
 
 
 def probe_pipe(place: ProbePlace, *, touch: bool = False) -> WakeupProbe:
@@ -129,10 +147,20 @@ def probe_transfer(place: ProbePlace) -> WakeupProbe | None:
     return _probe(place, hold)
 
 
-# How each known issue of waits is probed, beside the control.
-PROBES: Final[dict[str, Callable[[ProbePlace], WakeupProbe | None]]] = {
-    O_DIRECT_LOST_WAKEUP.name: probe_transfer,
-    REMAPPED_PAGE_STALL.name: partial(probe_pipe, touch=True),
+def _beside_control(
+    probe: Callable[[ProbePlace], WakeupProbe | None],
+) -> Callable[[ProbePlace], WakeupAnswer | None]:
+    def compare(place: ProbePlace) -> WakeupAnswer | None:
+        control, made = place.control, probe(place)
+        return None if made is None else WakeupAnswer(made, control)
+
+    return compare
+
+
+# How each known issue of waits is probed; None where it cannot be in this place.
+PROBES: Final[dict[str, Callable[[ProbePlace], WakeupAnswer | None]]] = {
+    O_DIRECT_LOST_WAKEUP.name: _beside_control(probe_transfer),
+    REMAPPED_PAGE_STALL.name: _beside_control(partial(probe_pipe, touch=True)),
 }
 
 

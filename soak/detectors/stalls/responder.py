@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from soak.detectors.base import Detector, Finding
-from soak.detectors.stalls.probe import PROBES, ProbePlace, judge_probe, probe_pipe
+from soak.detectors.probes import ProbeRecord
+from soak.detectors.stalls.probe import PROBES, ProbePlace
 from soak.detectors.tasks import look_at, waits_for_pages
 from soak.journal.writer import Level
 from soak.ledger.recorder import RECORDER, Line
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
     from soak.detectors.clock import SoakClock
     from soak.detectors.reporter import Reporter
     from soak.detectors.stalls.judge import Hold, Judgement, Overdue, StallDetector
-    from soak.detectors.stalls.probe import WakeupProbe
     from soak.journal.writer import Journal
     from soak.ledger.writer import BlockWriter
     from soak.workload.pool import WorkerPool, WorkerProcess
@@ -92,9 +92,7 @@ class StallWatch(Detector):
         self._clock = clock
         self._probe_directory = probe_directory
         self._slow_device = slow_device
-        self._known_issues = known_issues
-        # What probes have shown: an issue that is not there was not probed yet.
-        self._probed: dict[str, ProbeResult] = {}
+        self._probes = ProbeRecord(reporter, known_issues)
         self._stuck: dict[str, _Stuck] = {}
         self._waits = block.view("waits")
         self._trials = block.view("trials")
@@ -109,36 +107,16 @@ class StallWatch(Detector):
         """
         if self._probe_directory is None:
             return
-        place = ProbePlace(
-            self._probe_directory, _AGAIN_ATTEMPTS if self._probed else _ATTEMPTS, self._slow_device
-        )
-        control = probe_pipe(place)
+        attempts = _ATTEMPTS if self._probes.empty else _AGAIN_ATTEMPTS
+        place = ProbePlace(self._probe_directory, attempts, self._slow_device)
         for issue, probe in PROBES.items():
-            if self._probed.get(issue) not in {None, ProbeResult.INCONCLUSIVE}:
-                continue
-            found = probe(place)
-            if found is not None:
-                self._note_probe(issue, found, control)
+            if self._probes.is_open(issue) and (answer := probe(place)) is not None:
+                self._probes.note(issue, answer)
 
     @property
     def undecided(self) -> bool:
         """Whether a probe of an issue that applies was inconclusive so far: `probe` tries again."""
-        return any(
-            result is ProbeResult.INCONCLUSIVE and name in self._known_issues
-            for name, result in self._probed.items()
-        )
-
-    def _note_probe(self, issue: str, probe: WakeupProbe, control: WakeupProbe) -> None:
-        result = judge_probe(probe, control)
-        self._probed[issue] = result
-        self._reporter.probed(
-            issue,
-            result,
-            applies=issue in self._known_issues,
-            lost=probe.lost,
-            **asdict(probe),
-            control=asdict(control),
-        )
+        return self._probes.undecided
 
     def look(self) -> None:
         """Judge, report, and go on freeing what is stuck."""
@@ -311,9 +289,9 @@ class StallWatch(Detector):
         )
         undecided = None
         for issue in KNOWN_ISSUES:
-            if issue.name not in self._known_issues or not issue.explains(seen):
+            result = self._probes.result(issue.name)
+            if result is None or not issue.explains(seen):
                 continue
-            result = self._probed.get(issue.name)
             *_, interface = (each for each in seen.interfaces if each in issue.interfaces)
             if result is ProbeResult.CONFIRMED:
                 return interface, issue.name, None
