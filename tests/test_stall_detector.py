@@ -14,22 +14,32 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from soak.detectors.stalls.judge import Judgement, Overdue, StallDetector
-from soak.ledger.schema import HOLD_COLUMNS, HOLDS_LENGTH, RECORDER_COLUMNS, RECORDER_LENGTH, soak_layout
-from soak.ledger.writer import BlockWriter, Ledger
+from soak.ledger.schema import HOLDS_LENGTH
 from soak.model.vocabulary import INVALIDATIONS, SHORT_PINS, Interface, Operation, Violation
-from tests.soak_support import REGIONS, deterministic, planned
+from tests.soak_support import deterministic
+from tests.stall_support import (
+    HOLDER,
+    INVALIDATOR,
+    PLACE,
+    begin_wait,
+    end_wait,
+    give_back,
+    pair_ledger,
+    plan_pairs,
+    write_hold,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from soak.ledger.writer import BlockWriter
 
 MS = 1_000_000
 LATE, STALL = 500, 2000
 # How long a device may take for a request, and a task that is ready to run for a processor.
 REQUEST = STARVED = 30_000
 START = 10_000
-PLACE = 4
 INTERRUPTED = 4
-HOLDER, INVALIDATOR = "trial-holder-0", "trial-invalidator-0"
 BEFORE_COUNTING, COUNTED = (6, 12), (6, 15)
 
 
@@ -54,17 +64,9 @@ class Scene:
     pairs: int = 1
 
     def __post_init__(self) -> None:
-        plans = planned(trials=self.pairs, transfers=True)
-        run = {
-            "regions": [
-                {"name": region.name, "kind": region.kind, "size": region.size, "files": 0}
-                for region in REGIONS
-            ]
-        }
-        entries = [(plan.name, plan.role, plan.cells) for plan in plans]
-        layout = soak_layout(run, entries, [], lab=False)
+        plans = plan_pairs(self.pairs)
         name = f"ledger-{len(list(self.directory.iterdir()))}"
-        ledger = Ledger.create(self.directory / name, layout)
+        ledger = pair_ledger(self.directory / name, plans)
         self.blocks = {plan.name: ledger.block(plan.name) for plan in plans}
         self.detector = StallDetector(
             {plan.name: (plan.role, self.blocks[plan.name], ("files",)) for plan in plans},
@@ -77,21 +79,10 @@ class Scene:
         )
 
     def begin(self, operation: Operation, start: int = START, place: int = PLACE) -> None:
-        block = self.blocks[INVALIDATOR]
-        labels = [label.split()[0] for label in block.names("counts")]
-        line = dict.fromkeys(RECORDER_COLUMNS, 0)
-        line |= {"cell": labels.index(operation), "start_ns": start * MS, "place": place}
-        row = block.get("begun") % RECORDER_LENGTH
-        for column, value in enumerate(line.values()):
-            block.set("recorder", value, row, column)
-        block.add("begun", 1)
+        begin_wait(self.blocks[INVALIDATOR], operation, start * MS, place)
 
     def end(self, moment: int, result: int = 0) -> None:
-        block = self.blocks[INVALIDATOR]
-        row = block.get("ended") % RECORDER_LENGTH
-        block.set("recorder", result, row, RECORDER_COLUMNS.index("result"))
-        block.set("recorder", moment * MS, row, RECORDER_COLUMNS.index("end_ns"))
-        block.add("ended", 1)
+        end_wait(self.blocks[INVALIDATOR], moment * MS, result)
 
     def hold(
         self,
@@ -106,28 +97,11 @@ class Scene:
         place: int = PLACE,
         holder: str = HOLDER,
     ) -> None:
-        block = self.blocks[holder]
-        line = dict.fromkeys(HOLD_COLUMNS, 0)
-        line |= {
-            "interface": SHORT_PINS.index(interface),
-            "place": place,
-            "mapped": int(mapped),
-            "certain": int(certain),
-            "take_before": take_before * MS,
-            "take_after": take_after * MS,
-            "release_before": release_before * MS,
-            "release_after": release_after * MS,
-        }
-        row = block.get("holds_begun") % HOLDS_LENGTH
-        for column, value in enumerate(line.values()):
-            block.set("holds", value, row, column)
-        block.add("holds_begun", 1)
+        times = (take_before * MS, take_after * MS, release_before * MS, release_after * MS)
+        write_hold(self.blocks[holder], times, interface, mapped=mapped, certain=certain, place=place)
 
     def release_hold(self, before: int, after: int) -> None:
-        block = self.blocks[HOLDER]
-        row = (block.get("holds_begun") - 1) % HOLDS_LENGTH
-        block.set("holds", before * MS, row, HOLD_COLUMNS.index("release_before"))
-        block.set("holds", after * MS, row, HOLD_COLUMNS.index("release_after"))
+        give_back(self.blocks[HOLDER], before * MS, after * MS)
 
     def look(self, now: int) -> list[Judgement]:
         return self.detector.look(now * MS)

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    # Pins the page at an address for a while, and calls back when it has: is the pin waited for?
+    _Hold = Callable[[int, Callable[[], bool]], None]
+
 _PROBE_SECONDS: Final = 60.0
 _HOLD_SECONDS: Final = 0.1
 # Polls are counted, not time, so that a machine that stood still loses no wake-up.
@@ -108,14 +111,15 @@ def probe_pipe(place: ProbePlace, *, touch: bool = False) -> WakeupProbe:
         HelperError: the probe did not come to an end, or could not be made.
     """
 
-    def hold(address: int, held: Callable[[], None]) -> None:
+    def hold(address: int, waited_for: Callable[[], bool]) -> None:
         pipe = PagePipe()
         number = pipe.take(address, PAGE_SIZE)
         if number:
             raise OSError(number, os.strerror(number), "vmsplice")
-        held()
-        if touch:
-            # The truncate has taken the page out of this mapping, and a load brings it back.
+        waits = waited_for()
+        if touch and waits:
+            # The truncate has taken the page out of this mapping, and a load brings it back. One that
+            # did not wait has taken it out of the file, and the load would kill this process.
             ctypes.string_at(address, 1)
         time.sleep(_HOLD_SECONDS)
         pipe.close()
@@ -133,13 +137,13 @@ def probe_transfer(place: ProbePlace) -> WakeupProbe | None:
     if device is None:
         return None
 
-    def hold(address: int, held: Callable[[], None]) -> None:
+    def hold(address: int, waited_for: Callable[[], bool]) -> None:
         descriptor = open_direct(device)
         with Transfers() as transfers:
             number = transfers.submit(IOCB_CMD_PWRITE, descriptor, address, PAGE_SIZE, DATA_OFFSET)
             if number:
                 raise OSError(number, os.strerror(number), "io_submit")
-            held()
+            waited_for()
             while transfers.completed(_POLL_SECONDS) is None:
                 pass
         os.close(descriptor)
@@ -164,7 +168,7 @@ PROBES: Final[dict[str, Callable[[ProbePlace], WakeupAnswer | None]]] = {
 }
 
 
-def _probe(place: ProbePlace, hold: Callable[[int, Callable[[], None]], None]) -> WakeupProbe:
+def _probe(place: ProbePlace, hold: _Hold) -> WakeupProbe:
     """Try until the truncate is seen to wait: on a loaded machine it may come when the pin is gone."""
     for _ in range(place.attempts):
         made = in_helper(lambda: asdict(_try(place.directory / "probe", hold)), _PROBE_SECONDS)
@@ -174,7 +178,7 @@ def _probe(place: ProbePlace, hold: Callable[[int, Callable[[], None]], None]) -
     return probe
 
 
-def _try(path: Path, hold: Callable[[int, Callable[[], None]], None]) -> WakeupProbe:
+def _try(path: Path, hold: _Hold) -> WakeupProbe:
     path.write_bytes(b"\xa5" * PAGE_SIZE)
     descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     mapping = Mapping(PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, descriptor)
@@ -186,20 +190,21 @@ def _try(path: Path, hold: Callable[[int, Callable[[], None]], None]) -> WakeupP
     )
     waited = False
 
-    def held() -> None:
+    def waited_for() -> bool:
         nonlocal waited
         os.write(go, b"!")
         # It is asleep in the truncate, or it has ended already.
         for _ in range(_POLLS_TO_WAKE):
             if waits_for_pages(look_at(pid)["stack"]):
                 waited = True
-                return
+                break
             if _has_ended(pid):
-                return
+                break
             time.sleep(_POLL_SECONDS / 10)
+        return waited
 
     try:
-        hold(mapping.address, held)
+        hold(mapping.address, waited_for)
         woken = _ends(pid, _POLLS_TO_WAKE)
         task = {} if woken else look_at(pid)
         freed = unmapped = False
