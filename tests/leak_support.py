@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -63,10 +64,14 @@ class GivenPin:
 
     counts: Counts
     shows: PinProbe
+    # Whether its process dies as soon as it is pinned.
+    dies: bool = False
     unmapped: int = 0
 
     def map(self, _address: int, _iova: int, _size: int, _access: int) -> int:
         self.counts.extra += self.shows.pinned
+        if self.dies:
+            os._exit(1)
         return self.shows.refused
 
     def unmap(self, _iova: int, _size: int) -> int:
@@ -78,7 +83,9 @@ class GivenPin:
 
 
 class Desk:
-    def __init__(self, place: Path, *, recyclable: bool = False) -> None:
+    def __init__(
+        self, place: Path, *, recyclable: bool = False, applying: tuple[str, ...] = (KNOWN_ISSUE,)
+    ) -> None:
         device = place / "dax0.0"
         device.touch()
         ledger = make_ledger(place / "ledger")
@@ -94,7 +101,8 @@ class Desk:
         self.reporter = Reporter(self.block, self.journal)
         self.counts = Counts()
         # What becomes of a pin here.
-        self.shows = CONFIRMED
+        self.shows, self.dies = CONFIRMED, False
+        self._applying = applying
         region = replace(REGION, path=device, recyclable=recyclable)
         self.watch = RegionLeaks(region, SPAN, cast("StructPages", self.counts))
         self.sweeper = self.another()
@@ -107,8 +115,8 @@ class Desk:
             self.reporter,
             [self.watch],
             self.pool,
-            open_pins={Interface.VFIO_TYPE1: lambda: GivenPin(self.counts, self.shows)},
-            known_issues=frozenset({KNOWN_ISSUE}),
+            open_pins={Interface.VFIO_TYPE1: lambda: GivenPin(self.counts, self.shows, self.dies)},
+            known_issues=frozenset(self._applying),
         )
 
     def map_and_unmap(self, pages: int, kept: int = 0) -> None:

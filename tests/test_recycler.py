@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,10 +13,15 @@ from soak.detectors.leaks import recycler as recycler_module
 from soak.detectors.leaks.measure import REFCOUNT_LIMIT
 from soak.detectors.leaks.recycler import Recycler
 from soak.ledger.schema import NO_KNOWN_ISSUE
+from soak.model.vocabulary import Role
+from soak.process.child import fork
 from tests.leak_support import REFUTED, Desk
+from tests.soak_support import DEADLINE
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from soak.model.kernels import Release
 
 RELEASE = (6, 1)
 HANGING = (5, 10)
@@ -39,7 +46,7 @@ def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Driver:
     return Driver(tmp_path, monkeypatch)
 
 
-def made(desk: Desk, release: tuple[int, int] = RELEASE) -> Recycler:
+def made(desk: Desk, release: Release = RELEASE, threshold: float = THRESHOLD) -> Recycler:
     desk.shows = REFUTED
     desk.sweeper.prepare()
     return Recycler(
@@ -48,7 +55,7 @@ def made(desk: Desk, release: tuple[int, int] = RELEASE) -> Recycler:
         desk.pool,
         desk.sweeper,
         [desk.watch],
-        threshold=THRESHOLD,
+        threshold=threshold,
         release=release,
     )
 
@@ -131,3 +138,49 @@ def test_a_device_that_does_not_come_back_ends_the_run(
     assert why is not None
     assert "could not be recycled" in why
     assert driver.rebound
+
+
+def test_those_that_map_a_region_are_ended_and_started_again(tmp_path: Path, driver: Driver) -> None:
+    """While they hold it mapped, the driver would wait for them."""
+    desk = Desk(tmp_path, recyclable=True)
+    recycler = made(desk)
+    desk.pool.start()
+    assert desk.pool.pause(DEADLINE, lambda: None) == []
+    before = {member.plan.role: member.pid for member in desk.pool.workers}
+    desk.worker.set("pages_mapped", desk.worker.get("pages_unmapped", 0) + 3, 0)
+    desk.counts.extra += 3  # which the kernel does not give back as the mapper ends
+    assert recycler.recycle("dax") is None
+    after = {member.plan.role: member.pid for member in desk.pool.workers}
+    assert driver.rebound
+    assert after[Role.MAPPER] not in {0, before[Role.MAPPER]}
+    assert after[Role.INVALIDATOR] == before[Role.INVALIDATOR]
+    assert desk.worker.get("pages_mapped", 0) == desk.worker.get("pages_unmapped", 0)
+    # The sweep between its end and the new pages has seen what stayed.
+    assert desk.leaks()[f"leaked_total {NO_KNOWN_ISSUE}"] == 3
+    desk.pool.stop(DEADLINE, lambda: None)
+
+
+def test_nothing_is_recycled_under_a_worker_that_does_not_end(
+    tmp_path: Path, driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recycler_module, "_END_SECONDS", -1.0)
+    desk = Desk(tmp_path, recyclable=True)
+    recycler = made(desk)
+    mapper = next(member for member in desk.pool.workers if member.plan.role is Role.MAPPER)
+    mapper.pid = fork(partial(time.sleep, DEADLINE))
+    why = recycler.recycle("dax")
+    assert why == f"region dax could not be recycled: {mapper.plan.name} did not end"
+    assert not driver.rebound
+    (event,) = (event for event in desk.events() if event["event"] == "limit.reached")
+    assert (event["limit"], event["summary"]) == ("recycle", why)
+
+
+def test_a_threshold_of_zero_recycles_nothing(tmp_path: Path, driver: Driver) -> None:
+    desk = Desk(tmp_path, recyclable=True)
+    use(desk, 0.9)
+    recycler = made(desk, threshold=0.0)
+    assert recycler.make_room() is None
+    use(desk, 0.995)
+    assert recycler.due() == ["dax"]
+    assert recycler.recycle("dax") == "the reference counts of region dax are nearly full"
+    assert not driver.rebound

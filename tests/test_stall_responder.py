@@ -50,6 +50,8 @@ STALLED = STALL_SECONDS + 0.1
 # Of soak time: when a signal has not helped for so long, SIGKILL comes, and then the worker is given up.
 KILL_SECONDS, WEDGED_SECONDS = 5.0, 10.0
 PUNCH = Operation.PUNCH_HOLE
+# Looks whether a child has ended, and leaves it to be reaped.
+ENDED = os.WEXITED | os.WNOHANG | os.WNOWAIT
 INCONCLUSIVE = WakeupAnswer(STARVED, WOKEN)
 CONFIRMED, REFUTED = WakeupAnswer(LOST, WOKEN), WakeupAnswer(WOKEN, WOKEN)
 
@@ -187,7 +189,8 @@ def test_what_survives_sigkill_is_given_up(desk: Desk) -> None:
     pid = worker.pid
     desk.skip(WEDGED_SECONDS + 0.1)
     desk.look()
-    ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    wait_for(lambda: os.waitid(os.P_PID, pid, ENDED) is not None)
+    ended = os.waitid(os.P_PID, pid, ENDED)
     assert ended is not None
     assert ended.si_status == signal.SIGKILL
     assert desk.events("worker.wedged") == []

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -22,12 +23,13 @@ from soak.detectors.reporter import Reporter
 from soak.journal.writer import FileJournal, read_journal
 from soak.ledger.reader import LedgerReader
 from soak.ledger.schema import SUPERVISOR
-from soak.model.vocabulary import DetectorName, RunState
+from soak.model.vocabulary import DetectorName, RunState, VerdictWord
 from soak.process.child import fork
 from soak.supervisor import supervisor as supervisor_module
 from soak.supervisor.hooks.base import Hook
 from soak.supervisor.summary import Summary
 from soak.supervisor.supervisor import Supervisor
+from soak.verdict import judge
 from soak.workload.loop import outcome_columns
 from soak.workload.pool import WorkerPool, WorkerProcess
 from tests.idle_operators import Idle, Stuck
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
 
 RELEASE = (6, 1)
 LONG = 600.0
+MOST_WEDGED = 1
 
 
 class Watching(Detector):
@@ -49,12 +52,15 @@ class Watching(Detector):
 
     name = DetectorName.REFUSALS
 
-    def __init__(self, notes: Path) -> None:
-        self._notes = notes
+    def __init__(self, notes: Path, pool: WorkerPool) -> None:
+        self._notes, self._pool = notes, pool
 
     def note(self, step: str) -> None:
         with self._notes.open("a") as file:
             file.write(f"{step}\n")
+
+    def prepare(self) -> None:
+        self.note("prepare")
 
     def probe(self) -> None:
         self.note("probe")
@@ -68,6 +74,9 @@ class Watching(Detector):
     def free(self, worker: WorkerProcess) -> None:
         self.note(f"free {worker.plan.name}")
         os.kill(worker.pid, signal.SIGKILL)
+
+    def commit(self) -> None:
+        self.note("commit")
 
     def uncovered(self) -> list[str]:
         return ["open of fs-dax over none"]
@@ -88,10 +97,42 @@ class Undecided(Watching):
 
 
 class Raising(Watching):
+    """One of which a step fails each time."""
+
     name = DetectorName.STALLS
 
+    def __init__(self, step: str, notes: Path, pool: WorkerPool) -> None:
+        super().__init__(notes, pool)
+        self._step = step
+
+    def note(self, step: str) -> None:
+        super().note(step)
+        if step.split(maxsplit=1)[0] == self._step:
+            raise LookupError(f"no {step}")
+
+
+class Wedging(Watching):
+    """One that gives up so many workers, as if they hung for good."""
+
+    def __init__(self, wedged: int, notes: Path, pool: WorkerPool) -> None:
+        super().__init__(notes, pool)
+        self._wedged = wedged
+
     def look(self) -> None:
-        raise LookupError("there is no such thing")
+        super().look()
+        for member in self._pool.workers:
+            if self._wedged and member.running and member.block.get("ended"):
+                self._wedged -= 1
+                self._pool.abandon(member)
+
+
+class SlowAtRest(Watching):
+    """One whose sweeps take long enough for a signal to come in the middle of one."""
+
+    def at_rest(self) -> None:
+        self.note("sweeping")
+        time.sleep(0.5)
+        super().at_rest()
 
 
 class LateHook(Hook):
@@ -112,7 +153,7 @@ class Soak:
         self,
         place: Path,
         *,
-        kind: Callable[[Path], Detector] = Watching,
+        kind: Callable[[Path, WorkerPool], Detector] = Watching,
         hook: Hook | None = None,
         operator: Callable[[BlockWriter], Operator] = Idle,
         duration: float = LONG,
@@ -141,7 +182,7 @@ class Soak:
                     pool=pool,
                     journal=journal,
                     reporter=reporter,
-                    detectors=[kind(self._notes), Watching(self._notes.with_name("second"))],
+                    detectors=[kind(self._notes, pool), Watching(self._notes.with_name("second"), pool)],
                     recycler=Recycler(block, journal, pool, sweeper, [], threshold=0.0, release=RELEASE),
                     canaries=Canaries(
                         block, journal, reporter, [], every=0.0, differences=sweeper.differences
@@ -150,7 +191,7 @@ class Soak:
                     clock=SoakClock(),
                     duration=duration,
                     sweep_interval=sweep,
-                    most_wedged=1,
+                    most_wedged=MOST_WEDGED,
                     run={"run_id": "1", "promised": {}, "swept": [], "canaries": []},
                     hooks=[hook] if hook else [],
                     control=None,
@@ -222,9 +263,9 @@ def test_a_run_ends_when_its_time_is_over(soak_with: Callable[..., Soak]) -> Non
     assert soak.get("soaked_ns") >= 500_000_000
     # Once before the workers, then at each beat, at last when they are gone.
     notes = soak.notes()
-    assert notes[0] == "probe"
+    assert notes[:2] == ["prepare", "probe"]
     assert notes.count("look") > 1
-    assert notes[-1] == "at_rest"
+    assert notes[-2:] == ["at_rest", "commit"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
@@ -232,7 +273,7 @@ def test_a_signal_ends_it_in_order(soak_with: Callable[..., Soak], number: signa
     soak = soak_with()
     soak.until(lambda: "look" in soak.notes())
     assert soak.end(number) == f"stopped by {number.name}"
-    assert soak.notes()[-1] == "at_rest"
+    assert soak.notes()[-2:] == ["at_rest", "commit"]
 
 
 def test_a_signal_while_it_prepares_ends_it_when_it_has(soak_with: Callable[..., Soak]) -> None:
@@ -248,15 +289,75 @@ class SlowToProbe(Watching):
         time.sleep(1.0)
 
 
-def test_a_detector_that_raises_fails_and_stops_nobody(soak_with: Callable[..., Soak]) -> None:
-    soak = soak_with(kind=Raising)
-    soak.until(lambda: soak.notes("second").count("look") > 3)
-    soak.end(signal.SIGTERM)
+@pytest.mark.parametrize("step", ["prepare", "probe", "look", "at_rest", "commit"])
+def test_a_detector_that_raises_ends_nothing(soak_with: Callable[..., Soak], step: str) -> None:
+    soak = soak_with(kind=partial(Raising, step), sweep=0.5)
+    soak.until(lambda: {"at_rest", "commit", step} <= set(soak.notes("second")))
+    assert soak.end(signal.SIGTERM) == "stopped by SIGTERM"
     (failed,) = soak.events("detector.failed")
     assert failed["detector"] == DetectorName.STALLS
-    assert "there is no such thing" in failed["summary"]
+    assert f"no {step}" in failed["summary"]
     rows = soak.ledger.block(SUPERVISOR).named_rows("detectors")
     assert rows[DetectorName.REFUSALS]["success"] == 1
+    verdict = judge(read_journal(soak.journal))
+    assert verdict.verdict is VerdictWord.UNKNOWN
+    assert failed["summary"] in verdict.reasons
+
+
+def test_a_failing_detector_is_shown_in_the_ledger(soak_with: Callable[..., Soak]) -> None:
+    soak = soak_with(kind=partial(Raising, "look"))
+    soak.until(lambda: soak.notes("second").count("look") > 3)
+    soak.until(lambda: soak.ledger.block(SUPERVISOR).named_rows("detectors")["stalls"]["runs"] > 3)
+    assert soak.ledger.block(SUPERVISOR).named_rows("detectors")["stalls"]["success"] == 0
+    soak.end(signal.SIGTERM)
+
+
+def test_a_detector_that_cannot_free_leaves_it_to_others(
+    soak_with: Callable[..., Soak], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor_module, "_BARRIER_SECONDS", 0.5)
+    monkeypatch.setattr(supervisor_module, "_STOP_SECONDS", 0.5)
+    soak = soak_with(kind=partial(Raising, "free"), operator=Stuck, sweep=1.0)
+    soak.until(lambda: "at_rest" in soak.notes("second"))
+    (failed, *_) = soak.events("detector.failed")
+    assert "no free" in failed["summary"]
+    assert soak.end(signal.SIGTERM) == "stopped by SIGTERM"
+
+
+def test_too_many_wedged_workers_end_the_run(soak_with: Callable[..., Soak]) -> None:
+    soak = soak_with(kind=partial(Wedging, MOST_WEDGED + 1))
+    assert soak.end() == f"{MOST_WEDGED + 1} workers hang in the kernel for good"
+    (reached,) = soak.events("limit.reached")
+    assert (reached["limit"], reached["wedged"]) == ("wedged-workers", MOST_WEDGED + 1)
+    verdict = judge(read_journal(soak.journal))
+    assert verdict.verdict is VerdictWord.UNKNOWN
+    assert reached["summary"] in verdict.reasons
+
+
+def test_as_many_wedged_workers_as_may_be_are_replaced(soak_with: Callable[..., Soak]) -> None:
+    soak = soak_with(kind=partial(Wedging, MOST_WEDGED), sweep=0.5)
+    # A sweep is made when all workers rest, the one in the place of the wedged one included.
+    soak.until(lambda: soak.notes().count("at_rest") > 1)
+    incarnations = sorted(soak.ledger.block(plan.name).get("incarnation") for plan in workers())
+    assert incarnations == [1, 2]
+    assert soak.end(signal.SIGTERM) == "stopped by SIGTERM"
+    assert soak.events("worker.died") == []
+
+
+def test_a_signal_in_a_sweep_ends_it_when_it_is_over(soak_with: Callable[..., Soak]) -> None:
+    soak = soak_with(kind=SlowAtRest, sweep=0.2)
+    soak.until(lambda: "sweeping" in soak.notes())
+    assert soak.end(signal.SIGTERM) == "stopped by SIGTERM"
+    assert soak.notes().count("at_rest") == soak.notes().count("sweeping")
+
+
+def test_a_second_signal_does_not_cut_the_end_short(soak_with: Callable[..., Soak]) -> None:
+    soak = soak_with(kind=SlowAtRest)
+    soak.until(lambda: "look" in soak.notes())
+    os.kill(soak.pid, signal.SIGTERM)
+    soak.until(lambda: "sweeping" in soak.notes())
+    assert soak.end(signal.SIGINT) == "stopped by SIGTERM"
+    assert soak.notes()[-2:] == ["at_rest", "commit"]
 
 
 def test_what_no_probe_could_tell_is_probed_again(soak_with: Callable[..., Soak]) -> None:

@@ -11,11 +11,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from soak.detectors.leaks.measure import REFCOUNT_LIMIT
+from soak.detectors.leaks.probe import PinProbe
+from soak.detectors.leaks.sweeper import FULL_HEADROOM_PPM
 from soak.ledger.recorder import RECORDER
 from soak.ledger.schema import NO_KNOWN_ISSUE
 from soak.model.vocabulary import Violation
 from soak.process.child import fork
-from tests.leak_support import CONFIRMED, INCONCLUSIVE, PAGES, REFUTED, Desk
+from soak.process.helper import HelperError
+from tests.leak_support import CONFIRMED, INCONCLUSIVE, PAGES, REFUTED, SPAN, Desk
 from tests.soak_support import DEADLINE, KNOWN_ISSUE
 
 if TYPE_CHECKING:
@@ -120,3 +124,65 @@ def test_a_canary_shows_while_a_call_still_holds_pages(desk: Desk) -> None:
     assert after["dax"] - before["dax"] == 1
     os.kill(mapper.pid, signal.SIGKILL)
     os.waitpid(mapper.pid, 0)
+
+
+def test_counts_of_a_worker_that_dies_meanwhile_are_of_no_account(desk: Desk) -> None:
+    """What it held goes while the counts are read: the next sweep sees how it stands."""
+    mapper = desk.pool.workers[0]
+    mapper.pid = fork(partial(time.sleep, DEADLINE))
+    os.kill(mapper.pid, signal.SIGKILL)
+    os.waitid(os.P_PID, mapper.pid, os.WEXITED | os.WNOWAIT)
+    desk.counts.extra += 5
+    assert desk.sweep() == []
+    assert (desk.sweeper.sweeps(), desk.sweeper.differences()) == ({"dax": 0}, None)
+    os.waitpid(mapper.pid, 0)
+    mapper.pid = 0
+    (found,) = desk.sweep()
+    assert found["count"] == 5
+
+
+def test_what_is_held_is_no_leak_whatever_a_pin_adds(desk: Desk) -> None:
+    desk.shows = PinProbe(pinned=1024, left=0)
+    desk.sweeper.probe()
+    desk.worker.set("pages_mapped", 3, 0)
+    desk.counts.extra += 3 * 1024
+    assert desk.sweep() == []
+    desk.counts.extra += 2 * 1024
+    (found,) = desk.sweep()
+    assert (found["count"], found["evidence"]["references_of_a_pin"]) == (2, 1024)
+
+
+def test_an_issue_that_is_turned_off_explains_no_leak(tmp_path: Path) -> None:
+    desk = Desk(tmp_path, applying=())
+    desk.sweeper.probe()
+    assert not desk.sweeper.undecided
+    desk.map_and_unmap(7, kept=7)
+    (found,) = desk.sweep()
+    # The page of the probe has stayed as well.
+    assert (found["count"], found["known_issue"], found["undecided"]) == (8, None, None)
+
+
+def test_a_probe_that_fails_leaves_its_page_uncertain(desk: Desk) -> None:
+    """It may have pinned a page before it died: the issue that predicts that is not known to be there."""
+    desk.dies = True
+    with pytest.raises(HelperError, match="died"):
+        desk.sweeper.probe()
+    assert desk.pool.uncertain[0] == 1
+    assert not desk.sweeper.undecided
+
+
+def test_pages_in_use_before_are_reported_once(desk: Desk) -> None:
+    desk.counts.extra = 2
+    desk.watch.renew(0, 0, 0)
+    desk.shows = INCONCLUSIVE
+    desk.sweeper.probe()
+    desk.sweeper.probe()
+    (event,) = (event for event in desk.events() if event["event"] == "region.differs")
+    assert event["pages"] == [[SPAN.first, 3]]
+
+
+def test_each_sweep_notes_what_can_still_be_pinned(desk: Desk) -> None:
+    desk.counts.extra = REFCOUNT_LIMIT // 4 - 1
+    desk.sweep()
+    assert desk.block.get("headroom_ppm", 0) == FULL_HEADROOM_PPM * 3 // 4
+    assert desk.block.get("last_sweep_ns", 0) > 0

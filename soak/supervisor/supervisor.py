@@ -11,6 +11,7 @@ import contextlib
 import os
 import signal
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from soak.abi.procfs import boot_id, foll_pins, kernel_release, locked_and_pinned_bytes, taint
@@ -278,17 +279,22 @@ class Supervisor:
             self._must_end = self._must_end or hook.beat()
 
     def _guarded(self, detector: Detector, work: Callable[[], None]) -> None:
-        """Run a detector; when it raises, its blindness is a fact of the run, not the run's end."""
+        """Run a step of a detector that looks at something, and note how it went."""
         name = detector.name
         start = time.monotonic_ns()
-        try:
-            work()
-        except Exception as error:  # noqa: BLE001 - a detector that failed makes the verdict unknown
-            self._fail(name, f"the detector {name} failed: {error!r}")
-        else:
+        if self._survives(detector, work):
             self._block.set_at("detectors", 1, name, "success")
         self._block.add_at("detectors", 1, name, "runs")
         self._block.set_at("detectors", time.monotonic_ns() - start, name, "duration_ns")
+
+    def _survives(self, detector: Detector, work: Callable[[], None]) -> bool:
+        """Run a part of a detector; when it raises, that is a fact of the run, not the run's end."""
+        try:
+            work()
+        except Exception as error:  # noqa: BLE001 - a detector that failed makes the verdict unknown
+            self._fail(detector.name, f"the detector {detector.name} failed: {error!r}")
+            return False
+        return True
 
     def _fail(self, detector: DetectorName, summary: str) -> None:
         """Note that a detector saw nothing; the same reason is written down once."""
@@ -332,7 +338,7 @@ class Supervisor:
         """
         self._committed = time.monotonic()
         for detector in self._detectors:
-            detector.commit()
+            self._survives(detector, detector.commit)
 
     def _report_death(self, death: Death) -> None:
         index = self._block.index("restarts", death.worker)
@@ -425,7 +431,7 @@ class Supervisor:
             late = self._pool.pause(_BARRIER_SECONDS, self._watch_and_replace)
             for worker in late:
                 for detector in self._detectors:
-                    detector.free(self._pool.worker(worker))
+                    self._survives(detector, partial(detector.free, self._pool.worker(worker)))
             if late:
                 late = self._pool.pause(_FREED_SECONDS, self._watch_and_replace)
             yield late
