@@ -245,7 +245,8 @@ def test_what_waits_behind_an_endless_pin_is_explained_by_it(desk: Desk) -> None
 
 
 def test_a_stall_that_has_ended_is_reported_and_nothing_is_freed(desk: Desk) -> None:
-    """Nothing sleeps any more: there is no task to look at and none to free."""
+    """There is no task to look at and none to free, and what is in a call does not wait behind it."""
+    desk.hang(HOLDER, Operation.HOLD)
     desk.pinned_before()
     worker = desk.hang(INVALIDATOR, PUNCH)
     desk.given_back()
