@@ -140,7 +140,7 @@ def test_a_device_that_does_not_come_back_ends_the_run(
     assert driver.rebound
 
 
-def test_those_that_map_a_region_are_ended_and_started_again(tmp_path: Path, driver: Driver) -> None:
+def test_recycling_restarts_the_mappers_and_no_others(tmp_path: Path, driver: Driver) -> None:
     """While they hold it mapped, the driver would wait for them."""
     desk = Desk(tmp_path, recyclable=True)
     recycler = made(desk)
@@ -160,7 +160,7 @@ def test_those_that_map_a_region_are_ended_and_started_again(tmp_path: Path, dri
     desk.pool.stop(DEADLINE, lambda: None)
 
 
-def test_nothing_is_recycled_under_a_worker_that_does_not_end(
+def test_a_mapper_that_does_not_end_prevents_recycling(
     tmp_path: Path, driver: Driver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(recycler_module, "_END_SECONDS", -1.0)

@@ -233,7 +233,7 @@ def test_a_holder_that_hangs_is_reported_and_freed(desk: Desk) -> None:
     assert desk.verdict().verdict is VerdictWord.FAIL
 
 
-def test_what_waits_behind_an_endless_pin_is_explained_by_it(desk: Desk) -> None:
+def test_an_endless_pin_explains_what_waits_for_it(desk: Desk) -> None:
     desk.hang(HOLDER, Operation.HOLD, deaf=True)
     desk.pinned_before()
     desk.hang(INVALIDATOR, PUNCH)
@@ -244,7 +244,7 @@ def test_what_waits_behind_an_endless_pin_is_explained_by_it(desk: Desk) -> None
     assert found["evidence"]["held"][0]["given_back"] == [None, None]
 
 
-def test_a_stall_that_has_ended_is_reported_and_nothing_is_freed(desk: Desk) -> None:
+def test_a_stall_that_has_ended_frees_nothing(desk: Desk) -> None:
     """There is no task to look at and none to free, and what is in a call does not wait behind it."""
     desk.hang(HOLDER, Operation.HOLD)
     desk.pinned_before()
@@ -433,7 +433,7 @@ def test_a_worker_in_no_call_is_left_alone(desk: Desk) -> None:
     assert (desk.events("operation.freed"), list(desk.pool.reap())) == ([], [])
 
 
-def test_a_stall_of_a_worker_being_freed_is_counted(desk: Desk) -> None:
+def test_a_worker_being_freed_can_still_stall(desk: Desk) -> None:
     """It did not come to rest, and is then seen to stall in that call."""
     stall(desk, signals=2)
     desk.watch.free(desk.pool.worker(INVALIDATOR))

@@ -312,7 +312,7 @@ def test_a_failing_detector_is_shown_in_the_ledger(soak_with: Callable[..., Soak
     soak.end(signal.SIGTERM)
 
 
-def test_a_detector_that_cannot_free_leaves_it_to_others(
+def test_others_free_what_a_failing_detector_cannot(
     soak_with: Callable[..., Soak], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(supervisor_module, "_BARRIER_SECONDS", 0.5)
@@ -334,7 +334,7 @@ def test_too_many_wedged_workers_end_the_run(soak_with: Callable[..., Soak]) -> 
     assert reached["summary"] in verdict.reasons
 
 
-def test_as_many_wedged_workers_as_may_be_are_replaced(soak_with: Callable[..., Soak]) -> None:
+def test_wedged_workers_within_the_limit_are_replaced(soak_with: Callable[..., Soak]) -> None:
     soak = soak_with(kind=partial(Wedging, MOST_WEDGED), sweep=0.5)
     # A sweep is made when all workers rest, the one in the place of the wedged one included.
     soak.until(lambda: soak.notes().count("at_rest") > 1)
@@ -344,14 +344,14 @@ def test_as_many_wedged_workers_as_may_be_are_replaced(soak_with: Callable[..., 
     assert soak.events("worker.died") == []
 
 
-def test_a_signal_in_a_sweep_ends_it_when_it_is_over(soak_with: Callable[..., Soak]) -> None:
+def test_a_signal_does_not_cut_a_sweep_short(soak_with: Callable[..., Soak]) -> None:
     soak = soak_with(kind=SlowAtRest, sweep=0.2)
     soak.until(lambda: "sweeping" in soak.notes())
     assert soak.end(signal.SIGTERM) == "stopped by SIGTERM"
     assert soak.notes().count("at_rest") == soak.notes().count("sweeping")
 
 
-def test_a_second_signal_does_not_cut_the_end_short(soak_with: Callable[..., Soak]) -> None:
+def test_a_second_signal_cuts_no_end_short(soak_with: Callable[..., Soak]) -> None:
     soak = soak_with(kind=SlowAtRest)
     soak.until(lambda: "look" in soak.notes())
     os.kill(soak.pid, signal.SIGTERM)

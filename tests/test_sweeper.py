@@ -126,7 +126,7 @@ def test_a_canary_shows_while_a_call_still_holds_pages(desk: Desk) -> None:
     os.waitpid(mapper.pid, 0)
 
 
-def test_counts_of_a_worker_that_dies_meanwhile_are_of_no_account(desk: Desk) -> None:
+def test_a_sweep_that_a_death_disturbs_is_dropped(desk: Desk) -> None:
     """What it held goes while the counts are read: the next sweep sees how it stands."""
     mapper = desk.pool.workers[0]
     mapper.pid = fork(partial(time.sleep, DEADLINE))
@@ -141,7 +141,7 @@ def test_counts_of_a_worker_that_dies_meanwhile_are_of_no_account(desk: Desk) ->
     assert found["count"] == 5
 
 
-def test_what_is_held_is_no_leak_whatever_a_pin_adds(desk: Desk) -> None:
+def test_held_pages_are_no_leak_whatever_the_unit(desk: Desk) -> None:
     desk.shows = PinProbe(pinned=1024, left=0)
     desk.sweeper.probe()
     desk.worker.set("pages_mapped", 3, 0)
@@ -152,7 +152,7 @@ def test_what_is_held_is_no_leak_whatever_a_pin_adds(desk: Desk) -> None:
     assert (found["count"], found["evidence"]["references_of_a_pin"]) == (2, 1024)
 
 
-def test_an_issue_that_is_turned_off_explains_no_leak(tmp_path: Path) -> None:
+def test_an_issue_turned_off_explains_no_leak(tmp_path: Path) -> None:
     desk = Desk(tmp_path, applying=())
     desk.sweeper.probe()
     assert not desk.sweeper.undecided
