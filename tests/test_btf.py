@@ -30,7 +30,7 @@ INT, POINTER, ARRAY, STRUCT, UNION, ENUM, FORWARD, TYPEDEF, FLOAT, ENUM64 = (
 
 
 class Blob:
-    """Assembles type information (Documentation/bpf/btf.rst)."""
+    """Assembles BTF (Documentation/bpf/btf.rst)."""
 
     def __init__(self) -> None:
         self._types = b""
@@ -129,7 +129,7 @@ def test_type_information_without_types_has_no_structure() -> None:
 
 @pytest.mark.parametrize("data", [b"", b"\x9f\xeb\x01", b"\x7fELF" + bytes(60), bytes(24)])
 def test_what_is_no_type_information_is_refused(data: bytes) -> None:
-    with pytest.raises(BtfError, match="type information"):
+    with pytest.raises(BtfError, match="BTF"):
         Btf(data)
 
 

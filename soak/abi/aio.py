@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Asynchronous transfers (io_submit(2), include/uapi/linux/aio_abi.h).
 
-Submitting one pins its pages before it returns, and a transfer that has not completed has not let go of
-them: so a pin can be bounded from both sides, which a transfer that blocks does not allow.
+io_submit() pins the pages before it returns, and the kernel unpins them before it reports completion. A
+caller can therefore bound the pin from both sides, which a blocking transfer does not allow.
 """
 
 from __future__ import annotations
@@ -57,13 +57,13 @@ class _Timespec(ctypes.Structure):
 
 
 class Transfers:
-    """A context in which one transfer at a time is under way."""
+    """An AIO context with at most one transfer in flight."""
 
     def __init__(self) -> None:
-        """Set the context up.
+        """Create the context.
 
         Raises:
-            OSError: the kernel has no asynchronous transfers, or allows no more contexts.
+            OSError: the kernel lacks CONFIG_AIO, or fs.aio-max-nr is exhausted.
         """
         context = ctypes.c_ulong(0)
         checked(LIBC.syscall(_IO_SETUP, 1, ctypes.byref(context)), "io_setup")
@@ -73,7 +73,7 @@ class Transfers:
         self._event = _Event()
 
     def submit(self, operation: int, descriptor: int, address: int, length: int, offset: int) -> int:
-        """Begin a transfer of `length` bytes at `address`; return 0 or an errno."""
+        """Start a transfer of `length` bytes at `address`; return 0 or an errno."""
         block = self._block
         block.opcode, block.descriptor = operation, descriptor
         block.buffer, block.length, block.offset = address, length, offset
@@ -82,7 +82,7 @@ class Transfers:
         return ctypes.get_errno()
 
     def completed(self, seconds: float) -> int | None:
-        """Wait that long for the transfer; return 0 or its errno, or None while it goes on."""
+        """Wait up to `seconds`; return 0 or the transfer's errno, or None if it is still in flight."""
         limit = _Timespec(int(seconds), int(seconds % 1 * 1e9))
         result = LIBC.syscall(
             _IO_GETEVENTS, self._context, 1, 1, ctypes.byref(self._event), ctypes.byref(limit)
@@ -94,7 +94,7 @@ class Transfers:
         return None
 
     def close(self) -> None:
-        """End the context; what is under way is waited for."""
+        """Destroy the context, after waiting for a transfer in flight."""
         checked(LIBC.syscall(_IO_DESTROY, self._context), "io_destroy")
 
     def __enter__(self) -> Self:

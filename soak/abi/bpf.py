@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Reading kernel memory safely through a BPF program (include/uapi/linux/bpf.h).
+"""Read kernel memory safely through a BPF program (include/uapi/linux/bpf.h).
 
-The program is a raw tracepoint that is attached to nothing and is run on demand (BPF_PROG_TEST_RUN,
-which takes raw tracepoints since 1b4d60ec162f, Linux 5.10). It copies memory with
-bpf_probe_read_kernel() into the value of an array map that user space has mapped. A bad address is
--EFAULT, and nothing else. No compiler and no library is needed.
+The program is an unattached raw tracepoint that BPF_PROG_TEST_RUN runs on demand (raw tracepoints
+since 1b4d60ec162f, Linux 5.10). It copies memory with bpf_probe_read_kernel() into the value of an
+array map that user space has mapped. A bad address only returns -EFAULT. This needs no compiler and
+no library.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _BPF_F_MMAPABLE: Final = 1 << 10
 _BPF_PROG_TYPE_RAW_TRACEPOINT: Final = 17
 _BPF_PSEUDO_MAP_VALUE: Final = 2
 _BPF_FUNC_probe_read_kernel: Final = 113
-# Every instruction that it looks at, and why it refuses one (log_level of union bpf_attr).
+# BPF_LOG_LEVEL1: the verifier logs each instruction and why it rejects one.
 _LOG_LEVEL, _LOG_SIZE, _LOG_LINES = 1, 1 << 20, 5
 _LICENSE = ctypes.create_string_buffer(b"GPL")  # the helper is for GPL programs only
 
@@ -42,13 +42,18 @@ _R0, _R1, _R2, _R3, _R4, _R5, _R6, _R7, _R8, _R9 = range(10)
 
 
 class _Program:
-    """A program with one map, whose value `data` shows, run with words as its context."""
+    """A loaded program and its one map: `data` is the map's value, `run` passes the context."""
 
     def __init__(self, size: int, code: Callable[[int], Iterable[bytes]], words: int) -> None:
-        """Load what `code` returns for the descriptor of the map.
+        """Create the map and load the program that `code` returns for its descriptor.
+
+        Args:
+            size: bytes of the map's value.
+            code: returns the instructions, given the map's descriptor.
+            words: number of 64-bit words in the context.
 
         Raises:
-            OSError: the kernel has no BPF, or forbids it.
+            OSError: the kernel lacks BPF, or forbids it.
         """
         room = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
         create = struct.pack("<5I", _BPF_MAP_TYPE_ARRAY, 4, room, 1, _BPF_F_MMAPABLE)
@@ -84,10 +89,10 @@ class _Program:
         )
 
     def run(self, *words: int) -> None:
-        """Run the program; the first word is the kernel address that it reads.
+        """Run the program with `words` as its context; the first is the kernel address to read.
 
         Raises:
-            OSError: EFAULT, there is no memory at that address.
+            OSError: EFAULT if the address is not mapped.
         """
         self._context[:] = list(words)
         _bpf(_BPF_PROG_TEST_RUN, self._run, "BPF_PROG_TEST_RUN")
@@ -109,44 +114,44 @@ class _Program:
 
 
 class KernelReader(_Program):
-    """Copies pieces of `size` bytes of kernel memory into `data`.
+    """Copies `size` bytes of kernel memory at a time into `data`.
 
-    Needs CAP_BPF and CAP_PERFMON, and a kernel that is not locked down for confidentiality.
+    Needs CAP_BPF and CAP_PERFMON, and a kernel without lockdown=confidentiality.
     """
 
     def __init__(self, size: int) -> None:
         """Load the program.
 
         Raises:
-            OSError: the kernel has no BPF, or forbids it.
+            OSError: the kernel lacks BPF, or forbids it.
         """
         super().__init__(size, lambda descriptor: _copying(descriptor, size), 1)
 
     def read(self, address: int) -> memoryview[int]:
-        """Copy the `size` bytes at `address` and return `data`, which the next call overwrites.
+        """Copy `size` bytes at `address` into `data` and return it; the next call overwrites it.
 
         Raises:
-            OSError: EFAULT, there is no memory at that address.
+            OSError: EFAULT if the address is not mapped.
         """
         self.run(address)
         return self.data
 
 
 class KernelSummer(_Program):
-    """Adds up 32-bit words that lie in kernel memory at equal distances, one in each record.
+    """Sums one 32-bit word of each record in an array of records in kernel memory.
 
-    The kernel itself adds, and only sum and largest come out: interpreted, adding costs ten times what
-    copying does. Records are copied before they are looked at, because a copy is what a bad address
-    cannot hurt. Loops are allowed since 2589726d12a1 (Linux 5.3).
+    The kernel computes sum and maximum, because adding in Python costs ten times what copying does.
+    The program copies the records first: a copy from a bad address fails, a direct load would fault.
+    The verifier accepts loops since 2589726d12a1 (Linux 5.3).
     """
 
-    MOST: Final = 1024  # the verifier goes through each round of the loop, and keeps 8,192 branches
+    MOST: Final = 1024  # the verifier walks each iteration of the loop, and limits jumps to 8,192
 
     def __init__(self, record: int, offset: int) -> None:
-        """Load the program, for records of `record` bytes with the word at `offset`.
+        """Load the program for records of `record` bytes with the word at byte `offset`.
 
         Raises:
-            OSError: the kernel has no BPF, or forbids it.
+            OSError: the kernel lacks BPF, or forbids it.
         """
         copied = self.MOST * record
         super().__init__(
@@ -155,10 +160,10 @@ class KernelSummer(_Program):
         self._sums = self.data[copied:].cast("Q")
 
     def add(self, address: int, count: int) -> tuple[int, int]:
-        """Return sum and largest of the words in the first `count` records, at most `MOST`.
+        """Return sum and maximum of the words in the first `count` records at `address`.
 
         Raises:
-            OSError: EFAULT, there is no memory at that address; EINVAL, there are too many.
+            OSError: EFAULT if the records are not mapped, EINVAL if `count` exceeds `MOST`.
         """
         self.run(address, count)
         return self._sums[0], self._sums[1]
@@ -177,9 +182,9 @@ def _copying(descriptor: int, size: int) -> Iterator[bytes]:
 
 
 def _adding(descriptor: int, record: int, offset: int, most: int) -> Iterator[bytes]:
-    """Copy the records, then go through the copy; the largest is found without a branch.
+    """Copy the records, then walk the copy; compute the maximum without a branch.
 
-    A branch in each round would double what the verifier has to go through.
+    A branch in each iteration would double the paths that the verifier explores.
     """
     yield _instruction(_LDX_DW, _R3, _R1, 0, 0)  # address and count, from the context
     yield _instruction(_LDX_DW, _R7, _R1, 8, 0)
@@ -194,12 +199,12 @@ def _adding(descriptor: int, record: int, offset: int, most: int) -> Iterator[by
     yield _instruction(_JEQ_IMM, _R0, 0, 1, 0)
     yield _instruction(_EXIT, 0, 0, 0, 0)
     yield _instruction(_MOV64, _R8, _R6, 0, 0)
-    for register in (_R1, _R2, _R3):  # sum, largest, number of the record
+    for register in (_R1, _R2, _R3):  # sum, maximum, record index
         yield _instruction(_MOV64_IMM, register, 0, 0, 0)
     loop = (
         _instruction(_LDX_W, _R4, _R8, offset, 0),
         _instruction(_ADD64, _R1, _R4, 0, 0),
-        # r2 - min(r2 - r4, 0), where the sign that is shifted in masks what is positive.
+        # r2 - min(r2 - r4, 0): the arithmetic shift yields a mask that is 0 for a positive difference.
         _instruction(_MOV64, _R5, _R2, 0, 0),
         _instruction(_SUB64, _R5, _R4, 0, 0),
         _instruction(_MOV64, _R9, _R5, 0, 0),
@@ -209,10 +214,10 @@ def _adding(descriptor: int, record: int, offset: int, most: int) -> Iterator[by
         _instruction(_ADD64_IMM, _R8, 0, 0, record),
         _instruction(_ADD64_IMM, _R3, 0, 0, 1),
     )
-    yield _instruction(_JLE, _R7, _R3, len(loop) + 1, 0)  # enough of them
+    yield _instruction(_JLE, _R7, _R3, len(loop) + 1, 0)  # all records summed
     yield from loop
     yield _instruction(_JUMP, 0, 0, -len(loop) - 2, 0)
-    yield _instruction(_ADD64_IMM, _R6, 0, 0, most * record)  # the results lie behind the copy
+    yield _instruction(_ADD64_IMM, _R6, 0, 0, most * record)  # the results follow the copy
     yield _instruction(_STX_DW, _R6, _R1, 0, 0)
     yield _instruction(_STX_DW, _R6, _R2, 8, 0)
     yield _instruction(_EXIT, 0, 0, 0, 0)
@@ -224,10 +229,11 @@ def _map_value(register: int, descriptor: int) -> Iterator[bytes]:
 
 
 def load_program(code: bytes) -> int:
-    """Load a program for a raw tracepoint and return its descriptor.
+    """Load a raw tracepoint program and return its descriptor.
 
     Raises:
-        OSError: the kernel has no BPF or forbids it; or refuses the program: the verifier says why.
+        OSError: the kernel lacks BPF, forbids it, or rejects the program; `filename` ends with the
+            verifier's last lines.
     """
     buffer = ctypes.create_string_buffer(code, len(code))
     attributes = struct.pack(
@@ -244,11 +250,11 @@ def load_program(code: bytes) -> int:
 
 
 def _verifier_log(attributes: bytes) -> str:
-    """Have the verifier look at a program again, and return the end of what it says to it."""
+    """Load a rejected program again with a log buffer; return the last lines of the log."""
     log = ctypes.create_string_buffer(_LOG_SIZE)
-    told = attributes + struct.pack("<2IQ", _LOG_LEVEL, _LOG_SIZE, ctypes.addressof(log))
+    with_log = attributes + struct.pack("<2IQ", _LOG_LEVEL, _LOG_SIZE, ctypes.addressof(log))
     with contextlib.suppress(OSError):
-        os.close(_bpf(_BPF_PROG_LOAD, bytearray(told), "BPF_PROG_LOAD"))
+        os.close(_bpf(_BPF_PROG_LOAD, bytearray(with_log), "BPF_PROG_LOAD"))
     lines = log.value.decode(errors="replace").splitlines()
     return "; ".join(["BPF_PROG_LOAD", *lines[-_LOG_LINES:]])
 
@@ -258,6 +264,6 @@ def _instruction(code: int, destination: int, source: int, offset: int, immediat
 
 
 def _bpf(command: int, attributes: bytearray, what: str) -> int:
-    # The kernel writes results back into the attributes: hand it the bytes themselves, not a copy.
+    # The kernel writes results into the attributes: pass the buffer itself, not a copy.
     room = (ctypes.c_char * len(attributes)).from_buffer(attributes)
     return checked(LIBC.syscall(_BPF, command, ctypes.byref(room), len(attributes)), what)

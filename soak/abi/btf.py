@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Where a field lies in a kernel structure, from the running kernel's own type information.
+"""Offsets of fields in kernel structures, from the running kernel's BTF.
 
 Format: Documentation/bpf/btf.rst.
 """
@@ -18,7 +18,7 @@ _HEADER = struct.Struct("<HBBIIIII")
 _TYPE = struct.Struct("<III")
 _MEMBER = struct.Struct("<III")
 _BTF_KIND_STRUCT, _BTF_KIND_UNION = 4, 5
-# Bytes that follow a type, by its kind: a fixed part, and a part for each of its `vlen` entries.
+# Bytes that follow a type, by kind: a fixed part, and a part for each of its `vlen` entries.
 _TRAILERS: Final = {
     1: (4, 0),  # int
     3: (12, 0),  # array
@@ -35,37 +35,37 @@ _TRAILERS: Final = {
 
 @dataclass(frozen=True)
 class StructLayout:
-    """Size of a structure and the offset of each of its fields, those of anonymous parts included."""
+    """Size of a structure and byte offset of each field, including those of anonymous members."""
 
     size: int
     offsets: dict[str, int]
 
 
 class BtfError(Exception):
-    """The type information is damaged, or lacks what was asked for."""
+    """The BTF is damaged, or lacks the structure."""
 
 
 class Btf:
-    """Type information, read no further than a question needs."""
+    """BTF, parsed only as far as a lookup needs."""
 
     def __init__(self, data: bytes) -> None:
         if len(data) < _HEADER.size:
-            raise BtfError(f"type information of {len(data)} bytes is cut short")
+            raise BtfError(f"BTF is truncated: {len(data)} bytes, expected at least {_HEADER.size}")
         magic, _, _, header, self._types, length, strings, _ = _HEADER.unpack_from(data)
         if magic != _BTF_MAGIC:
-            raise BtfError(f"type information starts with {magic:#x}, not with {_BTF_MAGIC:#x}")
+            raise BtfError(f"BTF has magic {magic:#x}, expected {_BTF_MAGIC:#x}")
         self._data = data
         self._types += header
         self._end = self._types + length
         self._strings = header + strings
-        self._known = [0, self._types]  # where type 1 is; type 0 is void
+        self._known = [0, self._types]  # offsets by type number: type 0 is void, type 1 comes first
 
     @classmethod
     def of_running_kernel(cls) -> Btf:
-        """Read the running kernel's.
+        """Read the BTF of the running kernel.
 
         Raises:
-            OSError: it was built without CONFIG_DEBUG_INFO_BTF.
+            OSError: the kernel lacks CONFIG_DEBUG_INFO_BTF.
         """
         return cls(VMLINUX.read_bytes())
 
@@ -73,7 +73,7 @@ class Btf:
         """Return the layout of `struct name`.
 
         Raises:
-            BtfError: there is no such structure.
+            BtfError: the kernel has no such structure.
         """
         number = 1
         while (offset := self._offset(number)) is not None:
@@ -83,7 +83,7 @@ class Btf:
                 self._collect(offset, 0, found)
                 return StructLayout(size, found)
             number += 1
-        raise BtfError(f"the kernel's type information has no struct {name}")
+        raise BtfError(f"the kernel's BTF has no struct {name}")
 
     def _collect(self, offset: int, base: int, found: dict[str, int]) -> None:
         _, info, _ = _TYPE.unpack_from(self._data, offset)
@@ -102,7 +102,7 @@ class Btf:
         return _kind(_TYPE.unpack_from(self._data, offset)[1]) in {_BTF_KIND_STRUCT, _BTF_KIND_UNION}
 
     def _offset(self, number: int) -> int | None:
-        """Return where a type stands, walking on from the last known one; None past the end."""
+        """Return the offset of a type, walking on from the last known type; None past the end."""
         known = self._known
         while len(known) <= number:
             offset = known[-1]

@@ -19,23 +19,23 @@ _ND_BUS: Final = "nd"
 
 @dataclass(frozen=True)
 class DaxDevice:
-    """A device-dax device. Sizes and places in bytes; `number` is MAJOR:MINOR of its device file."""
+    """A device-dax device. Sizes and addresses in bytes; `number` is MAJOR:MINOR of the device file."""
 
     name: str
-    driver: str  # "" where none is bound
+    driver: str  # "" if unbound
     size: int
     alignment: int
     resource: int
     target_node: int
     number: str
-    memmap: str  # where its struct pages lie: ram, pmem, or "" where the kernel does not say
+    memmap: str  # where the struct pages are: ram, pmem, or "" if the kernel does not report it
 
     @classmethod
     def read(cls, attributes: Path) -> DaxDevice:
-        """Read a device's directory.
+        """Read the attributes of a device from its sysfs directory.
 
         Raises:
-            OSError, ValueError: it is gone, or is no device-dax.
+            OSError, ValueError: the device is gone, or is not a device-dax.
         """
 
         def attribute(name: str) -> str:
@@ -56,9 +56,9 @@ class DaxDevice:
 
 
 def dax_devices(directory: Path = _DEVICES) -> list[DaxDevice]:
-    """Return every device-dax of the machine that has a size, by name.
+    """Return every device-dax of nonzero size, sorted by name.
 
-    The bus has a seed of size 0 for each region, from which others can be made.
+    Each dax region also has a seed device of size 0, which serves to create others.
     """
     if not directory.exists():
         return []
@@ -68,10 +68,10 @@ def dax_devices(directory: Path = _DEVICES) -> list[DaxDevice]:
 
 @dataclass(frozen=True)
 class PmemNamespace:
-    """What lies below a pmem disk.
+    """The namespace below a pmem disk.
 
-    `mode` is fsdax (it has struct pages), raw or sector; `memmap` is where those pages lie: pmem or
-    ram, or none; `resource` and `size` are the physical place in bytes, 0 where there are no pages.
+    `mode` is fsdax (with struct pages), raw or sector. `memmap` is where the struct pages are: pmem,
+    ram or none. `resource` and `size` are the physical address and length in bytes, 0 without pages.
     """
 
     name: str
@@ -82,10 +82,10 @@ class PmemNamespace:
 
 
 def pmem_namespace(number: str, directory: Path = _BLOCK) -> PmemNamespace | None:
-    """Return what lies below the disk MAJOR:MINOR, or None where it is no pmem disk.
+    """Return the namespace below the disk MAJOR:MINOR, or None if that is not a pmem disk.
 
     Raises:
-        OSError, ValueError: it went away meanwhile.
+        OSError, ValueError: the disk disappeared meanwhile.
     """
     device = directory / number / "device"
     if not (device / "subsystem").exists() or (device / "subsystem").resolve().name != _ND_BUS:
@@ -102,7 +102,7 @@ def pmem_namespace(number: str, directory: Path = _BLOCK) -> PmemNamespace | Non
     if name.startswith("btt"):
         return PmemNamespace((device / "namespace").read_text().strip(), "sector", "none", 0, 0)
     if (device / "mode").read_text().strip() == "memory":
-        # What the firmware calls persistent, or memmap= does, and the kernel keeps pages of in RAM.
+        # A legacy namespace (firmware e820 type 12, or memmap=): its struct pages are in RAM.
         resource = int((device / "resource").read_text(), 0)
         return PmemNamespace(name, "fsdax", "ram", resource, int((device / "size").read_text(), 0))
     return PmemNamespace(name, "raw", "none", 0, 0)
@@ -119,5 +119,5 @@ def pmem_disks(directory: Path = _BLOCK) -> dict[str, PmemNamespace]:
 
 
 def disk_name(number: str, directory: Path = _BLOCK) -> str:
-    """Return the kernel's name of a disk or partition, such as pmem0."""
+    """Return the kernel name of the disk or partition MAJOR:MINOR, such as pmem0."""
     return (directory / number).resolve().name

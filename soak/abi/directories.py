@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Directories: opened through no link and no mount, renamed over nothing (renameat2(2))."""
+"""Open directories without crossing links or mounts, and rename without replacing (renameat2(2))."""
 
 from __future__ import annotations
 
@@ -17,13 +17,12 @@ _RENAME_NOREPLACE: Final = 1  # include/uapi/linux/fs.h
 
 
 def open_own_directory(name: str, parent: int) -> int:
-    """Open a directory in `parent` through no symbolic link and no mount, bind mounts included.
+    """Open a directory in `parent` without crossing a symbolic link or a mount, bind mounts included.
 
-    openat2(2) does the same in one call, but a service with RestrictSUIDSGID= has it answer ENOSYS.
+    openat2(2) would do this in one call, but RestrictSUIDSGID= of a systemd service blocks it (ENOSYS).
 
     Raises:
-        OSError: ENOENT; ENOTDIR or ELOOP where it is something else; EXDEV where a file system is
-            mounted on it.
+        OSError: ENOENT; ENOTDIR or ELOOP if it is not a directory; EXDEV if it is a mount point.
     """
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
     descriptor = os.open(name, flags, dir_fd=parent)
@@ -34,16 +33,16 @@ def open_own_directory(name: str, parent: int) -> int:
 
 
 def _mount_of(descriptor: int) -> str:
-    """Return the number of the mount that a descriptor belongs to (proc_pid_fdinfo(5))."""
+    """Return the mount ID of a descriptor (proc_pid_fdinfo(5))."""
     lines = Path(f"/proc/self/fdinfo/{descriptor}").read_text().splitlines()
     return next(line for line in lines if line.startswith("mnt_id:"))
 
 
 def rename_to_new(old: str, new: str, parent: int) -> None:
-    """Rename within `parent`, and never over something that is there.
+    """Rename within `parent`, never replacing an existing file.
 
     Raises:
-        OSError: EEXIST, ENOENT, or EINVAL where the file system cannot promise that.
+        OSError: EEXIST, ENOENT, or EINVAL if the file system lacks RENAME_NOREPLACE.
     """
     checked(
         LIBC.syscall(

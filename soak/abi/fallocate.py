@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Changing the size and the blocks of a file (include/uapi/linux/falloc.h).
+"""Change the size and the blocks of a file (include/uapi/linux/falloc.h).
 
-Each call returns 0 or an errno and raises nothing: they are the calls under test.
+These are the calls under test: each returns 0 or an errno and never raises.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ def truncate(descriptor: int, size: int) -> int:
 
 
 def punch_hole(descriptor: int, offset: int, length: int) -> int:
-    """Give back the blocks of a range, in bytes, without changing the size."""
+    """Free the blocks of a range, in bytes, without changing the size."""
     if LIBC.fallocate(descriptor, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, length) < 0:
         return ctypes.get_errno()
     return 0
 
 
 def zero_range(descriptor: int, offset: int, length: int) -> int:
-    """Make a range, in bytes, read as zeros, its blocks unwritten, without changing the size."""
+    """Convert a range, in bytes, to unwritten blocks that read as zeros, without changing the size."""
     if LIBC.fallocate(descriptor, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE, offset, length) < 0:
         return ctypes.get_errno()
     return 0
 
 
 def open_truncate(path: bytes) -> int:
-    """Open a file with O_TRUNC, and close it again."""
+    """Open a file with O_TRUNC and close it."""
     descriptor = LIBC.open(path, os.O_RDWR | os.O_TRUNC | os.O_CLOEXEC)
     if descriptor < 0:
         return ctypes.get_errno()
@@ -48,7 +48,7 @@ def open_truncate(path: bytes) -> int:
 
 
 def unlink(path: bytes) -> int:
-    """Take a file's name away: where nobody has it open or mapped, its blocks go, too."""
+    """Unlink a file; the kernel frees its blocks once no process has it open or mapped."""
     if LIBC.unlink(path) < 0:
         return ctypes.get_errno()
     return 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Freezing and thawing file systems (include/uapi/linux/fs.h), as fsfreeze(8) does it."""
+"""Freeze and thaw file systems (include/uapi/linux/fs.h), as fsfreeze(8) does."""
 
 from __future__ import annotations
 
@@ -13,35 +13,35 @@ _FITHAW: Final = 0xC0045878  # _IOWR('X', 120, int)
 
 
 def freeze(mount_point: str | os.PathLike[str]) -> None:
-    """Freeze a file system. Behind a waiting truncate this sleeps, and no signal ends it.
+    """Freeze a file system. Behind a waiting truncate this sleeps uninterruptibly.
 
     Raises:
-        OSError: EBUSY where it is frozen already, EOPNOTSUPP where it cannot be, EPERM.
+        OSError: EBUSY if it is frozen already, EOPNOTSUPP if it cannot be frozen, EPERM.
     """
-    _ask(mount_point, _FIFREEZE, "FIFREEZE")
+    _mount_ioctl(mount_point, _FIFREEZE, "FIFREEZE")
 
 
 def thaw(mount_point: str | os.PathLike[str]) -> None:
     """Thaw a file system.
 
     Raises:
-        OSError: EINVAL where it is not frozen, or not yet: a freeze may be under way.
+        OSError: EINVAL if it is not frozen, or a freeze has not completed yet.
     """
-    _ask(mount_point, _FITHAW, "FITHAW")
+    _mount_ioctl(mount_point, _FITHAW, "FITHAW")
 
 
 def wait_until_writable(mount_point: str | os.PathLike[str]) -> None:
-    """Return once the file system takes changes; while it is frozen this sleeps, and no signal ends it.
+    """Return once the file system accepts writes; while it is frozen this sleeps uninterruptibly.
 
-    A file without a name leaves nothing behind (O_TMPFILE, open(2)).
+    An unnamed file leaves nothing behind (O_TMPFILE, open(2)).
 
     Raises:
-        OSError: the file system is read-only, full, or has no such files.
+        OSError: the file system is read-only, full, or lacks O_TMPFILE.
     """
     os.close(os.open(mount_point, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600))
 
 
-def _ask(mount_point: str | os.PathLike[str], request: int, what: str) -> None:
+def _mount_ioctl(mount_point: str | os.PathLike[str], request: int, what: str) -> None:
     descriptor = os.open(mount_point, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         ioctl(descriptor, request, 0, f"{what} {os.fspath(mount_point)}")

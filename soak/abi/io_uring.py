@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""io_uring (include/uapi/linux/io_uring.h), as far as asking whether it is there."""
+"""Detect io_uring (include/uapi/linux/io_uring.h)."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _PARAMS_SIZE: Final = 120  # struct io_uring_params
 
 
 def try_io_uring() -> None:
-    """Set up a ring and give it back.
+    """Create a ring and close it.
 
     Raises:
-        OSError: ENOSYS without CONFIG_IO_URING, EPERM where kernel.io_uring_disabled forbids it.
+        OSError: ENOSYS without CONFIG_IO_URING, EPERM if kernel.io_uring_disabled forbids it.
     """
     parameters = ctypes.create_string_buffer(_PARAMS_SIZE)
     ring = checked(LIBC.syscall(_IO_URING_SETUP, 1, parameters), "io_uring_setup")

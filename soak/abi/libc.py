@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The C library, called so that errno is kept and EINTR comes back.
+"""The C library through ctypes, which keeps errno and returns EINTR.
 
-Python's own wrappers call again when a signal interrupts them, and so could never be freed from a call
-that hangs; a call through ctypes returns with EINTR once a handler, even an empty one, is installed.
+Python's own wrappers retry after EINTR, so no signal can interrupt a hanging call. A call through ctypes
+returns EINTR once the process has installed a handler, even an empty one.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import Any, Final
 
 LIBC: Final = ctypes.CDLL(None, use_errno=True)
 
-# Argument types are given once: without them ctypes guesses, and cuts 64-bit offsets.
+# Without argument types ctypes passes int, which truncates 64-bit offsets.
 LIBC.ioctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p)
-# Without types a call costs half as much, which is for loops where that counts: integers must fit in
-# 32 bits, and whatever is a pointer must come from `byref`.
+# For hot loops: an untyped call costs half as much. Integers must fit in 32 bits, and pointers must
+# come from `byref`.
 RAW_IOCTL: Final = LIBC["ioctl"]
 LIBC.ftruncate.argtypes = (ctypes.c_int, ctypes.c_int64)
 LIBC.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
@@ -60,7 +60,7 @@ def checked(result: int, what: str) -> int:
     """Return the result of a call.
 
     Raises:
-        OSError: the result is negative; the error is the thread's errno.
+        OSError: the result is negative; `errno` is the thread's.
     """
     if result < 0:
         number = ctypes.get_errno()
@@ -69,19 +69,19 @@ def checked(result: int, what: str) -> int:
 
 
 def ioctl(descriptor: int, request: int, argument: Any, what: str) -> int:  # noqa: ANN401 - as ctypes
-    """Ask a device; `argument` is whatever ctypes takes for a pointer, or an integer.
+    """Issue an ioctl; `argument` is an integer, or anything that ctypes converts to a pointer.
 
     Raises:
-        OSError: the kernel refused.
+        OSError: the call failed.
     """
     return checked(LIBC.ioctl(descriptor, request, argument), what)
 
 
 def die_with_parent(signal_number: int, parent: int) -> None:
-    """Have the kernel send this process a signal when the one that started it, `parent`, ends.
+    """Make the kernel send this process a signal when `parent`, the process that forked it, ends.
 
-    The kernel only tells of an end that is still to come (prctl(2), PR_SET_PDEATHSIG): where the parent
-    was killed right after the fork, this process sends itself the signal.
+    PR_SET_PDEATHSIG (prctl(2)) only covers a later death: if the parent died between the fork and the
+    call, this process sends itself the signal.
     """
     checked(LIBC.prctl(_PR_SET_PDEATHSIG, signal_number, 0, 0, 0), "prctl")
     if os.getppid() != parent:

@@ -22,41 +22,41 @@ _FAILED: Final = ctypes.c_void_p(-1).value
 
 
 class Mapping:
-    """A mapping of this process, from `address` on; ends with `close`."""
+    """A mapping of `length` bytes at `address`, until `close` unmaps it."""
 
     def __init__(self, length: int, protection: int, flags: int, descriptor: int = -1) -> None:
         """Map `length` bytes.
 
         Raises:
-            OSError: the kernel refused.
+            OSError: mmap(2) failed.
         """
         self.address = _mapped(None, length, protection, flags, descriptor)
         self.length = length
 
     @classmethod
     def reserve(cls, length: int) -> Self:
-        """Take a span of addresses that holds nothing yet."""
+        """Reserve a span of addresses without access to memory (PROT_NONE)."""
         return cls(length, 0, MAP_PRIVATE | MAP_ANONYMOUS)
 
     def replace(self, start: int, length: int, protection: int, flags: int, descriptor: int) -> None:
-        """Map a file over a part of this span; `flags` include MAP_FIXED.
+        """Map a file over part of this mapping; `flags` must include MAP_FIXED.
 
         Raises:
-            OSError: the kernel refused.
+            OSError: mmap(2) failed.
         """
         _mapped(self.address + start, length, protection, flags, descriptor)
 
     @property
     def bytes(self) -> memoryview[int]:
-        """The mapped memory itself: storing into it stores into memory."""
+        """A writable view of the mapped memory, not a copy."""
         room = (ctypes.c_ubyte * self.length).from_address(self.address)
         return memoryview(room).cast("B")
 
     def advise(self, advice: int) -> None:
-        """Call madvise(2) on all of it.
+        """Call madvise(2) on the whole mapping.
 
         Raises:
-            OSError: the kernel refused the advice.
+            OSError: madvise(2) failed.
         """
         checked(LIBC.madvise(self.address, self.length, advice), "madvise")
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Taking kernel modules out (delete_module(2)). Loading needs modprobe, which knows dependencies."""
+"""Unload kernel modules (delete_module(2)). Loading needs modprobe, which resolves dependencies."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _DELETE_MODULE: Final = syscall_number("delete_module")
 
 
 def delete_module(name: str) -> None:
-    """Unload a module that nobody uses.
+    """Unload an unused module.
 
     Raises:
-        OSError: ENOENT where it is not loaded, EAGAIN where it is in use, EPERM.
+        OSError: ENOENT if it is not loaded, EAGAIN if it is in use, EPERM.
     """
     checked(
         LIBC.syscall(

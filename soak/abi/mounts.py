@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What is mounted, and what is swap: /proc/self/mountinfo and /proc/swaps (proc(5)).
+"""Mounted file systems and swap, from /proc/self/mountinfo and /proc/swaps (proc(5)).
 
-Reading them asks no file system anything, so a server that is gone cannot make it hang.
+Reading these files calls into no file system, so a dead network server cannot block it.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ _ESCAPE: Final = re.compile(rb"\\([0-7]{3})")
 
 @dataclass(frozen=True)
 class Mount:
-    """One line of mountinfo. `options` are those of the mount and of its file system."""
+    """One line of mountinfo. `options` combines mount options and super block options."""
 
-    number: str  # MAJOR:MINOR, as stat(2) gives it for files of it
+    number: str  # MAJOR:MINOR, the st_dev of its files (stat(2))
     root: str
     point: str
     kind: str
@@ -30,21 +30,21 @@ class Mount:
 
 
 def parse_mountinfo(content: bytes) -> list[Mount]:
-    """Read mountinfo; what is hidden below another mount of the same place stays in the list.
+    """Parse mountinfo; the result includes mounts that another mount at the same point hides.
 
     Raises:
-        ValueError: it is no mountinfo.
+        ValueError: a line is malformed.
     """
     found = []
     for line in content.splitlines():
         words = line.split(b" ")
         try:
-            # Optional fields end with a dash (fs/proc_namespace.c).
+            # A dash terminates the optional fields (fs/proc_namespace.c).
             after = words.index(b"-", 6)
             kind, source, of_file_system = words[after + 1 : after + 4]
             number, root, point, options = words[2:6]
         except ValueError:
-            raise ValueError(f"mountinfo has the line {line!r}") from None
+            raise ValueError(f"malformed line in mountinfo: {line!r}") from None
         found.append(
             Mount(
                 number.decode(),
@@ -63,24 +63,24 @@ def mounts() -> list[Mount]:
 
 
 def filesystem_of(number: str) -> str:
-    """Return the kind of the file system on a disk (MAJOR:MINOR), such as ext4.
+    """Return the type of the file system on the disk MAJOR:MINOR, such as ext4.
 
     Raises:
-        LookupError: it is not mounted.
+        LookupError: the disk is not mounted.
     """
     for mount in mounts():
         if mount.number == number:
             return mount.kind
-    raise LookupError(f"nothing is mounted from the disk {number}")
+    raise LookupError(f"disk {number} is not mounted")
 
 
 def parse_swaps(content: bytes) -> list[str]:
-    """Return the device files and files that are swap."""
+    """Return the paths of swap devices and swap files."""
     return [_unescaped(line.split()[0]) for line in content.splitlines()[1:]]
 
 
 def swap_devices() -> set[str]:
-    """Return MAJOR:MINOR of each block device that is swap."""
+    """Return MAJOR:MINOR of each swap device."""
     found = set()
     for path in parse_swaps(_SWAPS.read_bytes()):
         if Path(path).is_block_device():
@@ -90,5 +90,5 @@ def swap_devices() -> set[str]:
 
 
 def _unescaped(word: bytes) -> str:
-    """Undo mangle() (fs/seq_file.c): blanks and backslashes stand as three octal digits."""
+    """Undo mangle() (fs/seq_file.c), which writes blanks and backslashes as octal escapes."""
     return os.fsdecode(_ESCAPE.sub(lambda match: bytes((int(match[1], 8) & 0xFF,)), word))

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Which network interfaces are in use, asked over rtnetlink (rtnetlink(7)).
+"""Uses of network interfaces (rtnetlink(7)), and kernel uevents.
 
-pyroute2 is imported when it is asked: where nothing has a network interface, it would cost seconds.
+pyroute2 takes seconds to import, so the functions import it on first use.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ _FAMILIES: Final = (socket.AF_INET, socket.AF_INET6)
 
 
 def uses_of_links(names: Iterable[str]) -> dict[str, list[str]]:
-    """Say what each interface is used for: the routes that it carries, its addresses if it is up.
+    """Return the uses of each interface: its routes, and its addresses if it is up.
 
-    One that is not in this network namespace is left out of the result.
+    The result omits interfaces of other network namespaces.
 
     Raises:
-        OSError: the kernel does not answer.
+        OSError: netlink failed.
     """
     from pyroute2 import IPRoute  # noqa: PLC0415 - slow, see above
     from pyroute2.netlink.exceptions import NetlinkError  # noqa: PLC0415 - the same
 
-    wanted = set(names)
+    selected = set(names)
     try:
         with IPRoute() as route:
             links = {
                 link["index"]: link
                 for link in route.get_links()
-                if link.get_attr("IFLA_IFNAME") in wanted
+                if link.get_attr("IFLA_IFNAME") in selected
             }
             uses: dict[int, list[str]] = {index: [] for index in links}
             for family in _FAMILIES:
@@ -54,7 +54,7 @@ def uses_of_links(names: Iterable[str]) -> dict[str, list[str]]:
 
 
 def _outputs(route: Any) -> Iterator[int]:  # noqa: ANN401 - pyroute2's own message
-    """Yield the interfaces that a route leads out of; those that every address brings are none."""
+    """Yield the output interfaces of a unicast route; none for routes of the local table."""
     if route["type"] != _RTN_UNICAST or route["table"] == _RT_TABLE_LOCAL:
         return
     if (index := route.get_attr("RTA_OIF")) is not None:
@@ -69,12 +69,12 @@ def _target(route: Any) -> str:  # noqa: ANN401 - pyroute2's own message
 
 
 def uevents() -> Iterator[dict[str, str]]:
-    """Yield what the kernel says of devices and drivers, for ever (lib/kobject_uevent.c).
+    """Yield kernel uevents, without end (lib/kobject_uevent.c).
 
-    The socket is made, bound and read in the thread that asks: read in another, it hangs.
+    The consuming thread creates, binds and reads the socket: reading it from another thread hangs.
 
     Raises:
-        OSError: the kernel does not let this process listen.
+        OSError: the process may not listen.
     """
     from pyroute2.netlink.uevent import UeventSocket  # noqa: PLC0415 - slow, see above
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Which processes have a device open or mapped (/proc/PID/fd, maps and map_files; proc(5)).
+"""Find processes that have a device open or mapped (/proc/PID/fd, maps and map_files; proc(5)).
 
-`/proc/PID/maps` takes the memory lock of a process that may be stuck, and a file may lie on a server that
-is gone: `openers` is called in a helper process with a deadline, and nowhere else.
+Call `openers` only in a helper process with a deadline: `/proc/PID/maps` takes the mmap lock of a
+process that may be stuck, and stat(2) of a file on a dead network server may hang.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ if TYPE_CHECKING:
 
 _PROC: Final = Path("/proc")
 _MOST_NAMED: Final = 5
-# address permissions offset device inode path; only what is mapped shared can be a device.
+# address permissions offset device inode path; device mappings are shared.
 _SHARED: Final = re.compile(r"^(\S+) \S{3}s \S+ (\S+) (\d+)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
 class Device:
-    """A device file by what it stands for, whatever its name: `c` or `b`, and MAJOR:MINOR."""
+    """A device, independent of its path: type (`c` or `b`) and MAJOR:MINOR."""
 
     letter: str
     number: str
 
     @classmethod
     def of(cls, status: os.stat_result) -> Device | None:
-        """Return the device that a file stands for, or None where it is no device file."""
+        """Return the device of a device file, or None for any other file."""
         letter = {stat.S_IFCHR: "c", stat.S_IFBLK: "b"}.get(stat.S_IFMT(status.st_mode))
         if letter is None:
             return None
@@ -41,18 +41,18 @@ class Device:
 
 @dataclass
 class Openers:
-    """Who was found, and who did not let look: names of processes by their ids."""
+    """Command names by process id: `found` use a device, `hidden` could not be examined."""
 
     found: dict[int, str] = field(default_factory=dict)
     hidden: dict[int, str] = field(default_factory=dict)
 
     def texts(self) -> tuple[str, str]:
-        """Name those that were found and those that are hidden, such as `qemu-system-x86 (4711)`."""
+        """Return found and hidden processes as text, such as `qemu-system-x86 (4711)`."""
         return _named(self.found), _named(self.hidden)
 
 
 def openers(devices: Collection[Device], but: Collection[int] = ()) -> Openers:
-    """Look at every process but those: see the module about where to call it."""
+    """Examine every process except those in `but`; call only in a helper, see the module."""
     result = Openers()
     kinds: dict[tuple[str, str], Device | None] = {}
     for entry in _PROC.iterdir():
@@ -65,7 +65,7 @@ def openers(devices: Collection[Device], but: Collection[int] = ()) -> Openers:
         except PermissionError:
             result.hidden[int(entry.name)] = _name(entry)
         except (FileNotFoundError, ProcessLookupError):
-            continue  # it ended meanwhile
+            continue  # the process ended meanwhile
     return result
 
 
@@ -85,32 +85,32 @@ def _named(processes: dict[int, str]) -> str:
 def _has_open(process: Path, devices: Collection[Device]) -> bool:
     for link in (process / "fd").iterdir():
         try:
-            # Sockets, pipes and the like are no files with a path.
+            # Links of sockets, pipes and the like are not absolute paths.
             if link.readlink().is_absolute() and Device.of(link.stat()) in devices:
                 return True
         except FileNotFoundError:
-            continue  # it was closed meanwhile
+            continue  # closed meanwhile
     return False
 
 
 def _has_mapped(
     process: Path, devices: Collection[Device], kinds: dict[tuple[str, str], Device | None]
 ) -> bool:
-    """Look at shared mappings: a device stays in use when its descriptor was closed.
+    """Examine shared mappings, which keep a device in use after its descriptor is closed.
 
-    A file is asked once, however many processes map it: `kinds` remembers them by device and inode.
+    `kinds` caches the result of stat(2) by device and inode, across processes.
     """
     for place, *file in _SHARED.findall((process / "maps").read_text(errors="surrogateescape")):
         key = (file[0], file[1])
         if key[1] == "0":
             continue  # no file
         if key not in kinds:
-            # Addresses are named without leading zeros there.
+            # Names in map_files have no leading zeros.
             first, last = (f"{int(part, 16):x}" for part in place.split("-"))
             try:
                 kinds[key] = Device.of((process / "map_files" / f"{first}-{last}").stat())
             except FileNotFoundError:
-                continue  # it was unmapped meanwhile
+                continue  # unmapped meanwhile
         if kinds[key] in devices:
             return True
     return False

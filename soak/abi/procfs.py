@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What the kernel tells in /proc, as far as reading it can never hang.
+"""Files of /proc whose reading never blocks.
 
-`/proc/PID/maps`, `smaps` and `cmdline` take the memory lock of a process that may be stuck: they are not
-here on purpose.
+This excludes `/proc/PID/maps`, `smaps` and `cmdline`: they take the mmap lock of a process that may be
+stuck.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ def symbol_address(name: str) -> int:
     """Return the address of a kernel symbol from /proc/kallsyms.
 
     Raises:
-        LookupError: there is no such symbol, or kptr_restrict hides addresses from this process.
+        LookupError: the kernel has no such symbol, or kptr_restrict hides its address.
     """
-    # There are a hundred thousand lines and more: "ADDRESS TYPE NAME", and " [MODULE]" behind a tab.
+    # More than a hundred thousand lines: "ADDRESS TYPE NAME", for modules followed by "\t[MODULE]".
     end = f" {name}\n".encode()
     with (_PROC / "kallsyms").open("rb", buffering=0) as symbols:
         rest = b""
@@ -47,13 +47,13 @@ def symbol_address(name: str) -> int:
                 if address:
                     return address
             rest = text[text.rfind(b"\n") + 1 :]
-    raise LookupError(f"/proc/kallsyms shows no address of {name}")
+    raise LookupError(f"/proc/kallsyms has no address for {name}")
 
 
 def foll_pins() -> tuple[int, int]:
-    """Return how many FOLL_PIN pins the whole system has taken and given back since boot.
+    """Return how many FOLL_PIN pins the whole system has acquired and released since boot.
 
-    The counters are folded per CPU: writing to stat_refresh brings them up to date.
+    The counters are per CPU; writing to stat_refresh folds them.
     """
     (_PROC / "sys/vm/stat_refresh").write_text("1")
     counters = dict(line.split() for line in (_PROC / "vmstat").read_text().splitlines())
@@ -64,7 +64,7 @@ def task_state(pid: int) -> str:
     """Return the state of a task, such as S or D (Documentation/filesystems/proc.rst).
 
     Raises:
-        OSError: the task is gone.
+        OSError: the task has ended.
     """
     return (_PROC / f"{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
@@ -73,26 +73,26 @@ def task_wchan(pid: int) -> str:
     """Return the kernel function that a task sleeps in, or "0".
 
     Raises:
-        OSError: the task is gone.
+        OSError: the task has ended.
     """
     return (_PROC / f"{pid}/wchan").read_text().strip()
 
 
 def task_stack(pid: int) -> list[str]:
-    """Return the kernel functions on the stack of a task, the innermost first.
+    """Return the kernel functions on the stack of a task, innermost first.
 
     Raises:
-        OSError: the task is gone, or the kernel shows no stacks (CONFIG_STACKTRACE).
+        OSError: the task has ended, or the kernel lacks CONFIG_STACKTRACE.
     """
     lines = (_PROC / f"{pid}/stack").read_text().splitlines()
     return [line.partition("] ")[2] for line in lines]
 
 
 def locked_and_pinned_bytes(pid: int) -> tuple[int, int]:
-    """Return VmLck and VmPin of a process.
+    """Return VmLck and VmPin of a process, in bytes.
 
     Raises:
-        OSError: the process is gone.
+        OSError: the process has ended.
     """
     status = (_PROC / f"{pid}/status").read_text()
     fields = re.findall(r"^(VmLck|VmPin):\s+(\d+) kB$", status, re.MULTILINE)

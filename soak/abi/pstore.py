@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What a kernel left of its last words: crash logs of earlier boots (fs/pstore).
+"""Crash logs of earlier boots (fs/pstore).
 
-systemd-pstore moves them out of the file system, so both places are looked at. They are only read: they
-are the machine's.
+systemd-pstore moves records out of pstore, so this module reads both directories. It never removes a
+record: they belong to the machine.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ _PART: Final = re.compile(r"\w+#\d+ Part(\d+)\n")
 
 @dataclass(frozen=True)
 class CrashRecord:
-    """A part of a kernel's log at its death; `time` is that of the record, in seconds since the epoch.
+    """One part of a kernel log at a crash; `time` is the record's, in seconds since the epoch.
 
-    The log is cut from its end: part 1 is the newest.
+    Parts count from the end of the log: part 1 is the newest.
     """
 
     path: Path
@@ -33,10 +33,10 @@ class CrashRecord:
 
 
 def crash_records(since: float, places: tuple[Path, ...] = PLACES) -> list[CrashRecord]:
-    """Return the records made after `since` (seconds since the epoch) in the order of what they say.
+    """Return the records since `since` (seconds since the epoch), in the order of the log.
 
     Raises:
-        OSError: a record is there and cannot be read.
+        OSError: a record cannot be read.
     """
     records = []
     for place in places:

@@ -18,9 +18,9 @@ class _Vector(ctypes.Structure):
 
 
 class PagePipe:
-    """A pipe for pages: each that lies in it carries one reference more (FOLL_GET) until `close`.
+    """A pipe that holds one reference (FOLL_GET) on each page in it, until `close`.
 
-    The pipe is close-on-exec, but a fork would keep it, and with it the pages.
+    The pipe is close-on-exec, but a forked child would inherit it and keep the references.
     """
 
     def __init__(self) -> None:
@@ -32,11 +32,11 @@ class PagePipe:
         taken = LIBC.vmsplice(self._writer, ctypes.byref(vector), 1, 0)
         if taken < 0:
             return ctypes.get_errno()
-        # The next page could not be had, or the pipe was full.
+        # A short result: the next page could not be pinned, or the pipe is full.
         return 0 if taken == length else errno.EFAULT
 
     def close(self) -> None:
-        """Let the pages go."""
+        """Release the pages."""
         os.close(self._reader)
         os.close(self._writer)
 
@@ -48,13 +48,13 @@ class PagePipe:
 
 
 class HeldPages(PagePipe):
-    """A pipe that holds pages from its making on."""
+    """A pipe that holds the pages of one range from its creation on."""
 
     def __init__(self, address: int, length: int) -> None:
         """Splice the pages of `length` bytes at `address` into a new pipe.
 
         Raises:
-            OSError: the memory cannot be pinned, or not all of it.
+            OSError: a page cannot be pinned, or the pipe is too small.
         """
         super().__init__()
         number = self.take(address, length)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What statx(2) tells beyond stat(2) (include/uapi/linux/stat.h)."""
+"""Attributes that only statx(2) returns (include/uapi/linux/stat.h)."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _ATTRIBUTES_OFFSET: Final = 8
 
 
 def is_dax(descriptor: int) -> bool:
-    """Say whether the file's mappings are DAX now.
+    """Return whether the file is in DAX state (STATX_ATTR_DAX).
 
     Raises:
-        OSError: the file cannot be asked.
+        OSError: statx(2) failed.
     """
     room = ctypes.create_string_buffer(_SIZE)
     checked(LIBC.statx(ctypes.c_int(descriptor), b"", _AT_EMPTY_PATH, 0, room), f"statx({descriptor})")
@@ -29,6 +29,6 @@ def is_dax(descriptor: int) -> bool:
 
 
 def device_number(path: str | os.PathLike[str]) -> str:
-    """Return MAJOR:MINOR of the device that holds a file."""
+    """Return MAJOR:MINOR of the device that a file is on."""
     device = Path(path).stat().st_dev
     return f"{os.major(device)}:{os.minor(device)}"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Numbers of system calls for which the C library has no function, by architecture.
+"""Numbers of system calls without a libc wrapper, by architecture.
 
 x86_64: arch/x86/entry/syscalls/syscall_64.tbl. aarch64: include/uapi/asm-generic/unistd.h.
 """
@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-# In the order of `_MACHINES`.
 _MACHINES: Final = ("x86_64", "aarch64")
+# Numbers in the order of `_MACHINES`.
 _NUMBERS: Final[Mapping[str, tuple[int, int]]] = {
     "bpf": (321, 280),
     "delete_module": (176, 106),
@@ -26,14 +26,14 @@ _NUMBERS: Final[Mapping[str, tuple[int, int]]] = {
 }
 
 
-# No system call has it: the kernel answers ENOSYS.
+# Not a system call: the kernel returns ENOSYS.
 _NONE: Final = -1
 
 
 def syscall_number(name: str, machine: str | None = None) -> int:
-    """Return the number of a system call on an architecture, by default this machine's.
+    """Return the number of a system call on `machine`, by default this machine's architecture.
 
-    Of an architecture that is not in the table it is -1, for which the kernel answers ENOSYS.
+    For an architecture outside the table this is -1, for which the kernel returns ENOSYS.
     """
     machine = machine or platform.machine()
     return _NUMBERS[name][_MACHINES.index(machine)] if machine in _MACHINES else _NONE

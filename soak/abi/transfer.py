@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Moving memory to and from a device or another process, in calls that block (uio.h, fcntl.h).
+"""Blocking transfers between memory and a device or another process (uio.h, fcntl.h).
 
-Each call pins the pages while it copies. It returns 0 or an errno and raises nothing.
+Each transfer pins its pages while it copies, returns 0 or an errno, and never raises.
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ class _Vector(ctypes.Structure):
 
 
 def open_direct(path: Path) -> int:
-    """Open a device or a file past the page cache (O_DIRECT).
+    """Open a device or a file with O_DIRECT, which bypasses the page cache.
 
     Raises:
-        OSError: it cannot be opened so.
+        OSError: open(2) failed.
     """
     return os.open(path, os.O_RDWR | os.O_DIRECT | os.O_CLOEXEC)
 
 
 def read_into(descriptor: int, address: int, length: int, offset: int) -> int:
-    """Read from `offset` of a file into memory with pread(2); less than `length` is no error."""
+    """Read from `offset` of a file into memory with pread(2); a short read is not an error."""
     if LIBC.pread(descriptor, address, length, offset) < 0:
         return ctypes.get_errno()
     return 0
 
 
 def write_from(descriptor: int, address: int, length: int, offset: int) -> int:
-    """Write memory to `offset` of a file with pwrite(2); less than `length` is no error."""
+    """Write memory to `offset` of a file with pwrite(2); a short write is not an error."""
     if LIBC.pwrite(descriptor, address, length, offset) < 0:
         return ctypes.get_errno()
     return 0
 
 
 def copy_from_process(pid: int, remote: int, local: int, length: int) -> int:
-    """Copy out of a process with process_vm_readv(2): its pages are pinned chunk by chunk."""
+    """Copy out of a process with process_vm_readv(2), which pins its pages chunk by chunk."""
     return _copy(LIBC.process_vm_readv, pid, remote, local, length)
 
 

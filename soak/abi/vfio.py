@@ -52,7 +52,7 @@ class DmaMap(ctypes.Structure):
 
 
 class DmaUnmap(ctypes.Structure):
-    """struct vfio_iommu_type1_dma_unmap; the kernel stores the size that it unmapped."""
+    """struct vfio_iommu_type1_dma_unmap; the kernel stores the unmapped size in `size`."""
 
     _fields_ = (
         ("argsz", ctypes.c_uint32),
@@ -62,25 +62,25 @@ class DmaUnmap(ctypes.Structure):
     )
 
 
-# Filling a whole structure at once is quicker than field by field, and these two are filled in the
-# loop under test. The layouts are those of the structures above, which have no padding.
+# The hot loop fills these two structures: pack_into() is faster than setting each field. The formats
+# match the structures above, which have no padding.
 _MAP_SIZE, _UNMAP_SIZE = ctypes.sizeof(DmaMap), ctypes.sizeof(DmaUnmap)
 _FILL_MAP, _FILL_UNMAP = struct.Struct("=2I3Q").pack_into, struct.Struct("=2I2Q").pack_into
 
 
 class Container:
-    """A type1 container that holds one group, and with it the group's device.
+    """A type1 container with one group and the group's device.
 
-    A group opens once, so there is one container to a function; closing it gives back every mapping.
-    `map` and `unmap` return 0 or an errno and raise nothing: they are the calls under test.
+    A group opens once, so each function has one container; closing it removes every mapping.
+    `map` and `unmap` are the calls under test: they return 0 or an errno and never raise.
     """
 
     def __init__(self, function: str) -> None:
-        """Open the container of a PCI function that is bound to vfio-pci.
+        """Open a container for a PCI function that is bound to vfio-pci.
 
         Raises:
-            OSError: the function is bound to another driver, its group is not viable or is open
-                elsewhere, or the kernel has no type1 driver.
+            OSError: the function is bound to another driver, its group is not viable or already
+                open, or the kernel lacks the type1 driver.
         """
         self._open: list[int] = []
         try:
@@ -90,7 +90,7 @@ class Container:
             ioctl(group, VFIO_GROUP_GET_STATUS, ctypes.byref(status), "VFIO_GROUP_GET_STATUS")
             if not status.flags & VFIO_GROUP_FLAGS_VIABLE:
                 raise OSError(
-                    f"the IOMMU group of {function} is not viable: another device of it has a driver"
+                    f"the IOMMU group of {function} is not viable: another device in it has a driver"
                 )
             container = ctypes.c_int(self._container)
             ioctl(group, VFIO_GROUP_SET_CONTAINER, ctypes.byref(container), "VFIO_GROUP_SET_CONTAINER")
@@ -114,7 +114,7 @@ class Container:
         return 0
 
     def unmap(self, iova: int, size: int) -> int:
-        """Unmap and unpin; return 0 or an errno. Unmapping nothing is done, with `unmapped` 0."""
+        """Unmap and unpin; return 0 or an errno. An empty range succeeds, with `unmapped` 0."""
         _FILL_UNMAP(self._unmap, 0, _UNMAP_SIZE, 0, iova, size)
         if RAW_IOCTL(self._container, VFIO_IOMMU_UNMAP_DMA, self._unmap_at) < 0:
             return get_errno()
@@ -122,12 +122,12 @@ class Container:
 
     @property
     def unmapped(self) -> int:
-        """Bytes that the last `unmap` took away."""
+        """Bytes that the last `unmap` removed."""
         size: int = self._unmap.size
         return size
 
     def close(self) -> None:
-        """Give back the device, the group and every mapping."""
+        """Close device, group and container, which removes every mapping."""
         while self._open:
             os.close(self._open.pop())
 
@@ -147,16 +147,16 @@ def group_device(function: str) -> Path:
     """Return the device file of the IOMMU group of a PCI function such as 0000:00:05.0.
 
     Raises:
-        OSError: there is no such function, or it has no group because no IOMMU is on.
+        OSError: the function does not exist, or has no group because no IOMMU is on.
     """
     link = Path(f"/sys/bus/pci/devices/{function}/iommu_group")
     return Path("/dev/vfio") / link.readlink().name
 
 
 def group_in_use(function: str) -> bool:
-    """Say whether somebody has the group of a function that is bound to vfio-pci.
+    """Return whether the group of a function that is bound to vfio-pci is open.
 
-    A group opens once, and not at all while a device of it is open by its own file
+    A group opens once, and never while a device in it is open through its cdev
     (vfio_group_fops_open()).
 
     Raises:
@@ -172,10 +172,10 @@ def group_in_use(function: str) -> bool:
 
 
 def supports_type1() -> bool:
-    """Say whether the kernel has the type1 IOMMU driver; opening the container may load vfio.
+    """Return whether the kernel has the type1 IOMMU driver; opening the container may load vfio.
 
     Raises:
-        OSError: there is no vfio.
+        OSError: the kernel lacks vfio.
     """
     container = os.open(_CONTAINER, os.O_RDWR | os.O_CLOEXEC)
     try:
