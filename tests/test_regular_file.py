@@ -96,7 +96,7 @@ def test_content_is_bounded(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"12345")
     assert read_regular(path, 5) == b"12345"
-    with pytest.raises(ContentError, match="more than the 4 bytes"):
+    with pytest.raises(ContentError, match="at most 4 bytes"):
         read_regular(path, 4)
 
 

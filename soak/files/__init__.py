@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Files and directories that others may have touched: opened with care, read within bounds."""
+"""Safe access to files and directories that other users or programs may control."""

@@ -1,22 +1,20 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""JSON that others wrote: parsed, and refused where it nests so deeply that using it could fail."""
+"""Parse untrusted JSON, with a bound on nesting depth."""
 
 from __future__ import annotations
 
 import json
 from typing import Any, Final
 
-# Nothing that this program writes nests half as deeply.
+# More than twice the depth of anything that this program writes.
 DEEPEST: Final = 32
 
 
 def parse_json(text: bytes | str) -> Any:  # noqa: ANN401 - any JSON value
-    """Return the value of a JSON text.
-
-    Whatever goes through a value by recursion (`repr`, `json.dumps`, `==`) can do so with this one.
+    """Parse JSON; recursive functions (`repr`, `json.dumps`, `==`) can process the result.
 
     Raises:
-        ValueError: it is no JSON, or nests too deeply.
+        ValueError: the text is not JSON, or nests deeper than `DEEPEST`.
     """
     try:
         value = json.loads(text)
@@ -28,7 +26,7 @@ def parse_json(text: bytes | str) -> Any:  # noqa: ANN401 - any JSON value
 
 
 def _openings(text: bytes | str) -> int:
-    """Count what begins an array or object: no value nests more deeply than that."""
+    """Count opening brackets and braces: an upper bound on the depth."""
     if isinstance(text, bytes):
         return text.count(b"[") + text.count(b"{")
     return text.count("[") + text.count("{")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Directories in which only this user can put something in the way of a write."""
+"""Checks that no other user can redirect writes to a directory."""
 
 from __future__ import annotations
 
@@ -18,71 +18,72 @@ if TYPE_CHECKING:
 
 _FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _OTHERS_WRITE: Final = 0o022
-_MOST_LINKS: Final = 40  # as the kernel follows, MAXSYMLINKS in include/linux/namei.h
+_MOST_LINKS: Final = 40  # the kernel's limit: MAXSYMLINKS in include/linux/namei.h
 
 
 def check_way(path: Path) -> None:
-    """Refuse, as root, a path on which another user could put something else in the place of a directory.
+    """Refuse, as root, a path of which another user could replace a component.
 
     Raises:
-        UsageError: names the directory or link, its owner, and what to do.
-        OSError: a directory cannot be looked at.
+        UsageError: another user owns or may write to a directory or link on the path.
+        OSError: a component cannot be examined.
     """
     if os.geteuid() != 0:
         return
     for place, status in _way(path):
         if status.st_uid != 0:
             raise UsageError(
-                f"{path} cannot be used: {place} belongs to user {_user(status.st_uid)}, who could have "
-                f"root write anywhere. Give a directory below one of root's."
+                f"Unsafe path {path}: {place} belongs to user {_user(status.st_uid)}, who could redirect "
+                f"root's writes. Choose a directory below one that only root may write to."
             )
         by_others = status.st_mode & stat.S_IWOTH or (
             status.st_mode & stat.S_IWGRP and status.st_gid != 0
         )
         if stat.S_ISDIR(status.st_mode) and by_others and not status.st_mode & stat.S_ISVTX:
             raise UsageError(
-                f"{path} cannot be used: users other than root may write to {place}, and could have root "
-                f"write anywhere. 'chmod go-w {place}', or give a directory below one of root's."
+                f"Unsafe path {path}: users other than root may write to {place} and could redirect "
+                f"root's writes. Run 'chmod go-w {place}', or choose a directory below one that only "
+                f"root may write to."
             )
 
 
 def open_own(path: Path) -> int:
-    """Open a directory that is no link and belongs to this user, whatever its mode is.
+    """Open a directory that this user owns, without following a link; its mode does not matter.
 
     Raises:
-        UsageError: it is not this user's; says so, and what to do.
-        OSError: it cannot be opened, or is a link or no directory.
+        UsageError: another user owns it.
+        OSError: it cannot be opened, is a link, or is not a directory.
     """
     descriptor = os.open(path, _FLAGS)
     owner = os.fstat(descriptor).st_uid
     if owner != os.geteuid():
         os.close(descriptor)
         raise UsageError(
-            f"The directory {path} belongs to user {_user(owner)}, not to {_user(os.geteuid())}, who "
-            f"would write to it: give another one, or run as its owner."
+            f"The directory {path} belongs to user {_user(owner)}, expected {_user(os.geteuid())}: "
+            f"choose another one, or run as its owner."
         )
     return descriptor
 
 
 def check_private(path: Path) -> None:
-    """Refuse a directory that is another user's, or to which others may write.
+    """Refuse a directory that another user owns or may write to.
 
     Raises:
-        UsageError: says which of the two, and what to do.
-        OSError: it cannot be opened, or is a link or no directory.
+        UsageError: another user owns it or may write to it.
+        OSError: it cannot be opened, is a link, or is not a directory.
     """
     descriptor = open_own(path)
     mode = os.fstat(descriptor).st_mode
     os.close(descriptor)
     if mode & _OTHERS_WRITE:
         raise UsageError(
-            f"Others may write to the directory {path}, so what is in it need not be what a run left "
-            f"there: 'chmod go-w' it if you know that it is."
+            f"Users other than its owner may write to the directory {path} and may have changed the run. "
+            f"If you trust its files, run 'chmod go-w {path}'."
         )
 
 
 def _way(path: Path) -> Iterator[tuple[Path, os.stat_result]]:
-    """Yield each directory and each link on the way to a path, as far as it is there."""
+    """Yield each existing directory and symbolic link on the way to a path."""
     place, rest, links = Path("/"), deque(path.absolute().parent.parts[1:]), 0
     yield place, place.lstat()
     while rest:

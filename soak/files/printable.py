@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Text of others, for a terminal."""
+"""Escape untrusted text for a terminal."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ _SHOWN: Final = 60
 
 
 def printable(text: str) -> str:
-    """Return a text with every control character but the end of a line written as an escape.
+    """Escape every control character except newline.
 
-    A terminal obeys some of them, and a guest or a damaged file may have sent them.
+    Text of a guest or a damaged file may contain terminal control sequences.
     """
     if text.isprintable():
         return text
@@ -22,11 +22,11 @@ def printable(text: str) -> str:
 
 
 def shown(value: object) -> str:
-    """Return how a value looks in Python, in one printable line of about 60 characters."""
+    """Return `repr(value)`, truncated to about 60 characters."""
     try:
         text = repr(value)
     except ValueError:
-        # Python writes no decimal number of more than 4,300 digits, and reads hexadecimal ones.
+        # Python refuses to format integers of more than 4,300 digits (sys.set_int_max_str_digits).
         return "a number of thousands of digits"
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A lock that one process has until it ends, whatever it started meanwhile."""
+"""A file lock that one process holds and its children do not inherit."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from typing import Self
 
 _FLAGS: Final = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-# Whoever may read a file may lock it.
+# Read permission suffices to lock a file.
 _MODE: Final = 0o600
 _POLL_SECONDS: Final = 0.02
 _NAME_SECONDS: Final = 1.0
@@ -26,31 +26,31 @@ _MOST_NAME: Final = 4096
 
 
 class LockedError(Exception):
-    """Another process has the lock; the text names it as far as it can be said."""
+    """Another process holds the lock; the message names it if known."""
 
 
 class ProcessLock:
-    """An exclusive flock on a file of its own. Processes forked later do not have it.
+    """An exclusive flock on a dedicated file, closed in forked children.
 
-    A lock that a helper inherited would outlive the soak for as long as the helper hangs in the kernel.
+    A helper that hangs in the kernel would otherwise hold an inherited lock after the soak has ended.
     """
 
     def __init__(self, path: Path, run_id: str) -> None:
-        """Take the lock and leave the name of the run in it.
+        """Take the lock and write process id and run id to its file.
 
         Raises:
-            LockedError: another process has it.
-            OSError: the file cannot be opened, or is somebody else's.
+            LockedError: another process holds it.
+            OSError: the file cannot be opened, or another user owns it.
         """
         self._descriptor = open_lock(path)
         deadline = time.monotonic() + _NAME_SECONDS
         while not locked(self._descriptor):
-            who = _owner(self._descriptor)
-            if who or time.monotonic() > deadline:
+            owner = _owner(self._descriptor)
+            if owner or time.monotonic() > deadline:
                 self.close()
-                raise LockedError(who or "it did not say which")
-            # Whoever took it has not written its name yet; or a child of one that was killed has only
-            # just been forked, and is about to close what it inherited.
+                raise LockedError(owner or "unknown process")
+            # Either the new owner has not written its id yet, or a freshly forked child of a killed
+            # owner has not closed the inherited descriptor yet.
             time.sleep(_POLL_SECONDS)
         _write_name(self._descriptor, json.dumps({"pid": os.getpid(), "run_id": run_id}))
         reference = weakref.ref(self)
@@ -61,13 +61,13 @@ class ProcessLock:
         return self._descriptor >= 0
 
     def close(self) -> None:
-        """Close the file. The lock ends with the last descriptor: a child that closes keeps nothing."""
+        """Close the descriptor; the kernel drops the lock with the last one."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
 
     def release(self) -> None:
-        """Give the lock back."""
+        """Erase the owner and drop the lock."""
         if self.held:
             _write_name(self._descriptor, "")
         self.close()
@@ -80,17 +80,17 @@ class ProcessLock:
 
 
 def open_lock(path: Path) -> int:
-    """Open the file of a lock, which nobody but its owner may: to read it is enough to lock it.
+    """Open a lock file with mode 0600: anybody who may read it could lock it.
 
     Raises:
         OSError: it cannot be opened.
-        PermissionError: it is no file, or another user's.
+        PermissionError: it is not a regular file, or another user owns it.
     """
     descriptor = os.open(path, _FLAGS, _MODE)
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
-            raise PermissionError(errno.EPERM, "it is no file, or belongs to another user", str(path))
+            raise PermissionError(errno.EPERM, "not a regular file, or owned by another user", str(path))
         if stat.S_IMODE(status.st_mode) != _MODE:
             os.fchmod(descriptor, _MODE)
     except BaseException:
@@ -100,7 +100,7 @@ def open_lock(path: Path) -> int:
 
 
 def locked(descriptor: int) -> bool:
-    """Take the lock of an open file, unless somebody else has it."""
+    """Try to lock an open file; return whether that succeeded."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -109,20 +109,20 @@ def locked(descriptor: int) -> bool:
 
 
 def _owner(descriptor: int) -> str:
-    """Say who wrote its name into a lock that is held, if that one is there.
+    """Return the owner in a lock file, or an empty string if that process has ended.
 
-    What a soak that was killed left is not the name of the one that has the lock now.
+    A killed soak leaves its id in the file.
     """
     try:
         name = json.loads(os.pread(descriptor, _MOST_NAME, 0))
-        who = f"run {name['run_id']}, process {int(name['pid'])}"
-        return who if Path(f"/proc/{int(name['pid'])}").exists() else ""
+        owner = f"run {name['run_id']}, process {int(name['pid'])}"
+        return owner if Path(f"/proc/{int(name['pid'])}").exists() else ""
     except (ValueError, TypeError, KeyError):
         return ""
 
 
 def _write_name(descriptor: int, text: str) -> None:
-    """Leave a name for those who find the lock held; on a full disk they do without."""
+    """Write the owner, for messages of other processes; a full disk is not an error."""
     with contextlib.suppress(OSError):
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, text.encode(), 0)

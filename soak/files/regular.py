@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Files that a user names or others can replace: only regular ones are opened, nothing is waited for.
+"""Open paths from users or shared directories, but only regular files, and without blocking.
 
-Opening a named pipe waits for its other end, reading a terminal never ends, and opening some devices
-does something to them.
+Opening a named pipe blocks, reading a terminal never ends, and opening some devices has side effects.
 """
 
 from __future__ import annotations
@@ -28,30 +27,30 @@ _KINDS: Final = {
 
 
 class NotRegularError(OSError):
-    """The path leads to something that is no regular file; `strerror` says to what."""
+    """The path is not a regular file; `strerror` names its type."""
 
 
 class ContentError(OSError):
-    """The file is too large, or is compressed; `strerror` says which."""
+    """The file is too large or compressed; `strerror` says which."""
 
 
 def open_regular(
     path: Path, flags: int = os.O_RDONLY, mode: int = 0o666, *, directory: int | None = None
 ) -> int:
-    """Open a regular file and return its descriptor; `flags` may make it.
+    """Open a regular file and return its descriptor; `flags` may include O_CREAT.
 
-    A relative path may start at a `directory`, given by its descriptor.
+    A relative path starts at `directory`, an open descriptor, if given.
 
     Raises:
         NotRegularError: it is a named pipe, a socket or a device.
         IsADirectoryError: it is a directory.
         OSError: it cannot be opened.
     """
-    with suppress(FileNotFoundError):  # made now, or the open says that it is missing
+    with suppress(FileNotFoundError):  # open() creates a missing file or reports it
         _check(os.stat(path, dir_fd=directory).st_mode, path)
     descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, mode, dir_fd=directory)
     try:
-        # Another file may have come in its place since.
+        # Another file may have replaced it since.
         _check(os.fstat(descriptor).st_mode, path)
     except BaseException:
         os.close(descriptor)
@@ -63,17 +62,17 @@ def open_to_read(path: Path) -> BufferedReader:
     """Open a regular file for reading, compressed or not.
 
     Raises:
-        OSError: as `open_regular` raises it.
+        OSError: see `open_regular`.
     """
     return open(open_regular(path), "rb")
 
 
 def open_plain(path: Path) -> BufferedReader:
-    """Open a regular file for reading that is not compressed.
+    """Open a regular, uncompressed file for reading.
 
     Raises:
         ContentError: it is compressed.
-        OSError: as `open_regular` raises it.
+        OSError: see `open_regular`.
     """
     file = open_to_read(path)
     if file.peek(len(GZIP_MAGIC)).startswith(GZIP_MAGIC):
@@ -83,18 +82,16 @@ def open_plain(path: Path) -> BufferedReader:
 
 
 def read_regular(path: Path, most: int) -> bytes:
-    """Return the content of a regular file that is not compressed and has at most `most` bytes.
+    """Return the content of a regular, uncompressed file of at most `most` bytes.
 
     Raises:
-        ContentError: it is larger, or is compressed.
-        OSError: it cannot be read, or as `open_regular` raises it.
+        ContentError: it is larger, or compressed.
+        OSError: it cannot be read, or see `open_regular`.
     """
     with open_plain(path) as file:
         content = file.read(most + 1)
     if len(content) > most:
-        raise ContentError(
-            errno.EFBIG, f"it has more than the {most:,} bytes that it may have", str(path)
-        )
+        raise ContentError(errno.EFBIG, f"it is too large, expected at most {most:,} bytes", str(path))
     return content
 
 
@@ -103,5 +100,5 @@ def _check(mode: int, path: Path) -> None:
         return
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    kind = _KINDS.get(stat.S_IFMT(mode), "something else")
+    kind = _KINDS.get(stat.S_IFMT(mode), "of unknown type")
     raise NotRegularError(errno.EINVAL, f"it is {kind}, expected a regular file", str(path))

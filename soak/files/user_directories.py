@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Where a user's programs keep what they fetch and what they did: the XDG base directories."""
+"""The XDG base directories: caches and state of a user's programs."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from soak.errors import UsageError
 
 
 def user_directory(variable: str, below_home: str) -> Path:
-    """Return the directory that a variable names, else the one that is its default at home.
+    """Return the directory that `variable` names, by default `below_home` in the home directory.
 
-    An empty variable counts as none, as the XDG specification has it.
+    An empty variable counts as unset (XDG Base Directory Specification).
 
     Raises:
-        UsageError: the path is relative, or nobody says where home is.
+        UsageError: the path is relative, or the user has no home directory.
     """
     named = absolute_directory(variable)
     if named is not None:
@@ -28,7 +28,7 @@ def user_directory(variable: str, below_home: str) -> Path:
         except KeyError:
             raise UsageError(
                 f"HOME is not set, and this user has no entry in the password file: set HOME or "
-                f"{variable} to a directory that may be written to."
+                f"{variable} to a writable directory."
             ) from None
     if not Path(home).is_absolute():
         raise UsageError(f"HOME is {home!r}: set it, or {variable}, to an absolute path.")
@@ -36,10 +36,10 @@ def user_directory(variable: str, below_home: str) -> Path:
 
 
 def absolute_directory(variable: str) -> Path | None:
-    """Return the directory that a variable names; None where it names none.
+    """Return the directory that `variable` names, or None if it is unset or empty.
 
     Raises:
-        UsageError: the path is relative: it would be another directory each time.
+        UsageError: the path is relative, so its meaning would depend on the working directory.
     """
     text = os.environ.get(variable)
     if not text:
