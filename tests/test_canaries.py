@@ -217,7 +217,7 @@ def test_one_that_cannot_be_made_is_told_and_the_others_go_on(scene: Scene) -> N
     failed = [event for event in scene.events() if event["event"] == "canary.failed"]
     assert {event["level"] for event in failed} == {"warning"}
     assert any("the function is busy" in event["summary"] for event in failed)
-    assert any("did not take its step" in event["summary"] for event in failed)
+    assert any("did not complete its step" in event["summary"] for event in failed)
     assert scene.count(DetectorName.REFUSALS, "seen") == 1
     assert scene.count(DetectorName.REFUSALS, "missed") == 0
 

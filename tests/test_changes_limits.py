@@ -52,7 +52,7 @@ def test_a_worker_goes_first_and_has_no_more_than_its_memory() -> None:
 
 
 def test_a_limit_below_what_a_worker_has_is_refused() -> None:
-    with pytest.raises(HelperError, match=r"soak\.errors\.UsageError.*give it more"):
+    with pytest.raises(HelperError, match=r"soak\.errors\.UsageError.*raise limits\.memory"):
         in_helper(lambda: be_expendable(1 * MIB), DEADLINE)
 
 

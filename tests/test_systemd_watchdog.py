@@ -189,7 +189,7 @@ def test_an_exporter_that_is_stopped_is_named_and_goes_on(
         assert eventually(after_a_beat(lambda: manager.was_told("WATCHDOG")))
         exporter.process.send_signal(signal.SIGSTOP)
         try:
-            told = after_a_beat(lambda: manager.was_told("STATUS", "the exporter did not move"))
+            told = after_a_beat(lambda: manager.was_told("STATUS", "no progress of the exporter"))
             assert eventually(told)
             answers = probe.answers
             end = time.monotonic() + 3.0
@@ -199,13 +199,13 @@ def test_an_exporter_that_is_stopped_is_named_and_goes_on(
             assert manager.hear() == []
             assert watchdog.resting == ("the exporter",)
             assert probe.answers == answers
-            assert "no answer" in probe.complaint
+            assert "no response" in probe.complaint
         finally:
             exporter.process.send_signal(signal.SIGCONT)
         assert eventually(after_a_beat(lambda: manager.was_told("WATCHDOG")))
         assert eventually(after_a_beat(lambda: watchdog.resting == ()))
         exporter.process.kill()
-        told = after_a_beat(lambda: manager.was_told("STATUS", "the exporter did not move"))
+        told = after_a_beat(lambda: manager.was_told("STATUS", "no progress of the exporter"))
         assert eventually(told)
         assert "refused" in probe.complaint
         probe.close()
@@ -223,7 +223,7 @@ def test_what_is_no_http_is_no_answer() -> None:
         with connection:
             assert connection.recv(4096) if eventually(lambda: probe.poll() == 0) else False
             connection.sendall(b"220 mail\r\n")
-        assert complains(probe, "no HTTP")
+        assert complains(probe, "not HTTP")
         probe.close()
 
 
@@ -234,7 +234,7 @@ def test_a_server_that_drips_is_given_up() -> None:
         connection, _ = slow.accept()
         with connection:
             connection.sendall(b"HTTP/1.0 200 OK\r\n")
-            assert complains(probe, "no answer")
+            assert complains(probe, "no response")
         probe.close()
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The one way in which the program forks."""
+"""Fork a child process: the only place that calls fork(2)."""
 
 from __future__ import annotations
 
@@ -27,16 +27,15 @@ def fork(
     parent_ends: Sequence[int] = (),
     keep: Collection[int] | None = None,
 ) -> int:
-    """Start a process that does `body` and exits with what that returns; return its process id.
+    """Fork a child that runs `body` and exits with its result; return the child's process id.
 
-    `child_ends` are descriptors for the child alone: they are closed here on every path. `parent_ends`
-    are closed in the child, and here where there is no child. With `keep` the child has, beside the
-    standard streams, these descriptors and no others.
+    The parent always closes `child_ends`. The child closes `parent_ends`; the parent closes them if
+    fork(2) fails. With `keep`, the child closes every descriptor except these and the standard streams.
 
     Raises:
-        OSError: the kernel has no process for it.
+        OSError: fork(2) failed.
     """
-    _flush()  # what is buffered would be written twice
+    _flush()  # the child would write buffered output a second time
     try:
         pid = os.fork()
     except OSError:
@@ -51,7 +50,7 @@ def fork(
 
 
 def serve_parent(parent: int) -> None:
-    """Be a child that ends with the process `parent`, which alone acts on signals from a terminal."""
+    """Tie this child to `parent`: die with it, and leave signals from the terminal to it."""
     die_with_parent(signal.SIGKILL, parent)
     signal.pthread_sigmask(signal.SIG_SETMASK, set())
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -65,17 +64,17 @@ def _be_child(
     try:
         for number in (signal.SIGTERM, signal.SIGHUP):
             if callable(signal.getsignal(number)):
-                signal.signal(number, signal.SIG_DFL)  # what the parent does then is not for the child
+                signal.signal(number, signal.SIG_DFL)  # the parent's handlers are not for the child
         _close(parent_ends)
         if keep is not None:
             _close_all_but(keep)
         code = body() or 0
     except SystemExit as ended:
         code = ended.code or 0 if isinstance(ended.code, int | None) else _CRASHED
-    except BaseException:  # noqa: BLE001 - the last thing that this process does is to say why
+    except BaseException:  # noqa: BLE001 - the child reports any error before it exits
         traceback.print_exc()
     finally:
-        # Whatever was raised, the child must not go on as a second parent.
+        # On any error: the child must not continue in the parent's code.
         try:
             _flush()
         finally:
@@ -84,7 +83,7 @@ def _be_child(
 
 def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
-        # There is none where the descriptor was closed; one that takes nothing loses what it has.
+        # Python sets a stream to None if its descriptor was closed at startup.
         if stream is not None:
             with contextlib.suppress(OSError, ValueError):
                 stream.flush()

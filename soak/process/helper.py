@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Short-lived processes for calls that can hang: each has a deadline and is ended by its own id."""
+"""Short-lived helper processes, with a deadline, for calls that can hang."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ _CHUNK: Final = 65536
 
 
 class HelperError(Exception):
-    """A helper raised, died, or did not answer in time."""
+    """A helper raised, died, or missed its deadline."""
 
 
 def in_helper(work: Callable[[], Any], seconds: float) -> Any:  # noqa: ANN401 - any JSON value
-    """Fork, have the child do `work`, and return its result, which must be a JSON value.
+    """Run `work` in a forked child and return its result, which must be a JSON value.
+
+    The child is killed at the end. One in state D stays until its call returns.
 
     Raises:
-        HelperError: there is no process for it, or the child raised, died, or took longer than
-            `seconds`. It is killed then; where the kernel does not let it die it is left behind, as
-            nothing else can be done.
+        HelperError: fork failed, or the child raised, died, or took longer than `seconds`.
     """
     try:
         reader, writer = os.pipe()
@@ -44,7 +44,7 @@ def in_helper(work: Callable[[], Any], seconds: float) -> Any:  # noqa: ANN401 -
     finally:
         os.close(reader)
         os.kill(pid, signal.SIGKILL)
-        # A child in state D cannot be waited for: ask, and leave it to be reaped at our own end.
+        # Poll: a blocking wait for a child in state D may hang. init reaps it after this process ends.
         for _ in range(100):
             if os.waitpid(pid, os.WNOHANG)[0]:
                 break
@@ -66,15 +66,15 @@ def _child(work: Callable[[], Any], writer: int) -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, set())
     try:
         answer = json.dumps(["done", work()])
-    except Exception as error:  # noqa: BLE001 - whatever it was, the parent tells it
-        told = "".join(traceback.format_exception_only(error)).strip()
-        answer = json.dumps(["raised", told])
+    except Exception as error:  # noqa: BLE001 - the parent raises it as HelperError
+        message = "".join(traceback.format_exception_only(error)).strip()
+        answer = json.dumps(["raised", message])
     with os.fdopen(writer, "w") as out:
         out.write(answer)
 
 
 def _read(reader: int, deadline: float) -> bytes | None:
-    """Return all that the child wrote, or None when the deadline passed first."""
+    """Read until the child closes the pipe; return None at the deadline (monotonic seconds)."""
     data = b""
     while (left := deadline - time.monotonic()) > 0:
         if select.select([reader], [], [], left)[0]:

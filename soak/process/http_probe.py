@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Asks whether the exporter still answers, without ever holding up whoever asks."""
+"""Health checks of the exporter over HTTP, without blocking the caller."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 ASK_SECONDS: Final = 2.0
 ANSWER_SECONDS: Final = 10.0
-# Any HTTP answer shows that the server moves, be it one that asks for a password.
+# Any HTTP response shows that the server runs, including 401.
 _ANSWER: Final = b"HTTP/"
 _REQUEST: Final = b"GET /-/healthy HTTP/1.0\r\nHost: exporter\r\nConnection: close\r\n\r\n"
 _CHUNK: Final = 4096
@@ -24,7 +24,7 @@ _UNDER_WAY: Final = frozenset({0, errno.EINPROGRESS})
 
 
 class ExporterProbe:
-    """One question at a time over a socket that does not block, moved on by `poll`."""
+    """At most one request in flight, on a nonblocking socket that `poll` drives."""
 
     def __init__(
         self,
@@ -35,13 +35,13 @@ class ExporterProbe:
         answer_seconds: float = ANSWER_SECONDS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Ask every `ask_seconds`; what has not been answered in `answer_seconds` is given up.
+        """Send a request every `ask_seconds`; abandon one after `answer_seconds` without a response.
 
-        The name of the host is looked up here, once, because that may take long. An address that
-        stands for all of a machine's (0.0.0.0, ::) is asked on loopback, as Linux connects it.
+        The constructor resolves the host name, once, because that may block. Linux connects a wildcard
+        address (0.0.0.0, ::) to loopback.
 
         Raises:
-            UsageError: the name of the host is not known.
+            UsageError: the host name cannot be resolved.
         """
         self._family, self._address = _look_up(host, port)
         self._ask_seconds = ask_seconds
@@ -55,18 +55,18 @@ class ExporterProbe:
         self.complaint = ""
 
     def poll(self) -> int:
-        """Do what can be done at once, and return how many questions have been answered so far."""
+        """Advance the request without blocking; return the number of responses so far."""
         now = self._clock()
         try:
             if self._socket is None:
                 if now >= self._next:
                     self._ask(now)
             elif now - self._asked >= self._answer_seconds:
-                self._end(f"it gave no answer within {self._answer_seconds:g} s")
+                self._end(f"no response within {self._answer_seconds:g} s")
             else:
-                self._go_on(self._socket)
+                self._advance(self._socket)
         except BlockingIOError:
-            pass  # nothing more can be done at once: the next poll goes on here
+            pass  # the socket would block: the next poll continues
         except OSError as error:
             self._end(error.strerror or str(error))
         return self.answers
@@ -85,18 +85,18 @@ class ExporterProbe:
         if number not in _UNDER_WAY:
             raise OSError(number, os.strerror(number))
 
-    def _go_on(self, connection: socket.socket) -> None:
-        # While it is still connecting this is BlockingIOError; where it could not, the reason.
+    def _advance(self, connection: socket.socket) -> None:
+        # send() raises BlockingIOError while connecting, and the error of a failed connect.
         while self._unsent:
             self._unsent = self._unsent[connection.send(self._unsent, socket.MSG_NOSIGNAL) :]
-        # Read to the end, so that the server does not see its answer thrown away.
+        # Read to the end: closing a socket with unread data would reset the connection.
         while data := connection.recv(_CHUNK):
             self._received = (self._received + data)[:_CHUNK]
         if self._received.startswith(_ANSWER):
             self.answers += 1
             self._end("")
         else:
-            self._end("the answer is no HTTP")
+            self._end("the response is not HTTP")
 
     def _end(self, complaint: str) -> None:
         self.complaint = complaint
@@ -108,6 +108,6 @@ def _look_up(host: str, port: int) -> tuple[socket.AddressFamily, Any]:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except OSError as error:
         raise UsageError(
-            f"The exporter cannot be watched at {host} port {port}: {error.strerror}."
+            f"Cannot resolve the exporter's address {host} port {port}: {error.strerror}."
         ) from error
     return family, address

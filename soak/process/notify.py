@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Tells the service manager how this process is, as sd_notify(3) does, with the standard library.
+"""Notify the service manager as sd_notify(3) does, with the standard library alone.
 
-Where no service manager listens, nothing is told. Nothing here ever blocks.
+Without a service manager the functions do nothing. None of them blocks.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ _LOG: Final[structlog.typing.FilteringBoundLogger] = structlog.get_logger()
 
 
 class Notifier:
-    """Sends datagrams to the service manager. One that cannot be sent is logged, once."""
+    """Sends datagrams to the service manager; logs each new error once."""
 
     def __init__(self, address: str | None) -> None:
-        """Take a path, or a name in the abstract namespace after an `@`; None tells nobody.
+        """Open a socket for `address`: a path, or `@` and an abstract name; None disables sending.
 
         Raises:
             UsageError: the address is neither.
         """
-        self._complaint = ""
+        self._last_error = ""
         self._socket: socket.socket | None = None
         self._address = ""
         if address is None:
@@ -45,7 +45,7 @@ class Notifier:
         if address[:1] not in {"/", "@"} or len(address) == 1:
             raise UsageError(
                 f"{_SOCKET} is {address!r}, expected an absolute path or '@' and a name: unset it "
-                f"where no service manager listens."
+                f"outside a service manager."
             )
         self._address = "\0" + address[1:] if address.startswith("@") else address
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
@@ -55,34 +55,34 @@ class Notifier:
         return cls(environment.get(_SOCKET))
 
     def ready(self, status: str) -> bool:
-        """Say that the service is up, and that this is its process."""
+        """Report the service as started, with this process as its main process."""
         return self.send(READY="1", MAINPID=str(os.getpid()), STATUS=status)
 
     def status(self, text: str) -> bool:
         return self.send(STATUS=text)
 
     def feed(self) -> bool:
-        """Feed the watchdog: without this, the service manager ends the service in time."""
+        """Reset the service manager's watchdog timer."""
         return self.send(WATCHDOG="1")
 
     def stopping(self, status: str) -> bool:
         return self.send(STOPPING="1", STATUS=status)
 
     def send(self, **assignments: str) -> bool:
-        """Send assignments in one datagram; False when nobody was told."""
+        """Send assignments in one datagram; return whether it was sent."""
         if self._socket is None:
             return False
-        # A line is an assignment, so a text has one line.
+        # Each line is one assignment, so a value must not contain newlines.
         lines = [f"{name}={' '.join(text.splitlines())}" for name, text in assignments.items()]
         data = "\n".join(lines).encode(errors="replace")
         try:
             self._socket.sendto(data, socket.MSG_NOSIGNAL, self._address)
         except OSError as error:
-            if self._complaint != str(error):
-                _LOG.warning("the service manager cannot be notified", reason=str(error))
-            self._complaint = str(error)
+            if self._last_error != str(error):
+                _LOG.warning("cannot notify the service manager", reason=str(error))
+            self._last_error = str(error)
             return False
-        self._complaint = ""
+        self._last_error = ""
         return True
 
     def close(self) -> None:
@@ -98,30 +98,28 @@ class Notifier:
 
 
 def watchdog_seconds(environment: Mapping[str, str] = os.environ, pid: int | None = None) -> float | None:
-    """Return after how many seconds without a feed the service manager ends this process.
+    """Return the watchdog timeout in seconds, or None if the service manager does not watch `pid`.
 
-    None where it watches nobody, or another process than `pid` (by default this one), as
-    sd_watchdog_enabled(3) decides it.
+    `pid` defaults to this process; the rules are those of sd_watchdog_enabled(3).
 
     Raises:
-        UsageError: the environment says something that cannot be meant.
+        UsageError: WATCHDOG_USEC or WATCHDOG_PID is malformed.
     """
     text = environment.get(_WATCHDOG_USEC)
     if text is None:
         return None
-    whose = environment.get(_WATCHDOG_PID)
-    if whose is not None and _number(_WATCHDOG_PID, whose) != (os.getpid() if pid is None else pid):
+    watched = environment.get(_WATCHDOG_PID)
+    if watched is not None and _number(_WATCHDOG_PID, watched) != (os.getpid() if pid is None else pid):
         return None
     return _number(_WATCHDOG_USEC, text) / _USEC_PER_SECOND
 
 
 def _number(name: str, text: str) -> int:
-    # More digits than the largest number has are refused, as int() refuses thousands of them.
-    meant = _NUMBER.fullmatch(text) and len(text) <= len(str(_USEC_INFINITY))
-    number = int(text) if meant else 0
+    # Check the length first: int() raises for thousands of digits.
+    valid = _NUMBER.fullmatch(text) and len(text) <= len(str(_USEC_INFINITY))
+    number = int(text) if valid else 0
     if not 0 < number < _USEC_INFINITY:
         raise UsageError(
-            f"{name} is {text!r}, expected a whole number above 0: unset it where no service "
-            f"manager watches."
+            f"{name} is {text!r}, expected a whole number above 0: unset it outside a service manager."
         )
     return number

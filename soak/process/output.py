@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What the program prints: nobody who reads it, or stops reading, has a say in what a run does.
+"""Output to the standard streams that never fails a run.
 
-A reader that goes away, a full disk behind a redirection, or a stream that was closed costs the output
-and nothing else: the exit code stays the verdict's.
+A closed pipe, a full disk behind a redirection or a closed stream loses the output and nothing else: the
+exit code remains that of the verdict.
 """
 
 from __future__ import annotations
@@ -25,30 +25,30 @@ _STANDARD_STREAMS: Final = (0, 1, 2)
 
 
 def open_standard_streams() -> None:
-    """Have the three standard streams, for whoever started this program without one of them.
+    """Open each closed standard stream on /dev/null.
 
-    The next file that is opened would take its number, and be written to as if it was that stream.
-    What a stream's encoding lacks is written as an escape: names of files need not be UTF-8.
+    Otherwise the next file opened would get its descriptor, and the program would print into that file.
+    The streams escape characters outside their encoding, because file names need not be UTF-8.
     """
     for number in _STANDARD_STREAMS:
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # it takes the lowest number that is free, which is this one
+            os.open(os.devnull, os.O_RDWR)  # the lowest free descriptor is this one
     if sys.stdout is None:
         sys.stdout = Path("/dev/fd/1").open("w")  # noqa: SIM115 - open as long as the program runs
     if sys.stderr is None:
         sys.stderr = Path("/dev/fd/2").open("w")  # noqa: SIM115 - the same
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            with suppress(OSError, ValueError):  # it was closed, or is no file any more
+            with suppress(OSError, ValueError):  # the stream is closed
                 stream.reconfigure(errors="backslashreplace")
 
 
 def put(text: str, stream: TextIO | None = None) -> bool:
-    """Write to a stream, which is standard output where none is given, and flush it.
+    """Write `text` to `stream`, by default standard output, and flush it.
 
-    False where it takes nothing any more; what comes later goes nowhere.
+    Return False if that fails; later output to the stream is discarded.
     """
     stream = stream or sys.stdout
     encoding = stream.encoding or "utf-8"
@@ -62,12 +62,12 @@ def put(text: str, stream: TextIO | None = None) -> bool:
 
 
 def complain(text: str) -> bool:
-    """Write a line to standard error, as `put` does."""
+    """Write a line to standard error; see `put`."""
     return put(f"{text}\n", sys.stderr)
 
 
 def done_when_unread(work: Callable[_Arguments, int]) -> Callable[_Arguments, int]:
-    """Make a command that prints by other means succeed when nobody reads what it shows any more."""
+    """Make a command that prints without `put` succeed when its reader closes the pipe."""
 
     @wraps(work)
     def shown(*arguments: _Arguments.args, **named: _Arguments.kwargs) -> int:
@@ -81,9 +81,9 @@ def done_when_unread(work: Callable[_Arguments, int]) -> Callable[_Arguments, in
 
 
 def _give_up(stream: TextIO) -> None:
-    """Lead a stream nowhere: what waits in it would be tried again at the end of the program."""
+    """Redirect a stream to /dev/null: Python would flush its buffer again at exit, and fail."""
     with suppress(OSError, ValueError):
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, stream.fileno())
-        os.close(nowhere)
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)
         stream.flush()

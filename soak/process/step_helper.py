@@ -1,9 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Helper processes that go through several steps, each when it is told to.
-
-As with other helpers, whatever such a process waits for, the one that tells it has a deadline, and ends
-it by its own id.
-"""
+"""Helper processes that run several steps, each on request and with a deadline."""
 
 from __future__ import annotations
 
@@ -27,10 +23,10 @@ _REAPS: Final = 100
 
 
 class StepHelper:
-    """A process that runs a generator: each `tell` has it go on to the next `yield`.
+    """A process that runs a generator: each `tell` resumes it until its next `yield`.
 
-    What is yielded must be a JSON value; `answer` returns it. `close` kills the process, and with it
-    goes all that it holds.
+    `answer` returns the yielded value, which must be a JSON value. `close` kills the process, which
+    releases everything that it holds.
     """
 
     def __init__(self, body: Callable[[], Iterator[Any]]) -> None:
@@ -47,10 +43,10 @@ class StepHelper:
         self._open = True
 
     def tell(self) -> None:
-        """Have the process take its next step, without waiting for it.
+        """Start the next step, without waiting for it.
 
         Raises:
-            HelperError: it has ended.
+            HelperError: the process has ended.
         """
         try:
             os.write(self._commands, b"!")
@@ -58,7 +54,7 @@ class StepHelper:
             raise HelperError("a helper died between two steps") from None
 
     def answer(self, seconds: float = 0.0) -> Any:  # noqa: ANN401 - any JSON value
-        """Return what the step has yielded, or None where it has not within `seconds`.
+        """Return the value that the step yielded, or None if it did not within `seconds`.
 
         Raises:
             HelperError: the step raised, or the process died.
@@ -79,7 +75,7 @@ class StepHelper:
         return value
 
     def step(self, seconds: float) -> Any:  # noqa: ANN401 - any JSON value
-        """Have the process take its next step and return what that yields.
+        """Run the next step and return the value that it yields.
 
         Raises:
             HelperError: the step raised, took longer than `seconds`, or the process died.
@@ -87,11 +83,11 @@ class StepHelper:
         self.tell()
         value = self.answer(seconds)
         if value is None:
-            raise HelperError(f"a helper did not take its step within {seconds:g} s")
+            raise HelperError(f"a helper did not complete its step within {seconds:g} s")
         return value
 
     def close(self) -> bool:
-        """Kill the process and say whether it died of that; one in state D is left behind."""
+        """Kill the process; return False if it is in state D and stays."""
         if not self._open:
             return True
         self._open = False
@@ -111,7 +107,7 @@ def _be_helper(body: Callable[[], Iterator[Any]], commands: int, answers: int, p
     while os.read(commands, 1):
         try:
             answer = ["done", next(steps)]
-        except Exception as error:  # noqa: BLE001 - whatever it was, the parent tells it
-            told = "".join(traceback.format_exception_only(error)).strip()
-            answer = ["raised", told]
+        except Exception as error:  # noqa: BLE001 - the parent raises it as HelperError
+            message = "".join(traceback.format_exception_only(error)).strip()
+            answer = ["raised", message]
         os.write(answers, json.dumps(answer).encode() + b"\n")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Feeds the service manager's watchdog, and only while everything that must move does."""
+"""Feed the service manager's watchdog as long as every monitored component makes progress."""
 
 from __future__ import annotations
 
@@ -13,19 +13,18 @@ if TYPE_CHECKING:
 
     from soak.process.notify import Notifier
 
-# Shares of the time after which the service manager ends a service that was not fed. It is fed
-# at half of that, as sd_watchdog_enabled(3) recommends; who has not moved by then is named a little
-# later, because what moves in steps (samples come every ten seconds) may be about to.
+# Fractions of the watchdog timeout. sd_watchdog_enabled(3) recommends to feed at half of it. A source
+# without progress is reported later, because some advance in steps (a sample every ten seconds).
 _FEED: Final = 0.5
 _COMPLAIN: Final = 0.75
 _LOG: Final[structlog.typing.FilteringBoundLogger] = structlog.get_logger()
 
 
 class Watchdog:
-    """Asked at each beat; feeds when, since it last did, every one of its sources has moved.
+    """Feeds the watchdog when every source has advanced since the last feed.
 
-    A source is a name and a call that returns a number which grows while it moves. The call must
-    not block. It is made at every beat, so it may also drive what it counts.
+    A source is a name and a function that returns a growing progress counter. Each `beat` calls it, so
+    it must not block, and may also drive the work that it counts.
     """
 
     def __init__(
@@ -36,9 +35,10 @@ class Watchdog:
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Take the seconds after which the service manager loses its patience; None: nobody watches.
+        """Start with the current counters.
 
-        No source may rest for longer than half of them.
+        `seconds` is the watchdog timeout, None without a watchdog. Every source must advance at least
+        once in half of it.
         """
         self._notifier = notifier
         self._seconds = seconds
@@ -51,17 +51,17 @@ class Watchdog:
 
     @property
     def resting(self) -> tuple[str, ...]:
-        """The sources for which a feed is overdue; empty while all is well."""
+        """The sources without progress that hold back an overdue feed."""
         return self._resting
 
     def say(self, status: str) -> None:
-        """Tell the service manager how the service is; while something rests, that is told."""
+        """Set the status that the service manager shows, unless a source rests."""
         self._status = status
         if not self._resting:
             self._notifier.status(status)
 
     def beat(self) -> None:
-        """Look at every source, and feed when it is time and all have moved."""
+        """Read every source; feed the watchdog when it is time and all have advanced."""
         if self._seconds is None:
             return
         values = {name: read() for name, read in self._sources.items()}
@@ -73,7 +73,7 @@ class Watchdog:
             self._feed(values)
         elif since >= self._seconds * _COMPLAIN and resting != self._resting:
             self._resting = resting
-            text = f"{' and '.join(resting)} did not move for {since:.0f} s: not feeding the watchdog"
+            text = f"no progress of {' and '.join(resting)} for {since:.0f} s: not feeding the watchdog"
             _LOG.error(text, resting=resting)
             self._notifier.status(text)
 
@@ -83,6 +83,6 @@ class Watchdog:
         self._fed = self._clock()
         self._marks = dict(values)
         if self._resting:
-            _LOG.info("the watchdog is fed again", rested=self._resting)
+            _LOG.info("feeding the watchdog again", rested=self._resting)
             self._resting = ()
             self._notifier.status(self._status)

@@ -95,7 +95,7 @@ class _Patience:
         helper.tell()
         value = yield from self.wait(MAKING_SECONDS, helper.answer)
         if value is None:
-            raise HelperError(f"a helper did not take its step within {MAKING_SECONDS:g} s")
+            raise HelperError(f"a helper did not complete its step within {MAKING_SECONDS:g} s")
         return value
 
 
