@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Memory under test: found, checked and mapped. The supervisor opens regions, workers map them."""
+"""Find, check and map memory under test. The supervisor opens regions, workers map them."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ Region = DeviceDaxRegion | FsDaxRegion | AnonymousRegion
 
 
 def examine_region(section: RegionSection) -> Region:
-    """Find and check the region that a configuration names; nothing is made for it.
+    """Find and check a configured region, without creating anything.
 
     Raises:
-        UsageError: it is not there, must not be used, or is not what the configuration says.
+        UsageError: it does not exist, is in use, or does not match the configuration.
     """
     match section.kind:
         case RegionKind.DEVICE_DAX:
@@ -43,33 +43,33 @@ def examine_region(section: RegionSection) -> Region:
 
 
 def check_apart(regions: Sequence[Region]) -> None:
-    """Refuse regions that share pages: each would count what the other holds.
+    """Refuse regions that share pages: each would count the other's references.
 
-    Files of one file system share its pages, whatever directory they lie in.
+    Directories of one file system share its pages.
 
     Raises:
-        UsageError: names the two.
+        UsageError: two regions share pages.
     """
     for one, other in combinations(regions, 2):
         if one.pages is not None and other.pages is not None and one.pages.meets(other.pages):
             raise UsageError(
-                f"The regions {one.name!r} and {other.name!r} lie on the same memory, so what one holds "
-                f"would look like a leak of the other: give each a device or a file system of its own."
+                f"The regions {one.name!r} and {other.name!r} lie on the same memory, so references of "
+                f"one would count as leaks of the other: give each its own device or file system."
             )
 
 
 def open_regions(
     sections: Sequence[RegionSection], make_directory: Callable[[Path], Path]
 ) -> list[Region]:
-    """Check all regions, and make the files of those that have some.
+    """Check all regions, and create the files of fs-dax regions.
 
-    `make_directory` makes the directories of the files, remembers them, and returns their real paths.
-    What workers of a supervisor that died still use is waited for a moment: they are ending, too.
+    `make_directory` creates and records a directory, and returns its real path. A region in use is
+    retried for a few seconds, because workers of a killed supervisor may still be exiting.
 
     Raises:
-        UsageError: one cannot be used.
+        UsageError: a region cannot be used.
     """
-    regions = [_patiently(examine_region, section) for section in sections]
+    regions = [_retried(examine_region, section) for section in sections]
     check_apart(regions)
     return [
         region.prepare(make_directory) if isinstance(region, FsDaxRegion) else region
@@ -77,7 +77,7 @@ def open_regions(
     ]
 
 
-def _patiently(act: Callable[[_A], _R], argument: _A) -> _R:
+def _retried(act: Callable[[_A], _R], argument: _A) -> _R:
     deadline = time.monotonic() + _ENDING_SECONDS
     while True:
         try:

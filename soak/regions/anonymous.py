@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Anonymous memory: the control that tells "vfio is broken" from "DAX is broken"."""
+"""Anonymous memory: the control that separates broken vfio from broken DAX."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _DEFAULT_SIZE = 16 << 20
 
 @dataclass(frozen=True)
 class AnonymousRegion:
-    """Private memory of each worker; its pages belong to no device, so nobody sweeps them."""
+    """Private memory of each worker. It has no device pages, so the leak detector skips it."""
 
     name: str
     size: int
@@ -31,7 +31,7 @@ class AnonymousRegion:
         return cls(section.name, -(-size // PAGE_SIZE) * PAGE_SIZE)
 
     def map(self) -> Mapping:
-        """Map the region; huge pages are refused so that one page is one page."""
+        """Map the region without transparent huge pages, so that each page counts as one."""
         mapping = Mapping(self.size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS)
         mapping.advise(MADV_NOHUGEPAGE)
         return mapping

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Device DAX: a character device whose pages are the memory itself (drivers/dax/)."""
+"""Device DAX: a character device that maps its memory directly (drivers/dax/)."""
 
 from __future__ import annotations
 
@@ -36,11 +36,12 @@ class DeviceDaxRegion:
 
     @classmethod
     def find(cls, section: RegionSection) -> DeviceDaxRegion:
-        """Find the device and check that it may be used.
+        """Find the device and check that it is usable.
 
         Raises:
-            UsageError: it is no device-dax, is used as system RAM or by another process, or is too
-                small.
+            UsageError: it is not a device-dax, is online as system RAM, is too small, or does not have
+                the configured alignment.
+            InUseError: another process has it open or mapped.
         """
         device = _device(section)
         path = Path(section.path)
@@ -51,22 +52,21 @@ class DeviceDaxRegion:
         alignment = device.alignment
         if section.alignment not in {0, alignment}:
             raise UsageError(
-                f"The region {section.name!r} should be aligned to {section.alignment} bytes, and "
-                f"{path} is to {alignment}: make the namespace with 'ndctl create-namespace "
-                f"--mode=devdax --align={section.alignment}', or leave the alignment out."
+                f"The region {section.name!r} has alignment {section.alignment}, but {path} has "
+                f"{alignment}: create the namespace with 'ndctl create-namespace --mode=devdax "
+                f"--align={section.alignment}', or omit the alignment."
             )
         size = section.size or device.size
         if size > device.size or size % alignment:
             raise UsageError(
-                f"The region {section.name!r} should use {size} bytes of {path}, which has "
-                f"{device.size}: give a multiple of its alignment {alignment}, or no size for all of "
-                f"it."
+                f"The region {section.name!r} has size {size}, but {path} has {device.size} bytes of "
+                f"alignment {alignment}: choose a multiple of the alignment that fits, or omit the size."
             )
         pages = PageSpan(device.resource // PAGE_SIZE, size // PAGE_SIZE, alignment // PAGE_SIZE)
         return cls(section.name, path, size, alignment, pages, section.recyclable)
 
     def map(self) -> Mapping:
-        """Map the region shared; device DAX refuses everything else (dev_dax check_vma())."""
+        """Map the region shared; device DAX rejects private mappings (check_vma(), drivers/dax/)."""
         descriptor = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
         try:
             return Mapping(self.size, PROT_READ | PROT_WRITE, MAP_SHARED, descriptor)
@@ -75,60 +75,59 @@ class DeviceDaxRegion:
 
 
 def mode_problem(device: DaxDevice) -> str:
-    """Say why a device has no device file to map and what to do, or nothing where it has one."""
+    """Return why a device cannot be mapped and what to do, or an empty string if it can."""
     if device.driver == SYSTEM_RAM_DRIVER:
         return (
-            f"this machine uses it as system RAM; give it back with "
-            f"'daxctl reconfigure-device --mode=devdax {device.name}' first"
+            f"it is online as system RAM; run 'daxctl reconfigure-device --mode=devdax {device.name}' "
+            f"first"
         )
     if device.driver != DEVICE_DRIVER:
         return (
-            f"no driver has it; 'daxctl reconfigure-device --mode=devdax {device.name}' gives it "
-            f"to device_dax"
+            f"it has no driver; 'daxctl reconfigure-device --mode=devdax {device.name}' binds device_dax"
         )
     return ""
 
 
 def use_problem(device: DaxDevice) -> str:
-    """Say who else uses a device and what to do, or nothing where nobody does.
+    """Return which processes use a device and what to do, or an empty string if it is free.
 
-    The kernel lets any number of processes open one, so they are asked one by one.
+    Device DAX has no exclusive open, so this examines every process.
     """
 
-    def ask() -> tuple[str, str]:
+    def find_users() -> tuple[str, str]:
         return openers([Device("c", device.number)], but=(os.getpid(), os.getppid())).texts()
 
     try:
-        users, hidden = in_helper(ask, _SECONDS)
+        users, hidden = in_helper(find_users, _SECONDS)
     except HelperError as error:
-        return f"its users cannot be read ({error})"
+        return f"its users cannot be determined ({error})"
     if users:
-        return f"it is in use by {users}; end that first"
+        return f"it is in use by {users}; stop that first"
     if hidden:
-        return f"whether {hidden} uses it cannot be read; run this as root"
+        return f"cannot determine whether {hidden} uses it; run this as root"
     return ""
 
 
 def _device(section: RegionSection) -> DaxDevice:
-    """Find a device by its device file; one that is system RAM has none, and is known by its name."""
+    """Find a device by device file, or by name if it is system RAM and has no device file."""
     path = Path(section.path)
     devices = dax_devices()
     try:
-        asked = Device.of(path.stat())
+        named = Device.of(path.stat())
     except FileNotFoundError:
         for device in devices:
             if path == Path("/dev") / device.name:
                 return device
-        asked = None
+        named = None
     except OSError as error:
         raise UsageError(
             f"The region {section.name!r} cannot be used: {path}: {error.strerror}."
         ) from None
     for device in devices:
-        if asked == Device("c", device.number):
+        if named == Device("c", device.number):
             return device
-    missing = "" if path.exists() else " not there, or"
+    found = "is not a device-dax" if path.exists() else "does not exist"
     raise UsageError(
-        f"The region {section.name!r} is {path}, which is{missing} no device-dax: 'dax-soak check' "
-        f"shows those of this machine."
+        f"The region {section.name!r} is {path}, which {found}: 'dax-soak check' lists the devices of "
+        f"this machine."
     )

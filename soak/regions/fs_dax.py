@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Files on a file system with DAX: their pages are the blocks of the device.
+"""Files on a DAX file system: their pages are the blocks of the device.
 
-The region is a directory of the soak's own on that file system, with files of equal size. Workers see
-them as one span of addresses, one file behind the other.
+The region is a directory that the soak creates on that file system, with files of equal size. Workers
+map them as one contiguous span of addresses.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from soak.config.sections import RegionSection
 
 FILE_SIZE: Final = 8 << 20
-# A file of a trial is never longer; it is made anew and written in part for each one.
+# The maximum size of a trial's file, which each trial creates and partly writes.
 TRIAL_FILE_SIZE: Final = 4 << 20
 _DIRECTORY: Final = "dax-soak-{name}"
 _DEFAULT_SIZE: Final = 64 << 20
@@ -37,7 +37,7 @@ _FILL: Final = b"\xa5" * (1 << 20)
 
 @dataclass(frozen=True)
 class FsDaxRegion:
-    """`size // FILE_SIZE` files in a directory that the soak makes, and removes at the end."""
+    """`size // FILE_SIZE` files in a directory that the soak creates, and removes at the end."""
 
     name: str
     directory: Path
@@ -49,18 +49,18 @@ class FsDaxRegion:
 
     @classmethod
     def examine(cls, section: RegionSection) -> FsDaxRegion:
-        """Check that the region can be had; nothing is left behind, and there are no files yet.
+        """Check that the region can be created, without creating it.
 
         Raises:
-            UsageError: the directory is not there, is not on a DAX file system, the device's
-                physical place cannot be told, or the files would lie in a directory of somebody else.
+            UsageError: the parent directory does not exist, is not on a DAX file system of a pmem
+                namespace with struct pages, lacks space, or already has a directory of that name.
         """
         parent = Path(section.path)
         size = section.size or _DEFAULT_SIZE
         if size % FILE_SIZE:
             raise UsageError(
-                f"The region {section.name!r} should have {size} bytes: give a multiple of the "
-                f"file size {FILE_SIZE}."
+                f"The region {section.name!r} has size {size}, expected a multiple of the file size "
+                f"{FILE_SIZE}."
             )
         try:
             pages = _device_pages(section)
@@ -74,16 +74,16 @@ class FsDaxRegion:
             ) from None
         if room < size:
             raise UsageError(
-                f"The region {section.name!r} should have {size} bytes, and {parent} has room for "
-                f"{room}: give it a smaller size."
+                f"The region {section.name!r} has size {size}, but {parent} has only {room} bytes free: "
+                f"free some space or reduce the size."
             )
         return cls(section.name, directory, size, pages, disk=device_number(section.path))
 
     def prepare(self, make_directory: Callable[[Path], Path]) -> FsDaxRegion:
-        """Have the directory made and fill the files; return the region with the directory's real path.
+        """Create the directory and its files; return the region with the directory's real path.
 
         Raises:
-            UsageError: the directory cannot be made or filled.
+            UsageError: the directory or a file cannot be written.
         """
         region = replace(self, directory=make_directory(self.directory))
         try:
@@ -96,24 +96,24 @@ class FsDaxRegion:
         return region
 
     def paths(self) -> list[Path]:
-        """Return the files, in the order in which they are mapped."""
+        """Return the files in the order of their addresses."""
         return [self.directory / f"file-{index:02}" for index in range(self.size // FILE_SIZE)]
 
     def trial_path(self, place: int, generation: int) -> Path:
-        """Return a file that is none of `paths` and belongs to one pair of workers.
+        """Return the file of one pair of trial workers; never one of `paths`.
 
-        `place` counts on from the last of `paths`. A file that was given up is never touched again:
-        the next `generation` has another.
+        `place` continues the numbering of `paths`. An abandoned file is never touched again: the next
+        `generation` gets a new one.
         """
         return self.directory / f"trial-{place:02}-{generation}"
 
     def canary_path(self, name: str) -> Path:
-        """Return a file for a fault that the soak makes itself: none of the others."""
+        """Return the file of a canary; never one of the other files."""
         return self.directory / f"canary-{name}"
 
     def map(self) -> Mapping:
-        """Map all files, one behind the other."""
-        # One reservation keeps the addresses together; each file then takes its part of it.
+        """Map all files contiguously."""
+        # Reserve the whole span, then map each file over its part.
         mapping = Mapping.reserve(self.size)
         for index, path in enumerate(self.paths()):
             descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
@@ -131,7 +131,7 @@ class FsDaxRegion:
 
 
 def _fill(path: Path) -> None:
-    """Write a file whole: an unwritten extent would pin the zero page, not DAX memory."""
+    """Write the whole file: a pin of an unwritten extent takes the zero page, not DAX memory."""
     with path.open("wb") as file:
         for _ in range(FILE_SIZE // len(_FILL)):
             file.write(_FILL)
@@ -140,13 +140,13 @@ def _fill(path: Path) -> None:
 def _check_absent(directory: Path) -> None:
     if os.path.lexists(directory):
         raise UsageError(
-            f"{directory} exists, and the region would have its files there: 'dax-soak restore' removes "
-            f"what a soak left behind; move anything else away, or give the region another name."
+            f"{directory} exists, but the soak creates that directory for the region: 'dax-soak restore' "
+            f"removes leftovers of a soak; move anything else away, or rename the region."
         )
 
 
 class Sized(Protocol):
-    """Anything that has the kind and the size of a region."""
+    """Kind and size of a region."""
 
     @property
     def kind(self) -> RegionKind: ...
@@ -155,23 +155,23 @@ class Sized(Protocol):
 
 
 def file_count(region: Sized) -> int:
-    """Return how many files a region consists of."""
+    """Return the number of files of a region: 0 for other kinds than fs-dax."""
     return region.size // FILE_SIZE if region.kind is RegionKind.FS_DAX else 0
 
 
 def first_files(regions: Sequence[Sized]) -> list[int]:
-    """Number the files of all regions through, and return the number of each region's first."""
+    """Number the files of all regions consecutively; return the first number of each region."""
     return [0, *accumulate(file_count(region) for region in regions)][:-1]
 
 
 def _check_dax(section: RegionSection) -> None:
-    """Ask a file without a name whether files of this directory are DAX; it is gone afterwards."""
+    """Check with an unnamed file (O_TMPFILE) that new files in the directory use DAX."""
     try:
         probe = os.open(section.path, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
     except OSError as error:
         if error.errno not in {errno.EOPNOTSUPP, errno.EISDIR}:
             raise
-        dax = False  # no file system with DAX lacks files without a name
+        dax = False  # every file system with DAX supports O_TMPFILE
     else:
         try:
             dax = is_dax(probe)
@@ -185,11 +185,11 @@ def _check_dax(section: RegionSection) -> None:
 
 
 def _device_pages(section: RegionSection) -> PageSpan:
-    """Find the physical pages of the file system's device: the namespace below its disk."""
+    """Return the physical pages of the pmem namespace below the file system."""
     namespace = pmem_namespace(device_number(section.path))
     if namespace is None or not namespace.size:
         raise UsageError(
-            f"The region {section.name!r} is {section.path}, which does not lie on a pmem "
-            f"namespace with pages of its own (fsdax mode): 'dax-soak check' shows what there is."
+            f"The region {section.name!r} is {section.path}, which does not lie on a pmem namespace in "
+            f"fsdax mode: 'dax-soak check' lists the namespaces of this machine."
         )
     return PageSpan(namespace.resource // PAGE_SIZE, namespace.size // PAGE_SIZE, 1)

@@ -11,12 +11,12 @@ PAGE_SIZE: Final = 4096  # x86-64 has no other base page
 
 @dataclass(frozen=True)
 class PageSpan:
-    """Pages from frame number `first` on, whose folios start at multiples of `folio_pages`."""
+    """`count` pages from page frame `first`; folios are aligned to `folio_pages` pages."""
 
     first: int
     count: int
     folio_pages: int
 
     def meets(self, other: PageSpan) -> bool:
-        """Say whether the two have a page in common."""
+        """Return whether the two spans overlap."""
         return self.first < other.first + other.count and other.first < self.first + self.count

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Block devices that memory is moved to and from: only those that hold nothing, or are a soak's.
+"""Block devices for O_DIRECT transfers: only empty ones, or ones that a soak has marked.
 
-A soak leaves its mark in the first block and moves memory behind it. What has neither zeros nor that
-mark at its ends holds data that no soak wrote: file systems, partition tables, RAID and LVM all keep
-theirs there (btrfs 64 KiB from the beginning, ZFS and md also before the end).
+A soak writes a mark to the first block, and transfers data behind it. A disk whose first and last
+256 KiB are neither zero nor marked holds foreign data: file systems, partition tables, RAID and LVM keep
+their metadata there (btrfs 64 KiB from the beginning, ZFS and md also before the end).
 """
 
 from __future__ import annotations
@@ -21,31 +21,31 @@ if TYPE_CHECKING:
     from collections.abc import Collection
     from pathlib import Path
 
-# Where transfers begin: a multiple of every logical block size.
+# Offset of transfers: a multiple of every logical block size.
 DATA_OFFSET: Final = 4096
 _MARK: Final = b"dax-soak moves memory to and from this disk\n"
 _EXAMINED: Final = 256 << 10
-# As long as the longest transfer, behind the mark.
+# The mark, and the longest transfer.
 _SMALLEST: Final = DATA_OFFSET + (2 << 20)
 _SECONDS: Final = 20.0
 
 
 def contents_problem(path: Path) -> str:
-    """Say why what a disk holds must not be overwritten, or nothing where it may be.
+    """Return why a disk must not be overwritten, or an empty string if it may be.
 
-    Nothing is written. A disk may hang, so a helper reads it.
+    This only reads, in a helper because the disk may hang.
     """
     try:
         return str(in_helper(partial(_problem, path), _SECONDS))
     except HelperError as error:
-        return f"what it holds cannot be read ({error})"
+        return f"its contents cannot be read ({error})"
 
 
 def mark_disks(paths: Collection[Path], run_id: str) -> None:
-    """Mark disks as a soak's, before anything else is written to them.
+    """Mark disks as a soak's, before any transfer.
 
     Raises:
-        UsageError: one cannot be written.
+        UsageError: a disk cannot be written.
     """
     for path in paths:
         try:
@@ -59,11 +59,11 @@ def _problem(path: Path) -> str:
     try:
         size = os.lseek(descriptor, 0, os.SEEK_END)
         if size < _SMALLEST:
-            return f"it has {size} bytes, and transfers take {_SMALLEST}"
+            return f"it has {size} bytes, but transfers need {_SMALLEST}"
         first = _read(descriptor, 0)
         if first.startswith(_MARK):
             return ""
-        # O_DIRECT wants whole blocks; a disk may end in the middle of one, and is read to its very end.
+        # O_DIRECT needs an aligned offset: round it up, the read then reaches the end of the disk.
         last = _read(descriptor, -((_EXAMINED - size) // DATA_OFFSET) * DATA_OFFSET)
     finally:
         os.close(descriptor)
@@ -73,7 +73,7 @@ def _problem(path: Path) -> str:
 
 
 def _read(descriptor: int, offset: int) -> bytes:
-    # A disk that keeps nothing (null_blk) leaves the memory as it is, which is new and zero.
+    # null_blk transfers nothing: the buffer keeps its zeros, and the disk counts as empty.
     buffer = Mapping(_EXAMINED, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS)
     try:
         number = read_into(descriptor, buffer.address, _EXAMINED, offset)
