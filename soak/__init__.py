@@ -1,4 +1,4 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""dax-soak: keeps asking a real kernel to keep its promises about DMA and DAX."""
+"""dax-soak continuously tests a real kernel's DMA and DAX guarantees."""
 
 __version__ = "0.1.0"

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The command `dax-soak`.
 
-What a subcommand needs is imported when it runs: in the guest of a lab, imports are what is slow.
+Each subcommand imports its modules when it runs, because imports are slow in an emulated guest.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code: 0 pass, 1 fail, 2 usage, 3 unknown, 70 a crash.
+    """Run the command and return its exit code: 0 pass, 1 fail, 2 usage, 3 unknown, 70 crash.
 
-    With `lab --bisect` they are those that `git bisect run` reads (see soak.model.exit_codes).
+    `lab --bisect` returns the codes of `git bisect run` (see soak.model.exit_codes).
     """
     open_standard_streams()
     words = sys.argv[1:] if arguments is None else arguments
     bisecting = is_bisecting(words)
-    # Commands that handle signals themselves, and callers in this process, keep what they have.
+    # Other commands install their own handlers, and callers in this process keep theirs.
     handling = arguments is None and words[:1] in (["lab"], ["bench"])
     if handling:
         interrupt_on_ending_signals()
@@ -54,28 +54,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UsageError as error:
         complain(f"dax-soak: {printable(str(error))}")
         return BISECT.usage if bisecting else PLAIN.usage
-    except Exception as error:  # noqa: BLE001 - told in full, and by an exit code of its own
+    except Exception as error:  # noqa: BLE001 - logged with its traceback, and a distinct exit code
         from soak.log import log_crash
 
         log_crash("dax-soak", error)
-        # Python's own exit code for it would tell that the kernel failed.
+        # Python's own exit code, 1, would mean that the kernel failed.
         return BISECT.crash if bisecting else PLAIN.crash
     finally:
         if handling:
-            # The exit code is decided: no signal may replace it while Python ends.
+            # From here on no signal may replace the exit code.
             ignore_ending_signals()
 
 
 def _check_working_directory() -> None:
-    """Refuse to work where no relative path means anything."""
+    """Refuse a deleted working directory, in which relative paths cannot be resolved."""
     try:
         Path.cwd()
     except OSError:
-        raise UsageError("The working directory is not there any more: change to one that is.") from None
+        raise UsageError("The working directory no longer exists: change to another one.") from None
 
 
 class _Parser(argparse.ArgumentParser):
-    """Tells a mistake in one sentence; the whole usage is for those who ask for help."""
+    """Reports a usage error in one sentence instead of printing the whole usage."""
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (see '{self.prog} --help')")
@@ -83,33 +83,32 @@ class _Parser(argparse.ArgumentParser):
 
 @functools.cache
 def make_parser() -> argparse.ArgumentParser:
-    """Return the parser of the whole command line."""
-    parser = _Parser(prog="dax-soak", description="Proves, on a real kernel, that DMA and DAX get along.")
+    parser = _Parser(prog="dax-soak", description="Tests a real kernel's DMA and DAX guarantees.")
     parser.add_argument("--version", action="version", version=f"dax-soak {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, options, work, meaning in (
         ("lab", take.lab, _lab, "boot a virtual machine and soak in it"),
         ("run", take.run, _run, "soak on this machine's own devices"),
-        ("check", take.check, _check, "print what this machine offers and what is missing"),
+        ("check", take.check, _check, "print what this machine offers and what it lacks"),
         ("exporter", take.exporter, _exporter, "serve the metrics of a run"),
-        ("bench", take.bench, _bench, "measure in the lab how fast the soak is"),
-        ("top", take.top, _top, "watch a run in the terminal"),
-        ("report", take.report, _report, "print what a run found"),
-        (PAUSE, take.newest, _say, "bring a running soak to rest, for work on the machine"),
-        (CONTINUE, take.newest, _say, "have a paused soak go on"),
-        (STOP, take.newest, _say, "end a running soak in order"),
-        ("plant", take.plant, _plant, "plant a fault in a lab's soak that is running"),
+        ("bench", take.bench, _bench, "measure the speed of the soak in the lab"),
+        ("top", take.top, _top, "show a live view of a run in the terminal"),
+        ("report", take.report, _report, "print the verdict and findings of a run"),
+        (PAUSE, take.newest, _request, "pause a running soak, for work on the machine"),
+        (CONTINUE, take.newest, _request, "resume a paused soak"),
+        (STOP, take.newest, _request, "stop a running soak"),
+        ("plant", take.plant, _plant, "plant a fault in a running lab"),
         ("install", take.install, _install, "write the systemd units"),
-        ("restore", take.nothing, _restore, "put back what a dead soak changed on this machine"),
-        ("expectations", take.nothing, _expectations, "print what a kernel owes"),
-        ("known-issues", take.nothing, _known_issues, "print the violations that are understood"),
-        ("faults", take.nothing, _faults, "print the faults that a lab can plant"),
+        ("restore", take.nothing, _restore, "undo the changes of a dead soak on this machine"),
+        ("expectations", take.nothing, _expectations, "print the kernel's expected behaviour"),
+        ("known-issues", take.nothing, _known_issues, "print the known issues"),
+        ("faults", take.nothing, _faults, "print the faults that the lab can plant"),
         ("scenarios", take.nothing, _scenarios, "print the mixes of operations"),
     ):
         command = commands.add_parser(name, help=meaning)
         options(command)
         command.set_defaults(work=work, word=name)
-    # Without a help it is not listed: it is not for users.
+    # Internal: a subcommand without help text is not listed.
     measuring = commands.add_parser("measure")
     take.measure(measuring)
     measuring.set_defaults(work=_measure)
@@ -215,7 +214,7 @@ def _install(options: argparse.Namespace) -> int:
     listen = options.exporter_listen or DEFAULT_LISTEN
     _, port = read_listen(listen)
     if port == 0:
-        raise UsageError("--exporter-listen needs a port above 0: a scraper has to know it.")
+        raise UsageError("--exporter-listen has port 0, expected a fixed port that a scraper can use.")
     return install(root=options.root, config=options.config, listen=listen, dry_run=options.dry_run)
 
 
@@ -241,7 +240,7 @@ def _report(options: argparse.Namespace) -> int:
     return PLAIN.verdicts[verdict.verdict]
 
 
-def _say(options: argparse.Namespace) -> int:
+def _request(options: argparse.Namespace) -> int:
     from soak.run_directory import find_run
     from soak.supervisor.control import say
 
@@ -267,7 +266,7 @@ def _restore(_options: argparse.Namespace) -> int:
     for one in settled:
         put(f"{one.summary}\n")
     if not settled:
-        put("There was nothing to put back.\n")
+        put("Nothing to restore.\n")
     return 1 if any(one.event == FAILED for one in settled) else 0
 
 

@@ -1,21 +1,21 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What can go wrong on the user's side, told in one sentence."""
+"""Errors that the user can fix."""
 
 
 class UsageError(Exception):
-    """Bad input or a missing prerequisite: printed as one sentence, exit code 2.
+    """Bad input or a missing prerequisite: the command prints it and exits with code 2.
 
-    The sentence names what was given, what was expected and what to do about it.
+    The message states what was found, what was expected, and what to do.
     """
 
 
 class InUseError(UsageError):
-    """Somebody else uses it: a process that is just ending may let go of it in a moment."""
+    """Another process uses the resource; retry briefly, because that process may be exiting."""
 
 
 def why(error: OSError) -> str:
-    """Return the reason of an error for a sentence, and what to do where that is always the same."""
+    """Return the reason of an error, with a remedy for a lack of permission."""
     reason = error.strerror or str(error)
     if isinstance(error, PermissionError):
-        return f"{reason} (be the user whose it is, or root)"
+        return f"{reason} (run as its owner or as root)"
     return reason

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The program's own log: readable on a terminal, JSON lines elsewhere, always on standard error.
+"""The program's log on standard error: text on a terminal, JSON lines elsewhere.
 
-What libraries log with Python's own logging comes out the same way. Nothing here raises when standard
-error cannot be written: a log on a full disk must not end what it is about.
+Records of libraries (Python's logging) use the same format. A failed write never raises: a full disk
+must not end a run.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _NOT_LOGGED: Final = {
-    *("event", "level", "time", "monotonic", "boot_id", "evidence")  # a line of the log has its own
+    *("event", "level", "time", "monotonic", "boot_id", "evidence")  # log lines have their own
 }
 
 
 def configure(*, program: str, run: str | None = None, boot: str | None = None, **bound: object) -> None:
-    """Set the log up; what is known of program, run and boot stands on each line, of all threads.
+    """Configure logging; each line of any thread carries program, run and boot, if known.
 
-    Tracebacks carry no local variables.
+    Tracebacks omit local variables.
     """
     foreign: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -58,15 +58,15 @@ def configure(*, program: str, run: str | None = None, boot: str | None = None, 
 
 
 def bind_log(*, run: str | None = None, boot: str | None = None) -> None:
-    """Have run and boot on each line from now on, as far as they are known."""
+    """Add run and boot, if given, to each line from now on."""
     for handler in _handlers():
         handler.bound |= {name: value for name, value in (("run", run), ("boot", boot)) if value}
 
 
 def log_event(line: Mapping[str, Any]) -> None:
-    """Log a line of the journal that is a warning or an error; give it to a journal as its `on_line`.
+    """Log a warning or error of the journal; pass this function to a journal as `on_line`.
 
-    The evidence stays in the journal, where `seq` finds it.
+    The evidence stays in the journal, under the same `seq`.
     """
     fields = {name: value for name, value in line.items() if name not in _NOT_LOGGED}
     logger = structlog.get_logger()
@@ -77,7 +77,7 @@ def log_event(line: Mapping[str, Any]) -> None:
 
 
 def log_crash(program: str, error: BaseException) -> None:
-    """Log what nobody expected, with its traceback, whether or not the log was set up."""
+    """Log an unexpected exception with its traceback; configure logging first if necessary."""
     if not _handlers():
         configure(program=program)
     structlog.get_logger().critical(
@@ -86,7 +86,7 @@ def log_crash(program: str, error: BaseException) -> None:
 
 
 def _ending(*, terminal: bool) -> list[structlog.typing.Processor]:
-    """Return what makes text of a line."""
+    """Return the processors that render a line."""
     if terminal:
         plain = structlog.dev.plain_traceback
         return [structlog.dev.ConsoleRenderer(exception_formatter=plain)]
@@ -99,7 +99,7 @@ def _handlers() -> list[_StandardError]:
 
 
 class _StandardError(logging.Handler):
-    """Writes lines, not through Python's buffer: what that cannot flush spoils the exit code."""
+    """Writes lines past Python's buffer, because a failed flush at exit changes the exit code."""
 
     def __init__(self, bound: dict[str, object]) -> None:
         super().__init__()
@@ -110,13 +110,13 @@ class _StandardError(logging.Handler):
     def bind(
         self, _logger: structlog.typing.WrappedLogger, _method: str, line: structlog.typing.EventDict
     ) -> structlog.typing.EventDict:
-        """Put what is bound on a line."""
+        """Add the bound values to a line."""
         return {**self.bound, **line}
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
             text = self.format(record)
-        except Exception:  # noqa: BLE001 - as all handlers do: a line that cannot be made ends nothing
+        except Exception:  # noqa: BLE001 - as all handlers do: a formatting error must not propagate
             self.handleError(record)
             return
         if not self._write(text):
@@ -126,12 +126,12 @@ class _StandardError(logging.Handler):
             structlog.get_logger().warning("log.lost", lines=lost)
 
     def _write(self, text: str) -> bool:
-        # A line that was cut short must not swallow this one.
+        # Terminate a line that an earlier failure cut short.
         data = ("\n" if self._cut else "").encode() + text.encode(errors="backslashreplace") + b"\n"
         try:
             descriptor = sys.stderr.fileno()
         except (AttributeError, OSError, ValueError):
-            # Standard error was closed, or somebody reads it in this process.
+            # Standard error is closed, or replaced by an object without a descriptor.
             return self._write_text(data.decode())
         try:
             while data:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The run directory: where a run leaves what it did."""
+"""Run directories: the files of one run, and the directory of all runs."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ CONSOLE: Final = "console.log"
 REPORT: Final = "report.txt"
 LATEST: Final = "latest"
 LOCK: Final = ".lock"
-# A directory that is younger may just be made.
+# A younger directory without a journal may belong to a starting run.
 _SETTLED_SECONDS: Final = 60.0
-READABLE: Final = 0o644  # verdict and report: for everybody who may look into the directory
+READABLE: Final = 0o644  # mode of verdict and report; the directory's mode restricts access
 
 
 def new_run_id() -> str:
-    """Return a name that sorts by time."""
+    """Return a new run id; ids sort by time."""
     return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"
 
 
 def runs_directory() -> Path:
-    """Return where runs are kept: not under a private home where an exporter's user may not look.
+    """Return the directory of all runs: as root one that the exporter's user can read.
 
     Raises:
-        UsageError: the environment does not say where.
+        UsageError: the user has no home directory, or it is not an absolute path.
     """
     if os.geteuid() == 0:
         return Path("/var/lib/dax-soak/runs")
@@ -52,9 +52,9 @@ def runs_directory() -> Path:
 
 
 class RunDirectory:
-    """The directory of a run, to which this process alone writes for as long as it lives.
+    """The directory of a run, locked for this process as its only writer.
 
-    As root it stands where no other user can put a link in the way of what is written.
+    For root, no other user can replace a component of its path.
     """
 
     def __init__(self, path: Path, lock: ProcessLock) -> None:
@@ -63,10 +63,10 @@ class RunDirectory:
 
     @classmethod
     def make(cls, wanted: Path | None, run_id: str, space: int) -> Self:
-        """Make the directory of a new run, in which `space` bytes must fit.
+        """Create and lock the directory of a new run, which needs `space` bytes.
 
         Raises:
-            UsageError: it is in use, is not this user's, cannot be made, or has no space.
+            UsageError: the directory is not empty, unsafe, not writable, or lacks space.
         """
         path = (wanted or runs_directory() / run_id).absolute()
         try:
@@ -76,24 +76,24 @@ class RunDirectory:
             free = shutil.disk_usage(parent).free
             if free < space:
                 raise UsageError(
-                    f"The run directory {path} needs {space >> 20} MiB and has {free >> 20} MiB: free "
-                    f"some space or give another one with --run-dir."
+                    f"The run directory {path} needs {space >> 20} MiB and has {free >> 20} MiB free: "
+                    f"free some space or choose another one with --run-dir."
                 )
             for missing in reversed([one for one in (path, *path.parents) if not one.exists()]):
-                # Whatever the umask is: others must not write to a directory above.
+                # mkdir() applies the umask; this mode keeps others from writing whatever it is.
                 missing.mkdir(mode=0o755, exist_ok=True)
             _set_mode(path, 0o750 if wanted else 0o755)
             check_new(path)
             return cls._locked(path, run_id)
         except OSError as error:
-            raise UsageError(f"The run directory {path} cannot be made: {error.strerror}.") from None
+            raise UsageError(f"The run directory {path} cannot be created: {error.strerror}.") from None
 
     @classmethod
     def take(cls, path: Path, run_id: str) -> Self:
-        """Take the directory of a run that goes on.
+        """Lock the directory of a run to resume.
 
         Raises:
-            UsageError: another process has it, or it is not this user's alone to write to.
+            UsageError: another process holds the lock, or other users may write to the directory.
         """
         try:
             check_way(path)
@@ -108,12 +108,12 @@ class RunDirectory:
             return cls(path, ProcessLock(path / LOCK, run_id))
         except LockedError as error:
             raise UsageError(
-                f"The run in {path} is still running ({error}): one program at a time writes to a run "
-                f"directory. 'dax-soak stop {path}' ends it."
+                f"The run in {path} is still running ({error}), and a run directory has one writer: "
+                f"'dax-soak stop {path}' ends it."
             ) from None
 
     def close(self) -> None:
-        """Let go of the directory, which stays; so does the lock's file, which may be waited for."""
+        """Release the lock. Its file stays, because another process may be waiting for it."""
         self._lock.release()
 
     def __enter__(self) -> Self:
@@ -124,48 +124,47 @@ class RunDirectory:
 
 
 def check_new(path: Path) -> None:
-    """Refuse a run directory that holds something.
+    """Refuse a run directory that is not empty.
 
     Raises:
-        UsageError: it is no directory, is not empty, or may not be looked at.
+        UsageError: it is not empty, not a directory, a link, or not accessible.
     """
     try:
         if path.is_symlink():
-            raise UsageError(f"The run directory {path} is a link: give the directory itself.")
+            raise UsageError(f"The run directory {path} is a symbolic link: name its target instead.")
         used = path.exists() and (not path.is_dir() or any(path.iterdir()))
     except OSError as error:
         raise UsageError(
-            f"The run directory {path} cannot be looked at ({error.strerror}): give one that you may "
-            f"write to."
+            f"The run directory {path} is not accessible ({error.strerror}): choose a writable one."
         ) from None
     if used:
-        raise UsageError(f"The run directory {path} is not empty: give a new one.")
+        raise UsageError(f"The run directory {path} is not empty: choose a new one.")
 
 
 def _set_mode(path: Path, mode: int) -> None:
-    """Give this user's own directory its mode, before anything is in it."""
+    """Set the mode of a new directory that this user owns."""
     directory = open_own(path)
     try:
-        # The group that the directory of all runs hands down stays; as a service (RestrictSUIDSGID=)
-        # nobody may set the bit for that, but there the mode is right from the start.
-        found = stat.S_IMODE(os.fstat(directory).st_mode)
-        right = mode | (found & stat.S_ISGID)
-        if found != right:
-            os.fchmod(directory, right)
+        # Keep the inherited setgid bit. A service with RestrictSUIDSGID= may not set it, but inherits
+        # the right mode, so do not call fchmod() without need.
+        current = stat.S_IMODE(os.fstat(directory).st_mode)
+        target = mode | (current & stat.S_ISGID)
+        if current != target:
+            os.fchmod(directory, target)
     finally:
         os.close(directory)
 
 
 def note_begun(path: Path) -> None:
-    """Have `latest` name this run, which has begun, if it is kept where all runs are."""
+    """Point the link `latest` at this run, if it is in the directory of all runs."""
     try:
         runs = runs_directory()
-    except UsageError:  # without a home there are no such runs
+    except UsageError:  # no home directory, so no directory of runs
         return
     if path.parent.resolve() != runs.resolve():
         return
     unfinished = path.parent / f".{LATEST}.{os.getpid()}"
-    # A full disk is no reason to end a run: `latest` goes on naming the one before.
+    # A full disk must not end the run: `latest` then still names the previous run.
     with contextlib.suppress(OSError):
         unfinished.unlink(missing_ok=True)
         unfinished.symlink_to(path.name)
@@ -173,7 +172,7 @@ def note_begun(path: Path) -> None:
 
 
 def begun_runs() -> list[Path]:
-    """Return the directories of runs that began and are kept with all others, the newest first."""
+    """Return the runs with a journal in the directory of all runs, newest first."""
     return sorted(
         (path for path in _directories() if journal_exists(path / JOURNAL)),
         key=lambda path: path.name,
@@ -182,7 +181,7 @@ def begun_runs() -> list[Path]:
 
 
 def _directories() -> list[Path]:
-    """Return what is kept where all runs are; `latest` is a link and is none of it."""
+    """Return the subdirectories of the directory of all runs, without the link `latest`."""
     try:
         return [path for path in runs_directory().iterdir() if not path.is_symlink() and path.is_dir()]
     except FileNotFoundError:
@@ -190,10 +189,10 @@ def _directories() -> list[Path]:
 
 
 def find_run(name: str) -> Path:
-    """Return the directory of a run: a path, a run's id, or `latest`.
+    """Return the directory of the run that `name` means: a path, a run id, or `latest`.
 
     Raises:
-        UsageError: there is no such run, or it may not be looked at.
+        UsageError: no such run exists, or it is not accessible.
     """
     path = Path(name)
     try:
@@ -203,18 +202,21 @@ def find_run(name: str) -> Path:
         if journal_exists(path / JOURNAL):
             return path.resolve()
     except OSError as error:
-        raise UsageError(f"The run {name!r} cannot be looked at in {path}: {why(error)}.") from None
+        raise UsageError(f"The run {name!r} in {path} is not accessible: {why(error)}.") from None
     if path.is_symlink():
         raise UsageError(
-            f"There is no run {name!r}: {path} is a link to {str(path.readlink())!r}, and there is none."
+            f"There is no run {name!r}: {path} is a link to {str(path.readlink())!r}, which does not "
+            f"exist."
         )
-    raise UsageError(f"There is no run {name!r}: give a run directory, or an id in {runs_directory()}.")
+    raise UsageError(
+        f"There is no run {name!r}: expected a run directory, or an id in {runs_directory()}."
+    )
 
 
 def find_latest(name: str) -> Path | None:
-    """Return the directory of runs whose newest a name means, also where it holds none yet.
+    """Return the directory of runs if `name` means its newest run, which need not exist yet.
 
-    None where the name means one run: `latest`, and a path that ends so, mean the newest.
+    `latest`, or a path that ends in it, means the newest run; return None for any other name.
     """
     path = Path(name)
     if path.name != LATEST:
@@ -222,15 +224,15 @@ def find_latest(name: str) -> Path | None:
     runs = runs_directory() if name == LATEST else path.parent.absolute()
     try:
         return runs if runs.is_dir() else None
-    except OSError:  # whoever opens a run in it says why
+    except OSError:  # find_run() reports the error
         return None
 
 
 def write_whole(path: Path, data: bytes, mode: int, group: int = -1) -> None:
-    """Put a file in its place whole or not at all, durably; give it to a group if one is given.
+    """Replace a file atomically and durably; set its group unless `group` is -1.
 
     Raises:
-        OSError: it cannot be written; what stood there before still does.
+        OSError: it cannot be written; the old file remains.
     """
     unfinished = path.with_name(f".{path.name}")
     try:
@@ -249,12 +251,12 @@ def write_whole(path: Path, data: bytes, mode: int, group: int = -1) -> None:
 
 
 def discard(path: Path) -> None:
-    """Remove the directory of a run that never was."""
+    """Remove the directory of a run that never started."""
     shutil.rmtree(path, ignore_errors=True)
 
 
 def discard_unbegun() -> list[Path]:
-    """Remove what runs left that were killed before they began, and return where that was."""
+    """Remove the directories of runs that were killed before they started; return their paths."""
     removed = []
     for path in _directories():
         try:

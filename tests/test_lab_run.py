@@ -55,7 +55,7 @@ def test_what_a_killed_run_took_can_be_given_back_alone(seen: Mapping[str, Any])
     restore = seen["ordinary"]["restore"]
     assert restore["code"] == 0
     assert len(restore["said"]) >= len(seen["ordinary"]["functions"])
-    assert restore["again"] == "There was nothing to put back.\n"
+    assert restore["again"] == "Nothing to restore.\n"
     assert restore["bound"] == []
     assert restore["ledger"] is False
     assert restore["memory"] == []

@@ -306,7 +306,7 @@ def test_a_new_run_below_what_is_private_is_refused(
     (place / "private").mkdir(mode=0)
     with as_nobody():
         said = sentence(capsys, ["lab", "--run-dir", str(place / "private/run")])
-    assert f"{place}/private/run cannot be looked at (Permission denied)" in said
+    assert f"{place}/private/run is not accessible (Permission denied)" in said
 
 
 # --- a soak that is asked something ---
@@ -463,4 +463,4 @@ def test_a_working_directory_that_is_gone_is_told(
     monkeypatch.chdir(gone)
     gone.rmdir()
     said = sentence(capsys, ("report", "latest"))
-    assert "The working directory is not there any more" in said
+    assert "The working directory no longer exists" in said
