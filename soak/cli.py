@@ -214,7 +214,7 @@ def _install(options: argparse.Namespace) -> int:
     listen = options.exporter_listen or DEFAULT_LISTEN
     _, port = read_listen(listen)
     if port == 0:
-        raise UsageError("--exporter-listen has port 0, expected a fixed port that a scraper can use.")
+        raise UsageError("--exporter-listen has port 0, expected one above 0 for scrapers to use.")
     return install(root=options.root, config=options.config, listen=listen, dry_run=options.dry_run)
 
 

@@ -101,7 +101,7 @@ def test_a_lab_that_cannot_be_meant_is_refused(
 NO_CONFIGURATIONS = [
     ("[run]\nduraton = 5\n", ["run.duraton", "duration"]),
     ('[run]\nseed = "one"\n', ["run.seed", "'one'", "whole number"]),
-    ("[run\n", ["no TOML"]),
+    ("[run\n", ["not TOML"]),
     ('[[region]]\nname = "a"\nkind = "tape"\n', ["region[0].kind", "'tape'", "fs-dax"]),
 ]
 NO_PLANS = [

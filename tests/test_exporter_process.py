@@ -62,7 +62,7 @@ def kill(exporter: ExporterProcess) -> None:
 
 def test_one_that_cannot_listen_says_why(directory: Path) -> None:
     """Whoever asks for its address is told, and not whoever started it."""
-    refused(directory, "nowhere", "--listen takes HOST:PORT")
+    refused(directory, "nowhere", "--listen is 'nowhere', expected HOST:PORT")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         refused(directory, address, address.partition(":")[2])

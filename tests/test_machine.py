@@ -402,7 +402,7 @@ def test_a_configuration_is_checked_against_the_machine(tmp_path: Path) -> None:
     lines = {line["subject"]: line for line in json.loads(told.stdout)["config"]}
     assert lines["memory"]["state"] == "ok"
     assert "pmem namespace" in lines["files"]["says"]
-    assert "no device-dax" in lines["device"]["says"]
+    assert "not a device-dax" in lines["device"]["says"]
     assert "no such function" in lines["0000:ff:1f.7"]["says"]
     assert sorted(tmp_path.iterdir()) == [path]
     path.write_text('[workload]\nmappers = 0\n[[region]]\nname = "memory"\nkind = "anonymous"\n')

@@ -87,7 +87,7 @@ OTHERS: Final = (
         for text in ("", "-1", "0", "9" * 5000, "x")
     ),
     (("lab", "--scenario", ""), "it is empty"),
-    (("lab", "--scenario", LONG_NAME), "is longer than any name"),
+    (("lab", "--scenario", LONG_NAME), "expected a name of at most 255"),
     (("lab", "--scenario", NOT_UTF8), r"Unknown scenario '\udcff'"),
     (("lab", "--device", ""), "it is empty"),
     (("lab", "--append", "a\0b"), "has a control character"),

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What a user asks for: the configuration file and the options of a command."""
+"""The configuration file and the command line."""

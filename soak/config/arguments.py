@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What the words of the command line may be: one parser for each kind, for argparse to call.
+"""Types of command-line arguments: one parser each, for argparse to call.
 
-A mistake becomes one sentence. An empty word is one: a script that has not set a variable must not get
-the default.
+Every parser except `kernel_words` refuses an empty argument: a script with an unset variable must not
+silently get the default.
 """
 
 from __future__ import annotations
@@ -27,69 +27,71 @@ _LONGEST_PATH: Final = 4095
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 _DIGITS: Final = re.compile(r"[0-9]{1,19}")
 _MOST_CHOICES: Final = 10**9
-# A kernel takes 2 KiB, of which the lab needs some itself.
+# The kernel's COMMAND_LINE_SIZE is 2 KiB, of which the lab needs a part.
 _LONGEST_APPEND: Final = 1024
 
 
 def place(text: str) -> str:
-    """Return what may be the path of a file or directory, or a name that stands for one.
+    """Return the path of a file or directory, or a name that stands for one.
 
     Raises:
-        ArgumentTypeError: no file can be called that, or no sentence could show it.
+        ArgumentTypeError: it is empty, too long, or contains a control character.
     """
     _refuse_empty(text)
     if _CONTROL.search(text):
-        raise ArgumentTypeError(f"{_shown(text)} has a control character: give a name without")
+        raise ArgumentTypeError(f"{_shown(text)} has a control character, expected a path without any")
     longest = max(len(_bytes(name)) for name in text.split("/"))
     if longest > _LONGEST_NAME:
         raise ArgumentTypeError(
-            f"{_shown(text)} has a name of {longest} bytes: a file's has at most {_LONGEST_NAME}"
+            f"{_shown(text)} has a name of {longest} bytes, expected at most {_LONGEST_NAME}"
         )
     if len(_bytes(text)) > _LONGEST_PATH:
         raise ArgumentTypeError(
-            f"{_shown(text)} has {len(_bytes(text))} bytes: a path has at most {_LONGEST_PATH}"
+            f"{_shown(text)} has {len(_bytes(text))} bytes, expected a path of at most {_LONGEST_PATH}"
         )
     return text
 
 
 def path(text: str) -> Path:
-    """Return a path, which need not be there.
+    """Return a path, which need not exist.
 
     Raises:
-        ArgumentTypeError: there cannot be such a file.
+        ArgumentTypeError: see `place`.
     """
     return Path(place(text))
 
 
 def word(text: str) -> str:
-    """Return a name that is looked up somewhere else.
+    """Return a name, for the caller to look up.
 
     Raises:
-        ArgumentTypeError: it is empty, or too long for any.
+        ArgumentTypeError: it is empty or too long.
     """
     _refuse_empty(text)
     if len(text) > _LONGEST_NAME:
-        raise ArgumentTypeError(f"{_shown(text)} is longer than any name that is known here")
+        raise ArgumentTypeError(
+            f"{_shown(text)} has {len(text)} characters, expected a name of at most {_LONGEST_NAME}"
+        )
     return text
 
 
 def kernel_words(text: str) -> str:
-    """Return more of a kernel's command line, which may be nothing.
+    """Return parameters for the kernel command line; may be empty.
 
     Raises:
-        ArgumentTypeError: a kernel would read something else, or only its beginning.
+        ArgumentTypeError: it contains a control character, or the kernel would truncate it.
     """
     if _CONTROL.search(text):
-        raise ArgumentTypeError(f"{_shown(text)} has a control character: give one line of words")
+        raise ArgumentTypeError(f"{_shown(text)} has a control character, expected a line without any")
     if len(_bytes(text)) > _LONGEST_APPEND:
         raise ArgumentTypeError(
-            f"{_shown(text)} has {len(_bytes(text))} bytes: there is room for {_LONGEST_APPEND}"
+            f"{_shown(text)} has {len(_bytes(text))} bytes, expected at most {_LONGEST_APPEND}"
         )
     return text
 
 
 def address(text: str) -> str:
-    """Return HOST:PORT.
+    """Return the text after checking that it is HOST:PORT.
 
     Raises:
         ArgumentTypeError: it is not.
@@ -99,10 +101,10 @@ def address(text: str) -> str:
 
 
 def duration(text: str) -> float:
-    """Return seconds.
+    """Return a duration in seconds.
 
     Raises:
-        ArgumentTypeError: it is no duration.
+        ArgumentTypeError: it is not a duration.
     """
     return _read(parse_duration, text)
 
@@ -111,16 +113,16 @@ def seed(text: str) -> int:
     """Return a seed.
 
     Raises:
-        ArgumentTypeError: it is no whole number, or too large.
+        ArgumentTypeError: it is not a whole number, or too large.
     """
     return _read(lambda one: parse_seed(int(one) if _DIGITS.fullmatch(one) else one), text)
 
 
 def count(text: str) -> int:
-    """Return how many to print.
+    """Return a positive count of choices to print.
 
     Raises:
-        ArgumentTypeError: it is no whole number, less than one or absurd.
+        ArgumentTypeError: it is not a whole number from 1 to a billion.
     """
     number = int(text) if _DIGITS.fullmatch(text) else 0
     if not 0 < number <= _MOST_CHOICES:
@@ -129,7 +131,7 @@ def count(text: str) -> int:
 
 
 def _read(parse: Callable[[str], _T], text: str) -> _T:
-    """Have a parser of the configuration read a word."""
+    """Parse an argument with a parser of the configuration."""
     try:
         return parse(text)
     except ValueError as error:
@@ -138,14 +140,14 @@ def _read(parse: Callable[[str], _T], text: str) -> _T:
 
 def _refuse_empty(text: str) -> None:
     if not text:
-        raise ArgumentTypeError("it is empty: give a value, or leave it out")
+        raise ArgumentTypeError("it is empty: give a value or omit the option")
 
 
 def _bytes(text: str) -> bytes:
-    # Of a word that is no UTF-8, too.
+    # Arguments need not be UTF-8.
     return text.encode(errors="surrogateescape")
 
 
 def _shown(text: str) -> str:
-    """Return the word in quotes, or its beginning: a sentence has to stay one."""
+    """Quote an argument, truncated so that the message stays one line."""
     return repr(text) if len(text) <= _SHOWN else f"{text[:_SHOWN]!r}..."

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The address that metrics are served at. A module of its own: servers are slow to import."""
+"""The address to serve metrics at. A separate module, because the server is slow to import."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Final
 from soak.errors import UsageError
 
 DEFAULT_LISTEN: Final = "127.0.0.1:9823"
-# What no resolver can be asked for is refused here: sockets raise errors of the IDNA codec for it.
+# Refuse names that no resolver accepts: sockets raise UnicodeError (IDNA codec) for them.
 _LABEL: Final = "[A-Za-z0-9_-]{1,63}"
 _LISTEN: Final = re.compile(
     r"(?:\[(?P<six>[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*(?:%[A-Za-z0-9._-]+)?)\]"
@@ -20,10 +20,10 @@ _MAX_PORT: Final = 65535
 
 
 def read_listen(value: object) -> tuple[str, int]:
-    """Read "HOST:PORT", an IPv6 address in brackets; port 0 leaves the choice to the kernel.
+    """Parse "HOST:PORT", with an IPv6 address in brackets; port 0 lets the kernel choose.
 
     Raises:
-        ValueError: it is no such address; the message says what is.
+        ValueError: the value is not such an address; the message is what was expected.
     """
     match = _LISTEN.fullmatch(value) if isinstance(value, str) else None
     if match is not None:
@@ -34,12 +34,12 @@ def read_listen(value: object) -> tuple[str, int]:
 
 
 def parse_listen(text: str, option: str = "--listen") -> tuple[str, int]:
-    """Read an address as `read_listen` does; `option` is where it was given.
+    """Parse an address like `read_listen`; `option` names its origin in the message.
 
     Raises:
-        UsageError: the text is no such address.
+        UsageError: the text is not such an address.
     """
     try:
         return read_listen(text)
     except ValueError as error:
-        raise UsageError(f"{option} takes {error}, not {text!r}.") from None
+        raise UsageError(f"{option} is {text!r}, expected {error}.") from None

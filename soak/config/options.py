@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The options of each subcommand: one function for each, which adds them to its parser."""
+"""The options of each subcommand: each function adds them to its parser."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def exporter(parser: argparse.ArgumentParser) -> None:
         "run",
         type=arguments.place,
         metavar="RUN",
-        help="run directory, run id or 'latest': the newest, also when another becomes that",
+        help="run directory, run id or 'latest' (follows the newest run)",
     )
-    add("--listen", type=arguments.address, metavar="HOST:PORT")
+    add("--listen", type=arguments.address, metavar="HOST:PORT", help="where to serve metrics")
 
 
 def top(parser: argparse.ArgumentParser) -> None:
@@ -33,9 +33,9 @@ def top(parser: argparse.ArgumentParser) -> None:
         "--interval",
         type=arguments.duration,
         metavar="TIME",
-        help="between two looks (2s); where the output is no terminal, look again and again",
+        help="time between two updates (2s); without a terminal, print repeatedly",
     )
-    add("--once", action="store_true", help="look once and end")
+    add("--once", action="store_true", help="print once and exit")
 
 
 def report(parser: argparse.ArgumentParser) -> None:
@@ -47,12 +47,12 @@ def report(parser: argparse.ArgumentParser) -> None:
 
 def plant(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("fault", type=arguments.word, metavar="FAULT", help="as 'dax-soak faults' lists them")
+    add("fault", type=arguments.word, metavar="FAULT", help="a fault that 'dax-soak faults' lists")
     newest(parser)
 
 
 def newest(parser: argparse.ArgumentParser) -> None:
-    """Add the run that is meant, which is the newest where none is given."""
+    """Add the optional argument RUN, by default the newest run."""
     parser.add_argument(
         "run", nargs="?", type=arguments.place, default="latest", metavar="RUN", help=_WHICH_RUN
     )
@@ -69,30 +69,30 @@ def lab(parser: argparse.ArgumentParser) -> None:
         metavar="NAME[:SECONDS]",
         help="plant a fault",
     )
-    add("--listen", type=arguments.address, metavar="HOST:PORT", help="where metrics are served")
+    add("--listen", type=arguments.address, metavar="HOST:PORT", help="where to serve metrics")
     add("--run-dir", type=arguments.path, metavar="DIR", help="a new directory for the run")
     add(
         "--keep",
         action="store_true",
-        help="keep the NVDIMM, so that the run can be resumed when its guest has died",
+        help="keep the NVDIMM, so that --resume can continue the run if its guest dies",
     )
     add(
         "--resume",
         type=arguments.place,
         metavar="RUN",
-        help="go on with a run whose guest has died, in a new boot",
+        help="continue a run whose guest died, in a new boot",
     )
     add("--strict", action="store_true", help="a known issue fails the run, too")
     add(
         "--bisect",
         action="store_true",
-        help="exit as 'git bisect run' reads it: 0 good, 1 bad, 125 cannot be judged, 255 wrong usage",
+        help="use the exit codes of 'git bisect run': 0 good, 1 bad, 125 skip, 255 usage error",
     )
     add("-c", "--config", type=arguments.path, metavar="FILE", help="a soak.toml")
     add(
         "--until-covered",
         action="store_true",
-        help="end as soon as all is done and seen that a pass needs, however long that takes within "
+        help="end as soon as the run has covered everything that a pass needs, at the latest after "
         "--duration",
     )
     add(
@@ -100,17 +100,17 @@ def lab(parser: argparse.ArgumentParser) -> None:
         type=arguments.duration,
         default=20.0,
         metavar="TIME",
-        help="how long metrics stay up after a run that ended badly (20s)",
+        help="how long to serve metrics after a run that did not pass (20s)",
     )
     add(
         "--mirror-ledger",
         action="store_true",
-        help="keep the ledger in the guest's own memory and copy it to the host, as is done "
-        "by itself where shared memory is slow",
+        help="keep the ledger in the guest's memory and copy it to the host (automatic where shared "
+        "memory is slow)",
     )
-    # For tests: more hardware, and something else than a soak to run in the guest.
+    # For tests: more devices, and a script to run in the guest instead of a soak.
     add("--device", type=arguments.word, action="append", default=[], help=argparse.SUPPRESS)
-    # The file that is run, and what it imports, by their paths from where they are imported.
+    # The script and the files that it imports, relative to the import path.
     add("--script", type=arguments.path, nargs="+", help=argparse.SUPPRESS)
     add("--nvdimm", type=arguments.path, help=argparse.SUPPRESS)
     add("--package", type=arguments.word, action="append", default=[], help=argparse.SUPPRESS)
@@ -118,16 +118,16 @@ def lab(parser: argparse.ArgumentParser) -> None:
 
 
 def _machine(parser: argparse.ArgumentParser) -> None:
-    """Add the options of everything that boots the lab."""
+    """Add the options of commands that boot the lab."""
     add = parser.add_argument
     add(
         "--kernel",
         type=arguments.place,
         help="debian:6.1 (default), debian:6.12, debian:sid; build:6.12, built from Debian's source "
-        "with iommufd and the like; host, the kernel of this machine; a bzImage file; or a "
-        "directory in which a kernel was built",
+        "with more options such as iommufd; host, this machine's kernel; a bzImage file; or a kernel "
+        "build directory",
     )
-    add("--modules", type=arguments.path, metavar="DIR", help="the modules of a kernel given as a file")
+    add("--modules", type=arguments.path, metavar="DIR", help="the modules of a bzImage file")
     add("--filesystem", default="ext4", choices=("ext4", "xfs"))
     add("--accel", default="auto", choices=("auto", "kvm", "tcg"))
     add(
@@ -135,14 +135,14 @@ def _machine(parser: argparse.ArgumentParser) -> None:
         type=arguments.kernel_words,
         default="",
         metavar="TEXT",
-        help="more of the kernel's command line",
+        help="parameters to append to the kernel command line",
     )
     add(
         "--boot-timeout",
         type=arguments.duration,
         default=180.0,
         metavar="TIME",
-        help="how long the guest may take to answer (3m)",
+        help="how long the guest may take to boot (3m)",
     )
 
 
@@ -160,7 +160,7 @@ def bench(parser: argparse.ArgumentParser) -> None:
 
 
 def measure(parser: argparse.ArgumentParser) -> None:
-    """Add what `bench` runs in its guest: the options are those that a guest gives."""
+    """Add the options of the command that `bench` runs in its guest."""
     add = parser.add_argument
     add("-c", "--config", type=arguments.path, required=True)
     add("--run-id", required=True)
@@ -178,13 +178,13 @@ def run(parser: argparse.ArgumentParser) -> None:
     add(
         "--resume",
         action="store_true",
-        help="go on with the newest run where a crash or a reboot cut it short, else begin one",
+        help="continue the newest run if a crash or reboot interrupted it, else start a new one",
     )
     add(
         "--watch-exporter",
         type=arguments.address,
         metavar="HOST:PORT",
-        help="as a service, feed the watchdog only while the exporter there answers",
+        help="as a service, feed the watchdog only while the exporter at this address responds",
     )
     add("--run-id", help=argparse.SUPPRESS)
     add("--ledger", type=arguments.path, help=argparse.SUPPRESS)
@@ -201,16 +201,16 @@ def install(parser: argparse.ArgumentParser) -> None:
         "--config",
         type=arguments.path,
         metavar="FILE",
-        help="what to soak (/etc/dax-soak/soak.toml); an example is written where there is none",
+        help="the configuration (/etc/dax-soak/soak.toml); created with an example if missing",
     )
     add(
         "--exporter-listen",
         type=arguments.address,
         metavar="HOST:PORT",
-        help="where metrics are served (127.0.0.1:9823)",
+        help="where to serve metrics (127.0.0.1:9823)",
     )
-    add("--dry-run", action="store_true", help="print what would be written")
-    add("--uninstall", action="store_true", help="remove what was written")
+    add("--dry-run", action="store_true", help="print the changes without making them")
+    add("--uninstall", action="store_true", help="remove the installed files")
 
 
 def check(parser: argparse.ArgumentParser) -> None:
@@ -218,28 +218,28 @@ def check(parser: argparse.ArgumentParser) -> None:
     what.add_argument(
         "--install",
         action="store_true",
-        help="install what the lab misses (as root), and look at the lab's needs alone",
+        help="check only the requirements of the lab, and install missing ones (as root)",
     )
     what.add_argument(
         "-c",
         "--config",
         type=arguments.path,
         metavar="FILE",
-        help="say whether the machine fits a soak.toml",
+        help="check whether the machine fits a soak.toml",
     )
     what.add_argument(
-        "--write", type=arguments.path, metavar="FILE", help="write a soak.toml for what was found"
+        "--write", type=arguments.path, metavar="FILE", help="write a soak.toml for this machine"
     )
     parser.add_argument("--for-tests", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.add_argument(
-        "--all", action="store_true", help="print everything about the kernel, hardware or not"
+        "--all", action="store_true", help="print all kernel features, even without the hardware"
     )
 
 
 def _choices(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--duration", type=arguments.duration, metavar="TIME", help="such as 90s, 2m or 1h30m")
-    add("--seed", type=arguments.seed, metavar="N", help="from which all choices follow")
-    add("--scenario", type=arguments.word, help="the mix of operations; 'dax-soak scenarios' lists them")
-    add("--print-choices", type=arguments.count, metavar="N", help="print each worker's first N and end")
+    add("--seed", type=arguments.seed, metavar="N", help="seed of all choices")
+    add("--scenario", type=arguments.word, help="mix of operations; 'dax-soak scenarios' lists them")
+    add("--print-choices", type=arguments.count, metavar="N", help="print each worker's first N and exit")

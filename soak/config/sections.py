@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The configuration of a run: what `soak.toml` may say, and what holds where it is silent.
+"""The configuration of a run: the keys of `soak.toml` and their defaults.
 
-Each key stands once, as a field with its parser and its meaning; unknown keys are errors.
+Each key is one field with a parser and a meaning; unknown keys are errors.
 """
 
 from __future__ import annotations
@@ -60,26 +60,28 @@ class RunSection:
     """[run]."""
 
     duration: float = _key(parse_duration, "how long to soak", 120.0)
-    seed: int = _key(parse_seed, "from which all choices follow", 1)
+    seed: int = _key(parse_seed, "seed of all choices", 1)
 
 
 @dataclass(frozen=True)
 class RegionSection:
     """[[region]]."""
 
-    name: str = _key(parse_name, "by which the region is told apart in journal, report and region_info")
+    name: str = _key(parse_name, "unique name in journal, report and region_info")
     kind: RegionKind = _key(parse_kind, "device-dax, fs-dax or anonymous")
     path: str = _key(
         parse_path, "device file (device-dax) or directory on a DAX file system (fs-dax)", ""
     )
-    size: int = _key(parse_size, "bytes to use; the whole device where it is not given", 0)
+    size: int = _key(
+        parse_size, "bytes to use; default: the whole device, 64M of fs-dax, 16M of anonymous", 0
+    )
     alignment: int = _key(
-        parse_alignment, "of device-dax: what the device must have (the lab makes it so): 4K, 2M or 1G", 0
+        parse_alignment, "device-dax only: required alignment, 4K, 2M or 1G (the lab creates it)", 0
     )
     recyclable: bool = _key(
         parse_truth,
-        "of device-dax: true where the namespace is there for the soak alone, and may be taken from "
-        "its driver to make leaking pages new (the lab's always may)",
+        "device-dax only: true if the soak alone uses the namespace and may rebind it to reset leaked "
+        "page references (always true in the lab)",
         default=False,
     )
 
@@ -89,7 +91,7 @@ class VfioSection:
     """[vfio]."""
 
     devices: tuple[str, ...] = _key(
-        parse_functions, "PCI functions bound to vfio-pci: the first for probes, one for each mapper", ()
+        parse_functions, "PCI functions for vfio-pci: the first for probes, then one per mapper", ()
     )
 
 
@@ -97,31 +99,25 @@ class VfioSection:
 class WorkloadSection:
     """[workload]."""
 
-    scenario: str = _key(parse_name, "which mix of operations to run", "mixed")
+    scenario: str = _key(parse_name, "mix of operations", "mixed")
     mappers: int = _key(parse_workers, "processes that map and unmap", 2)
     interfaces: tuple[Interface, ...] = _key(
         parse_interfaces, "long-term interfaces that mappers use in turn; every one if empty", ()
     )
     invalidators: int = _key(parse_workers, "processes that truncate and punch the fs-dax files", 1)
     holders: int = _key(parse_workers, "processes that take short pins of the same files", 1)
-    trials: int = _key(
-        parse_workers, "pairs of a holder and an invalidator that have a file to themselves", 2
-    )
+    trials: int = _key(parse_workers, "pairs of a holder and an invalidator with a file of their own", 2)
     rate: float = _key(
-        parse_rate,
-        "operations a second for each worker, of a trial for its holder; 0 for as many as there can be",
-        0.0,
+        parse_rate, "operations per second and worker (in a trial, of its holder); 0 for no limit", 0.0
     )
     slow_devices: tuple[str, ...] = _key(
         parse_paths,
-        "block devices that take their time, for O_DIRECT; they must hold nothing; without any there "
-        "is no O_DIRECT (the lab makes dm-delay and null_blk)",
+        "slow, empty block devices for O_DIRECT; without any the workload omits O_DIRECT (the lab "
+        "creates dm-delay and null_blk)",
         (),
     )
     fast_devices: tuple[str, ...] = _key(
-        parse_paths,
-        "block devices that are quick, for O_DIRECT; they must hold nothing (the lab makes a RAM disk)",
-        (),
+        parse_paths, "fast, empty block devices for O_DIRECT (the lab creates a RAM disk)", ()
     )
 
 
@@ -130,10 +126,10 @@ class StallSection:
     """[stall]."""
 
     late: float = _key(
-        parse_duration, "how long after the last pin a wait may end before it ends late", 0.5
+        parse_duration, "a wait that ends later than this after the last pin is a late wakeup", 0.5
     )
     threshold: float = _key(
-        parse_duration, "how long after the last pin a wait may last before it is a stall", 2.0
+        parse_duration, "a wait that lasts longer than this after the last pin is a stall", 2.0
     )
 
 
@@ -142,9 +138,7 @@ class CanariesSection:
     """[canaries]."""
 
     every: float = _key(
-        parse_interval,
-        "time between two faults of each kind that the soak makes itself; 0 or false: none",
-        600.0,
+        parse_interval, "time between two canaries of each kind; 0 or false for none", 600.0
     )
 
 
@@ -152,7 +146,7 @@ class CanariesSection:
 class ExporterSection:
     """[exporter]."""
 
-    listen: str = _key(parse_address, "where metrics are served, HOST:PORT", DEFAULT_LISTEN)
+    listen: str = _key(parse_address, "HOST:PORT to serve metrics at", DEFAULT_LISTEN)
 
 
 @dataclass(frozen=True)
@@ -161,13 +155,11 @@ class LimitsSection:
 
     memory: int = _key(
         parse_memory,
-        "private memory that a worker may have, such as 512M; what goes beyond fails with ENOMEM; 0 "
-        "for no limit",
+        "private memory per worker, such as 512M; allocations beyond it fail with ENOMEM; 0 for no limit",
         0,
     )
-
     wedged_workers: int = _key(
-        parse_workers, "how many workers may hang in the kernel for good before the run ends", 4
+        parse_workers, "number of workers that may hang in the kernel before the run ends", 4
     )
 
 
@@ -175,10 +167,10 @@ class LimitsSection:
 class LeaksSection:
     """[leaks]."""
 
-    sweep: float = _key(parse_duration, "time between two sweeps over all pages", 10.0)
+    sweep: float = _key(parse_duration, "time between two sweeps of all pages", 10.0)
     recycle: float = _key(
         parse_share,
-        "share of head-room below which the pages of a recyclable region are made new; 0 for never",
+        "reference-count headroom (0 to 1) below which a recyclable region is recycled; 0 for never",
         0.2,
     )
 
@@ -199,7 +191,7 @@ class Config:
     known_issues: Mapping[str, bool] = field(default_factory=dict)
 
     def to_table(self) -> dict[str, Any]:
-        """Return what a TOML file with just this configuration holds."""
+        """Return the TOML table of this configuration."""
         return {
             "run": _plain(self.run),
             "vfio": _plain(self.vfio),
@@ -225,33 +217,33 @@ SECTIONS: Mapping[str, type[Any]] = {
     "limits": LimitsSection,
 }
 _KNOWN_ISSUES, _REGION = "known-issues", "region"
-# Keys of which 0 says something else than leaving them out.
+# Keys whose 0 differs from the default of an omitted key.
 _MEANT_ZEROS = frozenset(
     ("seed", "mappers", "invalidators", "holders", "trials", "wedged-workers", "recycle", "every")
 )
 
 
 def load_config(path: Path) -> Config:
-    """Read a configuration file.
+    """Read and check a configuration file.
 
     Raises:
-        UsageError: the file cannot be read, is no TOML, or says something that cannot be meant.
+        UsageError: the file cannot be read, is not TOML, or is invalid.
     """
     try:
         table = parse_toml(read_regular(path, _MAX_FILE_BYTES).decode())
     except OSError as error:
         raise UsageError(f"The configuration {str(path)!r} cannot be read: {error.strerror}.") from None
     except ValueError as error:
-        # TOMLDecodeError and UnicodeDecodeError are that, and a number of thousands of digits is.
-        raise UsageError(f"The configuration {str(path)!r} is no TOML: {error}.") from None
+        # TOMLDecodeError, UnicodeDecodeError, or int() on thousands of digits.
+        raise UsageError(f"The configuration {str(path)!r} is not TOML: {error}.") from None
     return parse_config(table, str(path) if str(path).isprintable() else repr(str(path)))
 
 
 def parse_config(table: Mapping[str, Any], source: str) -> Config:
-    """Check a configuration that was read from `source`.
+    """Check a configuration table; `source` names its file in messages.
 
     Raises:
-        UsageError: names the key, what was found and what was expected.
+        UsageError: a key is unknown, missing or has an invalid value.
     """
     _refuse_unknown(table, {*SECTIONS, _KNOWN_ISSUES, _REGION}, source, "")
     sections = {
@@ -259,9 +251,9 @@ def parse_config(table: Mapping[str, Any], source: str) -> Config:
     }
     entries = table.get(_REGION, [])
     if not isinstance(entries, list):
-        raise UsageError(f"{source}: [region] must be a list: write [[region]].")
+        raise UsageError(f"{source}: region is {shown(entries)}, expected a list: write [[region]].")
     if len(entries) > _MAX_REGIONS:
-        raise UsageError(f"{source}: there are {len(entries)} regions, expected at most {_MAX_REGIONS}.")
+        raise UsageError(f"{source}: found {len(entries)} regions, expected at most {_MAX_REGIONS}.")
     regions = tuple(
         _section(RegionSection, entry, source, f"region[{number}]")
         for number, entry in enumerate(entries)
@@ -269,32 +261,32 @@ def parse_config(table: Mapping[str, Any], source: str) -> Config:
     names = [region.name for region in regions]
     for name in names:
         if names.count(name) > 1:
-            raise UsageError(f"{source}: two regions are named {name!r}: give each its own name.")
+            raise UsageError(f"{source}: two regions are named {name!r}: rename one.")
     for region in regions:
         if region.kind is not RegionKind.ANONYMOUS and not region.path:
             raise UsageError(f"{source}: the region {region.name!r} of kind {region.kind} needs a path.")
     stall, workload = sections["stall"], sections["workload"]
     if stall.late >= stall.threshold:
         raise UsageError(
-            f"{source}: stall.late is {stall.late:g} s and stall.threshold {stall.threshold:g} s: "
-            f"the threshold must be longer."
+            f"{source}: stall.late is {stall.late:g} s, expected less than stall.threshold "
+            f"({stall.threshold:g} s)."
         )
     if bool(workload.slow_devices) != bool(workload.fast_devices):
         raise UsageError(
-            f"{source}: workload.slow-devices and workload.fast-devices go together: give at least "
-            f"one of each, or none for a workload without O_DIRECT."
+            f"{source}: workload.slow-devices and workload.fast-devices go together: set both, or none "
+            f"for a workload without O_DIRECT."
         )
     issues = table.get(_KNOWN_ISSUES, {})
     if not isinstance(issues, dict) or not all(isinstance(on, bool) for on in issues.values()):
         raise UsageError(
-            f"{source}: [known-issues] holds names with true or false, found {shown(issues)}."
+            f"{source}: [known-issues] is {shown(issues)}, expected true or false for each name."
         )
     return Config(regions=regions, known_issues=issues, **sections)
 
 
 def _section(kind: type[_T], table: object, source: str, name: str) -> _T:
     if not isinstance(table, dict):
-        raise UsageError(f"{source}: {name} must be a table, found {shown(table)}.")
+        raise UsageError(f"{source}: {name} is {shown(table)}, expected a table.")
     known: dict[str, Field[Any]] = {_spelled(item.name): item for item in fields(kind)}  # type: ignore[arg-type]  # every section is a dataclass
     _refuse_unknown(table, set(known), source, f"{name}.")
     values = {}
@@ -315,13 +307,12 @@ def _refuse_unknown(table: Mapping[str, Any], known: set[str], source: str, pref
     for key in table:
         if key not in known:
             raise UsageError(
-                f"{source}: {prefix}{_quoted(key)} is no known key: known here are "
-                f"{', '.join(sorted(known))}."
+                f"{source}: unknown key {prefix}{_quoted(key)} (choose from {', '.join(sorted(known))})."
             )
 
 
 def _quoted(key: str) -> str:
-    """Return a key as TOML has it: bare where it can be."""
+    """Return a key in TOML syntax: bare if possible."""
     return key if _BARE_KEY.fullmatch(key) else shown(key)
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""TOML that others wrote: parsed within bounds.
+"""Parse untrusted TOML, with a bound on nesting depth.
 
-The parser takes a level of recursion for each bracket, and for a dotted key time that grows with the
-square of its parts, so both are counted before it sees the text.
+tomllib recurses once per bracket, and needs quadratic time for a dotted key, so this module counts both
+before it calls the parser.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import re
 import tomllib
 from typing import Any, Final
 
-# Nothing that a configuration may say nests half as deeply.
+# More than twice the depth of any valid configuration.
 DEEPEST: Final = 16
 
-# What stands between two tokens of interest is skipped whole: comments and strings, in which a bracket
-# means nothing. A string without an end reaches to the end of the text, which is an error there anyway.
+# Comments and strings match as a whole, because brackets inside them do not nest. An unterminated string
+# extends to the end of the text, where tomllib reports it.
 _TOKEN: Final = re.compile(
     r"""
       \#[^\n]*+
@@ -30,10 +30,10 @@ _TOKEN: Final = re.compile(
 
 
 def parse_toml(text: str) -> dict[str, Any]:
-    """Return the table that a text describes.
+    """Parse TOML.
 
     Raises:
-        ValueError: it is no TOML, or nests too deeply; the message says what and where.
+        ValueError: the text is not TOML, or nests too deeply; the message gives error and line.
     """
     _check_depth(text)
     return tomllib.loads(text)

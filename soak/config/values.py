@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What a single value of a configuration may be: each parser returns it, or says what it expects."""
+"""Parsers of single configuration values. Each raises ValueError with what it expected."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from soak.model.vocabulary import LONG_TERM_PINS, Interface, RegionKind
 _DURATION_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d|w)")
 _PLAIN_SECONDS = re.compile(r"[0-9]+(\.[0-9]+)?")
-# Searching a text takes time that grows with the square of its length.
+# _DURATION.sub() and findall() need quadratic time.
 _MAX_DURATION_LENGTH = 1000
 _SIZE_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SIZE = re.compile(r"([0-9]{1,20})([KMGT]?)(?:i?B)?")
@@ -35,11 +35,11 @@ def parse_duration(value: object) -> float:
     """Return seconds from `90`, `"90s"`, `"2m"` or `"1h30m"`.
 
     Raises:
-        ValueError: it is none of these, is not positive, or is more than a year.
+        ValueError: the value has another form, is not positive, or is more than a year.
     """
     seconds = 0.0
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        # A whole number may be too large to become a float.
+        # float() raises OverflowError for a huge integer.
         seconds = float(value) if value <= _MAX_DURATION_SECONDS else math.inf
     elif isinstance(value, str):
         text = value.strip()
@@ -58,7 +58,7 @@ def parse_size(value: object) -> int:
     """Return bytes from a number or from `"512M"`.
 
     Raises:
-        ValueError: it is neither, is not positive, or is more than any file has.
+        ValueError: the value has another form, is not positive, or exceeds the largest file size.
     """
     size = 0
     if isinstance(value, int) and not isinstance(value, bool):
@@ -74,7 +74,7 @@ def parse_alignment(value: object) -> int:
     """Return bytes from `"4K"`, `"2M"` or `"1G"`: the page sizes of x86-64.
 
     Raises:
-        ValueError: it is none of them.
+        ValueError: the value is none of them.
     """
     try:
         size = parse_size(value)
@@ -98,12 +98,12 @@ def parse_address(value: object) -> str:
 
 def parse_path(value: object) -> str:
     if not isinstance(value, str) or not _is_path(value):
-        raise ValueError(f"a path without NUL, whose names have at most {_MAX_NAME_BYTES} bytes")
+        raise ValueError(f"a path without NUL, with names of at most {_MAX_NAME_BYTES} bytes")
     return value
 
 
 def _is_path(value: object) -> bool:
-    """Say whether a kernel would take a value for a path, whether or not anything is there."""
+    """Return whether a value is a valid path; it need not exist."""
     if not isinstance(value, str) or not value or "\0" in value:
         return False
     data = value.encode(errors="surrogatepass")
@@ -112,7 +112,7 @@ def _is_path(value: object) -> bool:
 
 def parse_name(value: object) -> str:
     if not isinstance(value, str) or not _NAME.fullmatch(value):
-        raise ValueError("a name of up to 32 small letters, digits, dots and dashes")
+        raise ValueError("a name of up to 32 lower-case letters, digits and the characters '.', '_', '-'")
     return value
 
 
@@ -151,7 +151,7 @@ def parse_memory(value: object) -> int:
 
 def parse_truth(value: object) -> bool:
     if not isinstance(value, bool):
-        raise ValueError("true or false")  # noqa: TRY004 - as the other parsers say it
+        raise ValueError("true or false")  # noqa: TRY004 - all parsers raise ValueError
     return value
 
 
