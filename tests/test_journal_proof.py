@@ -125,7 +125,7 @@ def test_a_line_of_another_format_is_told(tmp_path: Path) -> None:
     (reason, *_) = judge(read_journal(path)).reasons
     assert "line 1 of journal.jsonl: it does not end with its checksum" in reason
     newer = encode_line({"seq": 1, "event": "run.ended", "format": 2})
-    with pytest.raises(LineError, match="of format 2, and this program reads 1"):
+    with pytest.raises(LineError, match="format is 2, expected 1"):
         decode_line(newer)
 
 

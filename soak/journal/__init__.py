@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The journal: what happened in a run, line by line, on disk."""
+"""The journal: the events of a run as JSON lines on disk."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Lines of the journal that wait for space on the disk: bounded, in order, violations the last to go."""
+"""A bounded queue of journal lines that wait for disk space; it drops violations last."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Line:
-    """A numbered line. One that is `kept` tells about the others and is never given up."""
+    """A numbered line. `kept` marks the journal's own events, which are never dropped."""
 
     seq: int
     level: Level
@@ -24,9 +24,9 @@ class Line:
 
 
 class Backlog:
-    """A queue of lines. When it is too long, lines of the lowest level go, the oldest first.
+    """A queue of lines that, beyond its bound, drops the oldest lines of the lowest level.
 
-    The newest are kept, for it is the last sample and the end of a run that its verdict needs.
+    It keeps the newest, because the verdict needs the last sample and the end of the run.
     """
 
     def __init__(self, bound: int) -> None:
@@ -40,13 +40,13 @@ class Backlog:
 
     @property
     def first(self) -> Line | None:
-        """The line that is to be written next."""
+        """The line to write next."""
         heads = [queue[0] for queue in self._levels.values() if queue]
         return min(heads, key=_seq, default=None)
 
     @property
     def urgent(self) -> bool:
-        """Whether something waits that is worth the reserve, or must be given up else."""
+        """Whether the waiting lines justify using the reserve: an error, or an overflow."""
         return bool(self._levels[Level.ERROR]) or self.too_long
 
     @property
@@ -57,15 +57,15 @@ class Backlog:
         self._levels[line.level].append(line)
 
     def pop(self) -> None:
-        """Take the first line out: it is written."""
+        """Remove the first line after it was written."""
         first = self.first
         if first is not None:
             self._levels[first.level].popleft()
 
     def give_up(self, *, begun: bool) -> int:
-        """Drop what is too much and return how much it was.
+        """Drop lines beyond the bound and return how many.
 
-        Of the first line some may be in the file already; when it is `begun`, it stays.
+        With `begun`, the first line is partly in the file and stays.
         """
         count = 0
         first = self.first if begun else None
@@ -81,7 +81,7 @@ class Backlog:
         return count
 
     def take_gap(self) -> dict[str, Any] | None:
-        """Return what was given up since this was asked last, None where nothing was."""
+        """Return the fields of `journal.gap` for lines dropped since the last call, or None."""
         if not self._given_up:
             return None
         gap = {

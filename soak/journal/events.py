@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The events of the journal, each declared once: its levels and its fields.
+"""The events of the journal, each declared once with its levels and fields.
 
-What the verdict is computed from has passed `complaint`: an event that nobody declared, or a field that
-is missing or of another type, makes the verdict unknown.
+The verdict uses only lines that pass `complaint`: an undeclared event, or a field that is missing or of
+the wrong type, makes the verdict unknown.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _LARGEST_COUNT: Final = (1 << 64) - 1
 
 
 class Check(NamedTuple):
-    """What a field must be, in words and as a test."""
+    """The type of a field: its description and its predicate."""
 
     what: str
     holds: Callable[[Any], bool]
@@ -31,10 +31,7 @@ class Check(NamedTuple):
 
 
 class Event(NamedTuple):
-    """The levels that an event may have, its own fields, and those that it may lack.
-
-    It may have more than those.
-    """
+    """Allowed levels, required fields and optional fields; undeclared extra fields are allowed."""
 
     levels: frozenset[Level]
     fields: Mapping[str, Check]
@@ -64,7 +61,7 @@ TEXT: Final = Check("text", lambda value: isinstance(value, str))
 FLAG: Final = Check("true or false", lambda value: isinstance(value, bool))
 COUNT: Final = Check("a whole number from 0", _is_count)
 NUMBER: Final = Check("a number", _is_number)
-# A line that was not read from a file may have a tuple for a list.
+# A line that was not read from a file may have a tuple instead of a list.
 LIST: Final = Check("a list", lambda value: isinstance(value, (list, tuple)))
 TEXTS: Final = Check(
     "a list of texts", lambda value: LIST.holds(value) and all(isinstance(item, str) for item in value)
@@ -74,7 +71,7 @@ COUNTS: Final = Check(
     "whole numbers by name",
     lambda value: isinstance(value, dict) and all(_is_count(count) for count in value.values()),
 )
-# As soak.ledger.schema.Cell has it: operation, region and interface.
+# Labels of soak.model.cell.Cell: operation, region and interface.
 LABELLED: Final = Check(
     "whole numbers by operation, region and interface",
     lambda value: COUNTS.holds(value) and all(_is_label(label) for label in value),
@@ -103,7 +100,7 @@ EVENTS: Final[Mapping[str, Event]] = {
     "violation.found": _event(
         _WARNING,
         _ERROR,
-        # One that only a later program knows fails a run all the same.
+        # Any text: a kind that only a later version knows must still fail the run.
         kind=TEXT,
         region=TEXT.or_null(),
         interface=TEXT.or_null(),
@@ -177,10 +174,10 @@ EVENTS: Final[Mapping[str, Event]] = {
 
 
 def complaint(line: Mapping[str, Any]) -> str | None:
-    """Say what is wrong with an event, or return None."""
+    """Return why an event is invalid, or None if it is valid."""
     name = line.get("event")
     if not isinstance(name, str):
-        return f"its event is {shown(name)}, where text is expected"
+        return f"its event is {shown(name)}, expected text"
     event = EVENTS.get(name)
     if event is None:
         return f"unknown event {shown(name)}"
@@ -197,5 +194,5 @@ def complaint(line: Mapping[str, Any]) -> str | None:
 
 
 def understood(lines: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Yield the lines with which nothing is wrong."""
+    """Yield the valid lines."""
     return (line for line in lines if complaint(line) is None)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The file that a journal is written to: it appends whole lines, rotates, and keeps a reserve.
+"""The current file of a journal: appends whole lines, rotates, and keeps a reserve of disk space.
 
-Nobody else writes it. A tool of the system may rename it, which the writer notices.
+Only the journal's writer writes the file. A tool such as logrotate may rename it; the writer follows.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ _LOOK_SECONDS: Final = 1.0
 
 
 class JournalFile:
-    """Appends lines. One that an error cut short is gone on with when it is appended again."""
+    """Appends lines. After an error, appending the same line again continues where it was cut."""
 
     def __init__(self, path: Path, rotate_bytes: int) -> None:
-        """Open or make the file.
+        """Open or create the file.
 
         Raises:
             OSError: it cannot be opened.
         """
         self._path = path
-        # By its descriptor: whatever comes to have the name of the run's directory is not the run's.
+        # Keep a descriptor: another directory may later take the name of the run's.
         self._directory = os.open(path.parent, _DIRECTORY_FLAGS)
         self._rotate_bytes = rotate_bytes
         self._file = -1
@@ -55,14 +55,14 @@ class JournalFile:
 
     @property
     def cut(self) -> bool:
-        """Whether the line that was appended last is there in part."""
+        """Whether the file holds only part of the last appended line."""
         return self._written > 0
 
     def append(self, line: bytes, *, durable: bool = False) -> None:
-        """Append a line with its end; a `durable` one is on disk after the next `sync`.
+        """Append a line that ends with a newline; the next `sync` makes a `durable` one durable.
 
         Raises:
-            OSError: not all of it could be written; the same line has to be appended again.
+            OSError: the write was incomplete; append the same line again.
         """
         if time.monotonic() - self._looked >= _LOOK_SECONDS:
             self.follow()
@@ -81,8 +81,8 @@ class JournalFile:
     def sync(self) -> None:
         """Wait until the durable lines are on disk.
 
-        A failure is counted in `sync_errors` and not tried again: the kernel tells it once, calls the
-        pages clean, and nobody can say what of them is on disk.
+        A failure is counted in `sync_errors` and not retried: the kernel reports a write-back error once
+        and marks the pages clean, so a second fdatasync() would succeed without the data on disk.
         """
         if not self._unsynced:
             return
@@ -93,22 +93,22 @@ class JournalFile:
             self.sync_errors += 1
 
     def follow(self) -> None:
-        """Open the journal anew where somebody has renamed or removed its file.
+        """Reopen the journal if its file was renamed or removed.
 
         Raises:
-            OSError: it was removed, and no new one can be made.
+            OSError: the file was removed, and a new one cannot be created.
         """
-        self._looked = -math.inf  # left without a file, each line looks again
+        self._looked = -math.inf  # on an error the next line checks again
         try:
-            there = os.stat(self._path.name, dir_fd=self._directory)
-            moved = (there.st_dev, there.st_ino) != self._identity
+            status = os.stat(self._path.name, dir_fd=self._directory)
+            moved = (status.st_dev, status.st_ino) != self._identity
         except OSError:
             moved = True
         if moved:
             try:
                 self._open()
             except OSError:
-                # Lines go on into the file under its new name, if it has one.
+                # A renamed file still takes the lines.
                 if os.fstat(self._file).st_nlink == 0:
                     raise
         self._looked = time.monotonic()
@@ -125,7 +125,7 @@ class JournalFile:
         return open_regular(Path(name), flags, _MODE, directory=self._directory)
 
     def _take(self, file: int) -> None:
-        """Write to this file from now on, a line that was cut in the old one from its beginning."""
+        """Switch to another file; a line that was cut in the old file starts over."""
         if self._file >= 0:
             self.sync()
             os.close(self._file)
@@ -137,22 +137,22 @@ class JournalFile:
         self._written = 0
 
     def _rotate(self) -> None:
-        """Give the full file a number and begin a new one.
+        """Rename the full file to a number and start a new one.
 
-        The new one is made first: a disk that has no inode left leaves all as it is. Between the
-        two renames the journal is there under its number alone, which readers and writers know.
+        The new file is created first, so that a disk without free inodes changes nothing. Between the two
+        renames only the numbered file exists; readers and writers handle that.
         """
         new = f".{self._path.name}.new"
         try:
             file = self._opened(new, _FLAGS | os.O_TRUNC)
         except OSError:
-            # The file gets longer than it should; its next line tries again.
+            # Exceed the limit; the next line tries again.
             return
         try:
             self._rename(self._path.name, self._numbered())
             self._rename(new, self._path.name)
         except OSError:
-            # Where one was done and the other not, the journal's name is missing: it is made again.
+            # If only the first rename succeeded, follow() creates the journal's file again.
             os.close(file)
             self.follow()
             return
@@ -171,20 +171,20 @@ class JournalFile:
         return f"{self._path.stem}-{number:06}{self._path.suffix}"
 
     def _sync_directory(self) -> None:
-        """Have the file's name on disk, without which a synced line is in a file that nobody finds."""
+        """Make the file's name durable; without it, a synced line would be lost with the name."""
         try:
             os.fsync(self._directory)
         except OSError as error:
-            # Some file systems do not know it of a directory (fsync(2)).
+            # EINVAL: the file system does not support fsync(2) on a directory.
             self.sync_errors += error.errno != errno.EINVAL
 
 
 class Reserve:
-    """Space beside the journal that is given back when the disk is full.
+    """Disk space beside the journal, to be freed when the disk is full.
 
-    ext4, xfs and tmpfs free the blocks of a file when it is truncated: ext4 commits its journal before
-    it says that there is no space while some is being freed (ext4_should_retry_alloc), xfs truncates
-    within the call, tmpfs knows no delay. Where posix_fallocate is not to be had there is no reserve.
+    ext4, xfs and tmpfs free the blocks of a truncated file in time: ext4 commits its journal before it
+    returns ENOSPC (ext4_should_retry_alloc()), xfs and tmpfs truncate synchronously. Without
+    posix_fallocate(3) there is no reserve.
     """
 
     def __init__(self, journal: Path, size: int = RESERVE_BYTES) -> None:
@@ -195,7 +195,7 @@ class Reserve:
         self.take()
 
     def take(self) -> bool:
-        """Set the space aside and say whether it could be had: what is less than all is given back."""
+        """Allocate the whole reserve, or nothing; return whether that succeeded."""
         try:
             file = self._open(os.O_CREAT)
         except OSError:
@@ -211,14 +211,14 @@ class Reserve:
         return True
 
     def give_back(self) -> bool:
-        """Free the space; False where there is none."""
+        """Free the reserve; return False if there was none."""
         if self.spent or not self._remove():
             return False
         self.spent = True
         return True
 
     def close(self) -> None:
-        """Leave nothing behind."""
+        """Remove the reserve."""
         self._remove()
         os.close(self._directory)
 
@@ -228,7 +228,7 @@ class Reserve:
 
     def _remove(self) -> bool:
         try:
-            # Blocks of a file that is only unlinked may be freed later, in the background.
+            # Truncate first: the blocks of an unlinked file may be freed later, in the background.
             file = self._open(os.O_TRUNC)
             os.close(file)
             os.unlink(self._name, dir_fd=self._directory)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""One line of the journal, as it is in the file: JSON with the number of its format and a checksum.
+"""The encoding of one journal line: JSON with a format number and a checksum.
 
-The checksum is the last field, the CRC-32 of all bytes before it (zlib's, as 8 hexadecimal digits): it
-finds any one flipped bit, and any damage of up to 32 bits in a row.
+The checksum is the last field: zlib's CRC-32 of all preceding bytes, as 8 hexadecimal digits. It detects
+any single flipped bit and any burst error of up to 32 bits.
 """
 
 from __future__ import annotations
@@ -21,29 +21,29 @@ _CHECKSUM: Final = re.compile(rb',"crc32":"([0-9a-f]{8})"\}\n?\Z')
 
 
 class LineError(ValueError):
-    """The text is no line of a journal; the message says why."""
+    """The text is not a journal line; the message says why."""
 
 
 class CutLineError(LineError):
-    """The text does not end as a line does: a crash or a full disk may have cut it short."""
+    """The text does not end with a checksum: a crash or a full disk may have cut it."""
 
 
 def encode_line(line: dict[str, Any]) -> bytes:
-    """Return the text of a line that has its `seq`. What is no JSON value is written as text."""
+    """Encode a line that has a `seq`; a value that JSON cannot represent becomes text."""
     body = json.dumps({"format": FORMAT, **line}, separators=(",", ":"), default=str)[:-1].encode()
     return b'%s,"crc32":"%08x"}\n' % (body, zlib.crc32(body))
 
 
 def is_number(value: object) -> bool:
-    """Whether a value can be the number of a line: numbers that are larger no journal comes to."""
+    """Return whether a value is a valid `seq`, from 1 to `MAX_NUMBER`."""
     return type(value) is int and 0 < value <= MAX_NUMBER
 
 
 def decode_line(text: bytes) -> dict[str, Any]:
-    """Return the line that a text is.
+    """Decode a line.
 
     Raises:
-        LineError: it is damaged, is of another format, or was not written by `encode_line`.
+        LineError: the text is damaged, of another format, or not from `encode_line`.
     """
     checksum = _CHECKSUM.search(text)
     if checksum is None:
@@ -53,11 +53,11 @@ def decode_line(text: bytes) -> dict[str, Any]:
     try:
         line = parse_json(text)
     except ValueError:
-        raise LineError("it is no JSON, or nests too deeply") from None
+        raise LineError("it is not JSON, or nests too deeply") from None
     if not isinstance(line, dict) or not is_number(line.get("seq")):
-        raise LineError("it has no number")
+        raise LineError("it has no valid 'seq'")
     if not isinstance(line.get("event"), str):
-        raise LineError("it has no event")
+        raise LineError("it has no valid 'event'")
     if line.get("format") != FORMAT:
-        raise LineError(f"it is of format {line.get('format')!r}, and this program reads {FORMAT}")
+        raise LineError(f"its format is {line.get('format')!r}, expected {FORMAT}")
     return line

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Reading a journal: the current file and those that were rotated away, as one stream of lines.
+"""Read a journal, the current file and rotated ones, as one stream of lines.
 
-The journal rotates to `journal-000001.jsonl` and so on. Tools of a system give a file away under names
-of their own (`journal.jsonl.1`, `journal.jsonl-20260101`), and compress what is old: all of it is read,
-in the order of the numbers that the lines bear, and never by what a file is called.
+The journal rotates to `journal-000001.jsonl` and so on. Tools such as logrotate use other names
+(`journal.jsonl.1`, `journal.jsonl-20260101`) and compress old files. This module reads all of them, in
+the order of the lines' `seq`, whatever the names of the files.
 """
 
 from __future__ import annotations
@@ -25,28 +25,27 @@ if TYPE_CHECKING:
 
     _File = IO[bytes] | gzip.GzipFile
 
-# The events that stand for damage, and for a line without an end behind all others; they are in no file.
+# Events that represent damage, and an incomplete last line. They never appear in a file.
 DAMAGED: Final = "journal.damaged"
 UNFINISHED: Final = "journal.unfinished"
 
 _GZIP: Final = ".gz"
 _CHUNK: Final = 65536
 _LONGEST: Final = 16 << 20
-# What reading a compressed file raises that is cut short or damaged.
+# Errors of reading a truncated or damaged gzip file.
 _DAMAGE: Final = (EOFError, gzip.BadGzipFile, zlib.error)
 
 
 def read_journal(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the lines of a journal by number, those of its rotated files first, none of them twice.
+    """Yield the lines of a journal in the order of their `seq`, each once, rotated files first.
 
-    In the place of damage that is no line any more stands a line of the event `DAMAGED`, which is in no
-    file. One that a crash cut short, and whose number the next line bears, is no damage; where no line
-    follows, one of the event `UNFINISHED` stands in its place. What is missing altogether, with a file or
-    within a damaged one, shows as a gap in the numbers.
+    An event `DAMAGED` replaces text that is not a line. A line that a crash cut, and whose `seq` the next
+    line repeats, is not damage; if no line follows, an event `UNFINISHED` replaces it. Lines that are
+    missing, with their file or within a damaged one, show as a gap in `seq`.
 
     Raises:
         FileNotFoundError: there is neither a current nor a rotated file.
-        UsageError: one of the files cannot be read, or the current one is compressed or no file.
+        UsageError: a file cannot be read, or the current one is compressed or not a regular file.
     """
     try:
         yield from _lines_of_all(path)
@@ -61,7 +60,7 @@ def read_journal(path: Path) -> Iterator[dict[str, Any]]:
 def _lines_of_all(path: Path) -> Iterator[dict[str, Any]]:
     last = 0
     with ExitStack() as stack:
-        # Opened before the others are listed: rotated meanwhile, it is read all the same.
+        # Open the current file before listing the others, in case it is rotated in between.
         current = stack.enter_context(open_plain(path)) if path.exists() else None
         rotated = rotated_files(path)
         if current is None and not rotated:
@@ -90,10 +89,10 @@ def _lines_of_all(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def read_given_journal(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the lines of the journal of a run that somebody named, as `read_journal` does.
+    """Yield the lines like `read_journal`, for a run that the user named.
 
     Raises:
-        UsageError: it is not there, or cannot be read.
+        UsageError: the journal does not exist or cannot be read.
     """
     try:
         yield from read_journal(path)
@@ -102,7 +101,7 @@ def read_given_journal(path: Path) -> Iterator[dict[str, Any]]:
 
 
 class Damage(NamedTuple):
-    """Something in a journal's file that is no line."""
+    """Text in a journal's file that is not a line; `place` is its line number there."""
 
     file: str
     place: int
@@ -113,25 +112,25 @@ class Damage(NamedTuple):
         return isinstance(self.error, CutLineError)
 
     def as_line(self, last: int, event: str = DAMAGED) -> dict[str, Any]:
-        """Return it as an event that follows line `last`."""
+        """Return the damage as an event with the `seq` of the line before it."""
         return {"seq": last, "event": event, "summary": f"line {self.place} of {self.file}: {self.error}"}
 
 
 def journal_exists(path: Path) -> bool:
-    """Say whether there is a journal: between two steps of a rotation only the old file is there."""
+    """Return whether a journal exists; during a rotation only a rotated file may."""
     return path.exists() or bool(rotated_files(path))
 
 
 def has_begun(path: Path) -> bool:
-    """Say whether a run began to soak: its journal says so among its first lines."""
+    """Return whether the journal has a `run.started`."""
     return journal_exists(path) and any(line["event"] == "run.started" for line in read_journal(path))
 
 
 def rotated_files(path: Path) -> list[Path]:
-    """Return the files that held the journal before the current one, in no particular order.
+    """Return the rotated files of a journal, in no particular order.
 
     Raises:
-        OSError: the directory is there and cannot be read.
+        OSError: the directory exists and cannot be read.
     """
     beginnings = (f"{path.stem}-", f"{path.name}.", f"{path.name}-")
     try:
@@ -146,18 +145,18 @@ def rotated_files(path: Path) -> list[Path]:
 
 
 def last_number(path: Path) -> int:
-    """Return the number of the journal's last line, 0 where there is none, from the files' ends."""
+    """Return the `seq` of the journal's last line, or 0; reads only the ends of plain files."""
     current = _last_number(path) if path.exists() else 0
     if current:
         return current
     firsts = {other: first for other in rotated_files(path) if (first := _first_number(other))}
-    # A file and its compressed copy begin alike, and one of the two may be half written.
+    # A file and its compressed copy start with the same line, and the copy may be incomplete.
     newest = [other for other, first in firsts.items() if first == max(firsts.values())]
     return max((_last_number(other) for other in newest), default=0)
 
 
 def _by_number(rotated: list[Path], current: IO[bytes] | None, name: str) -> Iterator[tuple[str, _File]]:
-    """Open one file after the other; each line was written by one writer, so they do not mix."""
+    """Open the files in the order of their first lines; one writer at a time, so they do not overlap."""
     firsts = sorted((first, other) for other in rotated if (first := _first_number(other)))
     for _, other in firsts:
         with _opened(other) as file:
@@ -177,16 +176,16 @@ def _opened(path: Path) -> Iterator[_File]:
 
 
 def _texts(file: _File) -> Iterator[bytes]:
-    """Yield the lines of a file as they are, up to where it cannot be read any more."""
+    """Yield the raw lines of a file, up to damaged compression."""
     try:
-        # One without an end comes in parts, and none of them is a line.
+        # An overlong line comes in pieces, none of which decodes.
         yield from iter(partial(file.readline, _LONGEST), b"")
     except _DAMAGE:
-        return  # the numbers that are missing now tell it
+        return  # the gap in `seq` reveals the missing lines
 
 
 def _lines(file: _File) -> Iterator[dict[str, Any]]:
-    """Yield the whole lines of a file."""
+    """Yield the valid lines of a file."""
     for text in _texts(file):
         line = _parse(text)
         if not isinstance(line, LineError):
@@ -199,7 +198,7 @@ def _parse(text: bytes) -> dict[str, Any] | LineError:
     except LineError as error:
         return error
     if line["event"] in {DAMAGED, UNFINISHED}:
-        return LineError(f"its event is {line['event']}, which is in no file")
+        return LineError(f"its event {line['event']} is reserved, no file has it")
     return line
 
 
@@ -220,7 +219,7 @@ def _last_number(path: Path) -> int:
 
 
 def _backwards(file: _File) -> Iterator[bytes]:
-    """Yield the lines of a file, the last one first: a journal may have gigabytes."""
+    """Yield the lines of a file, last one first, without reading it all: it may have gigabytes."""
     position, rest, chunk = file.seek(0, os.SEEK_END), b"", _CHUNK
     while position:
         size = min(chunk, position)
@@ -228,5 +227,5 @@ def _backwards(file: _File) -> Iterator[bytes]:
         file.seek(position)
         rest, *texts = (file.read(size) + rest).split(b"\n")
         yield from reversed(texts)
-        chunk *= 2  # a line that is longer than all that was read is not searched again and again
+        chunk *= 2  # keeps the cost of a long line linear
     yield rest

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The journal: everything that happened in a run, one JSON object a line, append-only.
+"""Writers of the journal: the events of a run, one JSON object per line, append-only.
 
 Each line has `format`, `seq`, `time` (UTC), `monotonic` (seconds), `boot_id`, `event` (noun.verb),
-`level`, the event's own fields (soak.journal.events) and a checksum. What a verdict says can be
-computed again from the journal alone, and damage to it never improves a verdict.
+`level`, the event's own fields (soak.journal.events) and a checksum. The verdict follows from the journal
+alone, and damage to the journal never improves it.
 
-In a lab the guest writes no file: it sends its lines over a virtio-serial port, where the host numbers
-them, writes them and answers, so that a guest that dies takes nothing with it.
+In the lab the guest sends its lines over a virtio-serial port. The host numbers, writes and acknowledges
+them, so that no acknowledged line is lost with the guest.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["OWN_EVENTS", "FileJournal", "Journal", "Level", "PortJournal", "read_journal", "stamped"]
 
 _HELD, _CAUGHT_UP, _GAP = "journal.held", "journal.caught-up", "journal.gap"
-# What the journal says of itself.
+# Events about the journal itself.
 OWN_EVENTS: Final = frozenset({_HELD, _CAUGHT_UP, _GAP})
 
 _CHUNK: Final = 65536
@@ -44,27 +44,27 @@ _HANG_UP_SECONDS: Final = 0.05
 
 
 class Journal(Protocol):
-    """Where events go."""
+    """A sink of events."""
 
     @property
     def errors(self) -> int:
-        """How many events could not be written."""
+        """The number of events that could not be written."""
 
     def write(self, event: str, level: Level = Level.INFO, **fields: Any) -> None:  # noqa: ANN401
         """Write an event.
 
-        One of level error is on disk when this returns, or counted in `errors`, or (a full disk)
-        held in memory, which an event `journal.held` tells.
+        An event of level error is on disk when this returns, or counted in `errors`, or held in memory
+        on a full disk, which an event `journal.held` reports.
         """
 
     def retry(self) -> None:
-        """Try again to get rid of what waits; does not block."""
+        """Try to write waiting lines, without blocking."""
 
     def close(self) -> None: ...
 
 
 def stamped(event: str, level: Level, fields: dict[str, Any], boot: str) -> dict[str, Any]:
-    """Return an event with the times of now."""
+    """Return an event with the current times."""
     return {
         "time": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
         "monotonic": round(time.monotonic(), 6),
@@ -76,12 +76,11 @@ def stamped(event: str, level: Level, fields: dict[str, Any], boot: str) -> dict
 
 
 class FileJournal:
-    """The journal's file: numbers the lines and appends them.
+    """Numbers lines and appends them to the journal's file.
 
-    What a full disk refuses waits in memory, in order, and is written when there is space again. The
-    reserve beside the file lets violations through until then; all that stands before them goes with
-    them, as the file is in the order of the numbers. When too much waits, what matters least is given
-    up, and the journal says so.
+    On a full disk, lines wait in memory, in order, until there is space. A violation is written at once
+    with space from the reserve, together with all lines before it, because the file is in the order of
+    `seq`. If too many lines wait, the journal drops the least important and reports the gap.
     """
 
     def __init__(
@@ -92,13 +91,13 @@ class FileJournal:
         most_held: int = _HELD_LINES,
         on_line: Callable[[dict[str, Any]], None] | None = None,
     ) -> None:
-        """Open the journal, going on behind what is there; a line cut short by a crash is ended.
+        """Open the journal to append, and terminate a line that a crash cut.
 
-        At `rotate_bytes` a file is full; no more than `most_held` lines wait. Each line goes to
-        `on_line` as it is numbered, those that the journal writes about itself, too.
+        Rotate a file at `rotate_bytes`; let at most `most_held` lines wait. Pass each numbered line to
+        `on_line`, including events about the journal itself.
 
         Raises:
-            OSError: the file cannot be made.
+            OSError: the file cannot be created.
         """
         self._boot = boot_id()
         self._on_line = on_line
@@ -112,24 +111,24 @@ class FileJournal:
 
     @property
     def seq(self) -> int:
-        """The number of the newest line."""
+        """The `seq` of the newest line."""
         return self._seq
 
     @property
     def errors(self) -> int:
-        """How many lines are lost for good; what waits is not."""
+        """The number of lost lines; waiting lines do not count."""
         return self._lost + self._file.sync_errors
 
     @property
     def waiting(self) -> int:
-        """How many lines wait for space on the disk."""
+        """The number of lines that wait for disk space."""
         return len(self._backlog)
 
     def write(self, event: str, level: Level = Level.INFO, **fields: Any) -> None:  # noqa: ANN401
         self.append(stamped(event, level, fields, self._boot))
 
     def append(self, line: dict[str, Any]) -> int:
-        """Number a line that is complete but for that, append it, and return its number."""
+        """Number a stamped line, append it, and return its `seq`."""
         seq = self._push(line)
         self._drain()
         self._lost += self._backlog.give_up(begun=self._file.cut)
@@ -137,7 +136,7 @@ class FileJournal:
         return seq
 
     def retry(self) -> None:
-        """Write what waits if there is space again, and notice that the file was renamed."""
+        """Write waiting lines if there is space again, and reopen a renamed file."""
         try:
             self._file.follow()
         except OSError as error:
@@ -145,12 +144,12 @@ class FileJournal:
         self._drain()
 
     def flush(self) -> bool:
-        """Write what waits, with the last of the space; False when some of it waits still."""
+        """Write waiting lines, using the reserve; return whether all are written."""
         self._drain(spend=True)
         return not self._backlog
 
     def close(self) -> None:
-        """Close the file; what waits even now is lost, and counted."""
+        """Close the file; count lines that still wait as lost."""
         self.flush()
         self._lost += len(self._backlog)
         self._reserve.close()
@@ -172,19 +171,19 @@ class FileJournal:
             self._on_line(numbered)
         return seq
 
-    def _say(self, event: str, level: Level, **fields: Any) -> None:  # noqa: ANN401
-        """Say something about the journal itself."""
+    def _report(self, event: str, level: Level, **fields: Any) -> None:  # noqa: ANN401
+        """Queue an event about the journal itself."""
         self._push(stamped(event, level, fields, self._boot), kept=True)
 
     def _drain(self, *, spend: bool = False) -> None:
-        """Write what waits; the space of the reserve is for violations, or to `spend`."""
+        """Write waiting lines; use the reserve only for violations, or with `spend`."""
         scarce = self._held_since is not None and self._reserve.spent
         if scarce and not (spend or self._backlog.urgent) and not self._reserve.take():
             return
         while self._write_waiting(spend=spend) and self._held_since is not None:
             gap = self._backlog.take_gap()
             if gap is not None:
-                self._say_gap(gap)
+                self._report_gap(gap)
             elif self._reserve.take() or not self._reserve.spent:
                 self._catch_up(time.monotonic() - self._held_since)
             else:
@@ -192,7 +191,7 @@ class FileJournal:
         self._file.sync()
 
     def _write_waiting(self, *, spend: bool) -> bool:
-        """Write until nothing waits, or return False."""
+        """Write until no line waits; return False if a write failed."""
         while (line := self._backlog.first) is not None:
             try:
                 self._file.append(line.data, durable=line.level is Level.ERROR)
@@ -206,46 +205,46 @@ class FileJournal:
         return True
 
     def _hold(self, error: OSError) -> bool:
-        """Say that lines wait from now on; False where they do already."""
+        """Report that lines wait from now on; return False if they did already."""
         if self._held_since is not None:
             return False
         self._held_since = time.monotonic()
         self._waited = 0
-        self._say(
+        self._report(
             _HELD,
             Level.WARNING,
             error=error.strerror,
-            summary=f"the journal cannot be written ({error.strerror}): its lines wait in memory",
+            summary=f"the journal cannot be written ({error.strerror}): lines wait in memory",
         )
         return True
 
     def _catch_up(self, seconds: float) -> None:
         self._held_since = None
-        self._say(
+        self._report(
             _CAUGHT_UP,
             Level.WARNING,
             seconds=round(seconds, 3),
             lines=self._waited,
-            summary=f"the journal is written again, with {self._waited} lines that had to wait",
+            summary=f"the journal can be written again: wrote {self._waited} waiting lines",
         )
 
-    def _say_gap(self, gap: dict[str, Any]) -> None:
+    def _report_gap(self, gap: dict[str, Any]) -> None:
         given_up = gap["given_up"]
         worst = Level.ERROR if given_up[Level.ERROR] else Level.WARNING
         levels = ", ".join(f"{count} of level {level}" for level, count in given_up.items() if count)
-        self._say(
+        self._report(
             _GAP,
             worst,
             **gap,
-            summary=f"the journal gave up lines between {gap['first']} and {gap['last']}: {levels}",
+            summary=f"the journal dropped lines between {gap['first']} and {gap['last']}: {levels}",
         )
 
 
 class PortJournal:
-    """The guest's end: sends lines through a port and waits for the answer where it matters.
+    """The guest's side: sends lines through a port, and waits for the acknowledgement of an error.
 
-    Lines wait in a bounded queue, so a host that does not read holds nobody up for longer than the
-    deadline of one acknowledgement.
+    The queue is bounded, so a host that stops reading delays a caller by at most one acknowledgement
+    deadline.
     """
 
     def __init__(self, port: int) -> None:
@@ -274,11 +273,11 @@ class PortJournal:
             self._exchange(time.monotonic(), 0)
 
     def retry(self) -> None:
-        """Send what the port takes."""
+        """Send as much as the port accepts."""
         self._exchange(time.monotonic(), 0)
 
     def flush(self, seconds: float) -> bool:
-        """Wait until the host has everything; False when it did not within `seconds`."""
+        """Wait up to `seconds` for the host to acknowledge every line; return whether it did."""
         return self._exchange(time.monotonic() + seconds, self._number)
 
     def close(self) -> None:
@@ -286,7 +285,7 @@ class PortJournal:
         os.close(self._port)
 
     def _exchange(self, deadline: float, until: int) -> bool:
-        """Send what waits and read answers, until line `until` is acknowledged."""
+        """Send queued lines and read acknowledgements, until line `until` is acknowledged."""
         while True:
             left = max(deadline - time.monotonic(), 0.0)
             waiting = self._acknowledged < until
@@ -301,7 +300,7 @@ class PortJournal:
                 if not waiting or left == 0:
                     return not waiting
                 if readable or writable:
-                    # The host has hung up, which is readable for ever.
+                    # After the host hung up, the port stays readable.
                     time.sleep(min(left, _HANG_UP_SECONDS))
 
     def _send(self) -> bool:
