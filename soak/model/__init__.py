@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What a kernel owes: the words, the expectations, the known issues."""
+"""The domain model: vocabulary, expectations, known issues and exit codes."""

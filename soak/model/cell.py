@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A kind of operation as it is counted and judged."""
+"""Cells: the unit in which operations are counted and judged."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from soak.model.vocabulary import Interface, Operation, RegionKind
 
 @dataclass(frozen=True)
 class Cell:
-    """A kind of operation as it is counted: what, on which kind of region, through which interface."""
+    """An operation on a kind of region through an interface."""
 
     operation: Operation
     region: RegionKind

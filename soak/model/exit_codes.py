@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What exit codes say: to people and scripts, and to `git bisect run`."""
+"""Exit codes: plain ones, and those of `git bisect run`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from soak.model.vocabulary import VerdictWord
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-# What a shell makes of SIGINT; `git bisect run` stops at all codes above 127.
+# A shell's code for SIGINT; `git bisect run` stops at any code above 127.
 INTERRUPTED: Final = 130
 
 _BISECT: Final = "--bisect"
@@ -22,7 +22,7 @@ _USAGE: Final = 2
 
 @dataclass(frozen=True)
 class ExitCodes:
-    """The codes of a command: for each verdict, a kernel that does not boot, a mistake, a crash."""
+    """The codes for each verdict, a kernel that does not boot, a usage error, and a crash."""
 
     verdicts: Mapping[VerdictWord, int]
     no_boot: int
@@ -34,9 +34,9 @@ PLAIN: Final = ExitCodes(
     {VerdictWord.PASS: 0, VerdictWord.FAIL: 1, VerdictWord.UNKNOWN: 3},
     no_boot=_USAGE,
     usage=_USAGE,
-    crash=70,  # EX_SOFTWARE of sysexits.h: no verdict, so that a service manager starts it again
+    crash=70,  # EX_SOFTWARE of sysexits.h: not a verdict, so the service manager restarts it
 )
-# A commit that cannot be judged is skipped; a mistake must not look like a bad commit.
+# Skip a commit without a verdict; a usage error must not look like a bad commit.
 BISECT: Final = ExitCodes(
     {VerdictWord.PASS: 0, VerdictWord.FAIL: 1, VerdictWord.UNKNOWN: _SKIP},
     no_boot=_SKIP,
@@ -46,9 +46,9 @@ BISECT: Final = ExitCodes(
 
 
 def is_bisecting(arguments: Sequence[str]) -> bool:
-    """Say whether a command line asks for a bisection's exit codes, even one that cannot be parsed.
+    """Return whether a command line, even an invalid one, contains `--bisect`.
 
-    argparse takes an option's beginning for the whole, where it means no other.
+    argparse accepts unambiguous abbreviations.
     """
     options = (word.partition("=")[0] for word in arguments)
     return any(_BISECT.startswith(name) and len(name) >= len(_BISECT_SHORTEST) for name in options)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What a kernel owes, as data: for an operation, an interface and a kind of memory.
+"""Expected kernel behaviour, as data: by operation, kind of region, interface and backing.
 
-A row holds for a range of kernels, and says where the rule comes from. A combination that no
-row covers makes the verdict unknown; it is never taken for granted.
+Each row applies to a range of kernels and cites its source. A combination without a row makes the
+verdict unknown.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Expectation:
-    """One row. `refusal` is the errno that is owed, or None where the operation must be done.
+    """One row. `refusal` is the required errno, or None if the operation must succeed.
 
-    `waits` says, for an operation that takes blocks away, whether it must not end before the last
-    short pin of the file is given back. The interface is then that of the pin.
+    `waits` means that an invalidation must not return before the last short pin of the file is
+    released; `interface` is then that of the pin.
     """
 
     operations: tuple[Operation, ...]
@@ -45,13 +45,13 @@ class Expectation:
         )
 
 
-# Since bde708f1a65d (fs/dax: Always remove DAX page-cache entries when breaking layouts) and what
-# came with it the pages themselves are waited for, whether a mapping shows them or not.
+# Since bde708f1a65d (fs/dax: Always remove DAX page-cache entries when breaking layouts) and its series,
+# an invalidation waits for the page's references, mapped or not.
 _PAGES_ARE_COUNTED: Final[Release] = (6, 15)
 _KEEPS_INODE = tuple(operation for operation in INVALIDATIONS if operation is not Operation.UNLINK)
 
-# Of operations on files. Those over a long-term interface stand with the interface, in
-# soak/workload/pins; soak.workload.expectations has all of them.
+# Operations on files. Rows of a long-term interface are in its module in soak/workload/pins, and
+# soak.workload.expectations combines all of them.
 FILE_EXPECTATIONS: Final = (
     Expectation(
         INVALIDATIONS,
@@ -59,7 +59,7 @@ FILE_EXPECTATIONS: Final = (
         Interface.NONE,
         Backing.SHARED,
         None,
-        "changing the blocks of a file is done, after a wait for pins where there are any",
+        "invalidations succeed, possibly after a wait for pins",
     ),
     *(
         row
@@ -89,7 +89,7 @@ FILE_EXPECTATIONS: Final = (
                 interface,
                 Backing.UNMAPPED,
                 None,
-                "does not wait: dax_layout_busy_page() looks at no page of a file that nobody maps "
+                "does not wait: dax_layout_busy_page() ignores the pages of an unmapped file "
                 "(5fac7408d828)",
                 KernelRange(end=_PAGES_ARE_COUNTED),
             ),
@@ -108,7 +108,7 @@ FILE_EXPECTATIONS: Final = (
                 interface,
                 Backing.UNMAPPED,
                 None,
-                "waits for pinned pages that nobody maps, too, unlink in dax_break_layout_final() "
+                "waits for pinned pages even if unmapped; unlink does so in dax_break_layout_final() "
                 "(bde708f1a65d)",
                 KernelRange(_PAGES_ARE_COUNTED),
                 waits=True,

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Violations that are understood: a name, a scope, a prediction and where it is written down.
+"""Known issues: understood violations, each with name, scope, prediction and reference.
 
-One applies only where a probe at the start of the run confirmed it, and explains an observation only
-when that equals its prediction, neither more nor less. Detectors ask each of them, and name none.
+A known issue applies only if a probe at the start of the run confirmed it, and explains an observation
+only if that equals its prediction. Detectors iterate over the table and name no issue.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Observation:
-    """What a violation has shown, as far as an issue may predict it.
+    """The properties of a violation that a known issue may predict.
 
-    `interfaces` are those of the pins that it came with, `ended` says whether what waited has ended by
-    itself, `pinned_again` whether a page may have been pinned, and so mapped, while something waited.
+    `interfaces` are those of the pins involved. `ended`: the waiting operation returned by itself.
+    `pinned_again`: a page may have been pinned, and so mapped, during the wait.
     """
 
     violation: Violation
@@ -34,7 +34,7 @@ class Observation:
 
 @dataclass(frozen=True)
 class KnownIssue:
-    """A violation that is understood; `shows` says what it looks like, beside its scope."""
+    """An understood violation; `shows` tests an observation beyond the scope of the other fields."""
 
     name: str
     violations: tuple[Violation, ...]
@@ -47,7 +47,7 @@ class KnownIssue:
     shows: Callable[[Observation], bool] = lambda _: True
 
     def explains(self, seen: Observation) -> bool:
-        """Say whether this is what it predicts."""
+        """Return whether the issue predicts this observation."""
         return (
             seen.violation in self.violations
             and seen.region is self.region
@@ -62,9 +62,9 @@ TYPE1_DEVICE_DAX_LEAK: Final = KnownIssue(
     RegionKind.DEVICE_DAX,
     (Interface.VFIO_TYPE1,),
     (Operation.UNMAP,),
-    # The oldest kernel on which it was seen.
+    # 5.10 is the oldest kernel that showed it.
     KernelRange((5, 10)),
-    "every page that was mapped keeps one page reference after it was unmapped",
+    "every mapped page keeps one reference after it is unmapped",
     "drivers/vfio/vfio_iommu_type1.c: put_pfn() does not unpin reserved pages, and pages of device "
     "DAX stay reserved (seen on 5.10, 6.1, 6.12 and 7.2)",
 )
@@ -75,13 +75,13 @@ O_DIRECT_LOST_WAKEUP: Final = KnownIssue(
     RegionKind.FS_DAX,
     (Interface.O_DIRECT,),
     INVALIDATIONS,
-    # The only series on which it was seen: 5.10, 6.12 and 7.2 wake what waits.
+    # Only seen on this series: 5.10, 6.12 and 7.2 wake the waiter.
     KernelRange((6, 1), (6, 2)),
-    "what waits for a page that an O_DIRECT transfer has pinned sleeps on in state S after the "
-    "transfer has ended, until a signal or another pin of that page ends it",
-    "seen on 6.1.192, ext4 and xfs; pins held by vmsplice wake what waits (compare 23c84eb78375, "
-    "237388320def, f4f451a16dd1)",
-    # In a crowd, what lost the wake-up need not be what was given back last.
+    "a task that waits for a page pinned by an O_DIRECT transfer sleeps on in state S after the "
+    "transfer ended, until a signal or another pin of that page wakes it",
+    "seen on 6.1.192, ext4 and xfs; release of a vmsplice pin wakes the waiter (compare "
+    "23c84eb78375, 237388320def, f4f451a16dd1)",
+    # With several pins, the lost wakeup need not be that of the last release.
     shows=lambda seen: not seen.ended,
 )
 
@@ -91,13 +91,13 @@ REMAPPED_PAGE_STALL: Final = KnownIssue(
     RegionKind.FS_DAX,
     SHORT_PINS,
     INVALIDATIONS,
-    # Seen on 7.2; 6.12, where a page is idle with one reference, mapped or not, does not have it.
+    # Seen on 7.2; not on 6.12, where a page with one reference is idle, mapped or not.
     KernelRange((6, 15)),
-    "what waits for a pinned page sleeps on after the pin was given back where the page was mapped "
-    "again meanwhile, until that mapping goes or a signal comes",
-    "fs/dax.c: wait_page_idle() waits until a page has no reference at all, and a mapping is one "
-    "since fs-dax pages are counted like others (6.15); it is unmapped once, before the wait (seen "
-    "on 7.2.13)",
+    "a task that waits for a pinned page sleeps on after the release of the pin if the page was "
+    "mapped again meanwhile, until that mapping goes or a signal arrives",
+    "fs/dax.c: wait_page_idle() waits until a page has no references, and a mapping holds one since "
+    "fs-dax pages are refcounted normally (6.15); the page is unmapped only once, before the wait "
+    "(seen on 7.2.13)",
     # A pin that is taken while the truncate waits maps the page again.
     shows=lambda seen: seen.pinned_again,
 )
@@ -106,7 +106,7 @@ KNOWN_ISSUES: Final = (TYPE1_DEVICE_DAX_LEAK, O_DIRECT_LOST_WAKEUP, REMAPPED_PAG
 
 
 def leak_issue(region: RegionKind) -> KnownIssue | None:
-    """Return the issue that predicts leaks of a kind of memory: there is one at most."""
+    """Return the issue that predicts leaks of a kind of region; at most one does."""
     return next(
         (
             issue

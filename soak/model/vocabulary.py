@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The words of the field that configuration, ledger, journal, metrics and reports share.
+"""The vocabulary that configuration, ledger, journal, metrics and reports share.
 
-A list that grows, grows here. The order of a list is the order of its columns in a ledger, which names
-them in its own header, so that an old ledger stays readable.
+Extend a list here. Its order is that of its columns in the ledger, whose header names the columns, so
+that old ledgers stay readable.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from enum import StrEnum
 
 
 class RegionKind(StrEnum):
-    """A span of memory under test; anonymous is the control that tells broken vfio from broken DAX."""
+    """A kind of memory under test; anonymous is the control that separates broken vfio from DAX."""
 
     DEVICE_DAX = "device-dax"
     FS_DAX = "fs-dax"
@@ -20,7 +20,7 @@ class RegionKind(StrEnum):
 
 
 class Interface(StrEnum):
-    """The way in which memory is pinned: for the long term, or for as long as a short pin lasts."""
+    """The kernel interface that pins memory: vfio for the long term, the others short."""
 
     VFIO_TYPE1 = "vfio-type1"
     O_DIRECT = "o-direct"
@@ -36,11 +36,11 @@ LONG_TERM_PINS = tuple(
 
 
 class Backing(StrEnum):
-    """How the memory is mapped that is pinned."""
+    """The mapping of pinned memory."""
 
     SHARED = "shared"
     PRIVATE = "private"
-    # Mapped shared when it was pinned, and by nobody any more.
+    # Mapped shared when pinned, and no longer mapped.
     UNMAPPED = "unmapped"
 
 
@@ -60,7 +60,7 @@ class Operation(StrEnum):
     FAULT = "fault"
 
 
-# The operations that take blocks away from a file or change its size: they wait for short pins.
+# Operations that free blocks of a file or change its size; they wait for short pins.
 INVALIDATIONS = (
     Operation.TRUNCATE_DOWN,
     Operation.TRUNCATE_ZERO,
@@ -73,7 +73,7 @@ INVALIDATIONS = (
 
 
 class Outcome(StrEnum):
-    """How an operation ended: see the expectations for which errno refuses and which fails."""
+    """How an operation ended; an expectation separates refused from failed."""
 
     DONE = "done"
     REFUSED = "refused"
@@ -95,7 +95,7 @@ class Violation(StrEnum):
 
 
 class DetectorName(StrEnum):
-    """What reads the ledger or the kernel and judges."""
+    """A detector of violations."""
 
     REFUSALS = "refusals"
     STALLS = "stalls"
@@ -103,7 +103,7 @@ class DetectorName(StrEnum):
 
 
 class ProbeResult(StrEnum):
-    """What a probe has shown of a known issue; inconclusive where it could not tell."""
+    """The result of a probe for a known issue."""
 
     CONFIRMED = "confirmed"
     REFUTED = "refuted"
@@ -111,7 +111,7 @@ class ProbeResult(StrEnum):
 
 
 class VerdictWord(StrEnum):
-    """In the order in which one prevails over the next."""
+    """Verdicts; each prevails over the following ones."""
 
     FAIL = "fail"
     UNKNOWN = "unknown"
@@ -119,7 +119,7 @@ class VerdictWord(StrEnum):
 
 
 class Role(StrEnum):
-    """What a worker does."""
+    """The job of a worker."""
 
     MAPPER = "mapper"
     INVALIDATOR = "invalidator"
@@ -127,7 +127,7 @@ class Role(StrEnum):
 
 
 class WorkerState(StrEnum):
-    """What a worker says of itself; `dead` is written by the supervisor when it has reaped one."""
+    """State of a worker, as it writes it; the supervisor writes `dead` after reaping one."""
 
     ABSENT = "absent"
     STARTING = "starting"
@@ -138,7 +138,7 @@ class WorkerState(StrEnum):
 
 
 class RunState(StrEnum):
-    """How far a run is, as its supervisor (and in the lab its host) writes it."""
+    """State of a run, written by its supervisor, and in the lab by the host."""
 
     PREPARING = "preparing"
     RUNNING = "running"
@@ -148,7 +148,7 @@ class RunState(StrEnum):
 
 
 class Level(StrEnum):
-    """How much an event of the journal matters; the less it does, the earlier it stands here."""
+    """Importance of a journal event, in increasing order."""
 
     INFO = "info"
     WARNING = "warning"
@@ -157,7 +157,7 @@ class Level(StrEnum):
 
 OTHER_ERRNO = "other"
 
-# The errnos that get a column of their own; the rest share the last one.
+# The errnos with a column of their own; all others share the last one.
 ERRNOS = (
     "EOPNOTSUPP",
     "EFAULT",
@@ -180,7 +180,7 @@ ERRNO_COLUMN = {getattr(errno, name): column for column, name in enumerate(ERRNO
 
 
 def errno_name(number: int) -> str:
-    """Return the symbol of an errno, or its number where Python knows no symbol."""
+    """Return the symbol of an errno, or its number if Python has no symbol."""
     if number == errno.EOPNOTSUPP:
         return "EOPNOTSUPP"  # Linux gives ENOTSUP the same number, and Python prefers that name
     return errno.errorcode.get(number, str(number))
