@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The verdict of a run: computed from its journal alone, so that anyone can compute it again.
+"""Compute the verdict of a run from its journal alone, so that it can be recomputed.
 
-Fail prevails over unknown, unknown over pass. A violation that a known issue explains does not fail a
-run unless it is judged strictly. Whatever keeps the detectors from having seen enough makes it unknown.
+Fail prevails over unknown, and unknown over pass. A violation that a known issue explains fails the run
+only in strict mode. Insufficient coverage by operations, sweeps or canaries makes the verdict unknown.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 FORMAT: Final = 1
 
-# Completed operations that a cell of the run's mix must have seen.
+# Required completed operations of each cell in the run's mix.
 REQUIRED_ATTEMPTS: Final = 100
-# The same for an operation against a pin: each takes as long as the pin lasts, or a stall.
+# The same for trials: each lasts as long as its pin, or a stall.
 REQUIRED_TRIALS: Final = 3
 
-# What is found by a duration, which takes a clock that is right.
+# Violations that a duration defines, and that are invalid with a wrong clock.
 _TIMED: Final = frozenset({Violation.STALL, Violation.LATE_WAKEUP})
 
 _NONE: Final = "none"
@@ -37,7 +37,7 @@ _Key = tuple[str, str, str, str, str | None]
 
 @dataclass(frozen=True)
 class ViolationSummary:
-    """All violations of one kind in one place. `count`: operations, or page references for a leak."""
+    """All violations with the same key. `count` is in operations, or page references for a leak."""
 
     kind: str
     region: str
@@ -51,7 +51,7 @@ class ViolationSummary:
 
 @dataclass(frozen=True)
 class Coverage:
-    """How often one kind of operation was completed, and how often it had to be."""
+    """Completed and required operations of one cell."""
 
     operation: str
     region: str
@@ -62,7 +62,7 @@ class Coverage:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a run has shown. The fields are those of verdict.json."""
+    """The result of a run. The fields are those of verdict.json."""
 
     run_id: str
     verdict: VerdictWord
@@ -97,7 +97,7 @@ class Verdict:
 
 @dataclass
 class Judge:
-    """Reads events in order and can give the verdict so far at any moment."""
+    """Takes events in order, and computes the verdict so far at any time."""
 
     strict: bool = False
     _run: dict[str, Any] = field(default_factory=dict)
@@ -105,36 +105,36 @@ class Judge:
     _boots: dict[str, None] = field(default_factory=dict)
     _last_time: str = ""
     _ended: bool = False
-    # By all that makes two of them the same, the known issue that a probe has yet to decide on, and the
-    # boot in which they were found.
+    # By key, the known issue that a probe has yet to decide, and the boot.
     _violations: dict[tuple[_Key, str | None, str], ViolationSummary] = field(default_factory=dict)
-    # The boots whose clock was wrong.
+    # Boots with a wrong clock.
     _mistimed: set[str] = field(default_factory=set)
-    # The last result of each probe, by known issue and region, of those that apply.
+    # The last result of each applicable probe, by known issue and region.
     _probes: dict[tuple[str, str | None], str] = field(default_factory=dict)
     _troubles: dict[str, int] = field(default_factory=dict)
-    # Why the harness itself ended early: forgotten when the run is resumed, for nothing was lost.
+    # Why the harness ended early; cleared when the run resumes, because no data was lost.
     _deaths: dict[str, int] = field(default_factory=dict)
     _completed: Counter[str] = field(default_factory=Counter)
     _journal_errors: int = 0
     _last_seq: int = 0
-    # The first and last number of each row of lines that are missing and nothing explains yet.
+    # First and last `seq` of each unexplained gap.
     _missing: list[tuple[int, int]] = field(default_factory=list)
     _held: bool = False
-    # How many lines could not be read or understood, and what was wrong with the first.
+    # The number of damaged lines, and a description of the first.
     _damaged: int = 0
     _damage: str = ""
-    # What is wrong with a line that no other follows: a crash may have cut it short.
+    # A description of a damaged last line, which a crash may have cut.
     _unfinished: str = ""
-    _odd: int = 0
-    _oddity: str = ""
+    # The number of invalid events, and a description of the first.
+    _invalid: int = 0
+    _first_invalid: str = ""
     _sweeps: Counter[str] = field(default_factory=Counter)
-    # How many canaries of each detector were made, and seen.
+    # Canaries made and seen, by detector.
     _made: Counter[str] = field(default_factory=Counter)
     _seen: Counter[str] = field(default_factory=Counter)
 
     def see(self, event: Mapping[str, Any]) -> None:
-        """Take in one line of the journal, or of the damage that is in the place of one."""
+        """Process one line of the journal, or an event that replaces a damaged line."""
         if event["event"] == DAMAGED:
             self._damage = self._damage or event["summary"]
             self._damaged += 1
@@ -145,19 +145,19 @@ class Judge:
         if event["seq"] > self._last_seq + 1:
             self._missing.append((self._last_seq + 1, event["seq"] - 1))
         self._last_seq = max(self._last_seq, event["seq"])
-        wrong = complaint(event)
-        if wrong is not None:
-            self._oddity = self._oddity or f"line {event['seq']}: {wrong}"
-            self._odd += 1
+        problem = complaint(event)
+        if problem is not None:
+            self._first_invalid = self._first_invalid or f"line {event['seq']}: {problem}"
+            self._invalid += 1
             return
-        if event["event"] != "lab.ended":  # which holds this verdict
+        if event["event"] != "lab.ended":  # it comes after the end and contains the verdict
             self._last_time = event["time"]
         handler = _HANDLERS.get(event["event"])
         if handler is not None:
             handler(self, event)
 
     def verdict(self) -> Verdict:
-        """Judge what was seen so far."""
+        """Return the verdict so far."""
         coverage = tuple(self._coverage())
         violations, open_ones = self._decided()
         failures = [
@@ -190,11 +190,11 @@ class Judge:
         )
 
     def lacking(self) -> list[str]:
-        """Return what a run that goes on still has to do before its verdict can be pass."""
-        return [*self._unseen(self._coverage())] if self._run else ["no run was started"]
+        """Return what a running soak still has to cover before its verdict can be pass."""
+        return [*self._uncovered(self._coverage())] if self._run else ["no run was started"]
 
     def _decided(self) -> tuple[list[ViolationSummary], dict[tuple[_Key, str], ViolationSummary]]:
-        """Return the violations that a known issue explains or none does, and the undecided ones."""
+        """Return the violations that are decided, explained or not, and the undecided ones."""
         decided: dict[_Key, ViolationSummary] = {}
         open_ones: dict[tuple[_Key, str], ViolationSummary] = {}
         for (key, undecided, boot), entry in self._violations.items():
@@ -210,7 +210,7 @@ class Judge:
         return list(decided.values()), open_ones
 
     def _result(self, issue: str) -> str | None:
-        """Return what the probes of an issue have shown: all of them, if there is one a region."""
+        """Return the common result of an issue's probes, or None if those of its regions differ."""
         results = {result for (name, _), result in self._probes.items() if name == issue}
         return results.pop() if len(results) == 1 else None
 
@@ -220,7 +220,7 @@ class Judge:
                 where = f" on region {region}" if region else ""
                 yield f"the probe for {issue}{where} was inconclusive"
         for (_, issue), entry in open_ones.items():
-            yield f"{entry.summary}: {issue} may explain that, and its probe was inconclusive"
+            yield f"{entry.summary}: {issue} may explain it, but its probe was inconclusive"
 
     def _coverage(self) -> Iterable[Coverage]:
         for label, required in self._run.get("promised", {}).items():
@@ -229,38 +229,38 @@ class Judge:
 
     def _gaps(self, coverage: Iterable[Coverage]) -> Iterable[str]:
         if self._held:
-            yield "lines of the journal wait in memory for space on the disk"
+            yield "journal lines wait in memory for disk space"
         if self._missing:
             yield f"lines of the journal are missing: {_spans(self._missing)}"
         if self._damaged:
             yield f"{_lines(self._damaged)} damaged; the first is {self._damage}"
         if self._unfinished and self._ended:
-            yield f"{_lines(1)} damaged, behind the end of the run: {self._unfinished}"
-        if self._odd:
-            yield f"{_lines(self._odd)} not understood; the first is {self._oddity}"
+            yield f"{_lines(1)} damaged, after the end of the run: {self._unfinished}"
+        if self._invalid:
+            yield f"{_lines(self._invalid)} not understood; the first is {self._first_invalid}"
         if self._journal_errors:
             yield f"{self._journal_errors} lines of the journal could not be written"
         if not self._run:
             yield "no run was started"
             return
         if not self._ended:
-            yield "the run did not come to its end"
-        yield from self._unseen(coverage)
+            yield "the run did not finish"
+        yield from self._uncovered(coverage)
 
-    def _unseen(self, coverage: Iterable[Coverage]) -> Iterable[str]:
-        """Say what the run promised to look at, and looked at too seldom."""
+    def _uncovered(self, coverage: Iterable[Coverage]) -> Iterable[str]:
+        """Yield what the run promised to cover and did not."""
         for cell in coverage:
             if cell.attempts < cell.required:
                 yield (
-                    f"{cell.operation} of {cell.region} over {cell.interface} was completed "
-                    f"{cell.attempts} times of the {cell.required} that are needed"
+                    f"{cell.operation} of {cell.region} over {cell.interface} completed "
+                    f"{cell.attempts} times, expected at least {cell.required}"
                 )
         for region in self._run.get("swept", []):
             if not self._sweeps[region]:
-                yield f"the pages of region {region} were never swept"
+                yield f"region {region} was never swept"
         for detector in self._run.get("canaries", []):
             if not self._made[detector]:
-                yield f"no fault was made to see whether the detector {detector} finds it"
+                yield f"detector {detector} had no canary"
 
     def _run_started(self, event: Mapping[str, Any]) -> None:
         if not self._run:
@@ -321,17 +321,15 @@ class Judge:
 
     def _journal_held(self, event: Mapping[str, Any]) -> None:
         if self._held:
-            # A writer that was resumed knows nothing of what the one before it held.
-            self._troubles.setdefault(
-                "lines of the journal that waited for space on the disk were lost", event["seq"]
-            )
+            # No `journal.caught-up` came before: the previous writer died with its waiting lines.
+            self._troubles.setdefault("journal lines that waited for disk space were lost", event["seq"])
         self._held = True
 
     def _journal_caught_up(self, _event: Mapping[str, Any]) -> None:
         self._held = False
 
     def _journal_gap(self, event: Mapping[str, Any]) -> None:
-        """Take in which lines were given up: what else is missing among them stays unexplained."""
+        """Explain gaps by dropped lines, unless more lines are missing than were dropped."""
         first, last, given_up = event["first"], event["last"], event["given_up"]
         inside = [span for span in self._missing if first <= span[0] and span[1] <= last]
         if sum(end - begin + 1 for begin, end in inside) <= sum(given_up.values()):
@@ -370,7 +368,7 @@ _HANDLERS: Final = {
 
 
 def _summed(before: ViolationSummary | None, entry: ViolationSummary) -> ViolationSummary:
-    """Return both as one, which tells of the later what it says of itself."""
+    """Merge two summaries: add the counts, and keep the text of the later one."""
     if before is None:
         return entry
     first = min(before.first_event, entry.first_event)
@@ -389,13 +387,13 @@ def _lines(count: int) -> str:
 
 
 def _spans(spans: Sequence[tuple[int, int]]) -> str:
-    told = [f"{begin}-{end}" if begin < end else f"{begin}" for begin, end in spans[:_MOST_SPANS]]
-    more = len(spans) - len(told)
-    return ", ".join(told) + (f" and {more} more" if more else "")
+    shown = [f"{begin}-{end}" if begin < end else f"{begin}" for begin, end in spans[:_MOST_SPANS]]
+    more = len(spans) - len(shown)
+    return ", ".join(shown) + (f" and {more} more" if more else "")
 
 
 def judge(events: Iterable[Mapping[str, Any]], *, strict: bool = False) -> Verdict:
-    """Compute the verdict of a whole journal."""
+    """Return the verdict of a whole journal."""
     judging = Judge(strict)
     for event in events:
         judging.see(event)
@@ -403,7 +401,7 @@ def judge(events: Iterable[Mapping[str, Any]], *, strict: bool = False) -> Verdi
 
 
 def lost_machine_event(summary: str, evidence: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of the violation that only a host can see."""
+    """Return the fields of a `lost-machine` violation, which only the lab's host can observe."""
     return {
         "kind": str(Violation.LOST_MACHINE),
         "region": None,

@@ -94,7 +94,7 @@ LINES: Final = {
 }
 TEXTS: Final = {word: [encode_line(line) for line in lines] for word, lines in LINES.items()}
 # With one of these a report says why a run that failed is not known to have failed any more.
-TOLD: Final = ("damaged", "missing", "not understood", "did not come to its end", "no run was started")
+TOLD: Final = ("damaged", "missing", "not understood", "did not finish", "no run was started")
 
 
 def judged(directory: Path, content: bytes) -> tuple[Verdict, list[dict[str, Any]]]:
