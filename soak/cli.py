@@ -17,7 +17,7 @@ from soak.config import options as take
 from soak.errors import UsageError
 from soak.files.printable import printable
 from soak.model.exit_codes import BISECT, INTERRUPTED, PLAIN, is_bisecting
-from soak.process.output import complain, done_when_unread, open_standard_streams, put
+from soak.process.output import ignore_closed_output, open_standard_streams, put, put_error
 from soak.supervisor.control import (
     CONTINUE,
     PAUSE,
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except UsageError as error:
-        complain(f"dax-soak: {printable(str(error))}")
+        put_error(f"dax-soak: {printable(str(error))}")
         return BISECT.usage if bisecting else PLAIN.usage
     except Exception as error:  # noqa: BLE001 - logged with its traceback, and a distinct exit code
         from soak.log import log_crash
@@ -172,7 +172,7 @@ def _lab_places(options: argparse.Namespace) -> LabPlaces:
     )
 
 
-@done_when_unread
+@ignore_closed_output
 def _check(options: argparse.Namespace) -> int:
     from soak.machine.check_line import Finding, State
     from soak.machine.command import check_against, check_machine
@@ -204,7 +204,7 @@ def _exporter(options: argparse.Namespace) -> int:
     return serve(["--run-dir", str(find_run(options.run)), *listen])
 
 
-@done_when_unread
+@ignore_closed_output
 def _install(options: argparse.Namespace) -> int:
     from soak.config.listen import DEFAULT_LISTEN, read_listen
     from soak.machine.service.install import install, uninstall
@@ -218,7 +218,7 @@ def _install(options: argparse.Namespace) -> int:
     return install(root=options.root, config=options.config, listen=listen, dry_run=options.dry_run)
 
 
-@done_when_unread
+@ignore_closed_output
 def _top(options: argparse.Namespace) -> int:
     from soak.report.top.terminal import watch
     from soak.run_directory import LEDGER, VERDICT, find_run

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from soak.errors import UsageError, why
-from soak.files.own_directory import check_private, check_way, open_own
+from soak.files.own_directory import check_path, check_private, open_own
 from soak.files.process_lock import LockedError, ProcessLock
 from soak.files.user_directories import user_directory
 from soak.journal.reading import has_begun, journal_exists
@@ -71,7 +71,7 @@ class RunDirectory:
         path = (wanted or runs_directory() / run_id).absolute()
         try:
             check_new(path)
-            check_way(path)
+            check_path(path)
             parent = next(parent for parent in (path, *path.parents) if parent.exists())
             free = shutil.disk_usage(parent).free
             if free < space:
@@ -96,7 +96,7 @@ class RunDirectory:
             UsageError: another process holds the lock, or other users may write to the directory.
         """
         try:
-            check_way(path)
+            check_path(path)
             check_private(path)
             return cls._locked(path, run_id)
         except OSError as error:

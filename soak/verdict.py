@@ -12,7 +12,7 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from soak.journal.events import complaint
+from soak.journal.events import event_problem
 from soak.journal.reading import DAMAGED, UNFINISHED
 from soak.model.vocabulary import Level, ProbeResult, VerdictWord, Violation
 
@@ -133,7 +133,7 @@ class Judge:
     _made: Counter[str] = field(default_factory=Counter)
     _seen: Counter[str] = field(default_factory=Counter)
 
-    def see(self, event: Mapping[str, Any]) -> None:
+    def add(self, event: Mapping[str, Any]) -> None:
         """Process one line of the journal, or an event that replaces a damaged line."""
         if event["event"] == DAMAGED:
             self._damage = self._damage or event["summary"]
@@ -145,7 +145,7 @@ class Judge:
         if event["seq"] > self._last_seq + 1:
             self._missing.append((self._last_seq + 1, event["seq"] - 1))
         self._last_seq = max(self._last_seq, event["seq"])
-        problem = complaint(event)
+        problem = event_problem(event)
         if problem is not None:
             self._first_invalid = self._first_invalid or f"line {event['seq']}: {problem}"
             self._invalid += 1
@@ -189,7 +189,7 @@ class Judge:
             ),
         )
 
-    def lacking(self) -> list[str]:
+    def unmet(self) -> list[str]:
         """Return what a running soak still has to cover before its verdict can be pass."""
         return [*self._uncovered(self._coverage())] if self._run else ["no run was started"]
 
@@ -396,7 +396,7 @@ def judge(events: Iterable[Mapping[str, Any]], *, strict: bool = False) -> Verdi
     """Return the verdict of a whole journal."""
     judging = Judge(strict)
     for event in events:
-        judging.see(event)
+        judging.add(event)
     return judging.verdict()
 
 

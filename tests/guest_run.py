@@ -123,7 +123,7 @@ def killed() -> dict[str, Any]:
             look(f"when {name} was killed, {number}")
         look(f"after kill {number}")
     # Left alone for a while, it goes on as ever: all is covered, and each detector sees its canary.
-    run.until("all that a pass needs", lambda: not run.lacking())
+    run.until("all that a pass needs", lambda: not run.unmet())
     code = run.end(signal.SIGTERM)
     lines = run.journal
     numbers = [line["seq"] for line in lines]

@@ -109,7 +109,7 @@ def soaked(*, recyclable: bool) -> dict[str, Any]:
     before = Newest().directory
     run = Run(CONFIG)
     run.until("a run directory", lambda: run.directory != before)
-    run.until("what becomes of it", lambda: bool(run.events("limit.reached")) or not run.lacking())
+    run.until("what becomes of it", lambda: bool(run.events("limit.reached")) or not run.unmet())
     # A run that ends by itself has done so, or is about to.
     code = run.process.wait(DEADLINE) if run.events("limit.reached") else run.end(signal.SIGTERM)
     (ended,) = run.events("run.ended")

@@ -253,12 +253,12 @@ class Newest:
         blocks = [] if reader is None else reader.blocks("worker")
         return {block.block.name: block.get("pid") for block in blocks}
 
-    def lacking(self) -> list[str]:
+    def unmet(self) -> list[str]:
         """Return what a pass still needs: completed operations, sweeps, canaries."""
         for line in self.journal[self._judged :]:
-            self._judge.see(line)
+            self._judge.add(line)
             self._judged += 1
-        return self._judge.lacking()
+        return self._judge.unmet()
 
     @property
     def verdict(self) -> dict[str, Any]:

@@ -212,7 +212,7 @@ def supervisor_stands_still(manager: Manager, run: Service) -> dict[str, Any]:
 
 
 def stopped(manager: Manager, run: Service) -> dict[str, Any]:
-    run.until("all that a pass needs", lambda: not run.lacking())
+    run.until("all that a pass needs", lambda: not run.unmet())
     fed = manager.show(SOAK, "WatchdogTimestampMonotonic")
     run.told("food", lambda: manager.show(SOAK, "WatchdogTimestampMonotonic") != fed)
     manager.must("systemctl", "stop", SOAK)

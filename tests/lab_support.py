@@ -144,9 +144,9 @@ class LabProcess:
         if self._beginnings != self._journal.beginnings:
             self._beginnings, self._judge, self._judged = self._journal.beginnings, Judge(), 0
         for event in lines[self._judged :]:
-            self._judge.see(event)
+            self._judge.add(event)
             self._judged += 1
-        return self._judge.lacking()
+        return self._judge.unmet()
 
     def soaks(self) -> None:
         """Wait until the workers are at work."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from soak.machine.changes import be_expendable, be_spared, raise_limits
+from soak.machine.changes import limit_worker, protect_supervisor, raise_limits
 from soak.process.helper import HelperError, in_helper
 from soak.process.limits import LIMITS, OOM_SCORES, private_bytes
 from tests.soak_support import DEADLINE
@@ -40,7 +40,7 @@ def test_the_soft_limit_becomes_the_hard_one_for_everybody() -> None:
 
 def test_a_worker_goes_first_and_has_no_more_than_its_memory() -> None:
     def work() -> list[Any]:
-        be_expendable(private_bytes() + 64 * MIB)
+        limit_worker(private_bytes() + 64 * MIB)
         inside = mmap.mmap(-1, 16 * MIB, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         try:
             mmap.mmap(-1, 64 * MIB, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -53,12 +53,12 @@ def test_a_worker_goes_first_and_has_no_more_than_its_memory() -> None:
 
 def test_a_limit_below_what_a_worker_has_is_refused() -> None:
     with pytest.raises(HelperError, match=r"soak\.errors\.UsageError.*raise limits\.memory"):
-        in_helper(lambda: be_expendable(1 * MIB), DEADLINE)
+        in_helper(lambda: limit_worker(1 * MIB), DEADLINE)
 
 
 def test_no_limit_is_no_limit() -> None:
     def work() -> list[int]:
-        be_expendable()
+        limit_worker()
         return [oom_score(), resource.getrlimit(resource.RLIMIT_DATA)[0]]
 
     assert in_helper(work, DEADLINE) == [1000, resource.getrlimit(resource.RLIMIT_DATA)[0]]
@@ -67,7 +67,7 @@ def test_no_limit_is_no_limit() -> None:
 def test_the_supervisor_outlives_its_workers() -> None:
     def work() -> list[Any]:
         before = oom_score()
-        return [before, be_spared(), oom_score()]
+        return [before, protect_supervisor(), oom_score()]
 
     before, allowed, after = in_helper(work, DEADLINE)
     assert after == (OOM_SCORES["supervisor"].adjustment if allowed else before)

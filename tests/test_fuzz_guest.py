@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from soak.journal.events import EVENTS, complaint
+from soak.journal.events import EVENTS, event_problem
 from soak.journal.writer import FileJournal, Level, read_journal
 from soak.lab import protocol
 from soak.lab.progress import EventLines, Progress
@@ -56,7 +56,7 @@ class Recorder:
         self.shown = io.StringIO()
         self.judge = Judge()
         self._events = EventLines(Progress(self.shown))
-        self.journal = FileJournal(path, on_line=self.judge.see)
+        self.journal = FileJournal(path, on_line=self.judge.add)
         self.host.note = self._note  # type: ignore[method-assign, assignment]
         self.host.lines = _Sink(self._take)
 
@@ -146,7 +146,7 @@ def check_journal(recorder: Recorder, path: Path, expected: list[dict[str, Any]]
     """Check that the journal can be read, is judged as it was heard, and makes no run better."""
     lines = list(read_journal(path))
     assert [line["seq"] for line in lines] == list(range(1, len(lines) + 1))
-    assert all(complaint(line) is None for line in lines)
+    assert all(event_problem(line) is None for line in lines)
     contents = [
         {name: value for name, value in line.items() if name not in {"format", "seq", "crc32"}}
         for line in lines

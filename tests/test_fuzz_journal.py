@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from soak.journal.events import complaint
+from soak.journal.events import event_problem
 from soak.journal.line import LineError, decode_line, encode_line
 from soak.journal.reading import DAMAGED, UNFINISHED, read_journal
 from soak.model.vocabulary import VerdictWord
@@ -109,7 +109,7 @@ def judged(directory: Path, content: bytes) -> tuple[Verdict, list[dict[str, Any
     assert report.isascii() or all(line.isprintable() for line in report.splitlines())
     assert "\u001b" not in report
     RunHistory.of(directory)
-    understood = [line for line in lines if complaint(line) is None]
+    understood = [line for line in lines if event_problem(line) is None]
     return verdict, understood
 
 
@@ -154,7 +154,7 @@ def replaced(draw: random.Random, line: dict[str, Any]) -> bytes:
 def is_odd(text: bytes) -> bool:
     """Whether a text is no line that means something. One that is, somebody has forged."""
     try:
-        return complaint(decode_line(text)) is not None
+        return event_problem(decode_line(text)) is not None
     except LineError:
         return True
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import soak
 from soak.cli import main
-from soak.journal.events import EVENTS, complaint
+from soak.journal.events import EVENTS, event_problem
 from soak.journal.line import MAX_NUMBER, CutLineError, LineError, decode_line, encode_line
 from soak.journal.writer import FileJournal, Level, read_journal
 from soak.model.vocabulary import VerdictWord
@@ -179,10 +179,10 @@ def test_what_the_program_writes_is_declared_and_nothing_else() -> None:
 @pytest.mark.parametrize("event", EVENTS)
 def test_each_declared_event_is_understood_and_needs_all_its_fields(event: str) -> None:
     line = valid_line(1, event)
-    assert complaint(line) is None
+    assert event_problem(line) is None
     for field in EVENTS[event].fields:
         without = {name: value for name, value in line.items() if name != field}
-        assert complaint(without) == f"{event} has no field '{field}'"
+        assert event_problem(without) == f"{event} has no field '{field}'"
 
 
 @given(st.sampled_from([*EVENTS, "made.up"]), st.data())
@@ -195,7 +195,7 @@ def test_no_value_of_a_field_raises_anything(event: str, data: st.DataObject) ->
     line[field] = data.draw(json_values)
     verdict = judge([line])
     verdict.to_json()
-    if complaint(line) is not None and line["event"] != "journal.damaged":
+    if event_problem(line) is not None and line["event"] != "journal.damaged":
         assert any("not understood" in reason for reason in verdict.reasons)
 
 

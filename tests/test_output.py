@@ -61,10 +61,10 @@ def test_no_file_takes_the_place_of_a_stream_that_is_closed(tmp_path: Path) -> N
     """A journal as number 2 would have every sentence for standard error in it."""
     script = (
         "import sys\n"
-        "from soak.process.output import complain, open_standard_streams, put\n"
+        "from soak.process.output import put_error, open_standard_streams, put\n"
         "open_standard_streams()\n"
         "file = open(sys.argv[1], 'w')\n"
-        "put('out'), complain('error'), file.write(str(file.fileno()))\n"
+        "put('out'), put_error('error'), file.write(str(file.fileno()))\n"
     )
     place = tmp_path / "file"
     command = [sys.executable, "-c", script, str(place)]

@@ -15,7 +15,7 @@ import pytest
 
 from soak.ledger.recorder import in_flight
 from soak.ledger.schema import SUPERVISOR
-from soak.machine.changes import be_expendable
+from soak.machine.changes import limit_worker
 from soak.model.vocabulary import Operation, WorkerState
 from soak.process.helper import in_helper
 from soak.process.limits import private_bytes
@@ -250,7 +250,7 @@ def test_the_rate_does_not_limit_the_follower(hire: Callable[..., WorkerPool]) -
 
 def test_workers_have_memory_limit_and_oom_score(hire: Callable[..., WorkerPool]) -> None:
     limit = private_bytes() + (256 << 20)
-    pool = hire(limits=WorkerLimits(enter=lambda: be_expendable(limit)))
+    pool = hire(limits=WorkerLimits(enter=lambda: limit_worker(limit)))
     wait_for(lambda: working(pool))
     for worker in pool.workers:
         process = Path(f"/proc/{worker.pid}")

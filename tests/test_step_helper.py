@@ -44,7 +44,7 @@ def test_each_step_is_taken_when_it_is_told() -> None:
         assert helper.answer(0.1) is None
         assert helper.step(DEADLINE) == helper.pid
         assert helper.answer(0.1) is None
-        helper.tell()
+        helper.start_step()
         assert helper.answer(DEADLINE) == {"second": [1, 2]}
     finally:
         assert helper.close()
@@ -84,7 +84,7 @@ def test_a_helper_that_dies_is_missed(told: bool) -> None:  # noqa: FBT001 - a p
     helper = StepHelper(body)
     assert helper.step(DEADLINE) == "one"
     if told:
-        helper.tell()
+        helper.start_step()
     os.kill(helper.pid, signal.SIGKILL)
     os.waitid(os.P_PID, helper.pid, os.WEXITED | os.WNOWAIT)
     with pytest.raises(HelperError, match="died"):

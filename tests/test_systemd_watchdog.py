@@ -106,7 +106,7 @@ def test_a_supervisor_that_stops_is_named(soak: Soak) -> None:
     soak.alive = False
     rests(soak, "the supervisor")
     soak.alive = True
-    soak.watchdog.say("soaking")
+    soak.watchdog.set_status("soaking")
     assert soak.manager.hear() == []  # what rests is told, until it moves
     assert soak.live(2) == [{"WATCHDOG": "1"}, {"STATUS": "soaking"}]
     assert soak.watchdog.resting == ()
@@ -155,7 +155,7 @@ def test_nothing_is_fed_where_nobody_watches(manager: Manager, notifier: Notifie
     watchdog = Watchdog(notifier, None, {"nothing": lambda: 0}, clock=clock)
     clock.now += 10 * SECONDS
     watchdog.beat()
-    watchdog.say("soaking")
+    watchdog.set_status("soaking")
     assert manager.hear() == [{"STATUS": "soaking"}]
 
 
@@ -173,7 +173,7 @@ def test_an_exporter_that_is_stopped_is_named_and_goes_on(
             2.0,
             {"the supervisor": lambda: supervisor.get("heartbeats"), "the exporter": probe.poll},
         )
-        watchdog.say("soaking")
+        watchdog.set_status("soaking")
 
         def beat() -> None:
             supervisor.add("heartbeats", 1)
@@ -199,7 +199,7 @@ def test_an_exporter_that_is_stopped_is_named_and_goes_on(
             assert manager.hear() == []
             assert watchdog.resting == ("the exporter",)
             assert probe.answers == answers
-            assert "no response" in probe.complaint
+            assert "no response" in probe.problem
         finally:
             exporter.process.send_signal(signal.SIGCONT)
         assert eventually(after_a_beat(lambda: manager.was_told("WATCHDOG")))
@@ -207,12 +207,12 @@ def test_an_exporter_that_is_stopped_is_named_and_goes_on(
         exporter.process.kill()
         told = after_a_beat(lambda: manager.was_told("STATUS", "no progress of the exporter"))
         assert eventually(told)
-        assert "refused" in probe.complaint
+        assert "refused" in probe.problem
         probe.close()
 
 
-def complains(probe: ExporterProbe, part: str) -> bool:
-    return eventually(lambda: probe.poll() == 0 and part in probe.complaint)
+def has_problem(probe: ExporterProbe, part: str) -> bool:
+    return eventually(lambda: probe.poll() == 0 and part in probe.problem)
 
 
 def test_what_is_no_http_is_no_answer() -> None:
@@ -223,7 +223,7 @@ def test_what_is_no_http_is_no_answer() -> None:
         with connection:
             assert connection.recv(4096) if eventually(lambda: probe.poll() == 0) else False
             connection.sendall(b"220 mail\r\n")
-        assert complains(probe, "not HTTP")
+        assert has_problem(probe, "not HTTP")
         probe.close()
 
 
@@ -234,7 +234,7 @@ def test_a_server_that_drips_is_given_up() -> None:
         connection, _ = slow.accept()
         with connection:
             connection.sendall(b"HTTP/1.0 200 OK\r\n")
-            assert complains(probe, "no response")
+            assert has_problem(probe, "no response")
         probe.close()
 
 
@@ -250,7 +250,7 @@ def test_the_address_that_an_exporter_listens_on_can_be_asked(tmp_path: Path, ho
     with running_exporter(run, listen=f"{host}:0") as exporter:
         probe = ExporterProbe(host, exporter.endpoint[1], ask_seconds=0.01)
         assert eventually(lambda: probe.poll() >= 2)
-        assert probe.complaint == ""
+        assert probe.problem == ""
         probe.close()
 
 

@@ -193,8 +193,8 @@ def test_a_run_that_goes_on_lacks_what_a_pass_needs() -> None:
         sample(),
     ]
     for line in lines(events):
-        judging.see(line)
-        left.append(len(judging.lacking()))
+        judging.add(line)
+        left.append(len(judging.unmet()))
     # Two cells, two sweeps and two detectors, of which one after the other is seen.
     assert left == [1, 6, 5, 3, 2, 0]
 
@@ -312,7 +312,7 @@ def test_the_verdict_of_a_file_is_that_of_its_events(events: list[Event]) -> Non
     # Whoever follows a run judges as it goes, and comes to the same end.
     following = Judge()
     for line in read:
-        following.see(line)
+        following.add(line)
         following.verdict()
     assert following.verdict() == judge(read)
 

@@ -21,7 +21,7 @@ _OTHERS_WRITE: Final = 0o022
 _MOST_LINKS: Final = 40  # the kernel's limit: MAXSYMLINKS in include/linux/namei.h
 
 
-def check_way(path: Path) -> None:
+def check_path(path: Path) -> None:
     """Refuse, as root, a path of which another user could replace a component.
 
     Raises:
@@ -30,7 +30,7 @@ def check_way(path: Path) -> None:
     """
     if os.geteuid() != 0:
         return
-    for place, status in _way(path):
+    for place, status in _components(path):
         if status.st_uid != 0:
             raise UsageError(
                 f"Unsafe path {path}: {place} belongs to user {_user(status.st_uid)}, who could redirect "
@@ -82,7 +82,7 @@ def check_private(path: Path) -> None:
         )
 
 
-def _way(path: Path) -> Iterator[tuple[Path, os.stat_result]]:
+def _components(path: Path) -> Iterator[tuple[Path, os.stat_result]]:
     """Yield each existing directory and symbolic link on the way to a path."""
     place, rest, links = Path("/"), deque(path.absolute().parent.parts[1:]), 0
     yield place, place.lstat()

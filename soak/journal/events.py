@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The events of the journal, each declared once with its levels and fields.
 
-The verdict uses only lines that pass `complaint`: an undeclared event, or a field that is missing or of
-the wrong type, makes the verdict unknown.
+The verdict uses only lines that pass `event_problem`: an undeclared event, or a field that is missing
+or of the wrong type, makes the verdict unknown.
 """
 
 from __future__ import annotations
@@ -173,7 +173,7 @@ EVENTS: Final[Mapping[str, Event]] = {
 }
 
 
-def complaint(line: Mapping[str, Any]) -> str | None:
+def event_problem(line: Mapping[str, Any]) -> str | None:
     """Return why an event is invalid, or None if it is valid."""
     name = line.get("event")
     if not isinstance(name, str):
@@ -193,6 +193,6 @@ def complaint(line: Mapping[str, Any]) -> str | None:
     return None
 
 
-def understood(lines: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def valid_events(lines: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Yield the valid lines."""
-    return (line for line in lines if complaint(line) is None)
+    return (line for line in lines if event_problem(line) is None)

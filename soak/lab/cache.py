@@ -11,7 +11,7 @@ from typing import IO, TYPE_CHECKING
 
 from soak.errors import UsageError
 from soak.files.user_directories import absolute_directory, user_directory
-from soak.process.output import complain
+from soak.process.output import put_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -100,5 +100,5 @@ def _wait_for(lock: IO[str], path: Path) -> None:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        complain(f"Waiting for another dax-soak that makes {path} ...")
+        put_error(f"Waiting for another dax-soak that makes {path} ...")
         fcntl.flock(lock, fcntl.LOCK_EX)

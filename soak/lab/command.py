@@ -25,7 +25,7 @@ from soak.lab.progress import Progress
 from soak.lab.request import LabRequest, lab_config
 from soak.lab.resume import PriorRun, past_run
 from soak.model.exit_codes import BISECT, INTERRUPTED, PLAIN
-from soak.process.output import complain
+from soak.process.output import put_error
 from soak.report.choices import print_choices
 from soak.report.text import publish
 from soak.workload.plan import make_plan, with_overrides
@@ -52,7 +52,7 @@ def lab(options: argparse.Namespace) -> int:
     except BootError as error:
         if not (options.bisect and error.started):
             raise
-        complain(f"dax-soak: {printable(str(error))}")
+        put_error(f"dax-soak: {printable(str(error))}")
         return BISECT.no_boot
 
 

@@ -52,7 +52,7 @@ class ExporterProbe:
         self._unsent = b""
         self._received = b""
         self.answers = 0
-        self.complaint = ""
+        self.problem = ""
 
     def poll(self) -> int:
         """Advance the request without blocking; return the number of responses so far."""
@@ -98,8 +98,8 @@ class ExporterProbe:
         else:
             self._end("the response is not HTTP")
 
-    def _end(self, complaint: str) -> None:
-        self.complaint = complaint
+    def _end(self, problem: str) -> None:
+        self.problem = problem
         self.close()
 
 

@@ -76,7 +76,7 @@ def raise_limits() -> dict[str, int]:
     return {limit.name: _raised(limit) for limit in LIMITS}
 
 
-def be_expendable(memory_bytes: int | None = None) -> None:
+def limit_worker(memory_bytes: int | None = None) -> None:
     """Make this worker the first victim of the OOM killer, and limit its memory to `memory_bytes`.
 
     The limit covers all private writable memory, including the interpreter and anonymous regions
@@ -98,10 +98,10 @@ def be_expendable(memory_bytes: int | None = None) -> None:
     _OOM_SCORE_ADJ.write_text(str(OOM_SCORES["worker"].adjustment))
 
 
-def be_spared() -> bool:
+def protect_supervisor() -> bool:
     """Make the OOM killer prefer other processes; return False if this process may not do that.
 
-    Forked children inherit the score: workers must call `be_expendable`.
+    Forked children inherit the score: workers must call `limit_worker`.
     """
     try:
         _OOM_SCORE_ADJ.write_text(str(OOM_SCORES["supervisor"].adjustment))

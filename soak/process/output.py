@@ -61,12 +61,12 @@ def put(text: str, stream: TextIO | None = None) -> bool:
     return True
 
 
-def complain(text: str) -> bool:
+def put_error(text: str) -> bool:
     """Write a line to standard error; see `put`."""
     return put(f"{text}\n", sys.stderr)
 
 
-def done_when_unread(work: Callable[_Arguments, int]) -> Callable[_Arguments, int]:
+def ignore_closed_output(work: Callable[_Arguments, int]) -> Callable[_Arguments, int]:
     """Make a command that prints without `put` succeed when its reader closes the pipe."""
 
     @wraps(work)

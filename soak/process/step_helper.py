@@ -23,7 +23,7 @@ _REAPS: Final = 100
 
 
 class StepHelper:
-    """A process that runs a generator: each `tell` resumes it until its next `yield`.
+    """A process that runs a generator: each `start_step` resumes it until its next `yield`.
 
     `answer` returns the yielded value, which must be a JSON value. `close` kills the process, which
     releases everything that it holds.
@@ -42,7 +42,7 @@ class StepHelper:
         )
         self._open = True
 
-    def tell(self) -> None:
+    def start_step(self) -> None:
         """Start the next step, without waiting for it.
 
         Raises:
@@ -80,7 +80,7 @@ class StepHelper:
         Raises:
             HelperError: the step raised, took longer than `seconds`, or the process died.
         """
-        self.tell()
+        self.start_step()
         value = self.answer(seconds)
         if value is None:
             raise HelperError(f"a helper did not complete its step within {seconds:g} s")

@@ -54,7 +54,7 @@ class Watchdog:
         """The sources without progress that hold back an overdue feed."""
         return self._resting
 
-    def say(self, status: str) -> None:
+    def set_status(self, status: str) -> None:
         """Set the status that the service manager shows, unless a source rests."""
         self._status = status
         if not self._resting:

@@ -8,7 +8,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Final
 
 from soak.files.printable import printable
-from soak.process.output import complain, put
+from soak.process.output import put, put_error
 from soak.run_directory import READABLE, REPORT, VERDICT, write_whole
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def publish(verdict: Verdict, directory: Path) -> None:
         write_whole(directory / VERDICT, verdict.to_json().encode(), READABLE)
         write_whole(directory / REPORT, report.encode(), READABLE)
     except OSError as error:
-        complain(
+        put_error(
             f"dax-soak: cannot write verdict and report to {directory} ({error.strerror}): "
             f"'dax-soak report {directory}' recomputes them from the journal."
         )

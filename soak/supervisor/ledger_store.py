@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from soak.errors import UsageError
-from soak.journal.events import understood
+from soak.journal.events import valid_events
 from soak.journal.writer import Level, read_journal
 from soak.ledger.schema import NO_KNOWN_ISSUE, SUPERVISOR, leaks_field
 from soak.ledger.writer import Ledger
@@ -128,7 +128,7 @@ class LedgerStore(Hook):
             ledger = self._made(layout)
         supervisor = ledger.block(SUPERVISOR)
         saved = supervisor.get("saved_seq")
-        for event in understood(read_journal(self._directory / JOURNAL)):
+        for event in valid_events(read_journal(self._directory / JOURNAL)):
             if event["seq"] > saved and event["event"] == "violation.found":
                 _count_again(supervisor, event)
         return ledger

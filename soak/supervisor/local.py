@@ -17,7 +17,7 @@ from soak.errors import UsageError
 from soak.journal.writer import FileJournal, read_journal
 from soak.ledger.schema import SUPERVISOR
 from soak.log import configure, log_event
-from soak.machine.changes import MachineChanges, be_spared
+from soak.machine.changes import MachineChanges, protect_supervisor
 from soak.machine.fitness import require_fit_config
 from soak.model.exit_codes import PLAIN
 from soak.process.http_probe import ExporterProbe
@@ -106,10 +106,10 @@ def _soak_in(
     """Soak with everything in a run directory; all that was taken is given back at the end."""
     config, judge = chosen.config, Judge(strict)
     for event in read_journal(directory / run_directory.JOURNAL) if chosen.resumed else ():
-        judge.see(event)
+        judge.add(event)
 
     def heard(line: dict[str, object]) -> None:
-        judge.see(line)
+        judge.add(line)
         log_event(line)
         if line["event"] == "run.started":
             run_directory.note_begun(directory)
@@ -146,7 +146,7 @@ def _soak_in(
             stack.enter_context(contextlib.closing(uevents))
             service = stack.enter_context(Service(block, journal, _probe(serving)))
             hooks += [service, uevents]
-            be_spared()
+            protect_supervisor()
             setting = Setting(
                 chosen.run_id,
                 store.ledger,

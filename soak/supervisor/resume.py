@@ -11,7 +11,7 @@ import tomli_w
 from soak import run_directory
 from soak.config.sections import load_config
 from soak.errors import UsageError
-from soak.journal.events import understood
+from soak.journal.events import valid_events
 from soak.journal.reading import journal_exists, read_given_journal
 from soak.run_directory import RunDirectory
 
@@ -41,7 +41,7 @@ class RunHistory:
         """
         started = lab = None
         ended = False
-        for event in understood(read_given_journal(directory / run_directory.JOURNAL)):
+        for event in valid_events(read_given_journal(directory / run_directory.JOURNAL)):
             match event["event"]:
                 case "run.started":
                     started = started or event
@@ -131,7 +131,7 @@ def _own_story(directory: Path) -> RunHistory | None:
     if not journal_exists(directory / run_directory.JOURNAL):
         return None
     started = None
-    for event in understood(read_given_journal(directory / run_directory.JOURNAL)):
+    for event in valid_events(read_given_journal(directory / run_directory.JOURNAL)):
         if event["event"] == "lab.started":
             return None
         if event["event"] == "run.started":

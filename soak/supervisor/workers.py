@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from soak.abi.procfs import kernel_release
 from soak.errors import UsageError
 from soak.ledger.schema import SUPERVISOR
-from soak.machine.changes import be_expendable
+from soak.machine.changes import limit_worker
 from soak.model.kernels import parse_release
 from soak.model.vocabulary import Role
 from soak.regions import FsDaxRegion
@@ -78,7 +78,7 @@ class RunWorkers:
         ]
         config = self._plan.config
         memory = config.limits.memory or None
-        limits = WorkerLimits(rate=config.workload.rate, enter=lambda: be_expendable(memory))
+        limits = WorkerLimits(rate=config.workload.rate, enter=lambda: limit_worker(memory))
         block = self._supervisor
         return WorkerPool(processes, block.view("pause"), block.view("uncertain"), limits=limits)
 

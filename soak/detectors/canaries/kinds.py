@@ -92,7 +92,7 @@ class _Patience:
         Raises:
             HelperError: it did not, or not in time.
         """
-        helper.tell()
+        helper.start_step()
         value = yield from self.wait(MAKING_SECONDS, helper.answer)
         if value is None:
             raise HelperError(f"a helper did not complete its step within {MAKING_SECONDS:g} s")
@@ -178,7 +178,7 @@ class StallCanary:
             yield from patience.answer(holder)
             yield from patience.answer(waiter)
             holder.step(_STEP_SECONDS)
-            waiter.tell()
+            waiter.start_step()
             ended = yield from patience.wait(_WAITING_SECONDS, waiter.answer)
             if ended is not None:
                 raise HelperError(f"the truncate did not wait for the pin: {ended}")

@@ -16,7 +16,7 @@ from exporter.collector import LedgerCollector
 from exporter.exposition import metrics_page
 from soak import run_directory
 from soak.errors import UsageError
-from soak.journal.events import understood
+from soak.journal.events import valid_events
 from soak.journal.writer import read_journal
 from soak.lab.bench.contenders import LIBRARY
 from soak.lab.bench.report import Bench, Scrape, json_report, text_report
@@ -133,7 +133,7 @@ def _result(booted: Booted) -> Bench:
         UsageError: the guest did not finish, or operations of a contender failed.
     """
     directory = booted.request.directory
-    for event in understood(read_journal(directory / run_directory.JOURNAL)):
+    for event in valid_events(read_journal(directory / run_directory.JOURNAL)):
         if event["event"] == MEASURED:
             series = [Series.from_fields(fields) for fields in event["series"]]
             short = next(filter(None, (entry.shortfall() for entry in series)), None)

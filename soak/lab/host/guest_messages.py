@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from soak.files.bounded_json import parse_json
-from soak.journal.events import NUMBER, TEXT, Check, complaint
+from soak.journal.events import NUMBER, TEXT, Check, event_problem
 from soak.journal.line import is_number
 from soak.journal.writer import Level
 from soak.lab import protocol
@@ -74,7 +74,7 @@ def parse_event(text: bytes) -> tuple[int, dict[str, Any]]:
     if not is_number(number):
         raise GarbledError("it has no number")
     line = {name: value for name, value in line.items() if name not in _HOSTS}
-    wrong = complaint(line)
+    wrong = event_problem(line)
     if wrong is not None:
         raise GarbledError(wrong)
     return number, line

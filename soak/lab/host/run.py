@@ -123,7 +123,7 @@ class LabRun:
         if request.resumed:
             self._ledger = Ledger.reopen(path, layout)
             for event in read_journal(request.directory / run_directory.JOURNAL):
-                self._judge.see(event)
+                self._judge.add(event)
         else:
             (request.directory / run_directory.CONFIG).write_text(
                 tomli_w.dumps(request.config.to_table())
@@ -237,7 +237,7 @@ class LabRun:
             self._request.until_covered
             and not (self._covered or self._stopping)
             and self._guest.soaking
-            and not self._judge.lacking()
+            and not self._judge.unmet()
         ):
             self._covered = True
             self._journal_event("lab.covered", seconds=round(self._display.elapsed, 1))
@@ -439,7 +439,7 @@ class LabRun:
 
     def _hear_line(self, line: dict[str, Any]) -> None:
         """Take in a line of the journal as it is numbered."""
-        self._judge.see(line)
+        self._judge.add(line)
         if line["event"] in OWN_EVENTS:
             self._events.show(line)
 

@@ -21,7 +21,7 @@ from soak.lab.host.scratch import CRASH_STORE_SIZE, Scratch
 from soak.lab.host.vm import VirtualMachine
 from soak.lab.protocol import Order
 from soak.lab.request import namespaces
-from soak.process.output import complain, put
+from soak.process.output import put, put_error
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -102,7 +102,7 @@ async def run_script(
         )
     if told["code"]:
         # What the script said before it failed is there.
-        complain(f"The guest's console:\n{shown}")
+        put_error(f"The guest's console:\n{shown}")
     run_directory.discard(directory)
     return int(told["code"])
 
@@ -161,7 +161,7 @@ async def _listen(vm: VirtualMachine, told: dict[str, Any]) -> None:
         try:
             message = parse_message(text)
         except GarbledError as error:
-            complain(f"The guest sent something odd: {printable(str(error))}")
+            put_error(f"The guest sent something odd: {printable(str(error))}")
             continue
         match message["message"]:
             case protocol.BOOTED:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from soak.errors import UsageError
 from soak.files.printable import printable
-from soak.process.output import complain
+from soak.process.output import put_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -127,7 +127,7 @@ class Suite:
                 f"check the name and the network."
             )
         fetched = datetime.fromtimestamp(stamp.stat().st_mtime, UTC)
-        complain(
+        put_error(
             f"dax-soak: warning: the package index of Debian's suite {self.name!r} could not be renewed "
             f"({printable(why)}): that of {fetched:%Y-%m-%d} is used, which knows nothing newer."
         )

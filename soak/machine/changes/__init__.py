@@ -8,7 +8,7 @@ for each kind of change), and put back at the end, or at the next start after a 
 from soak.machine.changes.changes import MachineChanges, restore_only
 from soak.machine.changes.entry import FAILED, FORGOTTEN, RESTORED, Entry, Machine, Settled
 from soak.machine.changes.sysctls import Demand, Span
-from soak.process.limits import be_expendable, be_spared, raise_limits
+from soak.process.limits import limit_worker, protect_supervisor, raise_limits
 
 __all__ = (
     "FAILED",
@@ -20,8 +20,8 @@ __all__ = (
     "MachineChanges",
     "Settled",
     "Span",
-    "be_expendable",
-    "be_spared",
+    "limit_worker",
+    "protect_supervisor",
     "raise_limits",
     "restore_only",
 )
