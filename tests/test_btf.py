@@ -102,13 +102,13 @@ def page_blob() -> Blob:
     return blob
 
 
-def test_fields_of_parts_without_names_are_found() -> None:
+def test_fields_of_anonymous_members_are_found() -> None:
     layout = Btf(page_blob().to_bytes()).structure("page")
     assert layout.size == 64
     assert layout.offsets == {"flags": 0, "lru": 8, "mapping": 24, "index": 16, "_refcount": 52}
 
 
-def test_questions_may_come_in_any_order() -> None:
+def test_lookups_work_in_any_order() -> None:
     btf = Btf(page_blob().to_bytes())
     packed = btf.structure("packed")
     assert packed.offsets == {"low": 0, "high": 4}
@@ -117,23 +117,23 @@ def test_questions_may_come_in_any_order() -> None:
 
 
 @pytest.mark.parametrize("name", ["nothing", "colour", "double", ""])
-def test_what_is_no_structure_is_not_found(name: str) -> None:
+def test_only_structures_are_found(name: str) -> None:
     with pytest.raises(BtfError, match=f"no struct {name}"):
         Btf(page_blob().to_bytes()).structure(name)
 
 
-def test_type_information_without_types_has_no_structure() -> None:
+def test_empty_btf_has_no_structure() -> None:
     with pytest.raises(BtfError, match="no struct page"):
         Btf(Blob().to_bytes()).structure("page")
 
 
 @pytest.mark.parametrize("data", [b"", b"\x9f\xeb\x01", b"\x7fELF" + bytes(60), bytes(24)])
-def test_what_is_no_type_information_is_refused(data: bytes) -> None:
+def test_data_without_btf_magic_is_refused(data: bytes) -> None:
     with pytest.raises(BtfError, match="BTF"):
         Btf(data)
 
 
-def test_the_running_kernel_is_asked() -> None:
+def test_running_kernel_has_struct_page() -> None:
     """Where it has type information its own structure is found; where not, the error says so."""
     if not VMLINUX.exists():
         with pytest.raises(OSError, match="btf") as caught:

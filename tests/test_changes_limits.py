@@ -23,7 +23,7 @@ def oom_score() -> int:
     return int(Path("/proc/self/oom_score_adj").read_text())
 
 
-def test_the_soft_limit_becomes_the_hard_one_for_everybody() -> None:
+def test_soft_limit_becomes_the_hard_limit() -> None:
     def work() -> list[Any]:
         for limit in LIMITS:
             resource.setrlimit(limit.number, (64, resource.getrlimit(limit.number)[1]))
@@ -38,7 +38,7 @@ def test_the_soft_limit_becomes_the_hard_one_for_everybody() -> None:
     assert raised == hard
 
 
-def test_a_worker_goes_first_and_has_no_more_than_its_memory() -> None:
+def test_worker_has_oom_score_and_memory_limit() -> None:
     def work() -> list[Any]:
         limit_worker(private_bytes() + 64 * MIB)
         inside = mmap.mmap(-1, 16 * MIB, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -51,7 +51,7 @@ def test_a_worker_goes_first_and_has_no_more_than_its_memory() -> None:
     assert in_helper(work, DEADLINE) == [1000, 16 * MIB, 12]
 
 
-def test_a_limit_below_what_a_worker_has_is_refused() -> None:
+def test_memory_limit_below_current_use_is_refused() -> None:
     with pytest.raises(HelperError, match=r"soak\.errors\.UsageError.*raise limits\.memory"):
         in_helper(lambda: limit_worker(1 * MIB), DEADLINE)
 

@@ -49,16 +49,16 @@ def fails() -> None:
         (fails, 70),
     ],
 )
-def test_the_exit_code_is_what_the_body_says(body: Callable[[], int | None], code: int) -> None:
+def test_exit_code_is_the_bodys_result(body: Callable[[], int | None], code: int) -> None:
     assert code_of(fork(body)) == code
 
 
-def test_what_it_raised_is_on_its_standard_error(capfd: pytest.CaptureFixture[str]) -> None:
+def test_exception_goes_to_standard_error(capfd: pytest.CaptureFixture[str]) -> None:
     code_of(fork(fails))
     assert "RuntimeError: it broke" in capfd.readouterr().err
 
 
-def test_each_process_has_its_own_ends(capfd: pytest.CaptureFixture[str]) -> None:
+def test_each_process_keeps_only_its_ends(capfd: pytest.CaptureFixture[str]) -> None:
     reader, writer = os.pipe()
     other = os.dup(reader)
 
@@ -85,7 +85,7 @@ def test_a_failed_fork_leaves_no_descriptor(monkeypatch: pytest.MonkeyPatch) -> 
     assert not is_open(writer)
 
 
-def test_one_that_serves_ends_with_its_parent() -> None:
+def test_serving_child_ends_with_its_parent() -> None:
     """A pipe that only it holds is at its end when it is gone."""
     reader, writer = os.pipe()
 

@@ -88,7 +88,7 @@ def left_behind(directory: Path) -> set[str]:
     ],
     ids=" ".join,
 )
-def test_a_lab_that_cannot_be_meant_is_refused(
+def test_invalid_lab_options_are_refused(
     outside: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], told: list[str]
 ) -> None:
     before = left_behind(outside)
@@ -123,7 +123,7 @@ NO_PLANS = [
         *(("run", *case) for case in NO_CONFIGURATIONS),
     ],
 )
-def test_a_configuration_that_cannot_be_meant_is_refused(
+def test_invalid_configuration_is_refused(
     outside: Path, capsys: pytest.CaptureFixture[str], command: str, text: str, told: list[str]
 ) -> None:
     path = outside / "soak.toml"
@@ -172,7 +172,7 @@ def test_a_command_is_needed(capsys: pytest.CaptureFixture[str]) -> None:
         ("scenarios", set(SCENARIOS)),
     ],
 )
-def test_a_table_has_every_entry_and_fits_a_terminal(
+def test_table_has_every_entry_and_fits_a_terminal(
     capsys: pytest.CaptureFixture[str], command: str, names: set[str]
 ) -> None:
     assert main([command]) == 0
@@ -184,7 +184,7 @@ def test_a_table_has_every_entry_and_fits_a_terminal(
 
 
 @pytest.mark.parametrize("name", list(FAULTS))
-def test_every_fault_can_be_asked_for(name: str) -> None:
+def test_every_listed_fault_is_accepted(name: str) -> None:
     planned, delay = parse_fault(name)
     assert planned == name
     assert delay > 0
@@ -192,7 +192,7 @@ def test_every_fault_can_be_asked_for(name: str) -> None:
     assert parse_fault(f"{name}:0") == (name, 0.0)
 
 
-def test_a_fault_to_plant_must_be_known_and_have_a_soak(
+def test_planting_needs_a_known_fault_and_a_soak(
     outside: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sentence = refusal(capsys, "plant", "earthquake")
@@ -205,7 +205,7 @@ def test_a_fault_to_plant_must_be_known_and_have_a_soak(
     assert sentence.endswith("nothing there can plant the fault panic.")
 
 
-def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         main(["--version"])
     assert left.value.code == 0
@@ -213,7 +213,7 @@ def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("command", ["", "lab", "run", "check", "report", "exporter", "faults"])
-def test_help_is_given(capsys: pytest.CaptureFixture[str], command: str) -> None:
+def test_help_is_printed(capsys: pytest.CaptureFixture[str], command: str) -> None:
     with pytest.raises(SystemExit) as left:
         main([*command.split(), "--help"])
     assert left.value.code == 0
@@ -233,7 +233,7 @@ def run(*arguments: str, stdout: int = subprocess.PIPE) -> subprocess.CompletedP
     )
 
 
-def test_the_process_ends_with_the_code_and_the_sentence() -> None:
+def test_process_exits_with_code_and_message() -> None:
     result = run("lab", "--fault", "earthquake")
     assert result.returncode == 2
     assert result.stdout == ""
@@ -242,7 +242,7 @@ def test_the_process_ends_with_the_code_and_the_sentence() -> None:
     assert run("--version").returncode == 0
 
 
-def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+def test_closed_pipe_is_not_an_error() -> None:
     reading, writing = os.pipe()
     os.close(reading)
     try:

@@ -180,7 +180,7 @@ def test_a_duration_in_seconds_is_itself(number: float) -> None:
     assert parse_duration(f"{number:.3f}") == pytest.approx(number, abs=0.001)
 
 
-def test_milliseconds_are_no_minutes() -> None:
+def test_milliseconds_are_not_minutes() -> None:
     assert parse_duration("250ms") == pytest.approx(0.25)
     assert parse_duration("1m500ms") == pytest.approx(60.5)
 
@@ -190,7 +190,7 @@ def test_milliseconds_are_no_minutes() -> None:
     [*WRONG, "0s", "5x", "m", "1h x", "1 h", "-3s", "1e3s", "367d", "9" * 500, None],
     ids=lambda value: repr(value)[:20],
 )
-def test_what_is_no_duration_is_refused(value: object) -> None:
+def test_invalid_duration_is_refused(value: object) -> None:
     with pytest.raises(ValueError, match="a duration such as"):
         parse_duration(value)
 
@@ -203,14 +203,14 @@ def test_a_size_is_its_number_of_units(number: int, unit: str, suffix: str) -> N
 
 
 @pytest.mark.parametrize("value", ["0", 0, -1, "1.5G", "G", "4g", "4 G", 4.0, True, None, [1], {}])
-def test_what_is_no_size_is_refused(value: object) -> None:
+def test_invalid_size_is_refused(value: object) -> None:
     with pytest.raises(ValueError, match="a size in bytes"):
         parse_size(value)
 
 
 @given(configs)
 @deterministic
-def test_a_configuration_is_the_same_after_it_was_written(config: Config) -> None:
+def test_written_configuration_reads_back_equal(config: Config) -> None:
     text = tomli_w.dumps(config.to_table())
     assert parse_config(tomllib.loads(text), SOURCE) == config
 
@@ -230,7 +230,7 @@ def test_the_file_of_an_effective_configuration_loads(tmp_path: Path) -> None:
     assert load_config(path) == config
 
 
-def test_an_empty_file_says_what_the_defaults_say(tmp_path: Path) -> None:
+def test_empty_file_yields_the_defaults(tmp_path: Path) -> None:
     path = tmp_path / "soak.toml"
     path.write_text("")
     assert load_config(path) == Config()
@@ -242,7 +242,7 @@ def test_an_empty_file_says_what_the_defaults_say(tmp_path: Path) -> None:
     st.integers() | st.text(max_size=3) | st.just({}),
 )
 @deterministic
-def test_an_unknown_key_is_an_error_wherever_it_stands(section: str, key: str, value: Any) -> None:  # noqa: ANN401 - any TOML value
+def test_unknown_key_is_an_error_in_every_section(section: str, key: str, value: Any) -> None:  # noqa: ANN401 - any TOML value
     known = {name for place, name in KEYS if place == section} if section else {*SECTIONS}
     if key in {*known, "known-issues"}:
         return
@@ -259,9 +259,7 @@ def test_an_unknown_key_is_an_error_wherever_it_stands(section: str, key: str, v
 
 @pytest.mark.parametrize(("section", "key"), KEYS)
 @pytest.mark.parametrize("value", WRONG, ids=lambda value: repr(value)[:20])
-def test_a_wrong_type_is_told_with_what_was_found_and_expected(
-    section: str, key: str, value: object
-) -> None:
+def test_wrong_type_reports_found_and_expected_value(section: str, key: str, value: object) -> None:
     if value in FITTING.get(key, ()):
         return
     sentence = refusal(lambda: parse_config(table_with(section, key, value), SOURCE))
@@ -274,7 +272,7 @@ def test_a_wrong_type_is_told_with_what_was_found_and_expected(
 
 @pytest.mark.parametrize("section", [name for name in SECTIONS if name != "region"])
 @pytest.mark.parametrize("value", [1, "x", [], [{}]])
-def test_a_section_that_is_no_table_is_refused(section: str, value: object) -> None:
+def test_section_that_is_not_a_table_is_refused(section: str, value: object) -> None:
     sentence = refusal(lambda: parse_config({section: value}, SOURCE))
     assert sentence == f"{SOURCE}: {section} is {value!r}, expected a table."
 
@@ -290,7 +288,7 @@ def test_known_issues_are_switches(value: object) -> None:
     assert "true or false" in sentence
 
 
-def test_an_issue_that_nobody_knows_is_refused() -> None:
+def test_unknown_known_issue_is_refused() -> None:
     config = parse_config({"known-issues": {"no-such-issue": True}}, SOURCE)
     sentence = refusal(lambda: make_plan(config))
     assert "'no-such-issue'" in sentence
@@ -298,7 +296,7 @@ def test_an_issue_that_nobody_knows_is_refused() -> None:
 
 
 @pytest.mark.parametrize("missing", ["name", "kind"])
-def test_what_a_region_must_say_is_asked_for(missing: str) -> None:
+def test_region_needs_name_and_kind(missing: str) -> None:
     region = {"name": "dax", "kind": "anonymous"}
     del region[missing]
     sentence = refusal(lambda: parse_config({"region": [region]}, SOURCE))
@@ -306,14 +304,14 @@ def test_what_a_region_must_say_is_asked_for(missing: str) -> None:
 
 
 @pytest.mark.parametrize("kind", [RegionKind.DEVICE_DAX, RegionKind.FS_DAX])
-def test_dax_lies_somewhere(kind: RegionKind) -> None:
+def test_dax_region_needs_a_path(kind: RegionKind) -> None:
     region = {"name": "dax", "kind": str(kind)}
     sentence = refusal(lambda: parse_config({"region": [region]}, SOURCE))
     assert "'dax'" in sentence
     assert "needs a path" in sentence
 
 
-def test_two_regions_of_one_name_are_refused() -> None:
+def test_duplicate_region_name_is_refused() -> None:
     entry = {"name": "twin", "kind": "anonymous"}
     sentence = refusal(lambda: parse_config({"region": [entry, dict(entry)]}, SOURCE))
     assert "two regions are named 'twin'" in sentence
@@ -329,7 +327,7 @@ def test_more_invalidators_than_files_are_refused() -> None:
     assert "3 invalidators" in sentence
 
 
-def test_a_file_that_is_missing_is_named(tmp_path: Path) -> None:
+def test_missing_file_is_named(tmp_path: Path) -> None:
     path = tmp_path / "absent.toml"
     assert refusal(lambda: load_config(path)) == (
         f"The configuration '{path}' cannot be read: No such file or directory."
@@ -340,20 +338,20 @@ def test_a_file_that_is_missing_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "content", [b"run", b"[run", b"\xff\xfe", b"run = {\n", b"n = " + b"9" * 5000, b"a = 1\na = 2\n"]
 )
-def test_what_is_no_toml_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_invalid_toml_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "broken.toml"
     path.write_bytes(content)
     assert refusal(lambda: load_config(path)).startswith(f"The configuration '{path}' is not TOML: ")
 
 
-def test_a_threshold_that_is_no_longer_than_what_is_late_is_refused() -> None:
+def test_stall_threshold_must_exceed_late() -> None:
     sentence = refusal(lambda: parse_config({"stall": {"late": "2s", "threshold": 2}}, SOURCE))
     assert "stall.late is 2 s" in sentence
     assert "less than stall.threshold" in sentence
 
 
 @pytest.mark.parametrize("key", ["slow-devices", "fast-devices"])
-def test_devices_of_one_kind_only_are_refused(key: str) -> None:
+def test_slow_devices_need_fast_devices(key: str) -> None:
     sentence = refusal(lambda: parse_config({"workload": {key: ["/dev/ram0"]}}, SOURCE))
     assert "workload.slow-devices and workload.fast-devices go together" in sentence
 

@@ -47,7 +47,7 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize("words", MISTAKES, ids=" ".join)
-def test_a_mistake_stops_a_bisection(
+def test_usage_error_stops_a_bisection(
     words: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     """Argparse's own mistakes are mistakes as well."""
@@ -59,7 +59,7 @@ def test_a_mistake_stops_a_bisection(
 
 
 @pytest.mark.parametrize("words", MISTAKES, ids=" ".join)
-def test_the_same_mistake_is_2_otherwise(words: list[str]) -> None:
+def test_same_usage_error_exits_with_2_otherwise(words: list[str]) -> None:
     plain = [word for word in words if not word.startswith("--bise")]
     if plain == ["lab"]:
         plain.append("--bad")
@@ -85,7 +85,7 @@ def fails_with(error: BaseException) -> Callable[..., int]:
     ],
     ids=repr,
 )
-def test_how_a_lab_ends_without_a_verdict(
+def test_lab_without_verdict_has_its_own_code(
     monkeypatch: pytest.MonkeyPatch, error: BaseException, plain: int, bisecting: int
 ) -> None:
     monkeypatch.setattr(command, "_lab", fails_with(error))
@@ -94,7 +94,7 @@ def test_how_a_lab_ends_without_a_verdict(
     assert cli.main(["lab", "--bisect"]) == bisecting
 
 
-def test_a_program_that_crashes_does_not_judge_a_commit(
+def test_crash_does_not_judge_a_commit(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(command, "_lab", fails_with(RuntimeError("a bug")))
@@ -107,7 +107,7 @@ def test_a_program_that_crashes_does_not_judge_a_commit(
     assert PLAIN.crash not in {*PLAIN.verdicts.values(), PLAIN.usage, PLAIN.no_boot}
 
 
-def test_every_verdict_has_a_code_that_git_reads() -> None:
+def test_every_verdict_has_a_bisect_code() -> None:
     assert {word: BISECT.verdicts[word] for word in VerdictWord} == {
         VerdictWord.PASS: 0,
         VerdictWord.FAIL: 1,
@@ -127,7 +127,7 @@ words = st.one_of(
 
 @given(st.lists(words, max_size=4))
 @deterministic
-def test_a_bisection_is_seen_wherever_argparse_sees_it(line: list[str]) -> None:
+def test_bisection_is_detected_like_argparse_does(line: list[str]) -> None:
     """Where a command line can be parsed, the option was given just where it is found."""
     parser = argparse.ArgumentParser(exit_on_error=False)
     parser.add_argument("--bisect", action="store_true")
@@ -142,7 +142,7 @@ def test_a_bisection_is_seen_wherever_argparse_sees_it(line: list[str]) -> None:
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
-def test_git_skips_what_does_not_boot_and_stops_at_a_mistake(tmp_path: Path) -> None:
+def test_git_skips_boot_failures_but_not_usage_errors(tmp_path: Path) -> None:
     """Let git itself read the codes."""
 
     def git(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -174,7 +174,7 @@ def test_git_skips_what_does_not_boot_and_stops_at_a_mistake(tmp_path: Path) -> 
         assert not re.search("^# (bad|good|skip):.*number 3", git("bisect", "log").stdout, re.MULTILINE)
 
 
-def test_a_qemu_that_does_not_start_is_told_in_a_sentence(
+def test_qemu_start_failure_is_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     broken = tmp_path / "qemu-system-x86_64"

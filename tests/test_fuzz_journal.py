@@ -159,7 +159,7 @@ def is_odd(text: bytes) -> bool:
         return True
 
 
-def test_the_undamaged_ones_are_judged(tmp_path: Path) -> None:
+def test_undamaged_journals_are_judged(tmp_path: Path) -> None:
     for word, texts in TEXTS.items():
         verdict, understood = judged(tmp_path, b"".join(texts))
         assert verdict.verdict is word, verdict.reasons
@@ -186,7 +186,7 @@ def test_no_damage_makes_a_verdict_better(tmp_path: Path, count: int) -> None:
 
 
 @pytest.mark.parametrize("event", [DAMAGED, UNFINISHED])
-def test_what_stands_for_damage_is_in_no_file(tmp_path: Path, event: str) -> None:
+def test_reserved_events_in_a_file_are_damage(tmp_path: Path, event: str) -> None:
     """A line that bears such a name takes nothing away from the verdict."""
     texts = list(TEXTS[VerdictWord.PASS])
     odd = encode_line({**LINES[VerdictWord.PASS][4], "event": event})

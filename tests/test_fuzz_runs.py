@@ -99,7 +99,7 @@ def leave_a_socket(path: Path) -> None:
 
 
 @many_inputs
-def test_no_run_directory_makes_a_traceback(
+def test_no_damaged_run_directory_causes_a_traceback(
     tmp_path: Path, count: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Whatever is in it; and a run whose journal was touched is never said to have passed."""
@@ -135,7 +135,7 @@ def test_no_run_directory_makes_a_traceback(
 
 
 @many_inputs
-def test_the_exit_code_is_the_verdicts_whoever_reads(tmp_path: Path, count: int) -> None:
+def test_exit_code_is_the_verdicts_for_any_reader(tmp_path: Path, count: int) -> None:
     """A reader takes some of a report, or none, and goes away."""
     directories = {}
     for word, texts in TEXTS.items():
@@ -215,7 +215,7 @@ def print_into(writer: int, command: list[str]) -> None:
 
 @pytest.mark.lab(seconds=15)
 @pytest.mark.parametrize("count", [4, pytest.param(200, marks=pytest.mark.long)])
-def test_signals_bend_no_verdict(tmp_path: Path, count: int) -> None:
+def test_signals_change_no_verdict(tmp_path: Path, count: int) -> None:
     """A guest that keeps every promise: whatever signals its host gets, it never fails."""
     for number in range(count):
         draw = random.Random(f"signals/{number}")  # noqa: S311 - repeatable on purpose
@@ -245,7 +245,7 @@ def disturb(draw: random.Random, played: Played) -> None:
             played.signal(signal.SIGCONT)
 
 
-def test_a_run_that_is_whole_is_found(
+def test_complete_run_is_found(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the fuzzer of run directories spoils is in order before."""
@@ -257,7 +257,7 @@ def test_a_run_that_is_whole_is_found(
         assert f"verdict   {word.upper()}" in capsys.readouterr().out
 
 
-def test_a_run_that_was_cut_short_is_found(tmp_path: Path) -> None:
+def test_interrupted_run_is_found(tmp_path: Path) -> None:
     directory = tmp_path / "run-1"
     directory.mkdir()
     with FileJournal(directory / run_directory.JOURNAL) as lines:

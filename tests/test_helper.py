@@ -40,11 +40,11 @@ def nothing_stays() -> Any:  # noqa: ANN401 - a generator fixture
 @pytest.mark.parametrize(
     "answer", [None, 0, "ü\n", [1, [2.5, None]], {"a": {"b": True}}, "", False, "x" * 500_000]
 )
-def test_a_result_comes_back(answer: object) -> None:
+def test_result_is_returned(answer: object) -> None:
     assert in_helper(lambda: answer, DEADLINE) == answer
 
 
-def test_no_process_and_no_descriptor_for_one_are_told() -> None:
+def test_failed_fork_and_failed_pipe_are_errors() -> None:
     """fork(2), EAGAIN; pipe(2), EMFILE. Nothing of the attempt stays open."""
 
     def work() -> list[Any]:
@@ -69,7 +69,7 @@ def test_no_process_and_no_descriptor_for_one_are_told() -> None:
     ]
 
 
-def test_the_work_is_done_elsewhere() -> None:
+def test_work_runs_in_another_process() -> None:
     here: list[int] = []
 
     def work() -> int:
@@ -83,7 +83,7 @@ def test_the_work_is_done_elsewhere() -> None:
 @pytest.mark.parametrize(
     "error", [OSError(errno.EIO, "no luck"), ValueError("two\nlines"), RuntimeError()]
 )
-def test_an_exception_is_told(error: Exception) -> None:
+def test_exception_is_reported(error: Exception) -> None:
     def fail() -> None:
         raise error
 
@@ -93,25 +93,25 @@ def test_an_exception_is_told(error: Exception) -> None:
     assert str(error) in str(caught.value)
 
 
-def test_a_result_that_cannot_be_told_is_an_error() -> None:
+def test_result_outside_json_is_an_error() -> None:
     with pytest.raises(HelperError, match="TypeError"):
         in_helper(object, DEADLINE)
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_death_is_told(signal_number: signal.Signals) -> None:
+def test_death_is_reported(signal_number: signal.Signals) -> None:
     with pytest.raises(HelperError, match="died before it answered"):
         in_helper(lambda: os.kill(os.getpid(), signal_number), DEADLINE)
 
 
 @pytest.mark.parametrize("code", [0, 1])
-def test_an_exit_is_no_answer(code: int) -> None:
+def test_exit_is_not_an_answer(code: int) -> None:
     with pytest.raises(HelperError, match="died before it answered"):
         in_helper(lambda: os._exit(code), DEADLINE)
 
 
 @pytest.mark.parametrize("raised", [SystemExit(0), KeyboardInterrupt()])
-def test_the_child_never_goes_on_as_a_second_parent(
+def test_child_never_returns_to_the_callers_code(
     raised: BaseException, capfd: pytest.CaptureFixture[str]
 ) -> None:
     def leave() -> None:
@@ -127,7 +127,7 @@ def test_the_child_never_goes_on_as_a_second_parent(
     assert capfd.readouterr().out == ""
 
 
-def test_half_an_answer_is_a_death() -> None:
+def test_partial_answer_is_a_death() -> None:
     before = descriptors()
 
     def stammer() -> None:
@@ -160,7 +160,7 @@ def test_a_deadline_ends_the_child(tmp_path: Path, deaf: bool) -> None:  # noqa:
         os.kill(int(note.read_text()), 0)
 
 
-def test_signals_that_the_parent_holds_back_reach_the_child() -> None:
+def test_child_unblocks_signals_that_the_parent_blocks() -> None:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     try:
         with pytest.raises(HelperError, match="died before it answered"):
@@ -169,7 +169,7 @@ def test_signals_that_the_parent_holds_back_reach_the_child() -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def test_what_is_printed_is_printed_once(capfd: pytest.CaptureFixture[str]) -> None:
+def test_buffered_output_is_printed_once(capfd: pytest.CaptureFixture[str]) -> None:
     sys.stdout.write("before ")
     in_helper(lambda: None, DEADLINE)
     sys.stdout.write("after")
@@ -177,7 +177,7 @@ def test_what_is_printed_is_printed_once(capfd: pytest.CaptureFixture[str]) -> N
     assert capfd.readouterr().out == "before after"
 
 
-def test_who_was_started_by_a_process_that_was_killed_at_once_ends_as_well() -> None:
+def test_child_of_an_already_dead_parent_ends() -> None:
     """The kernel tells only of a death that is still to come."""
     reader, writer = os.pipe()
     parent = os.fork()
@@ -197,7 +197,7 @@ def test_who_was_started_by_a_process_that_was_killed_at_once_ends_as_well() -> 
         os.close(reader)
 
 
-def test_who_was_started_by_a_process_that_lives_ends_with_it() -> None:
+def test_child_ends_with_its_parent() -> None:
     reader, writer = os.pipe()
     parent = os.fork()
     if parent == 0:

@@ -73,7 +73,7 @@ def test_events_are_read_back_equal_and_numbered(written: list[Event]) -> None:
 
 @given(st.lists(events, max_size=5), st.lists(events, max_size=5))
 @deterministic
-def test_a_journal_that_is_opened_again_goes_on(first: list[Event], second: list[Event]) -> None:
+def test_reopened_journal_continues(first: list[Event], second: list[Event]) -> None:
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "journal.jsonl"
         write_all(path, first)
@@ -83,7 +83,7 @@ def test_a_journal_that_is_opened_again_goes_on(first: list[Event], second: list
     assert [line["seq"] for line in lines] == list(range(1, len(lines) + 1))
 
 
-def test_a_file_cut_at_any_byte_keeps_its_whole_lines(tmp_path: Path) -> None:
+def test_truncated_file_keeps_its_whole_lines(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     write_all(path, [("a.b", Level.INFO, {"text": "ü\n}", "n": [1, {"x": 2}]}), ("c.d", Level.INFO, {})])
     whole = path.read_bytes()
@@ -105,7 +105,7 @@ def test_a_file_cut_at_any_byte_keeps_its_whole_lines(tmp_path: Path) -> None:
 
 @given(st.lists(st.binary(max_size=40), min_size=1, max_size=6))
 @deterministic
-def test_damage_hides_nothing_but_itself(rubbish: list[bytes]) -> None:
+def test_damage_hides_no_other_line(rubbish: list[bytes]) -> None:
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "journal.jsonl"
         for piece in rubbish:
@@ -188,7 +188,7 @@ def port() -> Iterator[tuple[PortJournal, socket.socket]]:
         theirs.close()
 
 
-def test_an_error_waits_until_the_host_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_waits_for_the_acknowledgement(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(journal_module, "_ACKNOWLEDGE_SECONDS", DEADLINE)
     with port() as (journal, end), Peer(end) as peer:
         for number in range(50):
@@ -202,7 +202,7 @@ def test_an_error_waits_until_the_host_has_it(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.usefixtures("deadlines")
-def test_a_host_that_never_acknowledges_costs_one_deadline_each() -> None:
+def test_missing_acknowledgement_costs_one_deadline_per_error() -> None:
     with port() as (journal, end), Peer(end) as peer:
         peer.acknowledges = False
         for count in range(3):
@@ -217,7 +217,7 @@ def test_a_host_that_never_acknowledges_costs_one_deadline_each() -> None:
 
 
 @pytest.mark.usefixtures("deadlines")
-def test_a_host_that_does_not_read_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_host_that_stops_reading_does_not_block(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(journal_module, "_QUEUE_LINES", 20)
     with port() as (journal, end), Peer(end) as peer:
         peer.reads.clear()
@@ -256,7 +256,7 @@ def test_a_full_queue_drains_by_the_next_event(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.usefixtures("deadlines")
 @pytest.mark.parametrize("level", [Level.INFO, Level.ERROR])
-def test_a_host_that_is_gone_ends_nothing(level: Level) -> None:
+def test_vanished_host_raises_nothing(level: Level) -> None:
     with port() as (journal, end):
         journal.write("some.news")
         end.close()

@@ -45,7 +45,7 @@ def own_lines(path: Path) -> list[dict[str, Any]]:
     return [line for line in read_journal(path) if line["event"] in OWN_EVENTS]
 
 
-def test_what_a_full_disk_refuses_is_written_later_in_order(tmp_path: Path) -> None:
+def test_lines_wait_for_disk_space_in_order(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
 
     def fill() -> list[int]:
@@ -80,7 +80,7 @@ def test_what_a_full_disk_refuses_is_written_later_in_order(tmp_path: Path) -> N
     assert caught_up["seconds"] >= 0
 
 
-def test_what_matters_least_is_given_up_first_and_told(tmp_path: Path) -> None:
+def test_least_important_lines_are_dropped_and_reported(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
 
     def fill() -> int:
@@ -108,7 +108,7 @@ def test_what_matters_least_is_given_up_first_and_told(tmp_path: Path) -> None:
     assert (gap["first"], gap["last"]) == (1, 17)
 
 
-def test_a_line_that_was_begun_is_not_given_up(tmp_path: Path) -> None:
+def test_partly_written_line_is_never_dropped(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
 
     def fill() -> int:
@@ -125,7 +125,7 @@ def test_a_line_that_was_begun_is_not_given_up(tmp_path: Path) -> None:
     assert all(json.loads(text) for text in path.read_bytes().splitlines())
 
 
-def test_what_never_found_space_is_lost_and_counted(tmp_path: Path) -> None:
+def test_unwritten_lines_count_as_lost(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
 
     def fill() -> list[int]:
@@ -186,7 +186,7 @@ def test_the_reserve_lets_violations_through() -> None:
     check_scenario(on_a_small_tmpfs("8m"))
 
 
-def test_a_disk_without_room_for_a_reserve_still_loses_nothing() -> None:
+def test_full_disk_without_reserve_loses_nothing() -> None:
     seen = on_a_small_tmpfs("512k")
     assert seen["violations_on_disk"] == 0
     assert (seen["waiting_at_last"], seen["errors"], seen["numbered"]) == (0, 0, True)

@@ -100,7 +100,7 @@ def test_damage_is_counted_and_named(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "1 line of the journal is damaged; the first is line 5 of journal.jsonl: its checksum " in said
 
 
-def test_a_line_that_a_crash_cut_short_is_no_damage(tmp_path: Path) -> None:
+def test_line_cut_by_a_crash_is_not_damage(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     passing = [entry for entry in FAILING if entry[0] != "violation.found"]
     first = write(path, passing[:2])
@@ -109,7 +109,7 @@ def test_a_line_that_a_crash_cut_short_is_no_damage(tmp_path: Path) -> None:
     assert judge(read_journal(path)).verdict is VerdictWord.PASS
 
 
-def test_what_looks_cut_is_damage_where_a_number_is_missing(tmp_path: Path) -> None:
+def test_cut_line_with_a_missing_number_is_damage(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     lines = write(path).splitlines(keepends=True)
     lines[2] = lines[2][:50] + b"\n"
@@ -119,7 +119,7 @@ def test_what_looks_cut_is_damage_where_a_number_is_missing(tmp_path: Path) -> N
     assert any("1 line of the journal is damaged" in reason for reason in reasons)
 
 
-def test_a_line_of_another_format_is_told(tmp_path: Path) -> None:
+def test_line_of_another_format_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     path.write_text('{"seq":1,"event":"run.ended"}\n')
     (reason, *_) = judge(read_journal(path)).reasons
@@ -146,19 +146,19 @@ def test_a_line_is_read_back(fields: dict[str, Any], seq: int) -> None:
 
 @given(st.binary(max_size=80))
 @deterministic
-def test_no_text_raises_anything_else(text: bytes) -> None:
+def test_any_text_raises_line_error_only(text: bytes) -> None:
     with pytest.raises(LineError):
         decode_line(text)
 
 
 @pytest.mark.parametrize("cut", [1, 2, 9, 20])
-def test_what_is_cut_short_is_told_apart(cut: int) -> None:
+def test_cut_line_has_its_own_error(cut: int) -> None:
     text = encode_line({"seq": 1, "event": "a.b"})
     with pytest.raises(CutLineError):
         decode_line(text[: -cut - 1])
 
 
-def test_what_the_program_writes_is_declared_and_nothing_else() -> None:
+def test_program_writes_exactly_the_declared_events() -> None:
     named: set[object] = set()
     written: set[str] = set()
     for path in Path(soak.__file__).parent.rglob("*.py"):
@@ -177,7 +177,7 @@ def test_what_the_program_writes_is_declared_and_nothing_else() -> None:
 
 
 @pytest.mark.parametrize("event", EVENTS)
-def test_each_declared_event_is_understood_and_needs_all_its_fields(event: str) -> None:
+def test_declared_events_are_valid_with_all_fields_only(event: str) -> None:
     line = valid_line(1, event)
     assert event_problem(line) is None
     for field in EVENTS[event].fields:
@@ -187,7 +187,7 @@ def test_each_declared_event_is_understood_and_needs_all_its_fields(event: str) 
 
 @given(st.sampled_from([*EVENTS, "made.up"]), st.data())
 @deterministic
-def test_no_value_of_a_field_raises_anything(event: str, data: st.DataObject) -> None:
+def test_any_field_value_is_judged_without_error(event: str, data: st.DataObject) -> None:
     """Whatever passes for a line is judged, and whatever does not makes the verdict unknown."""
     line: dict[str, Any] = valid_line(1, event) if event in EVENTS else {**valid_line(1, "run.ended")}
     line["event"] = event
@@ -199,7 +199,7 @@ def test_no_value_of_a_field_raises_anything(event: str, data: st.DataObject) ->
         assert any("not understood" in reason for reason in verdict.reasons)
 
 
-def test_an_event_that_nobody_declared_makes_it_unknown() -> None:
+def test_undeclared_event_makes_the_verdict_unknown() -> None:
     (reason, *_) = judge([{**valid_line(1, "run.ended"), "event": "made.up"}]).reasons
     assert reason == (
         "1 line of the journal is not understood; the first is line 1: unknown event 'made.up'"

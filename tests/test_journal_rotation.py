@@ -55,7 +55,7 @@ def compress(path: Path) -> None:
     path.unlink()
 
 
-def test_full_files_get_a_number_and_no_line_is_lost(path: Path) -> None:
+def test_rotation_numbers_files_and_loses_no_line(path: Path) -> None:
     write_many(path)
     assert seqs(path) == list(range(1, LINES + 1))
     count = len(names(path)) - 1
@@ -67,14 +67,14 @@ def test_full_files_get_a_number_and_no_line_is_lost(path: Path) -> None:
         assert rotated.stat().st_mode & 0o777 == 0o640
 
 
-def test_a_line_that_is_longer_than_a_file_is_written(path: Path) -> None:
+def test_line_longer_than_a_file_is_written(path: Path) -> None:
     with FileJournal(path, rotate_bytes=SMALL) as journal:
         for _ in range(3):
             journal.write("long.line", text="x" * SMALL * 3)
     assert seqs(path) == [1, 2, 3]
 
 
-def test_a_resumed_journal_goes_on_over_its_files(path: Path) -> None:
+def test_resumed_journal_continues_the_numbering(path: Path) -> None:
     for round_ in range(1, 5):
         write_many(path)
         assert seqs(path) == list(range(1, round_ * LINES + 1))
@@ -88,9 +88,7 @@ def test_a_resumed_journal_goes_on_over_its_files(path: Path) -> None:
         assert seqs(path) == list(range(1, len(before) + LINES + 1))
 
 
-def test_the_last_number_is_found_without_reading_all(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_last_number_needs_only_the_files_end(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = "x" * 1000
     lines = [encode_line({"seq": seq, "event": "a.b", "text": text}) for seq in range(1, 3001)]
     path.write_bytes(b"".join(lines) + b'{"seq":3001,"te')
@@ -107,13 +105,13 @@ def test_the_last_number_is_found_without_reading_all(
 
 
 @pytest.mark.parametrize("length", [0, 1, 65535, 65536, 65537, 400_000])
-def test_the_last_number_stands_before_rubbish_of_any_length(path: Path, length: int) -> None:
+def test_last_number_is_found_before_any_rubbish(path: Path, length: int) -> None:
     lines = [encode_line({"seq": seq, "event": "a.b"}) for seq in (1, 41)]
     path.write_bytes(b"".join(lines) + b"\0" * length)
     assert last_number(path) == 41
 
 
-def test_compressed_files_are_read_and_gone_on_behind(path: Path) -> None:
+def test_compressed_files_are_read_and_continued(path: Path) -> None:
     write_many(path)
     for rotated in rotated_files(path)[::2]:
         compress(rotated)
@@ -132,7 +130,7 @@ def test_compressed_files_are_read_and_gone_on_behind(path: Path) -> None:
     assert path.with_name(f"journal-{numbers + 1:06}.jsonl").exists()
 
 
-def test_a_file_beside_its_compressed_copy_is_read_once(path: Path) -> None:
+def test_file_with_a_compressed_copy_is_read_once(path: Path) -> None:
     write_many(path)
     for position, rotated in enumerate(rotated_files(path)):
         whole = gzip.compress(rotated.read_bytes())
@@ -142,7 +140,7 @@ def test_a_file_beside_its_compressed_copy_is_read_once(path: Path) -> None:
     assert seqs(path) == list(range(1, LINES + 1))
 
 
-def test_what_is_damaged_or_missing_in_the_middle_is_known_to_the_verdict(path: Path) -> None:
+def test_verdict_reports_damaged_and_missing_rotated_files(path: Path) -> None:
     write_many(path)
     third = path.with_name("journal-000003.jsonl")
     first, *_, last = [json.loads(text)["seq"] for text in third.read_bytes().splitlines()]
@@ -160,7 +158,7 @@ def test_what_is_damaged_or_missing_in_the_middle_is_known_to_the_verdict(path: 
 
 @pytest.mark.parametrize("name", ["journal.jsonl.1", "journal.jsonl-20260101", "journal-old.jsonl"])
 @pytest.mark.parametrize("create", [False, True], ids=["", "create"])
-def test_a_file_that_somebody_renames_is_left_to_him(path: Path, name: str, *, create: bool) -> None:
+def test_externally_renamed_file_is_left_alone(path: Path, name: str, *, create: bool) -> None:
     with FileJournal(path) as journal:
         for number in range(3):
             journal.write("some.news", number=number)
@@ -179,7 +177,7 @@ def test_a_file_that_somebody_renames_is_left_to_him(path: Path, name: str, *, c
     assert [line["number"] for line in read_journal(path)] == list(range(6))
 
 
-def test_a_renamed_file_is_noticed_by_writing_alone(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_append_notices_a_renamed_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(journal_file, "_LOOK_SECONDS", 0.0)
     with FileJournal(path) as journal:
         journal.write("some.news")
@@ -189,7 +187,7 @@ def test_a_renamed_file_is_noticed_by_writing_alone(path: Path, monkeypatch: pyt
     assert seqs(path) == [1, 2]
 
 
-def test_a_directory_that_is_moved_has_the_journal_still(path: Path) -> None:
+def test_journal_follows_its_moved_directory(path: Path) -> None:
     directory, elsewhere = path.parent / "run", path.parent / "elsewhere"
     directory.mkdir()
     with FileJournal(directory / path.name, rotate_bytes=SMALL) as journal:
@@ -202,7 +200,7 @@ def test_a_directory_that_is_moved_has_the_journal_still(path: Path) -> None:
     assert not directory.exists()
 
 
-def test_a_directory_that_is_removed_ends_nothing(path: Path) -> None:
+def test_removed_directory_raises_nothing(path: Path) -> None:
     """Another that comes to have its name is another run's."""
     directory = path.parent / "run"
     directory.mkdir()
@@ -220,7 +218,7 @@ def test_a_directory_that_is_removed_ends_nothing(path: Path) -> None:
     assert list(directory.iterdir()) == []
 
 
-def test_a_run_is_found_by_a_rotated_file_alone(path: Path) -> None:
+def test_rotated_file_alone_identifies_a_run(path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         list(read_journal(path))
     assert not journal_exists(path)
@@ -230,7 +228,7 @@ def test_a_run_is_found_by_a_rotated_file_alone(path: Path) -> None:
     assert run_directory.find_run(str(path.parent)) == path.parent.resolve()
 
 
-def test_reading_while_it_rotates_misses_nothing(path: Path) -> None:
+def test_reading_during_rotation_misses_nothing(path: Path) -> None:
     with FileJournal(path, rotate_bytes=SMALL) as journal:
         for _ in range(200):
             journal.write("some.news", text="x" * 300)
@@ -284,7 +282,7 @@ def acknowledged_before_death(path: Path, seconds: float) -> list[int]:
     return [int(text) for text in data.split(b"\n")[:-1]]
 
 
-def test_nothing_acknowledged_is_lost_when_the_writer_is_killed(path: Path) -> None:
+def test_killed_writer_loses_no_acknowledged_line(path: Path) -> None:
     moments = random.Random(1)  # noqa: S311 - any moments will do
     acknowledged: list[int] = []
     for _ in range(60):

@@ -22,7 +22,7 @@ def numbers(tail: JournalTail) -> list[int]:
     return [line["seq"] for line in tail.lines()]
 
 
-def test_lines_are_read_as_they_come(tmp_path: Path) -> None:
+def test_new_lines_are_read_incrementally(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     tail = JournalTail(path)
     assert numbers(tail) == []
@@ -35,7 +35,7 @@ def test_lines_are_read_as_they_come(tmp_path: Path) -> None:
     assert numbers(tail) == [1, 2, 3, 4]
 
 
-def test_a_rotated_journal_goes_on(tmp_path: Path) -> None:
+def test_tail_follows_rotation(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     tail = JournalTail(path)
     add(path, 1, 2, 3)
@@ -46,7 +46,7 @@ def test_a_rotated_journal_goes_on(tmp_path: Path) -> None:
     assert tail.beginnings == 1
 
 
-def test_one_that_begins_anew_forgets_the_other(tmp_path: Path) -> None:
+def test_new_journal_replaces_the_old(tmp_path: Path) -> None:
     path = tmp_path / "run/journal.jsonl"
     tail = JournalTail(path)
     for length in (3, 9):

@@ -35,7 +35,7 @@ OF_DEVICE = Observation(Violation.LEAK, RegionKind.DEVICE_DAX, (Interface.VFIO_T
         (TYPE1_DEVICE_DAX_LEAK, OF_DEVICE),
     ],
 )
-def test_it_explains_what_it_predicts(issue: KnownIssue, seen: Observation) -> None:
+def test_issue_explains_its_prediction(issue: KnownIssue, seen: Observation) -> None:
     assert issue.explains(seen)
 
 
@@ -52,11 +52,11 @@ def test_it_explains_what_it_predicts(issue: KnownIssue, seen: Observation) -> N
         (TYPE1_DEVICE_DAX_LEAK, replace(OF_DEVICE, region=RegionKind.FS_DAX)),
     ],
 )
-def test_it_explains_nothing_else(issue: KnownIssue, seen: Observation) -> None:
+def test_issue_explains_nothing_else(issue: KnownIssue, seen: Observation) -> None:
     assert not issue.explains(seen)
 
 
-def test_one_issue_at_most_predicts_leaks_of_a_kind_of_memory() -> None:
+def test_region_kind_has_at_most_one_leak_issue() -> None:
     of_leaks = [issue.region for issue in KNOWN_ISSUES if Violation.LEAK in issue.violations]
     assert len(of_leaks) == len(set(of_leaks))
     assert leak_issue(RegionKind.DEVICE_DAX) is TYPE1_DEVICE_DAX_LEAK

@@ -106,7 +106,7 @@ def on_a_terminal(program: str) -> str:
     return shown.decode()
 
 
-def test_elsewhere_each_line_is_json_with_all_that_is_bound() -> None:
+def test_json_lines_carry_the_bound_values() -> None:
     lines = json_lines(PROGRAM)
     assert [line["event"] for line in lines] == EVENTS
     for position, line in enumerate(lines):
@@ -134,7 +134,7 @@ def test_a_violation_is_logged_without_its_evidence() -> None:
     assert not {"evidence", "monotonic", "boot_id", "time"} & set(line)
 
 
-def test_on_a_terminal_it_is_for_eyes() -> None:
+def test_terminal_output_is_text() -> None:
     shown = on_a_terminal(PROGRAM)
     for event in EVENTS:
         assert event in shown
@@ -146,7 +146,7 @@ def test_on_a_terminal_it_is_for_eyes() -> None:
 
 
 @pytest.mark.parametrize("device", ["/dev/full", None], ids=["full", "closed"])
-def test_a_log_that_cannot_be_written_ends_nothing(device: str | None) -> None:
+def test_failed_log_write_raises_nothing(device: str | None) -> None:
     closing = "" if device else "import os; os.close(2)"
     program = f"{closing}\n{textwrap.dedent(PROGRAM)}\nprint('the end', flush=True)"
     stderr = os.open(device or os.devnull, os.O_WRONLY)
@@ -157,7 +157,7 @@ def test_a_log_that_cannot_be_written_ends_nothing(device: str | None) -> None:
     assert (done.returncode, done.stdout) == (0, b"the end\n")
 
 
-def test_what_was_cut_short_harms_no_other_line_and_the_loss_is_told() -> None:
+def test_log_recovers_from_a_partial_write() -> None:
     program = """
         import os, resource, sys, tempfile
         import structlog

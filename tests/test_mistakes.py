@@ -158,7 +158,7 @@ def a_run(directory: Path) -> Path:
 
 @pytest.mark.parametrize("words", PLACES, ids=" ".join)
 @pytest.mark.usefixtures("no_runs")
-def test_what_names_no_file_is_refused(capsys: pytest.CaptureFixture[str], words: Sequence[str]) -> None:
+def test_invalid_path_is_refused(capsys: pytest.CaptureFixture[str], words: Sequence[str]) -> None:
     for text, told in NO_PLACES:
         said = sentence(capsys, [*words, text])
         assert told in said
@@ -167,7 +167,9 @@ def test_what_names_no_file_is_refused(capsys: pytest.CaptureFixture[str], words
 
 @pytest.mark.parametrize("words", ADDRESSES, ids=" ".join)
 @pytest.mark.usefixtures("no_runs")
-def test_what_is_no_address_is_refused(capsys: pytest.CaptureFixture[str], words: Sequence[str]) -> None:
+def test_invalid_listen_address_is_refused(
+    capsys: pytest.CaptureFixture[str], words: Sequence[str]
+) -> None:
     for text in NO_ADDRESSES:
         said = sentence(capsys, [*words, text])
         assert words[-1] in said
@@ -176,7 +178,7 @@ def test_what_is_no_address_is_refused(capsys: pytest.CaptureFixture[str], words
 
 @pytest.mark.parametrize("words", DURATIONS, ids=" ".join)
 @pytest.mark.usefixtures("no_runs")
-def test_what_is_no_duration_is_refused(capsys: pytest.CaptureFixture[str], words: Sequence[str]) -> None:
+def test_invalid_duration_is_refused(capsys: pytest.CaptureFixture[str], words: Sequence[str]) -> None:
     for text in NO_DURATIONS:
         said = sentence(capsys, [*words, text])
         assert words[-1] in said
@@ -186,19 +188,19 @@ def test_what_is_no_duration_is_refused(capsys: pytest.CaptureFixture[str], word
 
 @pytest.mark.parametrize(("words", "told"), OTHERS)
 @pytest.mark.usefixtures("no_runs")
-def test_other_words_without_a_meaning_are_refused(
+def test_other_invalid_arguments_are_refused(
     capsys: pytest.CaptureFixture[str], words: Sequence[str], told: str
 ) -> None:
     assert told in sentence(capsys, words)
 
 
 @pytest.mark.usefixtures("no_runs")
-def test_a_bisection_stops_at_a_mistake(capsys: pytest.CaptureFixture[str]) -> None:
+def test_usage_error_has_the_bisect_code(capsys: pytest.CaptureFixture[str]) -> None:
     for words in (["--kernel", ""], ["--listen", "a..b:1"], ["--run-dir", LONG_NAME]):
         sentence(capsys, ["lab", "--bisect", *words], code=255)
 
 
-def test_a_year_is_the_latest_for_a_fault() -> None:
+def test_fault_delay_is_at_most_a_year() -> None:
     assert parse_fault("panic:31622400") == ("panic", 366 * 86400.0)
     with pytest.raises(UsageError):
         parse_fault("panic:31622401")
@@ -253,7 +255,7 @@ def refuse_ledger(directory: Path) -> None:
     ],
 )
 @pytest.mark.usefixtures("no_runs")
-def test_a_run_without_the_rights_to_it_is_refused(
+def test_inaccessible_run_is_refused(
     capsys: pytest.CaptureFixture[str], place: Path, break_it: Callable[[Path], None], commands: list[str]
 ) -> None:
     run = a_run(place / "others" / "run")
@@ -274,7 +276,7 @@ def test_a_run_without_the_rights_to_it_is_refused(
     ],
 )
 @pytest.mark.usefixtures("no_runs")
-def test_a_directory_in_place_of_a_file_is_told(
+def test_directory_instead_of_a_file_is_an_error(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, command: str, broken: str, told: str
 ) -> None:
     run = a_run(tmp_path / "run")
@@ -287,7 +289,7 @@ def test_a_directory_in_place_of_a_file_is_told(
 
 @pytest.mark.parametrize("command", ["report", "top", "stop", "lab --resume"])
 @pytest.mark.usefixtures("no_runs")
-def test_a_link_that_leads_nowhere_is_told(
+def test_dangling_link_is_an_error(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, command: str
 ) -> None:
     (tmp_path / "latest").symlink_to("gone")
@@ -299,7 +301,7 @@ def test_a_link_that_leads_nowhere_is_told(
 
 
 @pytest.mark.usefixtures("no_runs")
-def test_a_new_run_below_what_is_private_is_refused(
+def test_new_run_below_a_private_directory_is_refused(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, place: Path
 ) -> None:
     monkeypatch.setattr("soak.lab.command.check_kernel", lambda *_: None)
@@ -322,7 +324,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 COMMANDS: Final = ("pause", "continue", "stop", "plant panic")
 
 
-def test_a_soak_that_does_not_answer_is_told(capsys: pytest.CaptureFixture[str], asked: Path) -> None:
+def test_unresponsive_soak_is_an_error(capsys: pytest.CaptureFixture[str], asked: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as busy:
         busy.bind(str(asked / control.SOCKET_NAME))
         busy.listen(len(COMMANDS))
@@ -331,9 +333,7 @@ def test_a_soak_that_does_not_answer_is_told(capsys: pytest.CaptureFixture[str],
             assert f"The soak in {asked} did not answer within 0.05 s" in said
 
 
-def test_a_soak_that_is_asked_by_too_many_is_told(
-    capsys: pytest.CaptureFixture[str], asked: Path
-) -> None:
+def test_full_request_queue_is_an_error(capsys: pytest.CaptureFixture[str], asked: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as busy:
         busy.bind(str(asked / control.SOCKET_NAME))
         busy.listen(0)
@@ -345,7 +345,7 @@ def test_a_soak_that_is_asked_by_too_many_is_told(
             waiting.answer(0.01)
 
 
-def test_what_is_no_soak_is_told(capsys: pytest.CaptureFixture[str], asked: Path) -> None:
+def test_socket_without_a_soak_is_an_error(capsys: pytest.CaptureFixture[str], asked: Path) -> None:
     path = asked / control.SOCKET_NAME
     for command in COMMANDS:
         path.write_text("")
@@ -371,7 +371,7 @@ def test_what_is_no_soak_is_told(capsys: pytest.CaptureFixture[str], asked: Path
         ({}, "HOME is not set, and this user has no entry in the password file"),
     ],
 )
-def test_a_variable_that_names_no_directory_is_told(
+def test_invalid_directory_variable_is_an_error(
     monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], told: str
 ) -> None:
     def unknown(_: int) -> NoReturn:
@@ -386,14 +386,14 @@ def test_a_variable_that_names_no_directory_is_told(
         cache_directory()
 
 
-def test_without_home_the_password_file_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_password_file_replaces_a_missing_home(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("XDG_STATE_HOME", "HOME"):
         monkeypatch.delenv(name, raising=False)
     home = pwd.getpwuid(os.getuid()).pw_dir
     assert user_directory("XDG_STATE_HOME", ".local/state") == Path(home) / ".local/state"
 
 
-def test_a_run_that_is_named_needs_no_home(
+def test_named_run_needs_no_home(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: NOBODY)
@@ -414,7 +414,7 @@ def test_a_run_that_is_named_needs_no_home(
         (f"{LONG_NAME}/cache", "File name too long"),
     ],
 )
-def test_a_cache_that_cannot_be_used_is_told(
+def test_unusable_cache_is_an_error(
     monkeypatch: pytest.MonkeyPatch, place: Path, below: str, told: str
 ) -> None:
     (place / "file").touch()
@@ -439,7 +439,7 @@ def test_a_private_cache_may_hold_a_kernel(monkeypatch: pytest.MonkeyPatch, plac
         check_kernel("build:6.12")
 
 
-def test_a_full_disk_below_the_cache_is_told(tmp_path: Path) -> None:
+def test_full_cache_disk_is_an_error(tmp_path: Path) -> None:
     def build(directory: Path) -> None:
         with (directory / "link").open("wb", buffering=0) as file:
             file.write(b"x")
@@ -455,7 +455,7 @@ def test_a_full_disk_below_the_cache_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_runs")
-def test_a_working_directory_that_is_gone_is_told(
+def test_deleted_working_directory_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     gone = tmp_path / "gone"

@@ -46,18 +46,18 @@ def run(words: Sequence[str], streams: str) -> int:
 
 
 @pytest.mark.parametrize("streams", STREAMS)
-def test_a_verdict_that_nobody_reads_is_the_exit_code(tmp_path: Path, streams: str) -> None:
+def test_exit_code_survives_an_unread_verdict(tmp_path: Path, streams: str) -> None:
     found = valid_line(1, "violation.found", known_issue=None)
     (tmp_path / "journal.jsonl").write_bytes(encode_line(found))
     assert run(["report", str(tmp_path)], streams) == 1
 
 
 @pytest.mark.parametrize("streams", STREAMS)
-def test_a_mistake_that_nobody_reads_is_the_exit_code(tmp_path: Path, streams: str) -> None:
+def test_exit_code_survives_an_unread_error(tmp_path: Path, streams: str) -> None:
     assert run(["report", str(tmp_path / "nothing")], streams) == 2
 
 
-def test_no_file_takes_the_place_of_a_stream_that_is_closed(tmp_path: Path) -> None:
+def test_no_file_gets_a_standard_descriptor(tmp_path: Path) -> None:
     """A journal as number 2 would have every sentence for standard error in it."""
     script = (
         "import sys\n"
@@ -74,7 +74,7 @@ def test_no_file_takes_the_place_of_a_stream_that_is_closed(tmp_path: Path) -> N
     assert int(place.read_text()) > 2
 
 
-def test_text_of_others_moves_no_cursor() -> None:
+def test_untrusted_text_moves_no_cursor() -> None:
     assert printable("a\x1b[2Jb\rc\x07\nd\te\x9b\udc80é") == ("a\\x1b[2Jb\\rc\\x07\nd e\\x9b\\udc80é")
     assert printable("plain text, ünd more") == "plain text, ünd more"
 

@@ -61,12 +61,12 @@ def odd(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("read", READERS, ids=range(len(READERS)))
-def test_nothing_waits_for_what_is_no_file(odd: Path, read: Callable[[Path], object]) -> None:
+def test_special_files_never_block(odd: Path, read: Callable[[Path], object]) -> None:
     with pytest.raises((NotRegularError, UsageError), match=r"a (named pipe|socket|character dev)"):
         read(odd)
 
 
-def test_a_verdict_that_is_no_file_is_refused(tmp_path: Path) -> None:
+def test_verdict_that_is_not_a_file_is_refused(tmp_path: Path) -> None:
     make_ledger(tmp_path / "ledger")
     verdict = tmp_path / "verdict.json"
     os.mkfifo(verdict)
@@ -79,7 +79,7 @@ def test_a_verdict_that_is_no_file_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("read", [read for read in READERS if read is not FileJournal])
-def test_what_is_compressed_is_named_so(tmp_path: Path, read: Callable[[Path], object]) -> None:
+def test_compressed_file_is_named_in_the_error(tmp_path: Path, read: Callable[[Path], object]) -> None:
     path = tmp_path / "packed"
     path.write_bytes(gzip.compress(b"something"))
     with pytest.raises((ContentError, UsageError, LedgerError), match="compressed with gzip"):
@@ -100,7 +100,7 @@ def test_content_is_bounded(tmp_path: Path) -> None:
         read_regular(path, 4)
 
 
-def test_a_file_is_made_where_that_is_asked_for(tmp_path: Path) -> None:
+def test_file_is_created_with_o_creat(tmp_path: Path) -> None:
     path = tmp_path / "new"
     with pytest.raises(FileNotFoundError):
         open_regular(path)
@@ -111,7 +111,7 @@ def test_a_file_is_made_where_that_is_asked_for(tmp_path: Path) -> None:
     os.close(directory)
 
 
-def test_what_is_refused_leaves_no_descriptor_open(tmp_path: Path) -> None:
+def test_refused_file_leaves_no_descriptor(tmp_path: Path) -> None:
     path = tmp_path / "packed"
     path.write_bytes(gzip.compress(b"something"))
     before = sorted(Path("/proc/self/fd").iterdir())

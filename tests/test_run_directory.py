@@ -35,7 +35,7 @@ def begin(directory: Path) -> None:
 
 
 @pytest.mark.parametrize("wanted", ["{0}/file", "{0}/file/below", "{0}/link"])
-def test_what_is_no_directory_is_refused(tmp_path: Path, wanted: str) -> None:
+def test_path_that_is_not_a_directory_is_refused(tmp_path: Path, wanted: str) -> None:
     (tmp_path / "file").write_text("")
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "link").symlink_to("elsewhere")
@@ -45,7 +45,7 @@ def test_what_is_no_directory_is_refused(tmp_path: Path, wanted: str) -> None:
     assert left_behind(tmp_path) == before
 
 
-def test_without_space_it_is_refused(runs: Path) -> None:
+def test_run_without_disk_space_is_refused(runs: Path) -> None:
     with pytest.raises(UsageError, match="MiB and has"):
         RunDirectory.make(None, "run-1", 1 << 60)
     assert not runs.exists()
@@ -67,7 +67,7 @@ def test_modes_do_not_depend_on_the_umask(runs: Path, tmp_path: Path) -> None:
     assert list(modes.values()) == [0o755, 0o755, 0o755, 0o750, 0o600]
 
 
-def test_latest_names_the_run_that_has_begun(runs: Path) -> None:
+def test_latest_names_the_newest_started_run(runs: Path) -> None:
     for name in ("run-1", "run-2"):
         with RunDirectory.make(None, name, 0) as made:
             begin(made.path)
@@ -98,7 +98,7 @@ def test_a_run_has_one_owner(runs: Path) -> None:
         pass
 
 
-def test_what_an_owner_forked_does_not_own(runs: Path) -> None:
+def test_forked_child_does_not_hold_the_lock(runs: Path) -> None:
     made = RunDirectory.make(None, "run-1", 0)
     child = os.fork()
     if child == 0:
@@ -113,7 +113,7 @@ def test_what_an_owner_forked_does_not_own(runs: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", [0o770, 0o707])
-def test_a_run_to_which_others_may_write_does_not_go_on(runs: Path, mode: int) -> None:
+def test_run_writable_by_others_is_not_resumed(runs: Path, mode: int) -> None:
     RunDirectory.make(None, "run-1", 0).close()
     (runs / "run-1").chmod(mode)
     with pytest.raises(UsageError, match="may write to the directory"):
@@ -124,7 +124,7 @@ def test_a_run_to_which_others_may_write_does_not_go_on(runs: Path, mode: int) -
 @pytest.mark.parametrize(
     "theirs", ["run", "above", "link"], ids=["the directory", "one above", "a link on the way"]
 )
-def test_root_writes_nothing_where_another_user_may(tmp_path: Path, theirs: str) -> None:
+def test_root_refuses_a_path_of_another_user(tmp_path: Path, theirs: str) -> None:
     above, wanted = tmp_path / "above", tmp_path / "above" / "run"
     wanted.mkdir(parents=True)
     (tmp_path / "link").symlink_to(above)
@@ -140,7 +140,7 @@ def test_root_writes_nothing_where_another_user_may(tmp_path: Path, theirs: str)
 
 
 @as_root
-def test_root_writes_nothing_below_a_directory_of_a_group(tmp_path: Path) -> None:
+def test_root_refuses_a_group_writable_parent(tmp_path: Path) -> None:
     os.chown(tmp_path, 0, SOMEBODY)
     tmp_path.chmod(0o770)
     with pytest.raises(UsageError, match=f"chmod go-w {tmp_path}"):
@@ -150,7 +150,7 @@ def test_root_writes_nothing_below_a_directory_of_a_group(tmp_path: Path) -> Non
     RunDirectory.make(tmp_path / "run", "run-1", 0).close()
 
 
-def test_a_lock_that_is_no_file_is_refused(runs: Path) -> None:
+def test_lock_that_is_not_a_file_is_refused(runs: Path) -> None:
     directory = runs / "run-1"
     RunDirectory.make(None, "run-1", 0).close()
     (directory / run_directory.LOCK).unlink()
@@ -159,7 +159,7 @@ def test_a_lock_that_is_no_file_is_refused(runs: Path) -> None:
         RunDirectory.take(directory, "run-1")
 
 
-def test_what_never_began_is_removed_later(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unstarted_runs_are_removed_later(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = [RunDirectory.make(None, "running", 0)]
     for name in ("began", "killed", ".bench-killed"):
         kept.append(RunDirectory.make(None, name, 0))

@@ -28,7 +28,7 @@ def nothing_stays() -> Iterator[None]:
     assert descriptors() == opened
 
 
-def test_each_step_is_taken_when_it_is_told() -> None:
+def test_each_step_runs_on_request() -> None:
     reader, writer = os.pipe()
     os.close(writer)
 
@@ -51,7 +51,7 @@ def test_each_step_is_taken_when_it_is_told() -> None:
         os.close(reader)
 
 
-def test_what_a_step_raises_is_told() -> None:
+def test_exception_of_a_step_is_reported() -> None:
     def body() -> Iterator[str]:
         yield "fine"
         raise OSError(5, "no luck")
@@ -64,7 +64,7 @@ def test_what_a_step_raises_is_told() -> None:
     assert helper.close()
 
 
-def test_a_step_that_does_not_end_has_a_deadline() -> None:
+def test_endless_step_hits_the_deadline() -> None:
     def body() -> Iterator[str]:
         time.sleep(1000)
         yield "never"
@@ -76,7 +76,7 @@ def test_a_step_that_does_not_end_has_a_deadline() -> None:
 
 
 @pytest.mark.parametrize("told", [False, True])
-def test_a_helper_that_dies_is_missed(told: bool) -> None:  # noqa: FBT001 - a parameter of the test
+def test_dead_helper_is_an_error(told: bool) -> None:  # noqa: FBT001 - a parameter of the test
     def body() -> Iterator[str]:
         yield "one"
         time.sleep(1000)
@@ -92,7 +92,7 @@ def test_a_helper_that_dies_is_missed(told: bool) -> None:  # noqa: FBT001 - a p
     assert helper.close()
 
 
-def test_a_helper_ends_with_the_one_that_tells_it() -> None:
+def test_helper_ends_with_its_parent() -> None:
     """Its parent dies without a word: nothing may be held by what it leaves behind."""
     reader, writer = os.pipe()
     pid = os.fork()

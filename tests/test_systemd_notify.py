@@ -23,7 +23,7 @@ LARGEST = 2**64 - 2
 
 
 @pytest.mark.parametrize("abstract", [False, True], ids=["path", "abstract"])
-def test_the_manager_hears_what_is_said(tmp_path: Path, *, abstract: bool) -> None:
+def test_manager_receives_notifications(tmp_path: Path, *, abstract: bool) -> None:
     with listening_manager(None if abstract else str(tmp_path / "notify")) as manager:
         environment = {"NOTIFY_SOCKET": manager.address}
         with Notifier.from_environment(environment) as notifier:
@@ -40,7 +40,7 @@ def test_the_manager_hears_what_is_said(tmp_path: Path, *, abstract: bool) -> No
         assert environment == {"NOTIFY_SOCKET": manager.address}
 
 
-def test_where_nobody_listens_nothing_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_manager_nothing_is_sent(capsys: pytest.CaptureFixture[str]) -> None:
     with Notifier.from_environment({}) as notifier:
         assert not notifier.ready("up")
         assert not notifier.feed()
@@ -58,7 +58,7 @@ def test_a_text_is_one_line(text: str) -> None:
         assert re.sub(r"\s|\?", "", value) == re.sub(r"\s|\?", "", text.encode(errors="replace").decode())
 
 
-def test_a_manager_that_does_not_read_holds_nobody_up() -> None:
+def test_full_manager_socket_does_not_block() -> None:
     with listening_manager() as manager, Notifier(manager.address) as notifier:
         # The queue of a datagram socket (net.unix.max_dgram_qlen) is finite.
         sent = 0
@@ -69,7 +69,7 @@ def test_a_manager_that_does_not_read_holds_nobody_up() -> None:
         assert notifier.feed()
 
 
-def test_a_manager_that_is_gone_is_no_error_and_may_come_back(tmp_path: Path) -> None:
+def test_manager_may_disappear_and_return(tmp_path: Path) -> None:
     address = str(tmp_path / "notify")
     with Notifier(address) as notifier:
         assert not notifier.feed()
@@ -80,7 +80,7 @@ def test_a_manager_that_is_gone_is_no_error_and_may_come_back(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("address", ["", "@", "notify", "vsock:2:1234"])
-def test_an_address_that_cannot_be_meant_is_refused(address: str) -> None:
+def test_invalid_address_is_refused(address: str) -> None:
     with pytest.raises(UsageError, match=r"NOTIFY_SOCKET is .*, expected"):
         Notifier(address)
 
@@ -93,7 +93,7 @@ def test_every_interval_is_read(usec: int) -> None:
 
 @given(st.integers(1, LARGEST), st.integers(1, 2**22), st.integers(1, 2**22))
 @deterministic
-def test_only_the_process_that_is_watched_feeds(usec: int, watched: int, pid: int) -> None:
+def test_only_the_watched_process_feeds(usec: int, watched: int, pid: int) -> None:
     environment = {"WATCHDOG_USEC": str(usec), "WATCHDOG_PID": str(watched)}
     assert (watchdog_seconds(environment, pid) is None) == (watched != pid)
     assert watchdog_seconds(environment, watched) is not None
@@ -118,6 +118,6 @@ def test_other_intervals_are_refused(text: str) -> None:
         watchdog_seconds({"WATCHDOG_USEC": "5", "WATCHDOG_PID": text})
 
 
-def test_nobody_watches_where_the_manager_says_nothing() -> None:
+def test_unset_watchdog_variables_mean_no_watchdog() -> None:
     assert watchdog_seconds({}) is None
     assert watchdog_seconds({"WATCHDOG_PID": "1"}) is None

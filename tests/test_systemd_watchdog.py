@@ -87,7 +87,7 @@ def soak(notifier: Notifier, manager: Manager, tmp_path: Path) -> Iterator[Soak]
         yield Soak(notifier, manager, journal)
 
 
-def test_it_is_fed_at_half_the_time(soak: Soak) -> None:
+def test_watchdog_is_fed_at_half_its_timeout(soak: Soak) -> None:
     assert soak.live(SECONDS / 2 - 1) == []
     assert soak.live(1) == [{"WATCHDOG": "1"}]
     assert soak.live(SECONDS * 5) == [{"WATCHDOG": "1"}] * 10
@@ -102,7 +102,7 @@ def rests(soak: Soak, part: str) -> None:
     assert soak.watchdog.resting == (part,)
 
 
-def test_a_supervisor_that_stops_is_named(soak: Soak) -> None:
+def test_stopped_supervisor_is_reported(soak: Soak) -> None:
     soak.alive = False
     rests(soak, "the supervisor")
     soak.alive = True
@@ -112,14 +112,14 @@ def test_a_supervisor_that_stops_is_named(soak: Soak) -> None:
     assert soak.watchdog.resting == ()
 
 
-def test_a_journal_that_stops_is_named(soak: Soak) -> None:
+def test_stopped_journal_is_reported(soak: Soak) -> None:
     soak.writing = False
     rests(soak, "the journal")
     soak.writing = True
     assert {"WATCHDOG": "1"} in soak.live(2)
 
 
-def test_a_full_disk_does_not_starve_it(soak: Soak, tmp_path: Path) -> None:
+def test_full_disk_does_not_stop_the_feeding(soak: Soak, tmp_path: Path) -> None:
     """To be started anew would lose what the journal holds until there is space again.
 
     The disk that takes nothing more is made by a limit on the size of files.
@@ -137,20 +137,20 @@ def test_a_full_disk_does_not_starve_it(soak: Soak, tmp_path: Path) -> None:
     assert (soak.journal.waiting, soak.journal.errors) == (0, 0)
 
 
-def test_all_that_rest_are_named(soak: Soak) -> None:
+def test_all_resting_sources_are_reported(soak: Soak) -> None:
     soak.alive = soak.writing = False
     soak.live(SECONDS)
     assert soak.watchdog.resting == ("the supervisor", "the journal")
 
 
-def test_a_feed_that_is_lost_is_made_up_for(soak: Soak) -> None:
+def test_failed_feed_is_retried(soak: Soak) -> None:
     while soak.notifier.status("x"):
         pass  # until the queue is full
     soak.live(SECONDS / 2)
     assert soak.live(1) == [{"WATCHDOG": "1"}]
 
 
-def test_nothing_is_fed_where_nobody_watches(manager: Manager, notifier: Notifier) -> None:
+def test_no_watchdog_means_no_feeding(manager: Manager, notifier: Notifier) -> None:
     clock = Clock()
     watchdog = Watchdog(notifier, None, {"nothing": lambda: 0}, clock=clock)
     clock.now += 10 * SECONDS
@@ -159,7 +159,7 @@ def test_nothing_is_fed_where_nobody_watches(manager: Manager, notifier: Notifie
     assert manager.hear() == [{"STATUS": "soaking"}]
 
 
-def test_an_exporter_that_is_stopped_is_named_and_goes_on(
+def test_stopped_exporter_is_reported_until_it_continues(
     manager: Manager, notifier: Notifier, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
@@ -215,7 +215,7 @@ def has_problem(probe: ExporterProbe, part: str) -> bool:
     return eventually(lambda: probe.poll() == 0 and part in probe.problem)
 
 
-def test_what_is_no_http_is_no_answer() -> None:
+def test_response_must_be_http() -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         probe = ExporterProbe("127.0.0.1", other.getsockname()[1], ask_seconds=0.05)
         probe.poll()
@@ -227,7 +227,7 @@ def test_what_is_no_http_is_no_answer() -> None:
         probe.close()
 
 
-def test_a_server_that_drips_is_given_up() -> None:
+def test_slow_response_times_out() -> None:
     with socket.create_server(("127.0.0.1", 0)) as slow:
         probe = ExporterProbe("127.0.0.1", slow.getsockname()[1], answer_seconds=0.2)
         probe.poll()
@@ -238,13 +238,13 @@ def test_a_server_that_drips_is_given_up() -> None:
         probe.close()
 
 
-def test_a_host_that_is_not_known_is_refused() -> None:
+def test_unknown_host_is_refused() -> None:
     with pytest.raises(UsageError, match=r"no-such-host\.invalid port 9823"):
         ExporterProbe("no-such-host.invalid", 9823)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "localhost"])  # noqa: S104 - one that some listen on
-def test_the_address_that_an_exporter_listens_on_can_be_asked(tmp_path: Path, host: str) -> None:
+def test_probe_reaches_every_listen_address(tmp_path: Path, host: str) -> None:
     run = tmp_path / "run"
     run.mkdir(mode=0o755)
     with running_exporter(run, listen=f"{host}:0") as exporter:
@@ -254,7 +254,7 @@ def test_the_address_that_an_exporter_listens_on_can_be_asked(tmp_path: Path, ho
         probe.close()
 
 
-def test_an_exporter_under_a_watchdog_feeds_it_by_itself(
+def test_exporter_feeds_its_own_watchdog(
     manager: Manager, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NOTIFY_SOCKET", manager.address)

@@ -101,7 +101,7 @@ def inserted(event: Event) -> list[Event]:
     return [BOOTED, STARTED, event, sample(), ENDED]
 
 
-def test_a_run_that_saw_enough_and_nothing_wrong_passes() -> None:
+def test_covered_run_without_violations_passes() -> None:
     verdict = judge(lines(GOOD))
     assert verdict.verdict is VerdictWord.PASS
     assert verdict.reasons == ("every expectation was met",)
@@ -112,7 +112,7 @@ def test_a_run_that_saw_enough_and_nothing_wrong_passes() -> None:
 
 
 @pytest.mark.parametrize("kind", list(Violation))
-def test_a_violation_that_nothing_explains_fails(kind: str) -> None:
+def test_unexplained_violation_fails(kind: str) -> None:
     verdict = judge(lines(inserted(violation(kind))))
     assert verdict.verdict is VerdictWord.FAIL
     assert verdict.reasons == ("pages leak",)
@@ -129,12 +129,12 @@ def test_a_known_issue_passes_and_stays_visible() -> None:
     assert word(events, strict=True) is VerdictWord.FAIL
 
 
-def test_strictness_changes_nothing_else() -> None:
+def test_strict_mode_changes_nothing_else() -> None:
     assert word(GOOD, strict=True) is VerdictWord.PASS
     assert word(inserted(trouble("detector.failed")), strict=True) is VerdictWord.UNKNOWN
 
 
-def test_the_same_violation_is_summed_and_keeps_its_first_event() -> None:
+def test_equal_violations_add_up_and_keep_first_event() -> None:
     verdict = judge(
         lines([*GOOD[:3], violation(count=3), violation(count=4), violation(issue=KNOWN_ISSUE), ENDED])
     )
@@ -144,7 +144,7 @@ def test_the_same_violation_is_summed_and_keeps_its_first_event() -> None:
     ]
 
 
-def test_a_lost_machine_fails_though_the_run_never_ended() -> None:
+def test_lost_machine_fails_an_unfinished_run() -> None:
     lost = ("violation.found", lost_machine_event("the guest's kernel panicked", {"console": "..."}))
     verdict = judge(lines([BOOTED, STARTED, sample(), lost]))
     assert verdict.verdict is VerdictWord.FAIL
@@ -154,13 +154,13 @@ def test_a_lost_machine_fails_though_the_run_never_ended() -> None:
 
 
 @pytest.mark.parametrize("event", TROUBLES)
-def test_what_kept_a_detector_from_seeing_makes_it_unknown(event: str) -> None:
+def test_hindered_detector_makes_the_verdict_unknown(event: str) -> None:
     verdict = judge(lines(inserted(trouble(event))))
     assert verdict.verdict is VerdictWord.UNKNOWN
     assert verdict.reasons == ("something broke",)
 
 
-def test_one_trouble_is_told_once() -> None:
+def test_repeated_trouble_is_reported_once() -> None:
     events = [*inserted(trouble("detector.failed"))[:3], *inserted(trouble("detector.failed"))[2:]]
     assert judge(lines(events)).reasons == ("something broke",)
 
@@ -174,14 +174,14 @@ def test_one_trouble_is_told_once() -> None:
         (sample(files=0), "region files was never swept"),
     ],
 )
-def test_what_was_not_looked_at_makes_it_unknown(changed: Event, reason: str) -> None:
+def test_missing_coverage_makes_the_verdict_unknown(changed: Event, reason: str) -> None:
     verdict = judge(lines([BOOTED, STARTED, sample(), changed, ENDED]))
     assert verdict.verdict is VerdictWord.UNKNOWN
     assert len(verdict.reasons) == 1
     assert reason in verdict.reasons[0]
 
 
-def test_a_run_that_goes_on_lacks_what_a_pass_needs() -> None:
+def test_unmet_requirements_shrink_as_the_run_progresses() -> None:
     """Its end alone is not lacking: whoever asks is about to decide on that."""
     judging, left = Judge(), []
     events = [
@@ -199,7 +199,7 @@ def test_a_run_that_goes_on_lacks_what_a_pass_needs() -> None:
     assert left == [1, 6, 5, 3, 2, 0]
 
 
-def test_nothing_sampled_is_nothing_covered() -> None:
+def test_no_sample_means_no_coverage() -> None:
     verdict = judge(lines([BOOTED, STARTED, ENDED]))
     assert verdict.verdict is VerdictWord.UNKNOWN
     assert len(verdict.reasons) == 4
@@ -209,13 +209,13 @@ def test_nothing_sampled_is_nothing_covered() -> None:
     ("events", "reason"),
     [([], "no run was started"), ([BOOTED], "no run was started"), (GOOD[:-1], "the run did not finish")],
 )
-def test_a_run_that_was_not_whole_is_unknown(events: list[Event], reason: str) -> None:
+def test_incomplete_run_is_unknown(events: list[Event], reason: str) -> None:
     verdict = judge(lines(events))
     assert verdict.verdict is VerdictWord.UNKNOWN
     assert verdict.reasons == (reason,)
 
 
-def test_failure_prevails_and_doubts_are_still_told() -> None:
+def test_failure_prevails_and_keeps_the_doubts() -> None:
     events = [BOOTED, STARTED, trouble("harness.failed", "it died"), violation(), sample(mapped=1)]
     verdict = judge(lines(events))
     assert verdict.verdict is VerdictWord.FAIL
@@ -233,7 +233,7 @@ def test_failure_prevails_and_doubts_are_still_told() -> None:
         ("leak.reconciled", {"pages": 3, "summary": "3 pages"}),
     ],
 )
-def test_an_event_that_is_no_violation_changes_nothing(event: Event) -> None:
+def test_other_events_do_not_change_the_verdict(event: Event) -> None:
     assert word(inserted(event)) is VerdictWord.PASS
 
 
@@ -269,7 +269,7 @@ def test_an_unexplained_violation_never_passes(
 
 @given(event_lists)
 @deterministic
-def test_the_word_follows_from_what_is_listed(events: list[Event]) -> None:
+def test_verdict_word_follows_from_its_lists(events: list[Event]) -> None:
     verdict = judge(lines(events))
     kinds = [event for event, _ in events]
     failed = any(found.known_issue is None for found in verdict.violations)
@@ -301,7 +301,7 @@ def test_verdict_json_has_the_fields_of_its_format(
 
 @given(event_lists)
 @deterministic
-def test_the_verdict_of_a_file_is_that_of_its_events(events: list[Event]) -> None:
+def test_file_and_events_give_the_same_verdict(events: list[Event]) -> None:
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "journal.jsonl"
         with FileJournal(path) as journal:
@@ -336,7 +336,7 @@ def test_each_word_has_its_exit_code() -> None:
         (inserted(violation(issue=KNOWN_ISSUE)), True, 1),
     ],
 )
-def test_the_report_tells_the_verdict_and_ends_with_its_code(
+def test_report_prints_the_verdict_and_returns_its_code(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     events: list[Event],
@@ -364,7 +364,7 @@ def with_canaries(*events: Event) -> list[Event]:
     return [BOOTED, started, *events, sample(), ENDED]
 
 
-def test_canaries_that_were_seen_are_counted_and_pass() -> None:
+def test_seen_canaries_are_counted_and_pass() -> None:
     seen = [canary("seen"), canary("seen"), canary("seen", "stalls")]
     verdict = judge(lines(with_canaries(*seen)))
     assert verdict.verdict is VerdictWord.PASS
@@ -375,7 +375,7 @@ def test_canaries_that_were_seen_are_counted_and_pass() -> None:
     assert "canaries  detector leaks: 2 of 2 seen" in text_report(verdict, Path("run"))
 
 
-def test_a_canary_that_was_missed_makes_it_unknown() -> None:
+def test_missed_canary_makes_the_verdict_unknown() -> None:
     events = with_canaries(canary("seen"), canary("missed"), canary("seen", "stalls"))
     verdict = judge(lines(events))
     assert verdict.verdict is VerdictWord.UNKNOWN
@@ -384,7 +384,7 @@ def test_a_canary_that_was_missed_makes_it_unknown() -> None:
     assert judge(lines([*events[:-1], violation(), ENDED])).verdict is VerdictWord.FAIL
 
 
-def test_a_detector_without_any_canary_makes_it_unknown() -> None:
+def test_detector_without_canary_makes_the_verdict_unknown() -> None:
     failed = ("canary.failed", {"detector": "stalls", "summary": "busy"})
     verdict = judge(lines(with_canaries(canary("seen"), failed)))
     assert verdict.verdict is VerdictWord.UNKNOWN
@@ -392,7 +392,7 @@ def test_a_detector_without_any_canary_makes_it_unknown() -> None:
     assert verdict.canaries[1] == {"detector": "stalls", "made": 0, "seen": 0}
 
 
-def test_a_run_that_makes_no_canaries_needs_none() -> None:
+def test_run_without_promised_canaries_needs_none() -> None:
     assert judge(lines(GOOD)).canaries == ()
 
 
@@ -421,14 +421,14 @@ WAITS = "journal lines wait in memory for disk space"
 @pytest.mark.parametrize(
     ("numbers", "told"), [((1, 2, 3, 4), None), ((1, 2, 4, 9), "3, 5-8"), ((5, 6, 7, 8), "1-4")]
 )
-def test_lines_that_are_missing_make_it_unknown(numbers: tuple[int, ...], told: str | None) -> None:
+def test_missing_lines_make_the_verdict_unknown(numbers: tuple[int, ...], told: str | None) -> None:
     verdict = judge(numbered(*zip(numbers, GOOD, strict=True)))
     expected = (f"lines of the journal are missing: {told}",) if told else ("every expectation was met",)
     assert verdict.reasons == expected
     assert verdict.verdict is (VerdictWord.UNKNOWN if told else VerdictWord.PASS)
 
 
-def test_many_gaps_are_told_shortly() -> None:
+def test_many_gaps_are_abbreviated() -> None:
     entries = [*zip(range(2, 80, 2), [ENDED] * 39, strict=True)]
     (reason, *_) = judge(numbered(*entries)).reasons
     assert reason == ("lines of the journal are missing: 1, 3, 5, 7, 9, 11, 13, 15, 17, 19 and 29 more")
@@ -445,19 +445,17 @@ def test_many_gaps_are_told_shortly() -> None:
         (gap(3, 5, info=3), VerdictWord.UNKNOWN, "lines of the journal are missing: 6"),
     ],
 )
-def test_a_gap_that_the_journal_tells_explains_what_is_missing(
-    given_up: Event, word_: VerdictWord, reason: str
-) -> None:
+def test_journal_gap_explains_missing_lines(given_up: Event, word_: VerdictWord, reason: str) -> None:
     verdict = judge(numbered((1, BOOTED), (2, STARTED), (5, sample()), (7, given_up), (8, ENDED)))
     assert (verdict.verdict, verdict.reasons) == (word_, (reason,))
 
 
-def test_a_journal_that_holds_lines_is_unknown_until_it_has_caught_up() -> None:
+def test_waiting_lines_make_the_verdict_unknown() -> None:
     assert judge(lines([BOOTED, STARTED, HELD, sample(), ENDED])).reasons == (WAITS,)
     assert word([BOOTED, STARTED, HELD, sample(), CAUGHT_UP, ENDED]) is VerdictWord.PASS
 
 
-def test_what_a_writer_held_when_it_died_stays_lost() -> None:
+def test_waiting_lines_of_a_dead_writer_are_lost() -> None:
     verdict = judge(lines([BOOTED, STARTED, HELD, HELD, sample(), CAUGHT_UP, ENDED]))
     assert verdict.verdict is VerdictWord.UNKNOWN
     assert verdict.reasons == ("journal lines that waited for disk space were lost",)
