@@ -62,13 +62,13 @@ class RunDirectory:
         self._lock = lock
 
     @classmethod
-    def make(cls, wanted: Path | None, run_id: str, space: int) -> Self:
+    def make(cls, given: Path | None, run_id: str, space: int) -> Self:
         """Create and lock the directory of a new run, which needs `space` bytes.
 
         Raises:
             UsageError: the directory is not empty, unsafe, not writable, or lacks space.
         """
-        path = (wanted or runs_directory() / run_id).absolute()
+        path = (given or runs_directory() / run_id).absolute()
         try:
             check_new(path)
             check_path(path)
@@ -82,7 +82,7 @@ class RunDirectory:
             for missing in reversed([one for one in (path, *path.parents) if not one.exists()]):
                 # mkdir() applies the umask; this mode keeps others from writing whatever it is.
                 missing.mkdir(mode=0o755, exist_ok=True)
-            _set_mode(path, 0o750 if wanted else 0o755)
+            _set_mode(path, 0o750 if given else 0o755)
             check_new(path)
             return cls._locked(path, run_id)
         except OSError as error:

@@ -82,7 +82,7 @@ def test_shown_faults_exist() -> None:
 
 def test_named_metrics_exist() -> None:
     names = {metric.full_name.removeprefix(PREFIX) for metric in METRICS}
-    table = README[README.index("## What to alert on") : README.index("## When something")]
+    table = README[README.index("## What to alert on") : README.index("## Troubleshooting")]
     named = re.findall(r"^\| `([a-z_]+)", table, re.MULTILINE)
     assert named
     assert set(named) <= names
