@@ -178,7 +178,7 @@ def test_externally_renamed_file_is_left_alone(path: Path, name: str, *, create:
 
 
 def test_append_notices_a_renamed_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(journal_file, "_LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(journal_file, "_CHECK_SECONDS", 0.0)
     with FileJournal(path) as journal:
         journal.write("some.news")
         path.rename(path.with_name("journal.jsonl.1"))

@@ -23,7 +23,7 @@ RESERVE_BYTES: Final = 1 << 20
 _MODE: Final = 0o640
 _FLAGS: Final = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
 _DIRECTORY_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-_LOOK_SECONDS: Final = 1.0
+_CHECK_SECONDS: Final = 1.0
 
 
 class JournalFile:
@@ -45,7 +45,7 @@ class JournalFile:
         self._written = 0
         self._ended = True
         self._unsynced = False
-        self._looked = time.monotonic()
+        self._checked = time.monotonic()
         self.sync_errors = 0
         try:
             self._open()
@@ -64,7 +64,7 @@ class JournalFile:
         Raises:
             OSError: the write was incomplete; append the same line again.
         """
-        if time.monotonic() - self._looked >= _LOOK_SECONDS:
+        if time.monotonic() - self._checked >= _CHECK_SECONDS:
             self.follow()
         if not self.cut and self._size and self._size + len(line) > self._rotate_bytes:
             self._rotate()
@@ -98,7 +98,7 @@ class JournalFile:
         Raises:
             OSError: the file was removed, and a new one cannot be created.
         """
-        self._looked = -math.inf  # on an error the next line checks again
+        self._checked = -math.inf  # on an error the next line checks again
         try:
             status = os.stat(self._path.name, dir_fd=self._directory)
             moved = (status.st_dev, status.st_ino) != self._identity
@@ -111,7 +111,7 @@ class JournalFile:
                 # A renamed file still takes the lines.
                 if os.fstat(self._file).st_nlink == 0:
                     raise
-        self._looked = time.monotonic()
+        self._checked = time.monotonic()
 
     def close(self) -> None:
         os.close(self._file)

@@ -46,13 +46,13 @@ class KnownIssue:
     reference: str
     shows: Callable[[Observation], bool] = lambda _: True
 
-    def explains(self, seen: Observation) -> bool:
+    def explains(self, observation: Observation) -> bool:
         """Return whether the issue predicts this observation."""
         return (
-            seen.violation in self.violations
-            and seen.region is self.region
-            and any(interface in self.interfaces for interface in seen.interfaces)
-            and self.shows(seen)
+            observation.violation in self.violations
+            and observation.region is self.region
+            and any(interface in self.interfaces for interface in observation.interfaces)
+            and self.shows(observation)
         )
 
 
@@ -82,7 +82,7 @@ O_DIRECT_LOST_WAKEUP: Final = KnownIssue(
     "seen on 6.1.192, ext4 and xfs; release of a vmsplice pin wakes the waiter (compare "
     "23c84eb78375, 237388320def, f4f451a16dd1)",
     # With several pins, the lost wakeup need not be that of the last release.
-    shows=lambda seen: not seen.ended,
+    shows=lambda observation: not observation.ended,
 )
 
 REMAPPED_PAGE_STALL: Final = KnownIssue(
@@ -98,8 +98,8 @@ REMAPPED_PAGE_STALL: Final = KnownIssue(
     "fs/dax.c: wait_page_idle() waits until a page has no references, and a mapping holds one since "
     "fs-dax pages are refcounted normally (6.15); the page is unmapped only once, before the wait "
     "(seen on 7.2.13)",
-    # A pin that is taken while the truncate waits maps the page again.
-    shows=lambda seen: seen.pinned_again,
+    # A pin during the wait maps the page again.
+    shows=lambda observation: observation.pinned_again,
 )
 
 KNOWN_ISSUES: Final = (TYPE1_DEVICE_DAX_LEAK, O_DIRECT_LOST_WAKEUP, REMAPPED_PAGE_STALL)
