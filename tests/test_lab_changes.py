@@ -93,7 +93,7 @@ def test_what_somebody_else_took_is_left_alone(seen: Mapping[str, Any]) -> None:
     found = seen["taken_by_somebody"]
     assert found["held"] == 0
     assert sum("left alone" in line for line in found["told"]) == 1
-    assert sum("it stays so" in line for line in found["told"]) == 1
+    assert sum("is left at" in line for line in found["told"]) == 1
     assert "vfio-pci" in found["found"]["drivers"].values()
     assert "somebody-else\n" in found["found"]["overrides"].values()
     assert found["found"]["kptr_restrict"] == "2\n"

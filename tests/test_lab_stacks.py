@@ -57,7 +57,7 @@ def test_a_route_above_a_nic(told: Mapping[str, Any], kind: str, name: str) -> N
 
 def test_a_nic_of_another_network_namespace(told: Mapping[str, Any]) -> None:
     assert told["nic.free"] == ""
-    assert "another network namespace may have it" in told["namespace"]
+    assert "is not in this network namespace" in told["namespace"]
 
 
 def test_a_disk_with_several_paths(told: Mapping[str, Any]) -> None:
@@ -85,5 +85,5 @@ def test_a_disk_that_holds_what_no_soak_wrote(told: Mapping[str, Any], what: str
 
 def test_a_function_with_virtual_functions(told: Mapping[str, Any]) -> None:
     assert told["sriov.idle"] == ""
-    assert "it has 1 virtual functions, which would go with it" in told["sriov.used"]
+    assert "it has 1 virtual functions, which would be lost" in told["sriov.used"]
     assert told["sriov.virtual"] == ""

@@ -166,7 +166,7 @@ FSDAX = PmemNamespace("namespace0.1", "fsdax", "pmem", 0, 1 << 30)
         (FSDAX, "xfs", "rw,dax=never", "mounted without DAX"),
         (FSDAX, "ext4", "ro,dax=always", "read-only"),
         (FSDAX, "btrfs", "rw", "btrfs is not one of"),
-        (FSDAX, None, "", "nothing of it is mounted"),
+        (FSDAX, None, "", "it is not mounted"),
         (replace(FSDAX, mode="raw"), "ext4", "rw", "no struct pages"),
         (replace(FSDAX, mode="sector"), "ext4", "rw", "no struct pages"),
     ],
@@ -308,7 +308,7 @@ def test_what_is_written_parses_and_says_what_was_meant(
     for kind, all_found in ((RegionKind.DEVICE_DAX, devices), (RegionKind.FS_DAX, systems)):
         fit = [item.subject for item in all_found if item.state is State.OK]
         assert by_kind[kind] == [path for path in fit if path.isascii() or _is_utf8(path)]
-        assert bool(by_kind[kind]) != (f"fit for a region of kind {kind}" in text)
+        assert bool(by_kind[kind]) != (f"fits a region of kind {kind}" in text)
     assert len(by_kind[RegionKind.ANONYMOUS]) == 1
     fit_functions = {item.subject: item for item in functions if item.state is State.OK}
     chosen = [fit_functions[address].facts for address in config.vfio.devices]
@@ -346,7 +346,7 @@ def test_a_file_that_exists_is_not_overwritten(tmp_path: Path) -> None:
     write_proposal(Proposal.of([]), path)
     assert load_config(path) == Proposal.of([]).config
     before = path.read_bytes()
-    with pytest.raises(UsageError, match="not overwritten"):
+    with pytest.raises(UsageError, match="give another name"):
         write_proposal(Proposal.of([]), path)
     assert path.read_bytes() == before
     with pytest.raises(UsageError, match="cannot be written"):
@@ -426,7 +426,7 @@ def test_the_whole_machine_is_told_of_for_people_and_for_programs(tmp_path: Path
     assert check("-c", str(path)).returncode == 0
     again = check("--write", str(path))
     assert again.returncode == 2
-    assert "not overwritten" in again.stderr
+    assert "give another name" in again.stderr
     for text in (check().stdout, check("--all").stdout):
         assert all(len(line) < 80 for line in text.splitlines())
         assert "Device DAX" in text

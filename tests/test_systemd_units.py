@@ -131,7 +131,7 @@ def test_words_are_quoted_so_that_they_are_read_back(line: list[str]) -> None:
 
 @pytest.mark.parametrize("word", ["a\nb", "a\0", "\x1b"])
 def test_a_path_that_cannot_stand_in_a_unit_is_refused(word: str) -> None:
-    with pytest.raises(UsageError, match="cannot stand in a systemd unit"):
+    with pytest.raises(UsageError, match="which a systemd unit cannot hold"):
         command_line([word])
 
 
@@ -148,7 +148,7 @@ def test_a_path_with_spaces_is_one_that_systemd_finds(tmp_path: Path, root: Path
 @pytest.mark.parametrize("mark", "\"'\\$")
 def test_a_program_that_systemd_would_not_start_is_refused(mark: str) -> None:
     service = Service(Path(f"/opt/{mark}/python"), SERVICE.config, SERVICE.listen)
-    with pytest.raises(UsageError, match="install dax-soak in another place"):
+    with pytest.raises(UsageError, match="Install dax-soak in another directory"):
         service.files()
 
 
@@ -259,7 +259,7 @@ def test_only_root_may(
     [
         (["--exporter-listen", "9823"], ["--exporter-listen", "'9823'", "HOST:PORT"]),
         (["--exporter-listen", "127.0.0.1:0"], ["--exporter-listen", "above 0"]),
-        (["--root", "/no/such/root"], ["'/no/such/root'", "no directory"]),
+        (["--root", "/no/such/root"], ["'/no/such/root'", "not a directory"]),
         (["--root", "/no/such/root", "--config", "soak.toml"], ["'soak.toml'", "absolute"]),
     ],
 )
@@ -281,5 +281,5 @@ def test_a_directory_that_cannot_be_written_is_told(
 def test_a_program_that_the_exporter_cannot_read_is_refused(tmp_path: Path) -> None:
     refuse_hidden([Path("/usr/bin")])
     for hidden in (Path("/root/dax-soak"), Path("/home/me/dax-soak"), tmp_path):
-        with pytest.raises(UsageError, match="where the exporter's user may not look"):
+        with pytest.raises(UsageError, match="which the exporter's user cannot read"):
             refuse_hidden([hidden])
