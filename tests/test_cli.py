@@ -201,8 +201,8 @@ def test_a_fault_to_plant_must_be_known_and_have_a_soak(
     run_directory.mkdir(parents=True)
     (run_directory / "journal.jsonl").touch()
     sentence = refusal(capsys, "plant", "panic", "run-1")
-    assert "No soak is running" in sentence
-    assert sentence.endswith("nothing there can plant the fault panic.")
+    assert "no soak is running" in sentence
+    assert "Cannot plant the fault panic:" in sentence
 
 
 def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:

@@ -179,7 +179,7 @@ def test_a_soak_is_paused_continued_and_stopped(life: Life, tmp_path: Path) -> N
     assert ended["why"].startswith("stopped by")
     again = say("pause", life.process.run_dir)
     assert (again.returncode, again.stdout) == (2, "")
-    assert "No soak is running" in again.stderr
+    assert "no soak is running" in again.stderr
     refused = say("stop", tmp_path / "nowhere")
     assert refused.returncode == 2
     assert "There is no run" in refused.stderr

@@ -40,7 +40,7 @@ EVENTS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("machine.booted", {"kernel": "6.1.0"}),
     ("run.started", {"run_id": "1", "promised": {LABEL: 1}, "swept": [], "canaries": []}),
     ("sample.taken", {"completed": {LABEL: 5}, "sweeps": {}, "journal_errors": 0}),
-    ("run.ended", {"why": "its time was over"}),
+    ("run.ended", {"why": "duration elapsed"}),
 )
 
 

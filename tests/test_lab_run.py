@@ -113,7 +113,7 @@ def test_a_full_disk_ends_no_run_and_takes_no_verdict(seen: Mapping[str, Any]) -
 
 def test_a_device_that_goes_away_ends_the_run_with_a_sentence(seen: Mapping[str, Any]) -> None:
     gone = seen["gone"]
-    assert gone["why"] == f"{gone['device']}, which this run works on, has gone away"
+    assert gone["why"] == f"{gone['device']}, which this run uses, is gone"
     assert gone["code"] in {1, 3}
     assert gone["left"] == NOTHING
 

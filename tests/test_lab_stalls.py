@@ -139,7 +139,7 @@ def test_what_cannot_be_killed_is_replaced_and_ends_the_run_when_it_becomes_too_
         assert wedged["task"]["state"] == "D"
         assert "unlink" in {entry["operation"] for entry in process.violations("stall")}
         (ended,) = process.events("run.ended")
-        assert ended["why"] == "1 workers hang in the kernel for good"
+        assert ended["why"] == "1 workers are wedged in the kernel"
         assert process.events("limit.reached")
         with process.ledger() or pytest.fail("there is no ledger") as reader:
             replaced = reader.block("trial-invalidator-0")

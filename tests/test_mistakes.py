@@ -340,7 +340,7 @@ def test_a_soak_that_is_asked_by_too_many_is_told(
         waiting = control.Question(asked, "")
         for command in COMMANDS:
             said = sentence(capsys, [*command.split(), str(asked)])
-            assert "takes no more questions" in said
+            assert "too many unanswered requests" in said
         with pytest.raises(TimeoutError):
             waiting.answer(0.01)
 
@@ -349,7 +349,7 @@ def test_what_is_no_soak_is_told(capsys: pytest.CaptureFixture[str], asked: Path
     path = asked / control.SOCKET_NAME
     for command in COMMANDS:
         path.write_text("")
-        assert "No soak is running" in sentence(capsys, [*command.split(), str(asked)])
+        assert "no soak is running" in sentence(capsys, [*command.split(), str(asked)])
         path.unlink()
         with socket.socket(socket.AF_UNIX) as stream:
             stream.bind(str(path))

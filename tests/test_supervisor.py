@@ -214,7 +214,7 @@ def soak_with(tmp_path: Path) -> Iterator[Callable[..., Soak]]:
 
 def test_a_run_ends_when_its_time_is_over(soak_with: Callable[..., Soak]) -> None:
     soak = soak_with(duration=0.5)
-    assert soak.end() == "its time was over"
+    assert soak.end() == "duration elapsed"
     names = [event["event"] for event in read_journal(soak.journal)]
     assert names[:1] == ["machine.booted"]
     assert names[-1] == "run.ended"

@@ -42,7 +42,7 @@ def test_one_that_died_is_told_of_once(tmp_path: Path) -> None:
         watch.beat()
         watch.ended()
     (sentence,) = told(path)
-    assert "has died" in sentence
+    assert "listener died" in sentence
     assert children() == before
 
 

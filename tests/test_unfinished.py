@@ -95,7 +95,7 @@ def test_a_verdict_is_written_at_the_end() -> None:
 def test_the_newest_of_another_configuration_is_refused() -> None:
     run("run-1", "run.started")
     run("run-2", "run.started", config=OTHER)
-    with pytest.raises(UsageError, match=r"run-2 was cut short .* in \[run\]"):
+    with pytest.raises(UsageError, match=r"run-2 was interrupted .* in \[run\]"):
         chosen()
     assert chosen(OTHER) == "run-2"
 
