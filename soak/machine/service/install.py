@@ -81,7 +81,8 @@ def uninstall(*, root: Path | None = None, dry_run: bool = False) -> int:
         _refuse_others(root)
         if enabled:
             raise UsageError(
-                f"{' and '.join(enabled)} enabled: run 'systemctl disable --now {' '.join(UNITS)}' first."
+                f"Still enabled: {', '.join(enabled)}. Run 'systemctl disable --now "
+                f"{' '.join(UNITS)}' first."
             )
     for path in paths:
         if not dry_run:
