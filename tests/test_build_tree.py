@@ -115,9 +115,9 @@ def test_a_kernel_of_a_tree_without_modules(tmp_path: Path) -> None:
     [
         (["arch/x86/boot/bzImage"], ["configured but not built", "bzImage", "run 'make'"]),
         (["include/config/kernel.release"], ["configured but not built", "run 'make'"]),
-        (["modules.order"], ["modules that were not built", "make modules"]),
+        (["modules.order"], ["are not built", "make modules"]),
         (["fs/xfs/xfs.ko"], ["half built", "'fs/xfs/xfs.ko'", "make modules"]),
-        (["arch/x86/boot/bzImage", ".config"], ["no kernel build tree", ".config"]),
+        (["arch/x86/boot/bzImage", ".config"], ["not a kernel build tree", ".config"]),
     ],
     ids=lambda names: names[0],
 )

@@ -64,7 +64,7 @@ class Package:
     def update(self) -> None:
         pass
 
-    def remembered(self, question: str, ask: Callable[[], object]) -> object:
+    def cached(self, question: str, ask: Callable[[], object]) -> object:
         assert question == f"linux-source-{VERSION}"
         return ask()
 

@@ -171,7 +171,7 @@ def test_what_cannot_be_read_is_named_with_the_reason(tmp_path: Path, name: str,
         with pytest.raises(UsageError) as caught:
             refuse(str(tmp_path / name))
         # A directory may be a kernel build tree.
-        expected = "no kernel build tree" if name == "directory" else reason
+        expected = "not a kernel build tree" if name == "directory" else reason
         check_sentence(caught.value, str(tmp_path / name), expected)
 
 
