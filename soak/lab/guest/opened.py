@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What a soak and a benchmark open in the guest of a lab: the machine, ledger, journal and regions."""
+"""Opens the machine, ledger, journal and regions for a soak or a benchmark in a lab's guest."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     from soak.workload.plan import RunPlan
 
 _STATE: Final = Path("/run/dax-soak-changes")
-# On tmpfs, for a guest in which the memory that the host shares is slow.
+# On tmpfs; used if the memory shared with the host is slow.
 _MIRRORED_LEDGER: Final = Path("/run/dax-soak-ledger")
 
 
 @dataclass(frozen=True)
 class LabPlaces:
-    """Where the guest of a lab finds what its host made."""
+    """The guest's paths to the host's ledger and ports."""
 
     run_id: str
     ledger: Path
@@ -43,7 +43,7 @@ class LabPlaces:
 
 @dataclass(frozen=True)
 class OpenedRun:
-    """A run in the guest, ready to start. `mirror` is None where the shared memory is fast."""
+    """A run in the guest, ready to start. `mirror` is None if the shared memory is fast."""
 
     plan: RunPlan
     workers: RunWorkers
@@ -56,7 +56,7 @@ class OpenedRun:
 
 @contextlib.contextmanager
 def opened_run(config: Config, places: LabPlaces) -> Iterator[OpenedRun]:
-    """Prepare the guest and open everything; put it back and close it at the end.
+    """Prepare the guest and open everything; close it and undo the changes at the end.
 
     Raises:
         UsageError: the configuration does not fit the guest.

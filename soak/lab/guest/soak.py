@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""`dax-soak run` in the guest of a lab: ledger and journal are the host's, which also judges."""
+"""`dax-soak run` in a lab's guest: the host keeps the ledger and the journal, and judges."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def soak_in_lab(config: Config, places: LabPlaces) -> None:
-    """Soak in the guest of a lab.
+    """Soak in a lab's guest.
 
     Raises:
         UsageError: the configuration does not fit the guest.
