@@ -272,7 +272,7 @@ def test_who_waits_for_another_says_so(tmp_path: Path, capsys: pytest.CaptureFix
         while "Waiting" not in said and time.monotonic() < deadline:
             said += capsys.readouterr().err
             time.sleep(0.01)
-        assert said == f"Waiting for another dax-soak that makes {path} ...\n"
+        assert said == f"Waiting for another dax-soak to build {path} ...\n"
         assert not path.exists()
     waiting.join(DEADLINE_SECONDS)
     assert path.is_dir()

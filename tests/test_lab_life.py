@@ -214,7 +214,7 @@ def test_a_run_goes_on_after_its_lab_was_killed(tmp_path: Path) -> None:
     again = first.again("--resume", str(first.run_dir))
     with again:
         assert again.finish() == 2
-        assert "has come to its end" in again.stderr
+        assert "has ended" in again.stderr
 
 
 def test_a_leaking_region_is_recycled_in_time(tmp_path: Path) -> None:
