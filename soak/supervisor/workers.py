@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The workers of a run: which operator does the work of each, and on what.
-
-`dax-soak run`, the guest of a lab and the benchmark make their workers here.
-"""
+"""Makes the workers of a run, with their operators: for `dax-soak run`, the lab's guest and the benchmark."""
 
 from __future__ import annotations
 
@@ -38,18 +35,18 @@ if TYPE_CHECKING:
 
 
 class RunWorkers:
-    """Makes the worker processes and the operators of a plan, on regions that are open."""
+    """Makes the worker processes and the operators of a plan, on open regions."""
 
     def __init__(self, plan: RunPlan, regions: Sequence[Region], ledger: Ledger) -> None:
-        """Take the plan.
+        """Check that the plan has enough PCI functions.
 
         Raises:
-            UsageError: there are too few PCI functions for its mappers.
+            UsageError: there are too few for its mappers.
         """
         self._plan, self._regions = plan, regions
         self._supervisor = ledger.block(SUPERVISOR)
         self._blocks = {worker.name: ledger.block(worker.name) for worker in plan.workers}
-        # Workers of trials have files of their own, and give them up in another way.
+        # Trial workers have their own files, and give them up by generation.
         self._quarantines = [
             self._blocks[worker.name].view("quarantine") for worker in plan.workers if not worker.pair
         ]
@@ -59,8 +56,8 @@ class RunWorkers:
         needed, devices = plan.functions, plan.config.vfio.devices
         if len(devices) < needed and needed > 1:
             raise UsageError(
-                f"{needed - 1} mappers need {needed} PCI functions in [vfio] devices (one for each and "
-                f"one for probes), and there are {len(devices)}."
+                f"{needed - 1} mappers need {needed} PCI functions, one for each and one for probes; "
+                f"[vfio] devices has {len(devices)}."
             )
 
     def pool(self) -> WorkerPool:
@@ -131,6 +128,6 @@ class RunWorkers:
         )
 
     def _position(self, worker: WorkerPlan) -> int:
-        """Return which of all regions is the first that a worker works on."""
+        """Return the index of the worker's first region among all regions."""
         name = worker.regions[0].name
         return next(index for index, region in enumerate(self._regions) if region.name == name)

@@ -31,6 +31,7 @@ def host_kernel(root: Path = Path("/"), release: str | None = None) -> tuple[Pat
         except OSError as error:
             raise UsageError(
                 f"The file {str(path)!r} of this machine's Linux {release} cannot be read "
-                f"({error.strerror}): run the lab as root, reinstall the kernel's package, or give a kernel as a file."
+                f"({error.strerror}): run the lab as root, reinstall the kernel's package, or give "
+                f"a kernel as a file."
             ) from None
     return image, modules
