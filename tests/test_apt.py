@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def test_an_index_that_could_not_be_renewed_is_told(
+def test_an_outdated_index_is_reported(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Or an old kernel is soaked in the place of the newest, and nobody knows."""

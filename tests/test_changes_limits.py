@@ -23,7 +23,7 @@ def oom_score() -> int:
     return int(Path("/proc/self/oom_score_adj").read_text())
 
 
-def test_the_soft_limit_becomes_the_hard_one_for_everybody() -> None:
+def test_soft_limits_are_raised_to_hard_limits() -> None:
     def work() -> list[Any]:
         for limit in LIMITS:
             resource.setrlimit(limit.number, (64, resource.getrlimit(limit.number)[1]))
@@ -38,7 +38,7 @@ def test_the_soft_limit_becomes_the_hard_one_for_everybody() -> None:
     assert raised == hard
 
 
-def test_a_worker_goes_first_and_has_no_more_than_its_memory() -> None:
+def test_a_worker_is_expendable_and_limited_in_memory() -> None:
     def work() -> list[Any]:
         be_expendable(private_bytes() + 64 * MIB)
         inside = mmap.mmap(-1, 16 * MIB, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -51,12 +51,12 @@ def test_a_worker_goes_first_and_has_no_more_than_its_memory() -> None:
     assert in_helper(work, DEADLINE) == [1000, 16 * MIB, 12]
 
 
-def test_a_limit_below_what_a_worker_has_is_refused() -> None:
+def test_a_limit_below_current_use_is_refused() -> None:
     with pytest.raises(HelperError, match=r"soak\.errors\.UsageError.*give it more"):
         in_helper(lambda: be_expendable(1 * MIB), DEADLINE)
 
 
-def test_no_limit_is_no_limit() -> None:
+def test_without_a_limit_rlimit_data_stays() -> None:
     def work() -> list[int]:
         be_expendable()
         return [oom_score(), resource.getrlimit(resource.RLIMIT_DATA)[0]]
@@ -64,7 +64,7 @@ def test_no_limit_is_no_limit() -> None:
     assert in_helper(work, DEADLINE) == [1000, resource.getrlimit(resource.RLIMIT_DATA)[0]]
 
 
-def test_the_supervisor_outlives_its_workers() -> None:
+def test_the_supervisor_is_killed_after_its_workers() -> None:
     def work() -> list[Any]:
         before = oom_score()
         return [before, be_spared(), oom_score()]

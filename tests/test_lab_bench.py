@@ -56,7 +56,7 @@ def contenders(subject: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {row["contender"]: row for row in subject["contenders"]}
 
 
-def test_every_contender_did_all_of_the_same_work(report: dict[str, Any]) -> None:
+def test_every_contender_did_the_same_work(report: dict[str, Any]) -> None:
     assert len(report["subjects"]) == 3
     for subject in report["subjects"]:
         assert subject["rounds"] >= 5
@@ -66,7 +66,7 @@ def test_every_contender_did_all_of_the_same_work(report: dict[str, Any]) -> Non
             assert row["rate"] > 0
 
 
-def test_books_cost_something_and_not_everything(report: dict[str, Any]) -> None:
+def test_the_cost_of_books_is_bounded(report: dict[str, Any]) -> None:
     """Nobody is quicker than the same calls from C by more than the noise of a busy machine."""
     granted, refused, sweep = report["subjects"]
     for loops in (granted, refused):
@@ -86,6 +86,6 @@ def test_books_cost_something_and_not_everything(report: dict[str, Any]) -> None
     assert rows["sweep"]["rate"] > rows["added up in Python"]["rate"]
 
 
-def test_a_scrape_is_that_of_a_whole_run(report: dict[str, Any]) -> None:
+def test_a_scrape_covers_a_whole_run(report: dict[str, Any]) -> None:
     assert 100 < report["scrape"]["series"] < 1000
     assert report["scrape"]["milliseconds"] > 0

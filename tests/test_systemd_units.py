@@ -65,13 +65,13 @@ def analyze(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("name", UNITS)
-def test_systemd_finds_nothing_wrong(root: Path, name: str) -> None:
+def test_systemd_accepts_the_units(root: Path, name: str) -> None:
     assert main(["install", "--root", str(root)]) == 0
     result = analyze("verify", "--man=no", str(unit_path(root, name)))
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 
 
-def test_systemd_would_find_what_is_wrong(root: Path) -> None:
+def test_systemd_rejects_a_broken_unit(root: Path) -> None:
     assert main(["install", "--root", str(root)]) == 0
     path = unit_path(root, UNITS[0])
     path.write_text(path.read_text().replace("WatchdogSec=2min", "WatchdogSecs=soon"))
@@ -79,7 +79,7 @@ def test_systemd_would_find_what_is_wrong(root: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "most"), MOST_EXPOSED.items())
-def test_no_unit_is_more_exposed_than_it_must_be(root: Path, name: str, most: int) -> None:
+def test_no_unit_exceeds_its_exposure(root: Path, name: str, most: int) -> None:
     assert main(["install", "--root", str(root)]) == 0
     path = str(unit_path(root, name))
     words = ("security", "--no-pager", "--offline=true")
@@ -95,7 +95,7 @@ def exec_start(text: str) -> list[str]:
     return [words[0], *words[4:]]
 
 
-def test_the_command_line_knows_what_the_units_start() -> None:
+def test_the_command_line_accepts_the_units_words() -> None:
     files = {place.name: text for place, text in SERVICE.files().items()}
     interpreter, *words = exec_start(files["dax-soak.service"])
     assert interpreter == "/opt/dax-soak/bin/python"
@@ -109,7 +109,7 @@ def test_the_command_line_knows_what_the_units_start() -> None:
     assert options.listen == "127.0.0.1:9823"
 
 
-def test_a_verdict_and_a_mistake_start_nothing_again_and_a_crash_does() -> None:
+def test_systemd_restarts_only_after_a_crash() -> None:
     (text,) = [text for place, text in SERVICE.files().items() if place.name == UNITS[0]]
     (codes,) = settings(text)["RestartPreventExitStatus"]
     prevented = {int(code) for code in codes.split()}
@@ -123,19 +123,19 @@ words = st.text(st.characters(exclude_categories=["C", "Z"], include_characters=
 
 @given(st.lists(words, min_size=1, max_size=3))
 @deterministic
-def test_words_are_quoted_so_that_they_are_read_back(line: list[str]) -> None:
+def test_quoted_words_are_read_back(line: list[str]) -> None:
     """Quotes and backslashes mean here what they mean to a shell; % and $ come after them."""
     read = [word.replace("%%", "%").replace("$$", "$") for word in shlex.split(command_line(line))]
     assert read == line
 
 
 @pytest.mark.parametrize("word", ["a\nb", "a\0", "\x1b"])
-def test_a_path_that_cannot_stand_in_a_unit_is_refused(word: str) -> None:
+def test_an_unprintable_path_is_refused(word: str) -> None:
     with pytest.raises(UsageError, match="which a systemd unit cannot hold"):
         command_line([word])
 
 
-def test_a_path_with_spaces_is_one_that_systemd_finds(tmp_path: Path, root: Path) -> None:
+def test_systemd_finds_a_path_with_spaces(tmp_path: Path, root: Path) -> None:
     program = tmp_path / "my own 100% python"
     program.write_text("#!/bin/sh\n")
     program.chmod(0o755)
@@ -146,13 +146,13 @@ def test_a_path_with_spaces_is_one_that_systemd_finds(tmp_path: Path, root: Path
 
 
 @pytest.mark.parametrize("mark", "\"'\\$")
-def test_a_program_that_systemd_would_not_start_is_refused(mark: str) -> None:
+def test_a_program_systemd_cannot_start_is_refused(mark: str) -> None:
     service = Service(Path(f"/opt/{mark}/python"), SERVICE.config, SERVICE.listen)
     with pytest.raises(UsageError, match="Install dax-soak in another directory"):
         service.files()
 
 
-def test_the_example_configuration_says_nothing_and_explains_everything(tmp_path: Path) -> None:
+def test_the_example_configuration_sets_nothing_explains_everything(tmp_path: Path) -> None:
     path = tmp_path / "soak.toml"
     path.write_text(example_config())
     assert load_config(path) == Config()
@@ -166,7 +166,7 @@ def test_the_example_configuration_says_nothing_and_explains_everything(tmp_path
         assert section in {"region", "known-issues"} or set(keys) <= set(table[section])
 
 
-def test_what_was_installed_is_removed_again(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_uninstall_removes_installed_files(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["install", "--root", str(root)]) == 0
     told = capsys.readouterr().out
     assert "systemctl enable --now" in told
@@ -191,14 +191,14 @@ def test_what_was_installed_is_removed_again(root: Path, capsys: pytest.CaptureF
     assert main(["install", "--root", str(root), "--uninstall"]) == 0
 
 
-def test_another_configuration_is_what_the_soak_runs(root: Path) -> None:
+def test_the_unit_runs_the_given_configuration(root: Path) -> None:
     assert main(["install", "--root", str(root), "--config", "/srv/my soak.toml"]) == 0
     words = exec_start(unit_path(root, UNITS[0]).read_text())
     assert words[words.index("-c") + 1] == "/srv/my soak.toml"
     assert (root / "srv/my soak.toml").exists()
 
 
-def test_looking_writes_nothing(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dry_run_writes_nothing(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["install", "--root", str(root), "--dry-run"]) == 0
     shown = capsys.readouterr().out
     assert all(f"==> {place} <==" in shown for place in PLACES)
@@ -218,7 +218,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 
 @pytest.mark.parametrize("more", [(), ("--uninstall",)])
-def test_what_somebody_else_wrote_is_left_alone(
+def test_a_foreign_unit_is_left_alone(
     root: Path, capsys: pytest.CaptureFixture[str], more: tuple[str, ...]
 ) -> None:
     path = unit_path(root, UNITS[1])
@@ -234,7 +234,7 @@ def test_what_somebody_else_wrote_is_left_alone(
     assert path.is_symlink()
 
 
-def test_a_unit_that_is_enabled_is_not_removed(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_enabled_unit_is_not_removed(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["install", "--root", str(root)])
     capsys.readouterr()
     wants = unit_path(root, "multi-user.target.wants")
@@ -245,7 +245,7 @@ def test_a_unit_that_is_enabled_is_not_removed(root: Path, capsys: pytest.Captur
 
 
 @pytest.mark.parametrize("more", [(), ("--uninstall",)])
-def test_only_root_may(
+def test_only_root_may_install(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], more: tuple[str, ...]
 ) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
@@ -263,7 +263,7 @@ def test_only_root_may(
         (["--root", "/no/such/root", "--config", "soak.toml"], ["'soak.toml'", "absolute"]),
     ],
 )
-def test_what_cannot_be_meant_is_refused(
+def test_invalid_arguments_are_refused(
     capsys: pytest.CaptureFixture[str], arguments: list[str], told: list[str]
 ) -> None:
     sentence = refusal(capsys, *arguments)
@@ -271,14 +271,12 @@ def test_what_cannot_be_meant_is_refused(
         assert word in sentence
 
 
-def test_a_directory_that_cannot_be_written_is_told(
-    root: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_unwritable_directory_is_refused(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (root / "etc").write_text("")
     assert "cannot be written" in refusal(capsys, "--root", str(root))
 
 
-def test_a_program_that_the_exporter_cannot_read_is_refused(tmp_path: Path) -> None:
+def test_a_program_hidden_from_the_exporter_is_refused(tmp_path: Path) -> None:
     refuse_hidden([Path("/usr/bin")])
     for hidden in (Path("/root/dax-soak"), Path("/home/me/dax-soak"), tmp_path):
         with pytest.raises(UsageError, match="which the exporter's user cannot read"):

@@ -24,7 +24,7 @@ def told(path: Path) -> list[str]:
     return [event["summary"] for event in read_journal(path) if event["event"] == "uevents.failed"]
 
 
-def test_one_that_died_is_told_of_once(tmp_path: Path) -> None:
+def test_a_dead_listener_is_reported_once(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     before = children()
     with FileJournal(path) as journal:
@@ -46,7 +46,7 @@ def test_one_that_died_is_told_of_once(tmp_path: Path) -> None:
     assert children() == before
 
 
-def test_one_for_which_there_is_no_process_is_told_of(tmp_path: Path) -> None:
+def test_a_listener_that_cannot_start_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
 
     def work() -> None:

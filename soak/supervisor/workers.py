@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Makes the workers of a run, with their operators: for `dax-soak run`, the lab's guest and the benchmark."""
+"""Makes the workers of a run, with their operators: in `dax-soak run`, a lab and a benchmark."""
 
 from __future__ import annotations
 
