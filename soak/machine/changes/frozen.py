@@ -60,7 +60,9 @@ FROZEN: Final = Kind(
     look=_look,
     apply=_apply,
     undo=_undo,
-    by_hand=lambda mount_point, _: f"thaw it with: fsfreeze -u {mount_point}",
+    by_hand=lambda mount_point, _: (
+        f"once its pending operations have ended, thaw it with: fsfreeze -u {mount_point}"
+    ),
     facts={"device": str},
     outlives_boot=False,
     seconds=_SECONDS,
