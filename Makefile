@@ -7,25 +7,25 @@ FILESYSTEM ?= ext4
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Whoever only soaks needs no test tools.
+# A soak needs no test tools.
 READY := $(VENV)/.ready
 READY_TO_TEST := $(VENV)/.ready-to-test
-# Each program that a test starts would be compiled again where an environment forbids to keep byte code.
+# Keep byte code even if the environment forbids it: tests start many programs.
 unexport PYTHONDONTWRITEBYTECODE
 export PYTHONPYCACHEPREFIX := $(CURDIR)/$(VENV)/bytecode
-# As many tests beside each other as the machine has room for, the longest first (tests/conftest.py).
+# Run as many tests in parallel as the machine has room for, the longest first (tests/conftest.py).
 BESIDE := --numprocesses auto --dist loadgroup --no-loadscope-reorder
 
 .PHONY: soak soak-long test test-fast lint check readme clean
 
-# A soak that ran succeeds whether the kernel passed or failed: the verdict is printed either way.
+# Succeeds if the soak ran, whether the kernel passed or failed: the verdict is printed either way.
 soak: $(READY)
 	@$(BIN)/dax-soak check --install
 	@$(BIN)/dax-soak lab --kernel $(KERNEL) --filesystem $(FILESYSTEM) --duration $(DURATION) $(ARGS); \
 		code=$$?; [ $$code -le 1 ] || exit $$code
 
-# Ten minutes (DURATION) of each kernel on each file system, which must end without a false alarm, and
-# ten times as many inputs to each fuzzer as in the ordinary run.
+# Ten minutes (DURATION) of each kernel on each file system without a false alarm, and ten times the
+# usual inputs for each fuzzer.
 soak-long: $(READY_TO_TEST)
 	@$(BIN)/dax-soak check --install
 	@DURATION=$(if $(filter-out file,$(origin DURATION)),$(DURATION),10m) $(BIN)/python -m pytest -m long
@@ -45,7 +45,7 @@ lint: $(READY_TO_TEST)
 check: $(READY)
 	@$(BIN)/dax-soak check
 
-# The references of the configuration and of the metrics, from the code.
+# Generate the references of the configuration and the metrics.
 readme: $(READY_TO_TEST)
 	@$(BIN)/python -m soak.report.reference soak/config/README.md exporter/README.md
 

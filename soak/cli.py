@@ -242,19 +242,19 @@ def _report(options: argparse.Namespace) -> int:
 
 def _request(options: argparse.Namespace) -> int:
     from soak.run_directory import find_run
-    from soak.supervisor.control import say
+    from soak.supervisor.control import send
 
-    put(f"{printable(say(find_run(options.run), options.word))}\n")
+    put(f"{printable(send(find_run(options.run), options.word))}\n")
     return 0
 
 
 def _plant(options: argparse.Namespace) -> int:
     from soak.lab.guest.faults import check_fault
     from soak.run_directory import find_run
-    from soak.supervisor.control import PLANT, say
+    from soak.supervisor.control import PLANT, send
 
     check_fault(options.fault)
-    put(f"{printable(say(find_run(options.run), f'{PLANT}{options.fault}'))}\n")
+    put(f"{printable(send(find_run(options.run), f'{PLANT}{options.fault}'))}\n")
     return 0
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def test_an_index_that_could_not_be_renewed_is_told(
+def test_an_outdated_index_is_reported(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Or an old kernel is soaked in the place of the newest, and nobody knows."""
@@ -33,7 +33,7 @@ def test_an_index_that_could_not_be_renewed_is_told(
     suite.update()
     said = capsys.readouterr().err
     assert said.startswith("dax-soak: warning: ")
-    assert "could not be renewed (E: no route to the mirror): that of 1970-01-02 is used" in said
+    assert "could not be updated (E: no route to the mirror): using that of 1970-01-02" in said
     program.unlink()
     with pytest.raises(UsageError, match="apt-get cannot be started: No such file"):
         suite.update()

@@ -56,7 +56,7 @@ def shown(place: Path) -> dict[str, tuple[int, int]]:
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_modules_are_found_however_they_are_listed(tmp_path: Path, style: str) -> None:
+def test_modules_are_found_in_every_list_style(tmp_path: Path, style: str) -> None:
     tree = open_build_tree(make_tree(tmp_path / "tree", style=style))
     assert tree.release == RELEASE
     assert tree.image == tmp_path / "tree/arch/x86/boot/bzImage"
@@ -98,7 +98,7 @@ def test_staged_modules_are_those_of_the_tree(names: list[str], style: str) -> N
         assert shown(place) == before
 
 
-def test_a_kernel_of_a_tree_without_modules(tmp_path: Path) -> None:
+def test_a_tree_without_modules_has_no_layer(tmp_path: Path) -> None:
     """Its list is empty; where nothing is modular, there may be none."""
     place = make_tree(tmp_path / "tree", ())
     (place / ".config").write_text("CONFIG_XFS_FS=y\n")
@@ -115,15 +115,13 @@ def test_a_kernel_of_a_tree_without_modules(tmp_path: Path) -> None:
     [
         (["arch/x86/boot/bzImage"], ["configured but not built", "bzImage", "run 'make'"]),
         (["include/config/kernel.release"], ["configured but not built", "run 'make'"]),
-        (["modules.order"], ["modules that were not built", "make modules"]),
+        (["modules.order"], ["are not built", "make modules"]),
         (["fs/xfs/xfs.ko"], ["half built", "'fs/xfs/xfs.ko'", "make modules"]),
-        (["arch/x86/boot/bzImage", ".config"], ["no kernel build tree", ".config"]),
+        (["arch/x86/boot/bzImage", ".config"], ["not a kernel build tree", ".config"]),
     ],
     ids=lambda names: names[0],
 )
-def test_a_tree_that_was_not_built_is_refused(
-    tmp_path: Path, removed: list[str], says: list[str]
-) -> None:
+def test_an_unbuilt_tree_is_refused(tmp_path: Path, removed: list[str], says: list[str]) -> None:
     place = make_tree(tmp_path / "tree")
     for name in removed:
         (place / name).unlink()
@@ -134,14 +132,14 @@ def test_a_tree_that_was_not_built_is_refused(
     assert shown(place) == before
 
 
-def test_a_source_tree_is_told_to_be_configured_first(tmp_path: Path) -> None:
+def test_an_unconfigured_source_tree_is_refused(tmp_path: Path) -> None:
     (tmp_path / "Kconfig").touch()
     with pytest.raises(UsageError) as caught:
         open_build_tree(tmp_path)
     check_sentence(caught.value, str(tmp_path), "neither configured nor built", "make defconfig")
 
 
-def test_an_image_from_before_the_tree_was_changed_is_refused(tmp_path: Path) -> None:
+def test_an_image_older_than_the_tree_is_refused(tmp_path: Path) -> None:
     place = make_tree(tmp_path)
     (place / "include/config/kernel.release").write_text("6.14.0-rc4\n")
     with pytest.raises(UsageError) as caught:
@@ -158,7 +156,7 @@ def test_an_image_from_before_the_tree_was_changed_is_refused(tmp_path: Path) ->
 @example("a\0b.o")
 @example("x" * 300 + ".o")
 @deterministic
-def test_a_damaged_list_leads_nowhere_else(line: str) -> None:
+def test_a_damaged_list_never_leads_outside(line: str) -> None:
     """Links to modules are laid out by their names: none may be laid out of its place."""
     with tempfile.TemporaryDirectory() as scratch:
         place = make_tree(Path(scratch, "tree"))
@@ -186,7 +184,7 @@ class FakeRoot(GuestRoot):
         (modules / "modules.dep").write_text("".join(f"{name}:\n" for name in found))
 
 
-def test_a_layer_has_the_guests_modules_until_the_tree_is_built_again(tmp_path: Path) -> None:
+def test_a_rebuilt_tree_makes_a_new_layer(tmp_path: Path) -> None:
     place = make_tree(tmp_path / "tree")
     cache, root = Cache(tmp_path / "cache"), FakeRoot()
     before = shown(place)

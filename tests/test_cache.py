@@ -52,7 +52,7 @@ def test_a_directory_is_built_once(tmp_path: Path) -> None:
     assert Cache(tmp_path / "cache").directory(NAME, never) == found
 
 
-def test_what_is_built_needs_no_lock(tmp_path: Path) -> None:
+def test_a_built_directory_needs_no_lock(tmp_path: Path) -> None:
     """The cache may be another user's, or on a read-only file system."""
     cache = Cache(tmp_path)
     made = cache.directory("thing", lambda path: (path / "file").touch())
@@ -62,7 +62,7 @@ def test_what_is_built_needs_no_lock(tmp_path: Path) -> None:
     assert cache.directory("thing", lambda _: pytest.fail("built again")) == made
 
 
-def test_a_directory_is_not_there_before_it_is_complete(tmp_path: Path) -> None:
+def test_a_directory_appears_only_when_complete(tmp_path: Path) -> None:
     cache = Cache(tmp_path)
 
     def build(directory: Path) -> None:
@@ -76,7 +76,7 @@ def test_a_directory_is_not_there_before_it_is_complete(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
-def test_a_build_that_fails_leaves_nothing_behind(tmp_path: Path, error: type[BaseException]) -> None:
+def test_a_failed_build_leaves_nothing_behind(tmp_path: Path, error: type[BaseException]) -> None:
     cache = Cache(tmp_path)
 
     def build(directory: Path) -> None:
@@ -90,12 +90,12 @@ def test_a_build_that_fails_leaves_nothing_behind(tmp_path: Path, error: type[Ba
     assert (cache.directory(NAME, fill) / "sub" / "file").read_text() == "built"
 
 
-def test_other_users_may_read_what_was_built(tmp_path: Path) -> None:
+def test_other_users_may_read_built_directories(tmp_path: Path) -> None:
     built = Cache(tmp_path).directory(NAME, fill)
     assert stat.S_IMODE(built.stat().st_mode) == 0o755
 
 
-def test_names_do_not_disturb_each_other(tmp_path: Path) -> None:
+def test_locks_of_names_are_independent(tmp_path: Path) -> None:
     """A build may ask for another directory, even one whose name starts with its own."""
     cache = Cache(tmp_path)
 
@@ -117,7 +117,7 @@ def test_names_do_not_disturb_each_other(tmp_path: Path) -> None:
         ({"HOME": "/c"}, "/c/.cache/dax-soak"),
     ],
 )
-def test_where_the_cache_is(
+def test_environment_variables_locate_the_cache(
     monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], expected: str
 ) -> None:
     for name in ("DAX_SOAK_CACHE", "XDG_CACHE_HOME", "HOME"):
@@ -219,7 +219,7 @@ def start_two(askers: Askers) -> tuple[Asker, Asker]:
     return builder, waiter
 
 
-def test_two_processes_at_once_build_once(askers: Askers) -> None:
+def test_two_concurrent_processes_build_once(askers: Askers) -> None:
     builder, waiter = start_two(askers)
     builder.finish_build()
     assert builder.hear() == "found built"
@@ -227,7 +227,7 @@ def test_two_processes_at_once_build_once(askers: Askers) -> None:
     assert Cache(askers.root).directory(NAME, never) == askers.root / NAME
 
 
-def test_a_killed_build_is_taken_over_and_leaves_nothing(askers: Askers) -> None:
+def test_a_killed_build_is_repeated_cleanly(askers: Askers) -> None:
     builder, waiter = start_two(askers)
     builder.kill()
     assert waiter.hear() == "building"
@@ -243,7 +243,7 @@ def test_a_killed_build_is_taken_over_and_leaves_nothing(askers: Askers) -> None
     ]
 
 
-def test_threads_at_once_build_once(tmp_path: Path) -> None:
+def test_concurrent_threads_build_once(tmp_path: Path) -> None:
     built: list[Path] = []
     found: list[Path] = []
 
@@ -263,7 +263,7 @@ def test_threads_at_once_build_once(tmp_path: Path) -> None:
     assert len(built) == 1
 
 
-def test_who_waits_for_another_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wait_for_another_build_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cache = Cache(tmp_path)
     waiting = threading.Thread(target=cache.directory, args=(NAME, fill))
     with cache.locked(NAME) as path:
@@ -272,7 +272,7 @@ def test_who_waits_for_another_says_so(tmp_path: Path, capsys: pytest.CaptureFix
         while "Waiting" not in said and time.monotonic() < deadline:
             said += capsys.readouterr().err
             time.sleep(0.01)
-        assert said == f"Waiting for another dax-soak that makes {path} ...\n"
+        assert said == f"Waiting for another dax-soak to build {path} ...\n"
         assert not path.exists()
     waiting.join(DEADLINE_SECONDS)
     assert path.is_dir()

@@ -27,7 +27,7 @@ def place(tmp_path: Path) -> Place:
     return Place.make(tmp_path)
 
 
-def test_a_change_is_on_disk_and_put_back(place: Place) -> None:
+def test_a_change_is_recorded_and_undone(place: Place) -> None:
     before = place.snapshot()
     with place.open() as changes:
         assert changes.recover() == []
@@ -48,7 +48,7 @@ def test_a_change_is_on_disk_and_put_back(place: Place) -> None:
     assert place.snapshot() == before
 
 
-def test_what_was_set_twice_goes_back_to_the_first(place: Place) -> None:
+def test_a_setting_changed_twice_gets_its_first_value(place: Place) -> None:
     with place.open() as changes:
         changes.set_sysctl("vm.one", "2000")
         changes.set_sysctl("vm.one", "3000")
@@ -66,7 +66,7 @@ def test_one_change_can_be_undone_alone(place: Place) -> None:
             changes.undo(first)
 
 
-def test_a_value_of_somebody_else_stays(place: Place) -> None:
+def test_a_value_of_another_program_stays(place: Place) -> None:
     with place.open() as changes:
         changes.set_sysctl("vm.one", "2000")
         place.setting("vm.one").write_text("4000\n")
@@ -76,7 +76,7 @@ def test_a_value_of_somebody_else_stays(place: Place) -> None:
     assert place.setting("vm.one").read_text() == "4000\n"
 
 
-def test_what_fails_stays_recorded_and_the_rest_goes_on(place: Place) -> None:
+def test_a_failed_undo_stays_recorded_others_go_on(place: Place) -> None:
     with place.open() as changes:
         changes.set_sysctl("kernel.two.three", "2000")
         changes.set_sysctl("vm.one", "2000")
@@ -96,30 +96,30 @@ def test_what_fails_stays_recorded_and_the_rest_goes_on(place: Place) -> None:
 
 
 @pytest.mark.parametrize("name", ["vm.none", "vm", "", "../vm.one", "vm/one"])
-def test_a_setting_that_is_not_there_is_refused(place: Place, name: str) -> None:
+def test_a_missing_setting_is_refused(place: Place, name: str) -> None:
     with place.open() as changes:
-        with pytest.raises(UsageError, match="There is no kernel setting"):
+        with pytest.raises(UsageError, match="has no kernel setting"):
             changes.set_sysctl(name, "1")
         assert changes.held == ()
 
 
 @pytest.mark.parametrize("function", ["0000:ff:1f.7", "", "../../etc", "0000:00:00.8"])
-def test_a_function_that_is_not_there_is_refused(place: Place, function: str) -> None:
+def test_a_missing_function_is_refused(place: Place, function: str) -> None:
     with place.open() as changes:
-        with pytest.raises(UsageError, match="There is no PCI function"):
+        with pytest.raises(UsageError, match="has no PCI function"):
             changes.bind(function)
         assert changes.held == ()
 
 
-def test_a_file_system_that_is_not_there_is_refused(place: Place) -> None:
+def test_a_missing_file_system_is_refused(place: Place) -> None:
     with place.open() as changes:
         with pytest.raises(UsageError, match="cannot be frozen"):
             changes.freeze(place.ground)
         assert changes.held == ()
 
 
-def test_a_module_that_no_soak_needs_is_refused(place: Place) -> None:
-    with place.open() as changes, pytest.raises(UsageError, match="no module that a soak loads"):
+def test_an_unlisted_module_is_refused(place: Place) -> None:
+    with place.open() as changes, pytest.raises(UsageError, match="does not load module"):
         changes.load_module("pcspkr")
 
 
@@ -138,7 +138,7 @@ def test_only_files_outlive_a_boot() -> None:
     assert {name for name, kind in KINDS.items() if kind.outlives_boot} == {"directory"}
 
 
-def test_nothing_to_restore_where_no_soak_ever_was(tmp_path: Path) -> None:
+def test_nothing_is_restored_without_an_earlier_soak(tmp_path: Path) -> None:
     assert restore_only(tmp_path / "state") == []
     assert list(tmp_path.iterdir()) == []
 
@@ -146,7 +146,7 @@ def test_nothing_to_restore_where_no_soak_ever_was(tmp_path: Path) -> None:
 # Directories
 
 
-def test_a_directory_that_is_there_is_refused(place: Place) -> None:
+def test_an_existing_directory_is_refused(place: Place) -> None:
     (place.ground / "scratch").mkdir()
     with place.open() as changes:
         with pytest.raises(UsageError, match="was not made by this soak"):
@@ -154,23 +154,23 @@ def test_a_directory_that_is_there_is_refused(place: Place) -> None:
         assert changes.held == ()
 
 
-def test_a_link_is_not_taken_for_a_place(place: Place) -> None:
+def test_a_dangling_link_is_refused(place: Place) -> None:
     (place.ground / "scratch").symlink_to(place.root / "nowhere")
-    with place.open() as changes, pytest.raises(UsageError, match="is there already"):
+    with place.open() as changes, pytest.raises(UsageError, match="exists and was not made"):
         changes.make_directory(place.ground / "scratch")
 
 
-def test_a_place_that_others_can_write_is_refused(place: Place) -> None:
+def test_a_parent_writable_by_others_is_refused(place: Place) -> None:
     place.ground.chmod(0o777)
     with place.open() as changes:
-        with pytest.raises(UsageError, match="others may write"):
+        with pytest.raises(UsageError, match="other users may write"):
             changes.make_directory(place.ground / "scratch")
         place.ground.chmod(0o1777)
         assert changes.make_directory(place.ground / "scratch").is_dir()
         changes.restore()
 
 
-def test_links_in_a_directory_are_removed_and_not_followed(place: Place) -> None:
+def test_links_in_a_directory_are_not_followed(place: Place) -> None:
     before = place.snapshot()
     with place.open() as changes:
         directory = changes.make_directory(place.ground / "scratch")
@@ -182,7 +182,7 @@ def test_links_in_a_directory_are_removed_and_not_followed(place: Place) -> None
 
 
 @pytest.mark.parametrize("impostor", ["link", "directory", "file", "copied mark"])
-def test_what_was_put_in_its_place_is_left_alone(place: Place, impostor: str) -> None:
+def test_a_replaced_directory_is_left_alone(place: Place, impostor: str) -> None:
     victim = place.root / "victim"
     victim.mkdir()
     (victim / "precious").write_text("x")
@@ -207,7 +207,7 @@ def test_what_was_put_in_its_place_is_left_alone(place: Place, impostor: str) ->
     assert kept.is_file() or (kept / "precious").read_text() == "x"
 
 
-def test_a_directory_that_somebody_removed_is_no_trouble(place: Place) -> None:
+def test_a_directory_removed_meanwhile_counts_as_restored(place: Place) -> None:
     with place.open() as changes:
         directory = changes.make_directory(place.ground / "scratch")
         (directory / MARK_FILE).unlink()
@@ -216,7 +216,7 @@ def test_a_directory_that_somebody_removed_is_no_trouble(place: Place) -> None:
     assert settled.event == "change.restored"
 
 
-def test_a_place_reached_through_a_link_is_remembered_as_it_is(place: Place) -> None:
+def test_a_path_is_recorded_without_links(place: Place) -> None:
     (place.root / "link").symlink_to(place.ground)
     with place.open() as changes:
         made = changes.make_directory(place.root / "link" / "scratch")
@@ -249,13 +249,13 @@ def test_a_second_soak_is_refused_by_name(place: Place) -> None:
         os.close(descriptor)
 
 
-def test_one_process_has_it_once(place: Place) -> None:
+def test_one_process_opens_changes_once(place: Place) -> None:
     with place.open(), pytest.raises(UsageError, match="Another soak has this machine"):
         place.open()
     place.open().close()
 
 
-def test_a_child_that_lives_on_does_not_keep_the_machine(place: Place) -> None:
+def test_a_surviving_child_does_not_hold_the_lock(place: Place) -> None:
     ready, done = os.pipe(), os.pipe()
     with place.open() as changes:
         child = os.fork()
@@ -277,10 +277,10 @@ def test_a_child_that_lives_on_does_not_keep_the_machine(place: Place) -> None:
         os.close(descriptor)
 
 
-def test_a_state_directory_that_others_can_write_is_refused(place: Place) -> None:
+def test_a_state_directory_writable_by_others_is_refused(place: Place) -> None:
     place.state.mkdir()
     place.state.chmod(0o777)
-    with pytest.raises(UsageError, match="can be written by others"):
+    with pytest.raises(UsageError, match="Other users can write to"):
         place.open()
 
 
@@ -300,7 +300,7 @@ def tuned(changes: MachineChanges) -> dict[str, str]:
     return {entry.target: entry.facts["wanted"] for entry in changes.held}
 
 
-def test_only_what_is_in_the_way_is_changed(kernel: Place) -> None:
+def test_only_insufficient_settings_are_changed(kernel: Place) -> None:
     with kernel.open() as changes:
         changes.tune(Demand(aio_contexts=10, mappings=64_000))
         assert tuned(changes) == {}
@@ -308,7 +308,7 @@ def test_only_what_is_in_the_way_is_changed(kernel: Place) -> None:
         assert tuned(changes) == {"fs.aio-max-nr": "101", "vm.max_map_count": "66024"}
 
 
-def test_addresses_are_readable_meanwhile(kernel: Place) -> None:
+def test_addresses_are_readable_inside_the_block(kernel: Place) -> None:
     told: list[str] = []
     path = kernel.setting("kernel.kptr_restrict")
     with kernel.open() as changes:
@@ -318,14 +318,14 @@ def test_addresses_are_readable_meanwhile(kernel: Place) -> None:
     assert told == ["change.restored"]
 
 
-def test_a_setting_that_this_kernel_lacks_is_none_to_change(place: Place) -> None:
+def test_a_setting_missing_in_this_kernel_is_skipped(place: Place) -> None:
     with place.open() as changes:
         assert changes.tune(Demand(1, 1)) == []
         assert changes.tune(Demand(1, 1), Span.READING_ADDRESSES) == []
 
 
 @pytest.mark.parametrize("need", NEEDS, ids=lambda need: need.name)
-def test_every_need_says_why_and_is_one_bound(need: object) -> None:
+def test_every_need_has_a_reason_and_one_bound(need: object) -> None:
     row = vars(need)
     assert len(row["reason"].split()) > 5
     assert (row["at_most"] is None) != (row["at_least"] is None)

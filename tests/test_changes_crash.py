@@ -36,7 +36,7 @@ _MOST_CALLS = 10_000
 
 @given(steps=_steps, call=st.integers(1, _MOST_CALLS), again=st.integers(1, _MOST_CALLS))
 @settings(deterministic, max_examples=60)
-def test_everything_is_as_before(steps: list[tuple[str, Any]], call: int, again: int) -> None:
+def test_a_kill_at_any_call_is_undone(steps: list[tuple[str, Any]], call: int, again: int) -> None:
     """The one that puts it back is killed as well, and the one after that has to do."""
     with tempfile.TemporaryDirectory() as directory:
         place = Place.make(Path(directory))
@@ -51,7 +51,7 @@ def test_everything_is_as_before(steps: list[tuple[str, Any]], call: int, again:
 
 
 @pytest.mark.parametrize("kind", ["set", "make"])
-def test_at_every_so_manieth_call_of_one_change(tmp_path: Path, kind: str) -> None:
+def test_a_kill_within_one_change_is_undone(tmp_path: Path, kind: str) -> None:
     argument = (SETTINGS[0], 2000) if kind == "set" else "scratch"
     place = Place.make(tmp_path)
     before, call, killed = place.snapshot(), 1, 0
@@ -65,7 +65,7 @@ def test_at_every_so_manieth_call_of_one_change(tmp_path: Path, kind: str) -> No
 
 @given(steps=_steps, call=st.integers(1, _MOST_CALLS))
 @settings(deterministic, max_examples=20)
-def test_after_a_reboot_only_files_are_left_to_remove(steps: list[tuple[str, Any]], call: int) -> None:
+def test_after_a_reboot_only_files_are_removed(steps: list[tuple[str, Any]], call: int) -> None:
     with tempfile.TemporaryDirectory() as directory:
         place = Place.make(Path(directory))
         files = place.snapshot().keys()
@@ -80,7 +80,7 @@ def test_after_a_reboot_only_files_are_left_to_remove(steps: list[tuple[str, Any
         assert {place.setting(name).read_text() for name in SETTINGS} == {"3000\n"}
 
 
-def test_the_next_start_waits_for_what_a_helper_of_the_dead_one_began(
+def test_the_next_start_waits_for_surviving_helpers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A program that takes its time to load a module, and does not die with the soak."""

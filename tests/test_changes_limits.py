@@ -56,7 +56,7 @@ def test_memory_limit_below_current_use_is_refused() -> None:
         in_helper(lambda: limit_worker(1 * MIB), DEADLINE)
 
 
-def test_no_limit_is_no_limit() -> None:
+def test_without_a_limit_rlimit_data_stays() -> None:
     def work() -> list[int]:
         limit_worker()
         return [oom_score(), resource.getrlimit(resource.RLIMIT_DATA)[0]]
@@ -64,7 +64,7 @@ def test_no_limit_is_no_limit() -> None:
     assert in_helper(work, DEADLINE) == [1000, resource.getrlimit(resource.RLIMIT_DATA)[0]]
 
 
-def test_the_supervisor_outlives_its_workers() -> None:
+def test_the_supervisor_is_killed_after_its_workers() -> None:
     def work() -> list[Any]:
         before = oom_score()
         return [before, protect_supervisor(), oom_score()]

@@ -39,7 +39,7 @@ def set_aside(place: Place) -> list[Path]:
 @pytest.mark.parametrize(
     "content", [b"", b"{", b"\xff\xfe\x00", b"[]", b"null", b'{"format": 1}', b'{"format":1,"entries":5}']
 )
-def test_what_cannot_be_read_is_set_aside_and_told(tmp_path: Path, content: bytes) -> None:
+def test_an_unreadable_record_is_kept_and_reported(tmp_path: Path, content: bytes) -> None:
     place = left_behind(tmp_path)
     record(place).write_bytes(content)
     with place.open() as changes:
@@ -63,9 +63,7 @@ def test_what_cannot_be_read_is_set_aside_and_told(tmp_path: Path, content: byte
         {"target": None},
     ],
 )
-def test_the_good_entries_of_a_damaged_record_are_put_back(
-    tmp_path: Path, damage: dict[str, Any]
-) -> None:
+def test_valid_entries_of_a_damaged_record_are_undone(tmp_path: Path, damage: dict[str, Any]) -> None:
     place = left_behind(tmp_path)
     content = json.loads(record(place).read_text())
     content["entries"][0] |= damage
@@ -76,7 +74,7 @@ def test_the_good_entries_of_a_damaged_record_are_put_back(
     assert len(set_aside(place)) == 1
 
 
-def test_damage_never_replaces_what_was_set_aside_before(tmp_path: Path) -> None:
+def test_damaged_records_never_replace_each_other(tmp_path: Path) -> None:
     place = left_behind(tmp_path)
     for number in range(3):
         record(place).write_text(f"broken {number}")
@@ -84,7 +82,7 @@ def test_damage_never_replaces_what_was_set_aside_before(tmp_path: Path) -> None
     assert {path.read_text() for path in set_aside(place)} == {"broken 0", "broken 1", "broken 2"}
 
 
-def test_a_later_format_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+def test_a_later_format_is_refused_and_kept(tmp_path: Path) -> None:
     place = left_behind(tmp_path)
     content = json.dumps({"format": 2, "entries": []})
     record(place).write_text(content)
@@ -104,7 +102,7 @@ def test_a_link_is_not_read_as_a_record(tmp_path: Path) -> None:
         place.open()
 
 
-def test_a_module_is_kept_while_a_function_that_is_bound_to_it_is(tmp_path: Path) -> None:
+def test_a_module_stays_while_its_binding_stays(tmp_path: Path) -> None:
     """The record of a soak that had both, on a machine where the function cannot be given back."""
     place = left_behind(tmp_path)
     function = "0000:00:05.0"
@@ -129,7 +127,7 @@ def test_a_module_is_kept_while_a_function_that_is_bound_to_it_is(tmp_path: Path
 
 @given(data=st.data())
 @settings(deterministic, max_examples=60)
-def test_no_damage_makes_a_traceback_or_touches_anything_else(data: st.DataObject) -> None:
+def test_damage_never_makes_a_traceback(data: st.DataObject) -> None:
     with TemporaryDirectory() as directory:
         place = left_behind(Path(directory))
         content = bytearray(record(place).read_bytes())

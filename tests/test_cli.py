@@ -62,7 +62,7 @@ def left_behind(directory: Path) -> set[str]:
         (["--kernel", "debian:5.4"], ["'debian:5.4'", "debian:6.1"]),
         (["--kernel", "redhat:9"], ["'redhat:9'", "debian:6.1"]),
         (["--kernel", "/no/such/bzImage"], ["'/no/such/bzImage'", "No such file"]),
-        (["--kernel", f"{ROOT}/pyproject.toml"], ["pyproject.toml'", "no x86 boot image"]),
+        (["--kernel", f"{ROOT}/pyproject.toml"], ["pyproject.toml'", "not an x86 boot image"]),
         (["--kernel", str(ROOT)], [str(ROOT)]),
         (["--duration", "soon"], ["'soon'", "90s"]),
         (["--duration", "0s"], ["'0s'", "90s"]),
@@ -201,8 +201,8 @@ def test_planting_needs_a_known_fault_and_a_soak(
     run_directory.mkdir(parents=True)
     (run_directory / "journal.jsonl").touch()
     sentence = refusal(capsys, "plant", "panic", "run-1")
-    assert "No soak is running" in sentence
-    assert sentence.endswith("nothing there can plant the fault panic.")
+    assert "no soak is running" in sentence
+    assert "Cannot plant the fault panic:" in sentence
 
 
 def test_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:

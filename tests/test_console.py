@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 FULL = 4096
 
 
-def test_it_is_bounded_and_its_end_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_console_log_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(console, "_FULL", FULL)
     path = tmp_path / "console.log"
     begin_console(path)
@@ -32,7 +32,7 @@ def test_it_is_bounded_and_its_end_is_there(tmp_path: Path, monkeypatch: pytest.
     assert console_tail(path, 10) == []
 
 
-def test_the_end_is_found_whatever_is_before_it(tmp_path: Path) -> None:
+def test_the_tail_is_found_after_any_garbage(tmp_path: Path) -> None:
     path = tmp_path / "console.log"
     path.write_bytes(b"\xff" * (8 << 20) + b"\n\n  \npanic \x1b[2J\n")
     *_, last = console_tail(path, 60)

@@ -80,7 +80,7 @@ def skip_zeros(archive: bytes, place: int, alignment: int) -> int:
     return end
 
 
-def test_the_parser_reads_an_archive_that_was_written_down_by_hand() -> None:
+def test_the_parser_reads_a_handwritten_archive() -> None:
     def member(numbers: str, rest: bytes) -> bytes:
         return b"070701" + numbers.replace(" ", "").encode() + rest
 
@@ -168,7 +168,7 @@ def archive_of(source: Path, prefix: str = "") -> bytes:
 @given(trees, st.sampled_from(["", "usr/", "usr/lib/"]))
 @example({"caf\udce9": File(b"latin", 0o644), "link": Link("caf\udce9/..")}, "usr/")
 @deterministic
-def test_any_tree_is_read_back(tree: Tree, prefix: str) -> None:
+def test_any_tree_round_trips(tree: Tree, prefix: str) -> None:
     with tempfile.TemporaryDirectory() as directory:
         plant(Path(directory), tree)
         archive = archive_of(Path(directory), prefix)
@@ -202,7 +202,7 @@ def test_equal_trees_make_equal_archives(tree: Tree) -> None:
 
 @given(st.lists(trees, max_size=4))
 @deterministic
-def test_archives_may_follow_each_other(several: list[Tree]) -> None:
+def test_concatenated_archives_are_read(several: list[Tree]) -> None:
     """A kernel unpacks layer upon layer, and a later one wins."""
     out = io.BytesIO()
     everything: dict[bytes, tuple[int, bytes]] = {}
@@ -256,13 +256,13 @@ def test_a_linked_directory_stays_a_link(tmp_path: Path) -> None:
     assert stat.S_ISLNK(members[b"loop"].mode)
 
 
-def test_what_is_neither_file_nor_link_nor_directory_is_left_out(tmp_path: Path) -> None:
+def test_special_files_are_omitted(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "file").touch()
     assert sorted(parse(archive_of(tmp_path))) == [b"file"]
 
 
-def test_an_empty_tree_is_an_archive(tmp_path: Path) -> None:
+def test_an_empty_tree_makes_an_archive(tmp_path: Path) -> None:
     archive = archive_of(tmp_path)
     assert parse(archive) == {}
     assert archive.startswith(b"070701")
@@ -280,7 +280,7 @@ def test_contents_of_any_length_are_padded(size: int) -> None:
     assert members[b"after"].data == b"070701"
 
 
-def test_other_programs_read_it_too(tmp_path: Path) -> None:
+def test_cpio_reads_the_archive(tmp_path: Path) -> None:
     """The parser above has judged already; where the machine has cpio, that must agree."""
     tree: Tree = {
         "bin": {"tool": File(b"#!/bin/sh\n", 0o755), "link": Link("tool"), "empty": {}},

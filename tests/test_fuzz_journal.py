@@ -74,7 +74,7 @@ def run_of(*found: Event) -> list[Event]:
         *found,
         COMPLETED,
         ("summary.written", {"seconds": {"total": 60}, "total": {"stalls": 0}}),
-        ("run.ended", {"why": "its time was over"}),
+        ("run.ended", {"why": "duration elapsed"}),
         ("change.restored", {"summary": "vm.overcommit_memory is 0 again"}),
     ]
 

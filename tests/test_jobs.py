@@ -79,7 +79,7 @@ def zone() -> Iterator[Callable[[str], None]]:
     time.tzset()
 
 
-def test_a_job_is_done_again_and_again(desk: Desk) -> None:
+def test_a_job_runs_periodically(desk: Desk) -> None:
     desk.jobs.every("sweep", 0.05, desk.noting("sweep"))
     desk.jobs.run_pending()
     assert desk.done == []
@@ -88,7 +88,7 @@ def test_a_job_is_done_again_and_again(desk: Desk) -> None:
     assert desk.count("sweep", "failures") == 0
 
 
-def test_the_first_turn_can_come_sooner(desk: Desk, now: list[int]) -> None:
+def test_the_first_turn_can_be_earlier(desk: Desk, now: list[int]) -> None:
     desk.jobs.every("canary", 600, desk.noting("canary"), first=15)
     for seconds, runs in ((14, 0), (15, 1), (614, 1), (615, 2)):
         now[0] = (1000 + seconds) * SECOND
@@ -96,7 +96,7 @@ def test_the_first_turn_can_come_sooner(desk: Desk, now: list[int]) -> None:
         assert len(desk.done) == runs
 
 
-def test_a_day_is_one_of_the_run(tmp_path: Path, now: list[int]) -> None:
+def test_a_day_is_24_hours_of_the_run(tmp_path: Path, now: list[int]) -> None:
     desk = Desk(tmp_path)
     desk.jobs.daily("summary", desk.noting("summary"))
     for hours, runs in ((23.9, 0), (24, 1), (47.9, 1), (48, 2)):
@@ -105,7 +105,7 @@ def test_a_day_is_one_of_the_run(tmp_path: Path, now: list[int]) -> None:
         assert len(desk.done) == runs
 
 
-def test_a_day_goes_on_where_another_supervisor_was(tmp_path: Path, now: list[int]) -> None:
+def test_a_day_continues_after_another_supervisor(tmp_path: Path, now: list[int]) -> None:
     desk = Desk(tmp_path)
     desk.jobs.daily("summary", desk.noting("summary"), passed=47 * 3600.0)
     for hours, runs in ((0.9, 0), (1, 1), (24.9, 1), (25, 2)):
@@ -120,7 +120,7 @@ def test_a_day_may_be_short(tmp_path: Path) -> None:
     desk.poll_until(lambda: len(desk.done) == 2)
 
 
-def test_a_job_that_raises_is_told_and_comes_round_again(desk: Desk) -> None:
+def test_a_raising_job_is_logged_and_runs_again(desk: Desk) -> None:
     def fail() -> None:
         desk.done.append("sweep")
         raise OSError(5, "no luck")
@@ -137,7 +137,7 @@ def test_a_job_that_raises_is_told_and_comes_round_again(desk: Desk) -> None:
         assert "no luck" in event["summary"]
 
 
-def test_a_job_that_is_always_due_starves_no_other(desk: Desk, now: list[int]) -> None:
+def test_an_always_due_job_starves_no_other(desk: Desk, now: list[int]) -> None:
     def slow() -> None:
         desk.done.append("sweep")
         now[0] += 25 * SECOND
@@ -152,7 +152,9 @@ def test_a_job_that_is_always_due_starves_no_other(desk: Desk, now: list[int]) -
 
 
 @pytest.mark.parametrize("hours", [-14, -2, -1, 1, 2, 12])
-def test_local_time_that_jumps_does_nothing(desk: Desk, zone: Callable[[str], None], hours: int) -> None:
+def test_a_jump_of_local_time_changes_nothing(
+    desk: Desk, zone: Callable[[str], None], hours: int
+) -> None:
     zone("UTC0")
     desk.jobs.every("sweep", 0.05, desk.noting("sweep"))
     desk.jobs.every("recycle", 3600, desk.noting("recycle"))
@@ -167,9 +169,7 @@ def test_local_time_that_jumps_does_nothing(desk: Desk, zone: Callable[[str], No
     assert desk.count("sweep", "lateness_ns") < 60 * SECOND
 
 
-def test_local_time_that_jumps_in_the_middle_of_a_job_does_nothing(
-    desk: Desk, zone: Callable[[str], None]
-) -> None:
+def test_a_jump_within_a_job_changes_nothing(desk: Desk, zone: Callable[[str], None]) -> None:
     zones = iter(("X-5", "X+5", "X-9", "UTC0"))
 
     def jump() -> None:
@@ -183,7 +183,7 @@ def test_local_time_that_jumps_in_the_middle_of_a_job_does_nothing(
     assert desk.done == ["sweep"] * 6
 
 
-def test_lateness_is_that_of_the_last_start(desk: Desk, now: list[int]) -> None:
+def test_lateness_is_of_the_last_start(desk: Desk, now: list[int]) -> None:
     desk.jobs.every("counters", 5, desk.noting("counters"))
     now[0] += 7 * SECOND
     desk.jobs.run_pending()
@@ -198,7 +198,7 @@ def test_lateness_is_that_of_the_last_start(desk: Desk, now: list[int]) -> None:
     st.lists(st.tuples(st.integers(1, 400), st.integers(0, 120)), min_size=1, max_size=30),
 )
 @deterministic
-def test_turns_do_not_drift_and_are_not_made_up_for(interval: int, polls: list[tuple[int, int]]) -> None:
+def test_turns_do_not_drift_and_missed_are_skipped(interval: int, polls: list[tuple[int, int]]) -> None:
     """Polls come at any time and jobs take any time: each turn is used once at most, in its time."""
     patch = pytest.MonkeyPatch()
     with tempfile.TemporaryDirectory() as directory, patch.context() as patched:
@@ -227,16 +227,16 @@ def test_turns_do_not_drift_and_are_not_made_up_for(interval: int, polls: list[t
 
 
 @pytest.mark.parametrize("seconds", [0, -1])
-def test_an_interval_that_is_none_is_refused(desk: Desk, seconds: float) -> None:
-    with pytest.raises(ValueError, match="the job sweep would be due every"):
+def test_a_nonpositive_interval_is_refused(desk: Desk, seconds: float) -> None:
+    with pytest.raises(ValueError, match="interval of job sweep is"):
         desk.jobs.every("sweep", seconds, desk.noting("sweep"))
 
 
-def test_a_job_that_the_ledger_does_not_know_is_refused(desk: Desk) -> None:
+def test_a_job_unknown_to_the_ledger_is_refused(desk: Desk) -> None:
     with pytest.raises(ValueError, match="tuple"):
         desk.jobs.every("coffee", 60, desk.noting("coffee"))
 
 
-def test_the_list_of_jobs_has_each_once() -> None:
+def test_the_ledger_lists_each_job_once() -> None:
     assert len(set(JOBS)) == len(JOBS)
     assert {"sweep", "sample", "counters", "canary", "summary", "recycle"} <= set(JOBS)

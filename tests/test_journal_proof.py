@@ -35,7 +35,7 @@ FAILING: Sequence[tuple[str, dict[str, Any]]] = (
     ("run.started", RUN),
     ("violation.found", {**PIN, "known_issue": None}),
     ("sample.taken", {"completed": {LABEL: 5}, "sweeps": {}}),
-    ("run.ended", {"why": "its time was over"}),
+    ("run.ended", {"why": "duration elapsed"}),
     ("change.restored", {}),
 )
 

@@ -64,7 +64,7 @@ class Package:
     def update(self) -> None:
         pass
 
-    def remembered(self, question: str, ask: Callable[[], object]) -> object:
+    def cached(self, question: str, ask: Callable[[], object]) -> object:
         assert question == f"linux-source-{VERSION}"
         return ask()
 
@@ -156,7 +156,7 @@ def test_another_configuration_is_another_kernel(
     assert package.fetched == 2
 
 
-def test_what_is_compiled_is_shown(tmp_path: Path, package: Package) -> None:
+def test_progress_shows_compiled_files(tmp_path: Path, package: Package) -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
             return True
@@ -170,7 +170,7 @@ def test_what_is_compiled_is_shown(tmp_path: Path, package: Package) -> None:
     assert all(len(line) < 80 for line in lines)
 
 
-def test_the_environment_of_an_outer_make_changes_nothing(
+def test_an_outer_makes_environment_changes_nothing(
     tmp_path: Path, package: Package, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert package
@@ -190,7 +190,7 @@ def test_the_environment_of_an_outer_make_changes_nothing(
         assert value not in seen
 
 
-def test_what_a_source_does_not_take_is_told(tmp_path: Path, package: Package) -> None:
+def test_ignored_options_are_reported(tmp_path: Path, package: Package) -> None:
     out = io.StringIO()
     package.olddefconfig = "sed -i -e /CONFIG_IOMMUFD=/d -e /=n$$/d .config"
     build(Cache(tmp_path), out)
@@ -200,7 +200,7 @@ def test_what_a_source_does_not_take_is_told(tmp_path: Path, package: Package) -
 
 
 @pytest.mark.parametrize("step", ["olddefconfig", "compile"])
-def test_a_build_that_fails_tells_the_end_of_its_log(tmp_path: Path, package: Package, step: str) -> None:
+def test_a_failed_build_shows_its_logs_end(tmp_path: Path, package: Package, step: str) -> None:
     setattr(package, step, "echo 'mm/gup.c:1: error: no such thing'; exit 3")
     cache = Cache(tmp_path)
     with pytest.raises(UsageError) as caught:
@@ -213,13 +213,13 @@ def test_a_build_that_fails_tells_the_end_of_its_log(tmp_path: Path, package: Pa
     assert build(cache).exists()
 
 
-def test_a_compiler_that_is_killed_is_told(tmp_path: Path, package: Package) -> None:
+def test_a_killed_compiler_is_reported(tmp_path: Path, package: Package) -> None:
     package.compile = "kill -KILL $$PPID; sleep 60"
     with pytest.raises(UsageError, match="SIGKILL"):
         build(Cache(tmp_path))
 
 
-def test_a_cache_without_space_is_told(
+def test_a_cache_without_space_is_refused(
     tmp_path: Path, package: Package, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=5 << 20))
@@ -235,7 +235,7 @@ def test_a_cache_without_space_is_told(
     [(signal.SIGINT, KeyboardInterrupt, None), (signal.SIGTERM, SystemExit, 143)],
     ids=["SIGINT", "SIGTERM"],
 )
-def test_a_build_that_is_ended_leaves_no_process_and_no_file(
+def test_an_ended_build_leaves_nothing(
     tmp_path: Path,
     package: Package,
     number: signal.Signals,
@@ -270,7 +270,7 @@ def test_a_build_that_is_ended_leaves_no_process_and_no_file(
 # --- what is asked of a kernel ---
 
 
-def test_the_configuration_asks_for_what_the_lab_needs_and_for_no_module() -> None:
+def test_the_configuration_is_complete_and_all_built_in() -> None:
     lines = [line for line in FRAGMENT.read_text().splitlines() if line and line[0] != "#"]
     assert all(re.fullmatch(r'CONFIG_[A-Z0-9_]+=(y|n|[0-9]+|"[^"]*")', line) for line in lines)
     names = [line.partition("=")[0] for line in lines]
@@ -307,7 +307,7 @@ def test_the_configuration_asks_for_what_the_lab_needs_and_for_no_module() -> No
     assert {f"CONFIG_{name}=y" for name in wanted} <= set(lines)
 
 
-def test_what_a_build_lacks_is_named_by_its_packages(
+def test_missing_build_tools_are_named_by_package(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All that is on PATH is taken for what it is called."""

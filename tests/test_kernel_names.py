@@ -103,7 +103,7 @@ def test_a_link_to_an_image_is_followed(tmp_path: Path) -> None:
     ],
     ids=["empty", "ELF", "gzip", "zeros", "no boot flag", "no magic", "cut", "script"],
 )
-def test_a_file_that_is_no_boot_image_is_named(tmp_path: Path, content: bytes) -> None:
+def test_an_invalid_boot_image_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "vmlinux").write_bytes(content)
     with pytest.raises(UsageError) as caught:
         boot_image_release(tmp_path / "vmlinux")
@@ -125,7 +125,7 @@ def test_a_file_that_is_no_boot_image_is_named(tmp_path: Path, content: bytes) -
     ],
     ids=["none", "cut end", "empty", "blank", "up", "path", "no ASCII", "cut text", "cut before"],
 )
-def test_an_image_that_names_no_release_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_an_image_without_a_release_is_refused(tmp_path: Path, content: bytes) -> None:
     """A release becomes the name of a directory: it must be one, and never lead elsewhere."""
     (tmp_path / "bzImage").write_bytes(content)
     with pytest.raises(UsageError) as caught:
@@ -160,7 +160,7 @@ def test_a_damaged_image_has_a_usable_release_or_none(text: bytes, pointer: int,
         ("x" * 300, "File name too long"),
     ],
 )
-def test_what_cannot_be_read_is_named_with_the_reason(tmp_path: Path, name: str, reason: str) -> None:
+def test_an_unreadable_kernel_is_refused_with_the_reason(tmp_path: Path, name: str, reason: str) -> None:
     (tmp_path / "directory").mkdir()
     (tmp_path / "file").touch()
     (tmp_path / "loop").symlink_to("loop")
@@ -171,7 +171,7 @@ def test_what_cannot_be_read_is_named_with_the_reason(tmp_path: Path, name: str,
         with pytest.raises(UsageError) as caught:
             refuse(str(tmp_path / name))
         # A directory may be a kernel build tree.
-        expected = "no kernel build tree" if name == "directory" else reason
+        expected = "not a kernel build tree" if name == "directory" else reason
         check_sentence(caught.value, str(tmp_path / name), expected)
 
 
@@ -198,7 +198,7 @@ def test_what_cannot_be_read_is_named_with_the_reason(tmp_path: Path, name: str,
         "a:" + "b" * 300,
     ],
 )
-def test_an_unknown_name_is_refused_with_those_that_are_known(tmp_path: Path, name: str) -> None:
+def test_an_unknown_name_is_refused_with_known_ones(tmp_path: Path, name: str) -> None:
     known = [*(f"debian:{suite}" for suite in DEBIAN_SUITES), *KERNEL_NAMES]
     with pytest.raises(UsageError) as caught:
         check_kernel(name)
@@ -210,7 +210,7 @@ def test_an_unknown_name_is_refused_with_those_that_are_known(tmp_path: Path, na
 
 
 @pytest.mark.parametrize("suite", DEBIAN_SUITES)
-def test_a_known_name_is_accepted_before_anything_is_fetched(
+def test_a_known_name_is_accepted_without_fetching(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suite: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -238,7 +238,7 @@ def test_modules_of_another_release_are_refused(tmp_path: Path) -> None:
     check_sentence(caught.value, str(tmp_path / "tree"), "6.12.95")
 
 
-def test_modules_of_another_release_are_refused_by_their_directory_too(tmp_path: Path) -> None:
+def test_a_directory_of_another_release_is_refused(tmp_path: Path) -> None:
     (tmp_path / "bzImage").write_bytes(boot_image(b"6.12.95\0"))
     other = tmp_path / "lib/modules/6.12.94"
     other.mkdir(parents=True)
@@ -249,7 +249,7 @@ def test_modules_of_another_release_are_refused_by_their_directory_too(tmp_path:
 
 
 @pytest.mark.parametrize("name", KERNEL_NAMES)
-def test_modules_are_for_a_kernel_that_is_a_file(tmp_path: Path, name: str) -> None:
+def test_modules_require_a_kernel_file(tmp_path: Path, name: str) -> None:
     for refuse in (check_kernel, store(tmp_path).find):
         with pytest.raises(UsageError) as caught:
             refuse(name, tmp_path)
@@ -257,7 +257,7 @@ def test_modules_are_for_a_kernel_that_is_a_file(tmp_path: Path, name: str) -> N
 
 
 @pytest.mark.parametrize("version", SOURCE_SUITES)
-def test_what_a_build_lacks_is_told_before_anything_is_fetched(
+def test_missing_build_tools_are_reported_before_fetching(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str
 ) -> None:
     monkeypatch.setenv("DAX_SOAK_CACHE", str(tmp_path / "cache"))
@@ -287,14 +287,14 @@ def test_the_kernel_of_this_machine_is_found(tmp_path: Path, place: str) -> None
     assert installed(tmp_path, place) == host_kernel(tmp_path, "6.1.0-9")
 
 
-def test_a_machine_without_its_kernel_is_told_so(tmp_path: Path) -> None:
+def test_a_machine_without_its_kernel_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         host_kernel(tmp_path, "6.1.0-9")
     check_sentence(caught.value, "6.1.0-9", str(tmp_path / "boot/vmlinuz-6.1.0-9"), "container")
 
 
 @pytest.mark.parametrize("missing", ["boot/vmlinuz-6.1.0-9", "lib/modules/6.1.0-9/modules.dep"])
-def test_a_part_that_cannot_be_read_is_named(tmp_path: Path, missing: str) -> None:
+def test_an_unreadable_part_of_the_kernel_is_named(tmp_path: Path, missing: str) -> None:
     """A link that leads nowhere cannot be read by root either."""
     installed(tmp_path, "boot/vmlinuz-6.1.0-9")
     (tmp_path / missing).unlink()

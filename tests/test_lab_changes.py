@@ -34,7 +34,7 @@ def seen(request: pytest.FixtureRequest, shared: SharedSetUps) -> Mapping[str, A
     )
 
 
-def test_everything_is_changed_and_put_back(seen: Mapping[str, Any]) -> None:
+def test_every_change_is_made_and_undone(seen: Mapping[str, Any]) -> None:
     before, changed = seen["before"], seen["ordinary"]["changed"]
     assert sorted(map(str, before["drivers"].values())) == ["None", "virtio-pci"]
     assert set(changed["drivers"].values()) == {"vfio-pci"}
@@ -45,7 +45,7 @@ def test_everything_is_changed_and_put_back(seen: Mapping[str, Any]) -> None:
     assert all(line.startswith("change.restored") for line in seen["ordinary"]["told"])
 
 
-def test_whatever_the_moment_of_death_everything_is_as_before(seen: Mapping[str, Any]) -> None:
+def test_a_kill_at_any_moment_is_undone(seen: Mapping[str, Any]) -> None:
     rounds = seen["killed"]
     assert [entry for entry in rounds if entry["restored"] != seen["before"]] == []
     # Nearly all of these were killed with something changed, and with different things.
@@ -55,12 +55,12 @@ def test_whatever_the_moment_of_death_everything_is_as_before(seen: Mapping[str,
     assert not any("change.failed" in line for entry in rounds for line in entry["told"])
 
 
-def test_root_gets_the_most_there_is(seen: Mapping[str, Any]) -> None:
+def test_root_gets_the_highest_limits(seen: Mapping[str, Any]) -> None:
     assert seen["limits"]["RLIMIT_MEMLOCK"] == resource.RLIM_INFINITY
     assert seen["limits"]["RLIMIT_NOFILE"] == seen["most_files"]
 
 
-def test_a_function_that_is_in_use_is_given_back_later(seen: Mapping[str, Any]) -> None:
+def test_a_busy_function_is_restored_later(seen: Mapping[str, Any]) -> None:
     hung = [line for line in seen["in_use"]["hung"] if line.startswith("change.failed")]
     assert len(hung) == 1
     assert "did not answer within" in hung[0]
@@ -71,14 +71,14 @@ def test_a_function_that_is_in_use_is_given_back_later(seen: Mapping[str, Any]) 
     assert seen["in_use"]["restored"] == seen["before"]
 
 
-def test_a_freeze_that_hangs_is_thawed_when_it_came(seen: Mapping[str, Any]) -> None:
+def test_a_hanging_freeze_is_thawed_later(seen: Mapping[str, Any]) -> None:
     assert "did not answer within" in seen["freeze_that_hangs"]["refused"]
     assert "fsfreeze -u /mnt/dax" in seen["freeze_that_hangs"]["refused"]
     assert seen["freeze_that_hangs"]["held"] == 1
     assert seen["freeze_that_hangs"]["restored"] == seen["before"]
 
 
-def test_addresses_are_shown_only_while_they_are_read(seen: Mapping[str, Any]) -> None:
+def test_addresses_are_shown_only_while_needed(seen: Mapping[str, Any]) -> None:
     found = seen["addresses"]
     assert found["hidden"]
     assert found["shown"]
@@ -89,11 +89,11 @@ def test_addresses_are_shown_only_while_they_are_read(seen: Mapping[str, Any]) -
     assert all(line.startswith("change.restored sysctl") for line in found["told"])
 
 
-def test_what_somebody_else_took_is_left_alone(seen: Mapping[str, Any]) -> None:
+def test_changes_of_other_programs_are_left_alone(seen: Mapping[str, Any]) -> None:
     found = seen["taken_by_somebody"]
     assert found["held"] == 0
     assert sum("left alone" in line for line in found["told"]) == 1
-    assert sum("it stays so" in line for line in found["told"]) == 1
+    assert sum("is left at" in line for line in found["told"]) == 1
     assert "vfio-pci" in found["found"]["drivers"].values()
     assert "somebody-else\n" in found["found"]["overrides"].values()
     assert found["found"]["kptr_restrict"] == "2\n"

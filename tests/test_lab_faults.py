@@ -88,7 +88,7 @@ def holders_freed(process: LabProcess) -> list[str]:
     return [event["worker"] for event in freed if event["seq"] > first and "holder" in event["worker"]]
 
 
-def test_a_pin_that_does_not_end_is_found(tmp_path: Path) -> None:
+def test_an_endless_pin_is_found(tmp_path: Path) -> None:
     """It excuses what waits for it no longer, and its holder is freed as others are."""
     with lab(tmp_path / "run", "--kernel", QUICK_KERNEL, "--duration", "1h") as process:
         process.soaks()
@@ -102,12 +102,12 @@ def test_a_pin_that_does_not_end_is_found(tmp_path: Path) -> None:
         assert any("holder" in event["evidence"]["worker"] for event in found)
 
 
-def test_single_held_pages_are_found_beside_the_known_leak(faulty: LabProcess) -> None:
+def test_single_pages_show_beside_the_known_leak(faulty: LabProcess) -> None:
     # A page of a file that nobody lets go is seen from both sides: what waits for it stalls.
     assert sorted(leaks(faulty)) == [("device-dax", 1), ("fs-dax", 1), ("fs-dax", 1)]
 
 
-def test_a_late_wait_and_one_without_end_are_found(faulty: LabProcess) -> None:
+def test_late_and_endless_waits_are_found(faulty: LabProcess) -> None:
     """Pages that are let go late, and one that never is."""
     waits = [entry for kind in WAITS for entry in faulty.violations(kind)]
     assert {(entry["kind"], entry["known_issue"]) for entry in waits} == {
@@ -131,7 +131,7 @@ def test_a_late_wait_and_one_without_end_are_found(faulty: LabProcess) -> None:
     assert attempts[-1] > attempts[0]
 
 
-def test_refusals_that_must_not_be_are_found(faulty: LabProcess) -> None:
+def test_unexpected_refusals_are_found(faulty: LabProcess) -> None:
     found = {
         (entry["kind"], entry["region"])
         for kind in ("unexpected-refusal", "wrong-errno", "unexpected-pin")
@@ -206,7 +206,7 @@ def test_a_killed_supervisor_makes_the_verdict_unknown(tmp_path: Path) -> None:
         assert any("SIGKILL" in reason for reason in process.verdict()["reasons"])
 
 
-def test_ctrl_c_while_it_boots_ends_it_at_once(tmp_path: Path) -> None:
+def test_ctrl_c_during_boot_ends_the_lab(tmp_path: Path) -> None:
     with lab(tmp_path / "run", "--kernel", QUICK_KERNEL) as process:
         process.wait_until("QEMU is started", lambda: bool(process.events("lab.started")))
         pid = process.qemu_pid()
@@ -217,7 +217,7 @@ def test_ctrl_c_while_it_boots_ends_it_at_once(tmp_path: Path) -> None:
         assert (process.run_dir / "run.toml").exists()
 
 
-def test_a_killed_lab_takes_its_guest_and_exporter_along(tmp_path: Path) -> None:
+def test_a_killed_labs_guest_and_exporter_end(tmp_path: Path) -> None:
     with lab(tmp_path / "run", "--kernel", QUICK_KERNEL) as process:
         process.wait_until("QEMU is started", lambda: bool(process.events("lab.started")))
         pid = process.qemu_pid()
@@ -231,7 +231,7 @@ def test_a_killed_lab_takes_its_guest_and_exporter_along(tmp_path: Path) -> None
         assert whole
 
 
-def test_a_guest_whose_clock_runs_wrong_gets_no_verdict(tmp_path: Path) -> None:
+def test_a_guest_with_a_wrong_clock_is_unknown(tmp_path: Path) -> None:
     """Its kernel is given a rate that is too low for the host's counter, so that its time flies."""
     append = ("--append", "no-kvmclock tsc_early_khz=500000")
     with lab(tmp_path / "run", "--kernel", QUICK_KERNEL, "--duration", "1h", *append) as process:
@@ -247,7 +247,7 @@ def test_a_guest_whose_clock_runs_wrong_gets_no_verdict(tmp_path: Path) -> None:
     assert process.violations("stall") == process.violations("late-wakeup") == []
 
 
-def test_a_guest_that_does_not_come_up_is_a_usage_error(tmp_path: Path) -> None:
+def test_a_guest_that_never_boots_ends_with_2(tmp_path: Path) -> None:
     """One that panics at boot is seen in test_lab_trees.py."""
     run_dir = tmp_path / "run"
     append = ("--append", "rdinit=/usr/bin/python3.11", "--boot-timeout", "5s")
@@ -286,7 +286,7 @@ os._exit(0)
 """
 
 
-def test_a_guest_whose_kernel_cannot_be_turned_off_is_ended(tmp_path: Path) -> None:
+def test_a_guest_that_cannot_power_off_is_ended(tmp_path: Path) -> None:
     done = run_script(tmp_path, STUCK)
     assert done.code == 0, done.stderr
     assert done.stdout.startswith("stuck\n")

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.lab
 SCRIPT = (Path(__file__).parent / "guest_jobs.py").read_text()
 
 
-def test_a_clock_that_jumps_and_summer_time_do_nothing(tmp_path: Path) -> None:
+def test_clock_jumps_and_summer_time_change_nothing(tmp_path: Path) -> None:
     told = {name: fact for name, fact in seen_in_guest(tmp_path, SCRIPT).items() if name != "step"}
     assert len(told) == 5
     for event, line in told.items():

@@ -73,7 +73,7 @@ def test_a_kernel_file_with_a_modules_directory(tmp_path: Path) -> None:
             assert ended == told["map"] + told["unmap"]
 
 
-def test_a_port_in_use_is_told_and_leaves_nothing(tmp_path: Path) -> None:
+def test_a_port_in_use_is_refused_without_traces(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         told = _lab(tmp_path, "--kernel", QUICK_KERNEL, "--listen", f"127.0.0.1:{port}")
@@ -83,7 +83,7 @@ def test_a_port_in_use_is_told_and_leaves_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_without_qemu_it_says_how_to_get_it(tmp_path: Path) -> None:
+def test_without_qemu_the_install_command_is_shown(tmp_path: Path) -> None:
     tools = tmp_path / "bin"
     tools.mkdir()
     for tool in ("apt-get", "dpkg-deb"):
@@ -95,7 +95,7 @@ def test_without_qemu_it_says_how_to_get_it(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_without_root_check_says_what_to_install(tmp_path: Path) -> None:
+def test_without_root_check_shows_the_install_command(tmp_path: Path) -> None:
     """Run as nobody, with a PATH that lacks QEMU."""
     code = (
         "import os, sys; sys.path.insert(0, sys.argv[1]); import soak.lab.requirements as r; "

@@ -40,7 +40,7 @@ EVENTS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("machine.booted", {"kernel": "6.1.0"}),
     ("run.started", {"run_id": "1", "promised": {LABEL: 1}, "swept": [], "canaries": []}),
     ("sample.taken", {"completed": {LABEL: 5}, "sweeps": {}, "journal_errors": 0}),
-    ("run.ended", {"why": "its time was over"}),
+    ("run.ended", {"why": "duration elapsed"}),
 )
 
 
@@ -146,14 +146,14 @@ def wait_until(condition: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
-def test_a_guest_in_order_passes(tmp_path: Path) -> None:
+def test_a_regular_guest_passes(tmp_path: Path) -> None:
     with Played(tmp_path, [*BOOTED, *journal(), *ENDED]) as played:
         code, said = played.finish()
     assert (code, "verdict PASS" in said) == (0, True), said
 
 
 @pytest.mark.parametrize("streams", [">/dev/full 2>&1", "<&- >&- 2>&-"])
-def test_a_soak_goes_on_without_its_display(tmp_path: Path, streams: str) -> None:
+def test_a_soak_continues_without_its_terminal(tmp_path: Path, streams: str) -> None:
     with Played(tmp_path, [*BOOTED, *journal(), *ENDED], streams) as played:
         assert played.finish()[0] == 0
         verdict = json.loads((played.directory / "verdict.json").read_text())
@@ -163,7 +163,9 @@ def test_a_soak_goes_on_without_its_display(tmp_path: Path, streams: str) -> Non
 HOSTILE = "raise SystemExit('a module of the working directory ran')\n"
 
 
-def test_nothing_of_the_working_directory_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_modules_in_the_working_directory_never_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The soak is root, and the directory may be anybody's."""
     for name in ("argparse", "ctypes", "compileall", "exporter", "soak", "prometheus_client"):
         (tmp_path / f"{name}.py").write_text(HOSTILE)
@@ -179,7 +181,7 @@ def test_nothing_of_the_working_directory_runs(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_while_it_fetches_ends_it_at_once(tmp_path: Path, number: signal.Signals) -> None:
+def test_a_signal_during_fetching_ends_the_lab(tmp_path: Path, number: signal.Signals) -> None:
     """Another program has the lock of the package index, so it waits for that."""
     environment = {**os.environ, **prepare(tmp_path, []), "DAX_SOAK_CACHE": str(tmp_path / "cache")}
     with (
@@ -200,7 +202,7 @@ def test_a_signal_while_it_fetches_ends_it_at_once(tmp_path: Path, number: signa
     assert not (tmp_path / "run").exists()
 
 
-def test_odd_messages_make_it_unknown_and_cost_nothing_else(tmp_path: Path) -> None:
+def test_invalid_messages_only_make_it_unknown(tmp_path: Path) -> None:
     odd = [
         (SAY, '{"message":"exited"}'),
         (SAY, "[" * 9999),
@@ -219,7 +221,7 @@ def test_odd_messages_make_it_unknown_and_cost_nothing_else(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("value", ["ff", "a5"])
-def test_a_kernel_that_dies_scribbling_on_the_ledger_is_lost(tmp_path: Path, value: str) -> None:
+def test_a_kernel_overwriting_the_ledger_is_lost(tmp_path: Path, value: str) -> None:
     steps = [*BOOTED, *journal()[:2], (SCRIBBLE, value), (END, "")]
     with Played(tmp_path, steps) as played:
         code, said = played.finish()
@@ -230,7 +232,7 @@ def test_a_kernel_that_dies_scribbling_on_the_ledger_is_lost(tmp_path: Path, val
 
 
 @pytest.mark.parametrize("word", [STOP, PAUSE, CONTINUE])
-def test_a_host_that_stood_still_reads_what_is_left(tmp_path: Path, word: str) -> None:
+def test_a_stopped_host_reads_the_remaining_messages(tmp_path: Path, word: str) -> None:
     """The guest ends in order meanwhile, and somebody says something to the host."""
     go_on = tmp_path / "go-on"
     steps = [*BOOTED, *journal(), (WAIT_FOR, str(go_on)), *ENDED]
@@ -249,7 +251,7 @@ def test_a_host_that_stood_still_reads_what_is_left(tmp_path: Path, word: str) -
     assert (code, "verdict PASS" in said) == (0, True), said
 
 
-def test_qemu_may_complain_as_much_as_it_likes(tmp_path: Path) -> None:
+def test_any_amount_of_qemu_output_is_read(tmp_path: Path) -> None:
     words = [(COMPLAIN, "the first"), *[(COMPLAIN, "x" * 65_000)] * 40]
     with Played(tmp_path, [*BOOTED, *words, *journal(), *ENDED]) as played:
         code, said = played.finish()
@@ -258,7 +260,7 @@ def test_qemu_may_complain_as_much_as_it_likes(tmp_path: Path) -> None:
     assert told.startswith("the first\nx")
 
 
-def test_a_run_that_does_not_end_is_ended(
+def test_an_endless_run_is_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """The host has a deadline of its own: a guest may go on beating for ever."""
@@ -276,7 +278,7 @@ def allocated(directory: Path) -> int:
     return sum(path.stat().st_blocks * 512 for path in directory.iterdir())
 
 
-def test_a_host_that_is_killed_leaves_nothing_large(tmp_path: Path) -> None:
+def test_a_killed_host_leaves_nothing_large(tmp_path: Path) -> None:
     """Its guest, which has the files of the boot, ends with it."""
     steps = [*BOOTED, *journal()[:2], (WAIT_FOR, str(tmp_path / "never"))]
     with Played(tmp_path, steps) as played:
@@ -298,7 +300,7 @@ def is_running(pid: int) -> bool:
 
 
 @pytest.mark.parametrize("ignored", [False, True], ids=["SIGHUP", "nohup"])
-def test_a_terminal_that_goes_away_ends_it_in_order(tmp_path: Path, *, ignored: bool) -> None:
+def test_a_closed_terminal_ends_a_run_in_order(tmp_path: Path, *, ignored: bool) -> None:
     go_on = tmp_path / "go-on"
     steps = [*BOOTED, *journal()[:-1], (WAIT_FOR, str(go_on)), journal()[-1], *ENDED]
     with Played(tmp_path, steps, before="trap '' HUP;" if ignored else "") as played:
@@ -310,7 +312,7 @@ def test_a_terminal_that_goes_away_ends_it_in_order(tmp_path: Path, *, ignored: 
     assert ("Stopping: the soak ends in order" in said) is not ignored
 
 
-def test_a_run_that_goes_on_is_not_resumed(tmp_path: Path) -> None:
+def test_a_live_run_is_not_resumed(tmp_path: Path) -> None:
     go_on = tmp_path / "go-on"
     steps = [*BOOTED, *journal(), (WAIT_FOR, str(go_on)), *ENDED]
     with Played(tmp_path, steps) as played:

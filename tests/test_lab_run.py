@@ -30,7 +30,7 @@ def seen(request: pytest.FixtureRequest, shared: SharedSetUps) -> Mapping[str, A
     return shared.get(request, f"run-{kills}", lambda place, _: seen_in_guest(place, script))
 
 
-def test_it_takes_what_the_configuration_names_and_gives_it_back(seen: Mapping[str, Any]) -> None:
+def test_a_run_changes_and_restores_the_machine(seen: Mapping[str, Any]) -> None:
     functions = seen["ordinary"]["functions"]
     assert seen["ordinary"]["bound"] == functions
     ended = seen["killed"]
@@ -43,7 +43,7 @@ def test_it_takes_what_the_configuration_names_and_gives_it_back(seen: Mapping[s
     assert ended["ledger"] is False
 
 
-def test_it_serves_metrics_and_hears_what_it_is_told(seen: Mapping[str, Any]) -> None:
+def test_a_run_serves_metrics_and_answers_requests(seen: Mapping[str, Any]) -> None:
     ordinary = seen["ordinary"]
     assert ordinary["served"]
     assert ordinary["pause"] == "paused: all workers rest\n"
@@ -51,7 +51,7 @@ def test_it_serves_metrics_and_hears_what_it_is_told(seen: Mapping[str, Any]) ->
     assert ordinary["continue"] == "running\n"
 
 
-def test_what_a_killed_run_took_can_be_given_back_alone(seen: Mapping[str, Any]) -> None:
+def test_restore_undoes_a_killed_run(seen: Mapping[str, Any]) -> None:
     restore = seen["ordinary"]["restore"]
     assert restore["code"] == 0
     assert len(restore["said"]) >= len(seen["ordinary"]["functions"])
@@ -61,18 +61,18 @@ def test_what_a_killed_run_took_can_be_given_back_alone(seen: Mapping[str, Any])
     assert restore["memory"] == []
 
 
-def test_one_soak_at_a_time_has_a_machine(seen: Mapping[str, Any]) -> None:
+def test_a_second_soak_is_refused(seen: Mapping[str, Any]) -> None:
     code, said = seen["ordinary"]["second"]
     assert code == 2
     assert "Another soak has this machine" in said
     assert "Traceback" not in said
 
 
-def test_workers_go_first_when_memory_is_short(seen: Mapping[str, Any]) -> None:
+def test_the_oom_killer_takes_workers_first(seen: Mapping[str, Any]) -> None:
     assert seen["ordinary"]["oom"] == ["1000"]
 
 
-def test_nothing_acknowledged_is_lost_when_processes_are_killed(seen: Mapping[str, Any]) -> None:
+def test_kills_lose_no_acknowledged_line(seen: Mapping[str, Any]) -> None:
     killed = seen["killed"]
     assert sum(killed["kills"].values()) == killed["tried"]
     assert min(killed["kills"].values()) > 0
@@ -93,7 +93,7 @@ def test_killed_processes_are_no_violations(seen: Mapping[str, Any]) -> None:
     assert {entry["known_issue"] for entry in verdict["violations"]} <= {KNOWN_LEAK}
 
 
-def test_a_full_disk_ends_no_run_and_takes_no_verdict(seen: Mapping[str, Any]) -> None:
+def test_a_full_disk_keeps_run_and_verdict(seen: Mapping[str, Any]) -> None:
     full = seen["full"]
     assert full["code"] in {0, 3}
     # The journal's reserve, which it gives back at its end, has room for what is written last.
@@ -111,14 +111,14 @@ def test_a_full_disk_ends_no_run_and_takes_no_verdict(seen: Mapping[str, Any]) -
     assert full["report"].endswith(f"verdict   {full['verdict']['verdict'].upper()}\n")
 
 
-def test_a_device_that_goes_away_ends_the_run_with_a_sentence(seen: Mapping[str, Any]) -> None:
+def test_a_removed_device_ends_the_run(seen: Mapping[str, Any]) -> None:
     gone = seen["gone"]
-    assert gone["why"] == f"{gone['device']}, which this run works on, has gone away"
+    assert gone["why"] == f"{gone['device']}, which this run uses, is gone"
     assert gone["code"] in {1, 3}
     assert gone["left"] == NOTHING
 
 
-def test_a_leak_waits_for_a_probe_that_can_tell(seen: Mapping[str, Any]) -> None:
+def test_a_leak_waits_for_a_conclusive_probe(seen: Mapping[str, Any]) -> None:
     """The first one could pin nothing; what leaked until another could is explained by it then."""
     gone = seen["gone"]
     assert gone["probes"][0] == "inconclusive"

@@ -50,20 +50,20 @@ def unexplained(verdict: Mapping[str, Any]) -> list[str]:
     return [entry["kind"] for entry in verdict["violations"] if entry["known_issue"] is None]
 
 
-def test_the_kernel_refuses_where_it_was_foreseen(seen: Mapping[str, Any]) -> None:
+def test_the_kernel_refuses_at_the_predicted_count(seen: Mapping[str, Any]) -> None:
     full = seen["full"]
     assert full["errno"] == "ENOMEM"
     # The idle count takes a part of the last pin.
     assert full["of"] - 1 <= full["pins"] <= full["of"]
 
 
-def test_headroom_that_others_took_is_no_slope_of_this_run(seen: Mapping[str, Any]) -> None:
+def test_headroom_used_before_does_not_recycle(seen: Mapping[str, Any]) -> None:
     used = seen["used"]
     assert used["recycled"] == used["limits"] == []
     assert (used["verdict"]["verdict"], used["code"]) == ("pass", 0), used["verdict"]["reasons"]
 
 
-def test_a_region_that_may_not_be_recycled_is_not_soaked(seen: Mapping[str, Any]) -> None:
+def test_a_full_unrecyclable_region_is_not_soaked(seen: Mapping[str, Any]) -> None:
     alone = seen["alone"]
     assert alone["why"] == "the reference counts of region dax are nearly full"
     (sentence,) = alone["limits"]
@@ -75,7 +75,7 @@ def test_a_region_that_may_not_be_recycled_is_not_soaked(seen: Mapping[str, Any]
     assert alone["left"] == NOTHING
 
 
-def test_a_region_that_may_be_is_made_new_before_anything_is_pinned(seen: Mapping[str, Any]) -> None:
+def test_a_full_region_is_recycled_before_pinning(seen: Mapping[str, Any]) -> None:
     recycled = seen["recycled"]
     (event,) = recycled["recycled"]
     assert event["headroom_before"] < 0.01

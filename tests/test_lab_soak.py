@@ -134,7 +134,7 @@ def _note_choices(process: LabProcess, seen: Soaked) -> None:
             ]
 
 
-def test_finds_the_leak_of_this_kernel_and_nothing_else(soaked: Soaked) -> None:
+def test_only_this_kernels_leak_is_found(soaked: Soaked) -> None:
     """The reading of the image says what the kernel did; the soak must have found just that."""
     verdict = soaked.process.verdict()
     leaks = soaked.process.violations("leak")
@@ -155,11 +155,11 @@ def test_probe_at_the_start_agrees_with_the_image(soaked: Soaked) -> None:
     assert (probes[KNOWN_LEAK]["result"] == "confirmed") == (soaked.leaked_by_image > 0)
 
 
-def test_lost_wakeups_are_found_after_transfers_and_after_nothing_else(soaked: Soaked) -> None:
+def test_lost_wakeups_follow_transfers_only(soaked: Soaked) -> None:
     check_lost_wakeups(soaked.process)
 
 
-def test_wakeups_are_measured_for_every_kind_of_pin(soaked: Soaked) -> None:
+def test_wakeups_are_measured_for_every_pin(soaked: Soaked) -> None:
     for interface in ("vmsplice", "process-vm"):
         assert total(soaked.last, "wakeup_delay_seconds_count", interface=interface) > 0
     stalls = sum(entry["count"] for entry in soaked.process.violations("stall"))
@@ -167,7 +167,7 @@ def test_wakeups_are_measured_for_every_kind_of_pin(soaked: Soaked) -> None:
     assert (total(soaked.last, "stall_seconds_total") > 0) == (stalls > 0)
 
 
-def test_a_commit_is_good_when_there_is_nothing_left_to_see(soaked: Soaked) -> None:
+def test_until_covered_ends_a_run_early(soaked: Soaked) -> None:
     """It ended then, and not when its time was over; the tree is as it was."""
     (ended,) = soaked.process.events("run.ended")
     assert ended["why"].startswith("stopped by")
@@ -206,14 +206,14 @@ def test_fs_dax_is_refused_with_the_right_errno(soaked: Soaked) -> None:
     assert total(last, "unexpected_pins_total") == 0
 
 
-def test_killed_worker_is_a_restart_and_no_violation(soaked: Soaked) -> None:
+def test_a_killed_worker_is_no_violation(soaked: Soaked) -> None:
     deaths = soaked.process.events("worker.died")
     assert [(death["worker"], death["signal"]) for death in deaths] == [("mapper-0", 9)]
     assert len(soaked.process.events("worker.restarted")) == 1
     assert total(soaked.last, "worker_restarts_total", role="mapper") == 1
 
 
-def test_metrics_while_it_ran(soaked: Soaked) -> None:
+def test_metrics_are_served_during_the_run(soaked: Soaked) -> None:
     active = [scrape for scrape in soaked.scrapes if total(scrape, "run_active")]
     assert len(active) >= 3
     assert all(total(scrape, "up") == 1 for scrape in soaked.scrapes)
@@ -233,7 +233,7 @@ def test_leak_metrics_equal_the_prediction_in_every_scrape(soaked: Soaked) -> No
         assert total(scrape, "leaked_page_references", known_issue="none") == 0
 
 
-def test_workers_did_what_the_seed_says(soaked: Soaked) -> None:
+def test_workers_follow_the_seed(soaked: Soaked) -> None:
     """`--print-choices` needs no kernel, and tells what the flight recorders of the guest hold."""
     assert all(soaked.first_choices.values())
     assert soaked.first_choices.keys() >= {"mapper-0", "mapper-1", "invalidator-0"}
@@ -270,7 +270,7 @@ def _after(words: list[str], name: str) -> str:
     return words[words.index(name) + 1]
 
 
-def test_journal_is_numbered_and_says_how_it_began_and_ended(soaked: Soaked) -> None:
+def test_the_journal_is_numbered_and_complete(soaked: Soaked) -> None:
     events = soaked.process.events()
     assert [event["seq"] for event in events] == list(range(1, len(events) + 1))
     names = [event["event"] for event in events]
@@ -287,7 +287,7 @@ def test_verdict_can_be_computed_from_the_journal(soaked: Soaked) -> None:
     assert [vars(entry) for entry in recomputed.coverage] == written["coverage"]
 
 
-def test_run_directory_is_complete_and_holds_no_scratch(soaked: Soaked) -> None:
+def test_the_run_directory_is_complete_without_scratch(soaked: Soaked) -> None:
     left = {path.name for path in soaked.process.run_dir.iterdir()}
     assert left == {
         "console.log",
@@ -300,7 +300,7 @@ def test_run_directory_is_complete_and_holds_no_scratch(soaked: Soaked) -> None:
     }
 
 
-def test_report_tells_it_in_80_columns(soaked: Soaked) -> None:
+def test_the_report_fits_80_columns(soaked: Soaked) -> None:
     shown = subprocess.run(
         [sys.executable, "-m", "soak.cli", "report", str(soaked.process.run_dir)],
         check=False,

@@ -49,18 +49,18 @@ def told(request: pytest.FixtureRequest, shared: SharedSetUps) -> Mapping[str, A
 
 
 @pytest.mark.parametrize(("kind", "name"), [("vlan", "vlan5"), ("bond", "upper"), ("bridge", "upper")])
-def test_a_route_above_a_nic(told: Mapping[str, Any], kind: str, name: str) -> None:
+def test_a_nic_below_a_route_is_refused(told: Mapping[str, Any], kind: str, name: str) -> None:
     assert told[f"{kind}.idle"] == ""
     assert f"{name} (above " in told[f"{kind}.used"]
     assert "carries the route 198.51.100.0/24" in told[f"{kind}.used"]
 
 
-def test_a_nic_of_another_network_namespace(told: Mapping[str, Any]) -> None:
+def test_a_nic_in_another_namespace_is_refused(told: Mapping[str, Any]) -> None:
     assert told["nic.free"] == ""
-    assert "another network namespace may have it" in told["namespace"]
+    assert "is not in this network namespace" in told["namespace"]
 
 
-def test_a_disk_with_several_paths(told: Mapping[str, Any]) -> None:
+def test_a_mounted_multipath_disk_is_refused(told: Mapping[str, Any]) -> None:
     one, other = told["paths.disks"]
     assert one == other
     assert len(one) == 1
@@ -69,21 +69,21 @@ def test_a_disk_with_several_paths(told: Mapping[str, Any]) -> None:
         assert f"{one[0]} is mounted on /mnt/disk" in sentence
 
 
-def test_swap(told: Mapping[str, Any]) -> None:
+def test_swap_is_refused(told: Mapping[str, Any]) -> None:
     ((name,), _) = told["paths.disks"]
     for sentence in told["paths.swap"]:
         assert f"{name} is swap: 'swapoff /dev/{name}' first" in sentence
 
 
 @pytest.mark.parametrize("what", ["xfs", "swap", "end"])
-def test_a_disk_that_holds_what_no_soak_wrote(told: Mapping[str, Any], what: str) -> None:
+def test_a_disk_with_foreign_data_is_refused(told: Mapping[str, Any], what: str) -> None:
     assert told["contents.blank"] == told["contents.erased"] == ""
     ((name,), _) = told["paths.disks"]
     assert "it holds data that no soak wrote" in told[f"contents.{what}"]
     assert f"blkdiscard --zeroout /dev/{name}" in told[f"contents.{what}"]
 
 
-def test_a_function_with_virtual_functions(told: Mapping[str, Any]) -> None:
+def test_a_function_with_virtual_functions_is_refused(told: Mapping[str, Any]) -> None:
     assert told["sriov.idle"] == ""
-    assert "it has 1 virtual functions, which would go with it" in told["sriov.used"]
+    assert "it has 1 virtual functions, which would be lost" in told["sriov.used"]
     assert told["sriov.virtual"] == ""

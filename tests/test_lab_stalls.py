@@ -45,7 +45,7 @@ def waits(process: LabProcess) -> list[dict[str, object]]:
     # A resumed run shows the same on xfs, in test_lab_life.py.
     [pytest.param(name, marks=pytest.mark.long) for name in ("ext4", "xfs")],
 )
-def test_a_kernel_that_wakes_what_waits_is_left_alone(tmp_path: Path, filesystem: str) -> None:
+def test_a_correct_kernel_has_no_stalls(tmp_path: Path, filesystem: str) -> None:
     """One that the probes find right shows nothing in all the trials, also where it stands still."""
     arguments = ("--kernel", QUICK_KERNEL, "--filesystem", filesystem, "--duration", "1h")
     with lab(tmp_path / "run", *arguments, workload=FULL_LOAD) as process:
@@ -58,7 +58,7 @@ def test_a_kernel_that_wakes_what_waits_is_left_alone(tmp_path: Path, filesystem
 
 
 @pytest.mark.long
-def test_a_probe_that_cannot_tell_is_settled_later(tmp_path: Path) -> None:
+def test_an_inconclusive_probe_is_settled_later(tmp_path: Path) -> None:
     """A transfer that ends at once leaves nothing to wait for: no stall of that run fails it."""
     script = (ROOT / "tests/guest_probes.py").read_text()
     seen = seen_in_guest(tmp_path, script, kernel="debian:6.1")
@@ -77,7 +77,7 @@ def test_a_probe_that_cannot_tell_is_settled_later(tmp_path: Path) -> None:
     }
 
 
-def test_pages_that_are_mapped_again_while_they_are_waited_for(tmp_path: Path) -> None:
+def test_trials_agree_with_the_remapped_probe(tmp_path: Path) -> None:
     """The newest kernel: whatever it does, the probe and the trials have to agree on it."""
     with lab(
         tmp_path / "run", "--kernel", "debian:sid", "--duration", "1h", workload=COVERING
@@ -103,9 +103,7 @@ def test_pages_that_are_mapped_again_while_they_are_waited_for(tmp_path: Path) -
             assert "vmsplice" not in tried
 
 
-def test_what_cannot_be_killed_is_replaced_and_ends_the_run_when_it_becomes_too_many(
-    tmp_path: Path,
-) -> None:
+def test_wedged_workers_are_replaced_then_end_the_run(tmp_path: Path) -> None:
     """Unlink of a file with a pinned page, where that waits: SIGKILL does nothing to it.
 
     To a bisection the commit is bad.
@@ -139,7 +137,7 @@ def test_what_cannot_be_killed_is_replaced_and_ends_the_run_when_it_becomes_too_
         assert wedged["task"]["state"] == "D"
         assert "unlink" in {entry["operation"] for entry in process.violations("stall")}
         (ended,) = process.events("run.ended")
-        assert ended["why"] == "1 workers hang in the kernel for good"
+        assert ended["why"] == "1 workers are wedged in the kernel"
         assert process.events("limit.reached")
         with process.ledger() or pytest.fail("there is no ledger") as reader:
             replaced = reader.block("trial-invalidator-0")

@@ -34,7 +34,7 @@ def seen(request: pytest.FixtureRequest, shared: SharedSetUps) -> Mapping[str, A
     )
 
 
-def test_what_install_says_next_starts_both(seen: Mapping[str, Any]) -> None:
+def test_the_printed_commands_start_both_units(seen: Mapping[str, Any]) -> None:
     for words in ("systemd-sysusers", "systemd-tmpfiles --create", "systemctl enable --now"):
         assert words in seen["prepared"]["install"]
     started = seen["started"]
@@ -43,26 +43,26 @@ def test_what_install_says_next_starts_both(seen: Mapping[str, Any]) -> None:
     assert len(started["bound"]) > 1
 
 
-def test_a_start_is_over_when_workers_are_at_work(seen: Mapping[str, Any]) -> None:
+def test_a_start_completes_when_workers_run(seen: Mapping[str, Any]) -> None:
     assert seen["started"]["workers"] == 1
 
 
-def test_the_exporter_is_nobody_in_particular_and_reads_the_run(seen: Mapping[str, Any]) -> None:
+def test_the_exporters_dynamic_user_reads_the_run(seen: Mapping[str, Any]) -> None:
     started = seen["started"]
     # systemd.exec(5), DynamicUser=
     assert 61184 <= started["uid"] <= 65519
     assert started["active"]
 
 
-def test_a_killed_soak_goes_on_with_its_run(seen: Mapping[str, Any]) -> None:
+def test_a_killed_soak_resumes_its_run(seen: Mapping[str, Any]) -> None:
     assert seen["killed"] == {"restarts": 1, "resumed": 1, "active": True}
 
 
-def test_an_exporter_that_stands_still_is_replaced_alone(seen: Mapping[str, Any]) -> None:
+def test_a_stopped_exporter_is_replaced_alone(seen: Mapping[str, Any]) -> None:
     assert seen["exporter_stands_still"] == {"soak": 0, "active": True}
 
 
-def test_a_supervisor_that_stands_still_is_replaced(seen: Mapping[str, Any]) -> None:
+def test_a_stopped_supervisor_is_replaced(seen: Mapping[str, Any]) -> None:
     assert seen["supervisor_stands_still"] == {"restarts": 1, "resumed": 1}
 
 
@@ -78,7 +78,7 @@ def test_stop_ends_the_run_in_order(seen: Mapping[str, Any]) -> None:
     assert stopped["over"]
 
 
-def test_a_mistake_in_the_configuration_is_said_and_not_tried_again(seen: Mapping[str, Any]) -> None:
+def test_a_configuration_error_is_not_retried(seen: Mapping[str, Any]) -> None:
     mistaken = seen["mistaken"]
     assert mistaken["started"] != 0
     assert mistaken["soak"] == {
@@ -90,7 +90,7 @@ def test_a_mistake_in_the_configuration_is_said_and_not_tried_again(seen: Mappin
     assert "run.duration is 'soon'" in mistaken["status"]
 
 
-def test_units_that_are_enabled_are_not_removed(seen: Mapping[str, Any]) -> None:
+def test_enabled_units_are_not_removed(seen: Mapping[str, Any]) -> None:
     removed = seen["removed"]
     assert "systemctl disable --now" in removed["refused"]
     assert removed["left"] == []

@@ -40,7 +40,7 @@ def built(request: pytest.FixtureRequest, shared: SharedSetUps) -> Built:
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_a_tree_has_the_modules_of_the_package_made_of_it(built: Built, style: str) -> None:
+def test_a_tree_has_its_packages_modules(built: Built, style: str) -> None:
     """Dependencies are found anew, by the guest's own tools, from what was compiled."""
     built.list_modules(style)
     before = shown(built.place)
@@ -93,7 +93,7 @@ def test_ctrl_c_stops_a_bisection_that_boots(tmp_path: Path) -> None:
         assert process.events("run.ended") == []
 
 
-def test_a_machine_whose_qemu_does_not_start_stops_a_bisection(tmp_path: Path) -> None:
+def test_a_qemu_that_cannot_start_stops_a_bisection(tmp_path: Path) -> None:
     """It says nothing about the commit, and the next one would fare no better."""
     tools = tmp_path / "bin"
     tools.mkdir()

@@ -14,7 +14,7 @@ from soak.ledger.reader import LedgerReader
 from soak.ledger.schema import NO_KNOWN_ISSUE, SUPERVISOR
 from soak.machine.changes import FAILED, FORGOTTEN, RESTORED
 from soak.model.vocabulary import Violation
-from soak.supervisor.ledger_store import LedgerStore, bring_home
+from soak.supervisor.ledger_store import LedgerStore, rescue_ledgers
 from tests.journal_support import valid_fields
 from tests.soak_support import make_ledger
 
@@ -71,7 +71,7 @@ def test_a_ledger_lives_in_memory_and_ends_on_disk(place: Place) -> None:
     assert place.counted == 2
     assert place.names == {run_directory.LEDGER}
     assert list(place.memory.iterdir()) == []
-    assert bring_home(memory=place.memory) == []
+    assert rescue_ledgers(memory=place.memory) == []
 
 
 def test_what_a_killed_run_left_is_there_when_another_starts(place: Place) -> None:
@@ -79,8 +79,8 @@ def test_what_a_killed_run_left_is_there_when_another_starts(place: Place) -> No
     store.sampled()
     place.count(store, 3)
     # Its own resumption finds it where it was.
-    assert bring_home(RUN, memory=place.memory) == []
-    (settled,) = bring_home(memory=place.memory)
+    assert rescue_ledgers(RUN, memory=place.memory) == []
+    (settled,) = rescue_ledgers(memory=place.memory)
     assert (settled.event, settled.target) == (RESTORED, RUN)
     assert place.counted == 3
     assert place.names == {run_directory.LEDGER}
@@ -91,7 +91,7 @@ def test_a_run_goes_on_from_memory_from_its_directory_and_from_a_copy(place: Pla
     place.count(place.store(), 4)
     assert place.counted == 4
     place.count(place.store(resumed=True), 5)
-    bring_home(memory=place.memory)
+    rescue_ledgers(memory=place.memory)
     again = place.store(resumed=True)
     assert place.counted == 5
     again.sampled()
@@ -110,7 +110,7 @@ def test_a_run_goes_on_from_memory_from_its_directory_and_from_a_copy(place: Pla
 def test_what_has_no_run_any_more_is_removed(place: Place) -> None:
     place.store()
     shutil.rmtree(place.directory)
-    (settled,) = bring_home(memory=place.memory)
+    (settled,) = rescue_ledgers(memory=place.memory)
     assert settled.event == FORGOTTEN
     assert list(place.memory.iterdir()) == []
 
@@ -123,7 +123,7 @@ def test_what_was_killed_at_its_very_end_has_its_ledger(place: Place) -> None:
     store.close()
     shutil.copytree(kept, place.memory, symlinks=True, dirs_exist_ok=True)
     place.memory.joinpath(RUN, run_directory.LEDGER).write_bytes(b"older")
-    (settled,) = bring_home(memory=place.memory)
+    (settled,) = rescue_ledgers(memory=place.memory)
     assert settled.event == FORGOTTEN
     assert place.counted == 7
 
@@ -131,7 +131,7 @@ def test_what_was_killed_at_its_very_end_has_its_ledger(place: Place) -> None:
 def test_what_cannot_be_moved_stays_and_is_told(place: Place) -> None:
     place.count(place.store(), 8)
     (place.directory / f".{run_directory.LEDGER}").mkdir()
-    (settled,) = bring_home(memory=place.memory)
+    (settled,) = rescue_ledgers(memory=place.memory)
     assert settled.event == FAILED
     assert str(place.memory / RUN) in settled.summary
     assert place.counted == 8

@@ -52,7 +52,7 @@ def test_a_line_of_mountinfo_is_read() -> None:
 
 
 @pytest.mark.parametrize("line", [b"", b"1 2 3", LINE.replace(b" - ", b" ")])
-def test_what_is_no_mountinfo_is_told(line: bytes) -> None:
+def test_malformed_mountinfo_is_refused(line: bytes) -> None:
     with pytest.raises(ValueError, match="mountinfo"):
         parse_mountinfo(line + b"\n")
 
@@ -68,7 +68,7 @@ def test_swaps_are_read_without_their_heading() -> None:
     assert parse_swaps(content) == ["/dev/dm-1", "/swap file"]
 
 
-def test_who_has_a_device_open_is_found(tmp_path: Path) -> None:
+def test_openers_of_a_device_are_found(tmp_path: Path) -> None:
     """By what the file stands for, not by its name."""
     zero = Device.of(Path("/dev/zero").stat())
     assert zero is not None
@@ -87,7 +87,7 @@ def test_who_has_a_device_open_is_found(tmp_path: Path) -> None:
     assert Device.of(tmp_path.stat()) is None
 
 
-def test_links_are_asked_over_netlink() -> None:
+def test_uses_of_links_come_over_netlink() -> None:
     uses = uses_of_links(["lo", "no-such-link"])
     assert set(uses) == {"lo"}
     # A loopback that is up has its address, and no route of its own.
@@ -166,12 +166,12 @@ FSDAX = PmemNamespace("namespace0.1", "fsdax", "pmem", 0, 1 << 30)
         (FSDAX, "xfs", "rw,dax=never", "mounted without DAX"),
         (FSDAX, "ext4", "ro,dax=always", "read-only"),
         (FSDAX, "btrfs", "rw", "btrfs is not one of"),
-        (FSDAX, None, "", "nothing of it is mounted"),
+        (FSDAX, None, "", "it is not mounted"),
         (replace(FSDAX, mode="raw"), "ext4", "rw", "no struct pages"),
         (replace(FSDAX, mode="sector"), "ext4", "rw", "no struct pages"),
     ],
 )
-def test_a_file_system_is_fit_or_it_is_told_why_not(
+def test_a_file_system_is_fit_or_has_objections(
     namespace: PmemNamespace, kind: str | None, options: str, told: str | None
 ) -> None:
     mount = Mount("1:1", "/", "/p", kind, "s", frozenset(options.split(","))) if kind else None
@@ -184,7 +184,7 @@ def test_a_file_system_is_fit_or_it_is_told_why_not(
 @pytest.mark.parametrize(
     ("size", "text"), [(1 << 30, "1 GiB"), (510 << 20, "510 MiB"), (4096, "4 KiB"), (5, "5 bytes")]
 )
-def test_sizes_are_told_in_whole_units(size: int, text: str) -> None:
+def test_sizes_are_shown_in_whole_units(size: int, text: str) -> None:
     assert size_text(size) == text
 
 
@@ -195,7 +195,7 @@ def make_function(root: Path, address: str, class_code: str = "0x00ff00") -> Pat
     return place
 
 
-def test_what_hangs_below_a_function_is_found(tmp_path: Path) -> None:
+def test_links_and_disks_below_a_function_are_found(tmp_path: Path) -> None:
     place = make_function(tmp_path, "0000:00:05.0", "0x010802")
     for name in ("block", "net", "misc"):
         (tmp_path / "class" / name).mkdir(parents=True)
@@ -232,11 +232,11 @@ def test_the_other_members_of_a_group_are_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("address", ["0000:ff:1f.7", "nonsense", "../../etc"])
-def test_a_function_that_is_not_there_is_refused(address: str) -> None:
+def test_a_missing_function_is_refused(address: str) -> None:
     assert len(objections(address)) == 1
 
 
-def test_every_offer_of_the_kernel_is_told_with_what_it_costs() -> None:
+def test_every_kernel_feature_is_listed_with_its_cost() -> None:
     findings = kernel_findings()
     assert [found.subject for found in findings] == [offer.subject for offer in OFFERS]
     for found, offer in zip(findings, OFFERS, strict=True):
@@ -288,7 +288,7 @@ surveys = st.tuples(
 
 @given(surveys)
 @deterministic
-def test_what_is_written_parses_and_says_what_was_meant(
+def test_a_written_proposal_parses_to_its_configuration(
     found: tuple[list[Finding], list[Finding], list[Finding]],
 ) -> None:
     devices, systems, functions = found
@@ -308,7 +308,7 @@ def test_what_is_written_parses_and_says_what_was_meant(
     for kind, all_found in ((RegionKind.DEVICE_DAX, devices), (RegionKind.FS_DAX, systems)):
         fit = [item.subject for item in all_found if item.state is State.OK]
         assert by_kind[kind] == [path for path in fit if path.isascii() or _is_utf8(path)]
-        assert bool(by_kind[kind]) != (f"fit for a region of kind {kind}" in text)
+        assert bool(by_kind[kind]) != (f"fits a region of kind {kind}" in text)
     assert len(by_kind[RegionKind.ANONYMOUS]) == 1
     fit_functions = {item.subject: item for item in functions if item.state is State.OK}
     chosen = [fit_functions[address].facts for address in config.vfio.devices]
@@ -332,7 +332,7 @@ def _is_utf8(path: str) -> bool:
     return True
 
 
-def test_every_line_of_what_is_written_fits_and_every_key_is_explained() -> None:
+def test_a_proposal_fits_80_columns_and_explains_keys() -> None:
     text = Proposal.of([]).text()
     assert all(len(line) < 80 for line in text.splitlines())
     lines = text.splitlines()
@@ -341,12 +341,12 @@ def test_every_line_of_what_is_written_fits_and_every_key_is_explained() -> None
             assert before.startswith("# "), line
 
 
-def test_a_file_that_exists_is_not_overwritten(tmp_path: Path) -> None:
+def test_an_existing_file_is_not_overwritten(tmp_path: Path) -> None:
     path = tmp_path / "soak.toml"
     write_proposal(Proposal.of([]), path)
     assert load_config(path) == Proposal.of([]).config
     before = path.read_bytes()
-    with pytest.raises(UsageError, match="not overwritten"):
+    with pytest.raises(UsageError, match="give another name"):
         write_proposal(Proposal.of([]), path)
     assert path.read_bytes() == before
     with pytest.raises(UsageError, match="cannot be written"):
@@ -365,14 +365,14 @@ def test_json_has_every_line(findings: list[Finding]) -> None:
     assert {line["state"] for line in document["kernel"]} <= {"ok", "miss", "no"}
 
 
-def test_this_machine_is_told_of_in_80_columns() -> None:
+def test_the_survey_fits_80_columns() -> None:
     sections = survey()
     assert all(len(line) < 80 for line in text_of(sections).splitlines())
     assert len(text_of(sections, brief=True)) < len(text_of(sections))
     assert [part.key for part in sections] == ["kernel", "device_dax", "file_systems", "functions"]
 
 
-def test_a_refusal_has_every_reason_and_what_to_do() -> None:
+def test_a_refusal_has_every_reason_and_remedy() -> None:
     found = refused("x", "a thing", [Objection("one", "do a"), Objection("two", "do b")], {})
     assert found.says == "a thing: one; two"
     assert found.remedy == "do a; do b"
@@ -415,7 +415,7 @@ def test_a_configuration_is_checked_against_the_machine(tmp_path: Path) -> None:
     assert check("-c", str(tmp_path / "none")).returncode == 2
 
 
-def test_the_whole_machine_is_told_of_for_people_and_for_programs(tmp_path: Path) -> None:
+def test_check_prints_text_and_json(tmp_path: Path) -> None:
     path = tmp_path / "soak.toml"
     told = check("--json", "--write", str(path))
     document = json.loads(told.stdout)
@@ -426,13 +426,13 @@ def test_the_whole_machine_is_told_of_for_people_and_for_programs(tmp_path: Path
     assert check("-c", str(path)).returncode == 0
     again = check("--write", str(path))
     assert again.returncode == 2
-    assert "not overwritten" in again.stderr
+    assert "give another name" in again.stderr
     for text in (check().stdout, check("--all").stdout):
         assert all(len(line) < 80 for line in text.splitlines())
         assert "Device DAX" in text
 
 
-def test_what_excludes_each_other_is_refused() -> None:
+def test_contradicting_options_are_refused() -> None:
     told = check("--install", "-c", "soak.toml")
     assert told.returncode == 2
     assert "not allowed with" in told.stderr
@@ -441,7 +441,7 @@ def test_what_excludes_each_other_is_refused() -> None:
 README = (ROOT / "soak/machine/README.md").read_text()
 
 
-def test_the_keys_of_the_documents_are_in_the_readme() -> None:
+def test_the_readme_lists_every_json_key() -> None:
     device = DaxDevice("dax0.0", "kmem", 1, 1, 0, 0, "1:1", "ram")
     file_system = judge_disk("pmem0", FSDAX, None)
     function = PciFunction(

@@ -57,7 +57,7 @@ def shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shown]:
         yield found
 
 
-def test_a_rate_is_that_of_the_seconds_since_the_line_before(shown: Shown) -> None:
+def test_a_rate_is_of_the_last_interval(shown: Shown) -> None:
     shown.soak(10, 100)
     shown.soak(5, 40)
     shown.soak(5, 0)
@@ -71,13 +71,13 @@ def test_a_rate_is_that_of_the_seconds_since_the_line_before(shown: Shown) -> No
     assert rates[3] == 0
 
 
-def test_few_cycles_are_not_shown_as_none(shown: Shown) -> None:
+def test_few_cycles_are_not_shown_as_zero(shown: Shown) -> None:
     """A slow machine does less than one in the half second between two looks."""
     shown.soak(41, 0.4)
     assert [float(rate) for rate in shown.rates()[1:]] == pytest.approx([0.4] * 4, abs=0.1)
 
 
-def test_a_sentence_has_no_control_characters_of_others() -> None:
+def test_messages_have_no_foreign_control_characters() -> None:
     out = io.StringIO()
     Progress(out).say("the guest said \x1b[2Jowned\nand more")
     assert out.getvalue() == "the guest said \\x1b[2Jowned\nand more\n"

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def test_it_tells_the_difference_and_the_sum(tmp_path: Path) -> None:
+def test_a_summary_has_differences_and_totals(tmp_path: Path) -> None:
     ledger = make_ledger(tmp_path / "ledger")
     block, mapper = ledger.block(SUPERVISOR), ledger.block("mapper-0")
     invalidator = ledger.block("invalidator-0")

@@ -253,9 +253,9 @@ def soak_with(tmp_path: Path) -> Iterator[Callable[..., Soak]]:
         soak.kill()
 
 
-def test_a_run_ends_when_its_time_is_over(soak_with: Callable[..., Soak]) -> None:
+def test_a_run_ends_after_its_duration(soak_with: Callable[..., Soak]) -> None:
     soak = soak_with(duration=0.5)
-    assert soak.end() == "its time was over"
+    assert soak.end() == "duration elapsed"
     names = [event["event"] for event in read_journal(soak.journal)]
     assert names[:1] == ["machine.booted"]
     assert names[-1] == "run.ended"
@@ -269,14 +269,14 @@ def test_a_run_ends_when_its_time_is_over(soak_with: Callable[..., Soak]) -> Non
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_signal_ends_it_in_order(soak_with: Callable[..., Soak], number: signal.Signals) -> None:
+def test_a_signal_ends_a_run_in_order(soak_with: Callable[..., Soak], number: signal.Signals) -> None:
     soak = soak_with()
     soak.until(lambda: "look" in soak.notes())
     assert soak.end(number) == f"stopped by {number.name}"
     assert soak.notes()[-2:] == ["at_rest", "commit"]
 
 
-def test_a_signal_while_it_prepares_ends_it_when_it_has(soak_with: Callable[..., Soak]) -> None:
+def test_a_signal_during_preparation_ends_the_run(soak_with: Callable[..., Soak]) -> None:
     soak = soak_with(kind=SlowToProbe)
     soak.until(lambda: "begins" in soak.notes())
     assert soak.end(signal.SIGTERM) == "stopped by SIGTERM"
@@ -326,7 +326,7 @@ def test_others_free_what_a_failing_detector_cannot(
 
 def test_too_many_wedged_workers_end_the_run(soak_with: Callable[..., Soak]) -> None:
     soak = soak_with(kind=partial(Wedging, MOST_WEDGED + 1))
-    assert soak.end() == f"{MOST_WEDGED + 1} workers hang in the kernel for good"
+    assert soak.end() == f"{MOST_WEDGED + 1} workers are wedged in the kernel"
     (reached,) = soak.events("limit.reached")
     assert (reached["limit"], reached["wedged"]) == ("wedged-workers", MOST_WEDGED + 1)
     verdict = judge(read_journal(soak.journal))
@@ -360,7 +360,7 @@ def test_a_second_signal_cuts_no_end_short(soak_with: Callable[..., Soak]) -> No
     assert soak.notes()[-2:] == ["at_rest", "commit"]
 
 
-def test_what_no_probe_could_tell_is_probed_again(soak_with: Callable[..., Soak]) -> None:
+def test_an_inconclusive_probe_is_repeated(soak_with: Callable[..., Soak]) -> None:
     soak = soak_with(kind=Undecided, duration=0.5)
     soak.end()
     assert soak.notes().count("probe") == 2
@@ -389,18 +389,18 @@ def test_a_worker_that_dies_is_replaced(soak_with: Callable[..., Soak]) -> None:
     soak.end(signal.SIGTERM)
 
 
-def test_a_late_hook_leaves_no_detector_out(soak_with: Callable[..., Soak]) -> None:
+def test_a_late_hook_skips_no_detector(soak_with: Callable[..., Soak]) -> None:
     soak = soak_with(hook=LateHook())
     soak.until(lambda: soak.notes().count("look") > 2)
     assert soak.notes("second").count("look") > 1
     assert soak.end(signal.SIGTERM) == "stopped by SIGTERM"
 
 
-def test_a_hook_ends_a_run_that_has_lost_what_it_works_on(soak_with: Callable[..., Soak]) -> None:
+def test_a_hook_can_end_a_run(soak_with: Callable[..., Soak]) -> None:
     assert soak_with(hook=EndingHook()).end() == "what it works on has gone"
 
 
-def test_workers_that_do_not_rest_are_freed_before_a_sweep(
+def test_late_workers_are_freed_before_a_sweep(
     soak_with: Callable[..., Soak], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(supervisor_module, "_BARRIER_SECONDS", 0.5)
@@ -417,7 +417,7 @@ class NotFreeing(Watching):
         self.note(f"free {worker.plan.name}")
 
 
-def test_no_sweep_is_a_failure_of_who_needs_it(
+def test_a_missed_sweep_fails_its_detectors(
     soak_with: Callable[..., Soak], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(supervisor_module, "_BARRIER_SECONDS", 0.2)

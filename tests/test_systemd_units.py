@@ -130,12 +130,12 @@ def test_quoted_words_read_back_equal(line: list[str]) -> None:
 
 
 @pytest.mark.parametrize("word", ["a\nb", "a\0", "\x1b"])
-def test_path_with_control_characters_is_refused(word: str) -> None:
-    with pytest.raises(UsageError, match="cannot stand in a systemd unit"):
+def test_an_unprintable_path_is_refused(word: str) -> None:
+    with pytest.raises(UsageError, match="which a systemd unit cannot hold"):
         command_line([word])
 
 
-def test_systemd_accepts_a_path_with_spaces(tmp_path: Path, root: Path) -> None:
+def test_systemd_finds_a_path_with_spaces(tmp_path: Path, root: Path) -> None:
     program = tmp_path / "my own 100% python"
     program.write_text("#!/bin/sh\n")
     program.chmod(0o755)
@@ -148,7 +148,7 @@ def test_systemd_accepts_a_path_with_spaces(tmp_path: Path, root: Path) -> None:
 @pytest.mark.parametrize("mark", "\"'\\$")
 def test_program_path_invalid_for_systemd_is_refused(mark: str) -> None:
     service = Service(Path(f"/opt/{mark}/python"), SERVICE.config, SERVICE.listen)
-    with pytest.raises(UsageError, match="install dax-soak in another place"):
+    with pytest.raises(UsageError, match="Install dax-soak in another directory"):
         service.files()
 
 
@@ -234,7 +234,7 @@ def test_foreign_units_are_left_alone(
     assert path.is_symlink()
 
 
-def test_a_unit_that_is_enabled_is_not_removed(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_enabled_unit_is_not_removed(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["install", "--root", str(root)])
     capsys.readouterr()
     wants = unit_path(root, "multi-user.target.wants")
@@ -259,7 +259,7 @@ def test_install_needs_root(
     [
         (["--exporter-listen", "9823"], ["--exporter-listen", "'9823'", "HOST:PORT"]),
         (["--exporter-listen", "127.0.0.1:0"], ["--exporter-listen", "above 0"]),
-        (["--root", "/no/such/root"], ["'/no/such/root'", "no directory"]),
+        (["--root", "/no/such/root"], ["'/no/such/root'", "not a directory"]),
         (["--root", "/no/such/root", "--config", "soak.toml"], ["'soak.toml'", "absolute"]),
     ],
 )
@@ -279,5 +279,5 @@ def test_unwritable_directory_is_an_error(root: Path, capsys: pytest.CaptureFixt
 def test_program_unreadable_for_the_exporter_is_refused(tmp_path: Path) -> None:
     refuse_hidden([Path("/usr/bin")])
     for hidden in (Path("/root/dax-soak"), Path("/home/me/dax-soak"), tmp_path):
-        with pytest.raises(UsageError, match="where the exporter's user may not look"):
+        with pytest.raises(UsageError, match="which the exporter's user cannot read"):
             refuse_hidden([hidden])

@@ -24,7 +24,7 @@ def told(path: Path) -> list[str]:
     return [event["summary"] for event in read_journal(path) if event["event"] == "uevents.failed"]
 
 
-def test_one_that_died_is_told_of_once(tmp_path: Path) -> None:
+def test_a_dead_listener_is_reported_once(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     before = children()
     with FileJournal(path) as journal:
@@ -42,11 +42,11 @@ def test_one_that_died_is_told_of_once(tmp_path: Path) -> None:
         watch.beat()
         watch.ended()
     (sentence,) = told(path)
-    assert "has died" in sentence
+    assert "listener died" in sentence
     assert children() == before
 
 
-def test_one_for_which_there_is_no_process_is_told_of(tmp_path: Path) -> None:
+def test_a_listener_that_cannot_start_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
 
     def work() -> None:

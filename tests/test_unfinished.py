@@ -45,12 +45,12 @@ def chosen(config: Config = CONFIG) -> str | None:
     return found.run_id if found.resumed else None
 
 
-def test_without_runs_one_begins(runs: Path) -> None:
+def test_without_runs_a_new_one_begins(runs: Path) -> None:
     assert chosen() is None
     assert not runs.exists()
 
 
-def test_the_newest_that_was_cut_short_goes_on() -> None:
+def test_the_newest_interrupted_run_is_resumed() -> None:
     run("run-1", "run.started")
     run("run-2", "run.started", "run.resumed")
     assert chosen() == "run-2"
@@ -67,7 +67,7 @@ def test_the_newest_that_was_cut_short_goes_on() -> None:
     ],
     ids=["empty", "refused", "of the lab", "of the lab, ended", "ended"],
 )
-def test_what_came_later_does_not_hide_it(events: tuple[str, ...]) -> None:
+def test_later_runs_do_not_hide_an_interrupted_one(events: tuple[str, ...]) -> None:
     cut_short = run("run-1", "run.started")
     later = run("run-2", *events)
     run_directory.note_begun(later)
@@ -75,39 +75,39 @@ def test_what_came_later_does_not_hide_it(events: tuple[str, ...]) -> None:
     assert choose_run(CONFIG, None, resume=True).directory == cut_short
 
 
-def test_latest_need_not_be_there(runs: Path) -> None:
+def test_the_latest_link_may_be_missing(runs: Path) -> None:
     run("run-1", "run.started")
     (runs / run_directory.LATEST).symlink_to("gone")
     assert chosen() == "run-1"
 
 
-def test_what_has_ended_does_not_go_on() -> None:
+def test_an_ended_run_is_not_resumed() -> None:
     run("run-1", "run.started", "run.resumed", "run.ended")
     run("run-2", "run.started", "run.ended", "run.resumed", "run.ended")
     assert chosen() is None
 
 
-def test_a_verdict_is_written_at_the_end() -> None:
+def test_a_run_with_a_verdict_has_ended() -> None:
     (run("run-1", "run.started") / run_directory.VERDICT).write_text("{}")
     assert chosen() is None
 
 
-def test_the_newest_of_another_configuration_is_refused() -> None:
+def test_the_newest_with_another_configuration_is_refused() -> None:
     run("run-1", "run.started")
     run("run-2", "run.started", config=OTHER)
-    with pytest.raises(UsageError, match=r"run-2 was cut short .* in \[run\]"):
+    with pytest.raises(UsageError, match=r"run-2 was interrupted .* in \[run\]"):
         chosen()
     assert chosen(OTHER) == "run-2"
 
 
-def test_one_of_another_configuration_that_was_given_up_is_left() -> None:
+def test_an_older_run_of_another_configuration_is_skipped() -> None:
     run("run-1", "run.started", config=OTHER)
     run("run-2", "run.started", "run.ended")
     assert chosen() is None
     assert chosen(OTHER) == "run-1"
 
 
-def test_a_run_directory_that_is_given_is_the_only_one() -> None:
+def test_a_given_run_directory_is_the_only_candidate() -> None:
     given = run("run-1", "run.started")
     run("run-2", "run.started")
     assert choose_run(CONFIG, given, resume=True).run_id == "run-1"

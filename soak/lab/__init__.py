@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The virtual machine that stands in for hardware: kernels, guest root, QEMU, guest set-up."""
+"""The lab: a virtual machine with emulated hardware, and the kernels and guest root that it boots."""

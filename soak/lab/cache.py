@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Where things that were fetched or built once are kept between runs."""
+"""The cache of fetched and built files, shared by all runs of a user."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ def cache_directory() -> Path:
     """`$DAX_SOAK_CACHE`, or `dax-soak` in the user's cache directory.
 
     Raises:
-        UsageError: a variable says something that cannot be meant.
+        UsageError: one of the environment variables is not a usable path.
     """
     chosen = absolute_directory("DAX_SOAK_CACHE")
     return user_directory("XDG_CACHE_HOME", ".cache") / "dax-soak" if chosen is None else chosen
 
 
 class Cache:
-    """Directories that are complete or absent: built beside their place, then renamed into it."""
+    """Directories that are complete or absent: built beside their final path, then renamed to it."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
     @contextlib.contextmanager
     def locked(self, name: str) -> Iterator[Path]:
-        """Hold the lock of `name` and yield its path; two runs never build the same thing.
+        """Hold the lock of `name` and yield its path, so that two runs never build the same directory.
 
         Raises:
             UsageError: the cache cannot be used.
@@ -54,14 +54,14 @@ class Cache:
             yield path
 
     def directory(self, name: str, build: Callable[[Path], None]) -> Path:
-        """Return the directory `name`; have `build` fill it when it is not there yet.
+        """Return the directory `name`; if it is missing, `build` fills it.
 
         Raises:
             UsageError: the cache cannot be used, or `build` cannot read or write a file.
         """
         made = self.root / name
-        # A cache that somebody else filled need not be writable. What cannot be seen is said below.
-        if os.path.isdir(made):  # noqa: PTH112 - Path.is_dir() raises what this takes for no
+        # A complete directory needs no write permission. Errors are reported below.
+        if os.path.isdir(made):  # noqa: PTH112 - Path.is_dir() raises PermissionError, this returns False
             return made
         with self.locked(name) as path:
             scratch = path.parent / f".{path.name}.partial"
@@ -69,7 +69,7 @@ class Cache:
                 if path.is_dir():
                     return path
                 if scratch.exists():
-                    shutil.rmtree(scratch)  # of a build that was killed: nobody else holds the lock
+                    shutil.rmtree(scratch)  # of a killed build: this process holds the lock
                 scratch.mkdir()
                 scratch.chmod(0o755)
                 build(scratch)
@@ -83,22 +83,21 @@ class Cache:
             return path
 
     def unusable(self, error: OSError) -> UsageError:
-        """Say why; the file may be one that a build reads, and not of the cache."""
+        """Return the error to raise; its file may be an input of a build, outside the cache."""
         file = f", {error.filename}" if error.filename else ""
         return UsageError(
-            f"The cache {self.root} cannot be used ({error.strerror or error}{file}): give it space and "
-            f"the rights to write, or name another directory with DAX_SOAK_CACHE."
+            f"The cache {self.root} cannot be used ({error.strerror or error}{file}): make it writable "
+            f"and free some space, or set DAX_SOAK_CACHE to another directory."
         )
 
     def package_index(self, suite: str) -> Path:
-        """Where the package index of a Debian suite is kept."""
         return self.root / _PACKAGE_INDEXES / suite
 
 
 def _wait_for(lock: IO[str], path: Path) -> None:
-    """Take a lock, and say so where another process has it: what it builds may take minutes."""
+    """Take a lock; report a wait for another process, whose build may take minutes."""
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        put_error(f"Waiting for another dax-soak that makes {path} ...")
+        put_error(f"Waiting for another dax-soak to build {path} ...")
         fcntl.flock(lock, fcntl.LOCK_EX)

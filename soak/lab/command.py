@@ -40,7 +40,7 @@ def lab(options: argparse.Namespace) -> int:
     """Soak in a virtual machine and return the exit code of the verdict.
 
     Raises:
-        UsageError: something is wrong or missing; nothing is left behind.
+        UsageError: the input is invalid or a requirement is missing; nothing is left behind.
     """
     try:
         if options.resume is None:
@@ -68,13 +68,13 @@ def _lab(options: argparse.Namespace, past: PriorRun | None) -> int:
     plan = make_plan(config)
     if options.print_choices is not None:
         return print_choices(plan, options.print_choices)
-    # Mistakes are told before anything is fetched.
+    # Refuse mistakes before fetching anything.
     faults = tuple(parse_fault(text) for text in options.fault)
     for name, seconds in faults:
         if seconds >= config.run.duration:
             raise UsageError(
-                f"The fault {name} would come {seconds:g} s after the workers have started, and the run "
-                f"has {config.run.duration:g} s: '--fault {name}:5' plants it earlier."
+                f"--fault {name}: {seconds:g} s is beyond the run's duration of "
+                f"{config.run.duration:g} s. Plant it earlier, as in '--fault {name}:5'."
             )
     kernel = options.kernel or (past.kernel if past else DEFAULT_KERNEL)
     check_kernel(kernel, options.modules)
@@ -130,5 +130,5 @@ def _soak(request: LabRequest, accelerator: str, progress: Progress) -> Booted:
 def _exit_code(verdict: Verdict, *, bisect: bool, interrupted: bool) -> int:
     if not bisect:
         return PLAIN.verdicts[verdict.verdict]
-    # Whoever stops a soak stops the bisection: what was seen so far judges no commit.
+    # Stopping a soak stops the bisection: a partial run judges no commit.
     return INTERRUPTED if interrupted else BISECT.verdicts[verdict.verdict]

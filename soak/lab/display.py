@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What a lab run shows of itself while it boots and soaks."""
+"""Shows the phases of a lab run's boot, then a summary of its ledger."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ if TYPE_CHECKING:
 
 
 class Display:
-    """Shows the phases of a boot, and then what the ledger says."""
+    """Shows the phases of a boot, and then the ledger.
+
+    `begun` is the number of operations before this boot, for a resumed run.
+    """
 
     def __init__(self, progress: Progress, request: LabRequest, begun: int) -> None:
-        """Take how many operations had begun before this boot, in a run that goes on."""
         self._progress = progress
         self._request = request
         self._begun_before = begun
@@ -26,11 +28,11 @@ class Display:
 
     @property
     def elapsed(self) -> float:
-        """Seconds since the command was given."""
+        """Seconds since the command started."""
         return time.monotonic() - self._request.began
 
     def show(self, reader: LedgerReader, *, booted: bool, ready: bool) -> float | None:
-        """Show the state of now; return the seconds to the first operation when it is first seen."""
+        """Show the current state; return the elapsed seconds when the first operation appears."""
         ledger = LedgerView(reader, time.time_ns())
         if ledger.begun <= self._begun_before:
             phase = self._request.doing if ready else _PHASES[booted]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Programs and headers of the host, and the Debian packages that have them."""
+"""Programs and headers that the lab needs on the host, and their Debian packages."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 _INSTALL_SECONDS: Final = 1800
-# Programs that the lab starts, and the Debian packages that have them.
+# Programs that the lab starts, and their Debian packages.
 PROGRAMS: Final = {BINARY: PACKAGE, "setpriv": "util-linux", "dpkg-deb": "dpkg", "apt-get": "apt"}
-# Those that only tests start: what judges the units.
+# Tests also check the systemd units.
 TEST_PROGRAMS: Final = {**PROGRAMS, "systemd-analyze": "systemd"}
 _HEADER_PLACES: Final = (Path("/usr/include"), Path("/usr/include/x86_64-linux-gnu"))
 
 
 def missing_packages(programs: Mapping[str, str] = PROGRAMS) -> list[str]:
-    """Return the Debian packages of the programs that are not there."""
+    """Return the Debian packages of missing programs."""
     return [package for program, package in programs.items() if shutil.which(program) is None]
 
 
@@ -33,10 +33,10 @@ def install_command(packages: list[str]) -> str:
 
 
 def install_missing(programs: Mapping[str, str] = PROGRAMS) -> None:
-    """Install what is missing, as root.
+    """Install missing packages, as root.
 
     Raises:
-        UsageError: this is not root, or apt failed; the sentence has the command.
+        UsageError: this is not root, or apt failed; the message has the command.
     """
     missing = missing_packages(programs)
     if not missing:
@@ -44,10 +44,10 @@ def install_missing(programs: Mapping[str, str] = PROGRAMS) -> None:
     command = install_command(missing)
     if os.geteuid() != 0:
         raise UsageError(
-            f"Needed are the packages {', '.join(missing)}: run 'apt-get update && {command}' as "
-            f"root, then try again."
+            f"This machine lacks the packages {', '.join(missing)}: run 'apt-get update && {command}' "
+            f"as root, then try again."
         )
-    print(f"Installing {', '.join(missing)}", flush=True)  # noqa: T201 - the user watches
+    print(f"Installing {', '.join(missing)}", flush=True)  # noqa: T201 - progress for the user
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     for words in (["apt-get", "update", "-qq"], command.split()):
         try:
@@ -67,7 +67,7 @@ def install_missing(programs: Mapping[str, str] = PROGRAMS) -> None:
 
 
 def missing(programs: Mapping[str, str], headers: Mapping[str, str]) -> list[str]:
-    """Return the Debian packages of the programs and of the headers that are not there."""
+    """Return the Debian packages of missing programs and headers."""
     return list(
         dict.fromkeys(
             [
@@ -83,10 +83,10 @@ def missing(programs: Mapping[str, str], headers: Mapping[str, str]) -> list[str
 
 
 def refuse_without(packages: Sequence[str], purpose: str) -> None:
-    """Refuse to begin what must fail.
+    """Refuse `purpose` if packages are missing.
 
     Raises:
-        UsageError: there are packages missing; the sentence says how to get them.
+        UsageError: with the command that installs them.
     """
     if packages:
         raise UsageError(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What a lab run shows while it runs."""
+"""The terminal output of a lab run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from soak.ledger.view import LedgerView
 
 _PLAIN_SECONDS: Final = 10.0
-# Filling lines takes time that grows with the square of a sentence, which a guest may have sent.
+# textwrap takes quadratic time, and a guest may send text of any length.
 _LONGEST: Final = 2000
 _WIDTH: Final = 79
 _TWO: Final = 2  # looks make an interval
@@ -27,18 +27,18 @@ _WHOLE_RATE: Final = 10
 
 
 class Progress:
-    """Sentences, and one line that is written over on a terminal and now and then elsewhere."""
+    """Prints messages, and a status line: overwritten on a terminal, else printed every ten seconds."""
 
     def __init__(self, out: TextIO | None = None) -> None:
         self._out = out or sys.stderr
         self._live = self._out.isatty()
         self._shown = False
         self._last = 0.0
-        # When, and how many cycles there were then: those of the last ten seconds.
+        # Times and cycle counts of the last ten seconds.
         self._cycles: deque[tuple[float, int]] = deque()
 
     def say(self, sentence: str) -> None:
-        """Print a sentence that stays, in lines of less than 80 columns."""
+        """Print a message, in lines of less than 80 columns."""
         self._erase()
         for line in printable(sentence[:_LONGEST]).split("\n"):
             filled = textwrap.fill(
@@ -47,7 +47,7 @@ class Progress:
             put(f"{filled}\n", self._out)
 
     def tick(self, text: str) -> None:
-        """Show the state of now."""
+        """Show a status line."""
         if self._live:
             self._erase()
             put(text[:_WIDTH], self._out)
@@ -76,9 +76,9 @@ class Progress:
         )
 
     def _rate(self, cycles: int, elapsed: float) -> str:
-        """Return the cycles a second over the last ten seconds, or over the soak so far.
+        """Return the cycles per second over the last ten seconds, or over a shorter soak.
 
-        Where lines are not written over there is one every ten seconds, which so shows its interval.
+        Without a terminal, which has a line every ten seconds, that is the interval between two lines.
         """
         now = time.monotonic()
         self._cycles.append((now, cycles))
@@ -98,14 +98,14 @@ class Progress:
 
 
 class EventLines:
-    """Shows what is worth a line of the journal's events; a known issue that goes on is shown once."""
+    """Prints journal events above level info; each known issue once."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
         self._shown: set[str] = set()
 
     def show(self, line: dict[str, Any]) -> None:
-        # Of an event that declares no such field, a guest may send one of any type.
+        # A guest may send this field with any type in an event that does not declare it.
         issue = str(line.get("known_issue") or "")
         if line["level"] == Level.INFO or issue in self._shown:
             return

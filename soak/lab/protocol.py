@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What host and guest of a lab agree on: names of ports and files, and the messages between them."""
+"""The protocol between the lab's host and guest: port names, file names and messages."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from soak.lab.guest.namespaces import Namespace
 JOURNAL_PORT: Final = "dax-soak.journal"
 CONTROL_PORT: Final = "dax-soak.control"
 
-# Where the initramfs has what the host tells the guest.
+# Files that the host puts into the initramfs.
 ORDER_FILE: Final = "etc/dax-soak/order.json"
 SCRIPT_FILE: Final = "etc/dax-soak/script.py"
 SCRIPT_MODULES: Final = "etc/dax-soak/modules"
@@ -28,7 +28,7 @@ FAILED: Final = "failed"
 EXITED: Final = "exited"
 ANSWER: Final = "answer"
 
-# What the host may send, besides the words of soak.control; with `PLANT` goes the name of a fault.
+# Words of the host, besides those of soak.supervisor.control; the name of a fault follows `PLANT`.
 STOP: Final = "stop"
 PLANT: Final = "plant:"
 
@@ -37,9 +37,9 @@ ALIVE_SECONDS: Final = 1.0
 
 @dataclass(frozen=True)
 class Order:
-    """What the host wants of the guest. `config` is a configuration but for what only a guest knows.
+    """The host's order to the guest. `config` lacks the paths that only the guest knows.
 
-    Where `script` is set, the guest runs `SCRIPT_FILE` instead of a soak.
+    With `script` the guest runs `SCRIPT_FILE` instead of a soak.
     """
 
     run_id: str
@@ -48,11 +48,11 @@ class Order:
     spaces: list[Namespace]
     deadline_seconds: float
     mirror: bool = False
-    # Whether the NVDIMM has its namespaces and its file system from an earlier boot.
+    # Reuse the namespaces and file systems of an earlier boot.
     resumed: bool = False
     script: bool = False
     faults: list[list[Any]] = field(default_factory=list)
-    # The words of the command that the guest runs: to soak, unless the host wants something else.
+    # The guest's command.
     program: list[str] = field(default_factory=lambda: ["run"])
 
     def to_json(self) -> str:

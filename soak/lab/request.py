@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What a lab is asked to soak, and the sizes of its emulated memory."""
+"""The parameters of a lab run, and the sizes of its emulated memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from soak.model.vocabulary import RegionKind
 if TYPE_CHECKING:
     from soak.lab.kernels.store import Kernel
 
-# A namespace keeps its own struct pages, so less than its size can be mapped.
+# Mappable sizes; a namespace is larger, as it also holds its own struct pages.
 REGION_SIZES: Final = {
     RegionKind.DEVICE_DAX: 480 << 20,
     RegionKind.FS_DAX: 64 << 20,
@@ -22,13 +22,13 @@ REGION_SIZES: Final = {
 }
 _BESIDE_NVDIMM: Final = 256 << 20
 
-# Stands for a path that only the guest knows.
+# Placeholder of a path that only the guest knows.
 _IN_LAB: Final = "lab"
 
 
 @dataclass(frozen=True)
 class LabRequest:
-    """What somebody wants soaked."""
+    """The parameters of one lab run. `began` is the monotonic time of the command's start."""
 
     kernel: Kernel
     config: Config
@@ -41,17 +41,17 @@ class LabRequest:
     linger_seconds: float
     mirror: bool
     began: float
-    # More of QEMU's command line, a `-device` each.
+    # Further `-device` arguments of QEMU.
     devices: tuple[str, ...] = ()
-    # What the guest runs, and what to call it while it has not shown a first operation.
+    # The guest's command, and the text to show until its first operation.
     program: tuple[str, ...] = ("run",)
     doing: str = "calibrating on fresh pages"
-    # Whether the run ends as soon as its verdict needs nothing more.
+    # End the run as soon as every promised cell is covered.
     until_covered: bool = False
-    # Whether the run goes on in `directory`, and whether it shall be possible to go on once more.
+    # Continue the run in `directory`; keep the NVDIMM so that it can be continued again.
     resumed: bool = False
     keep: bool = False
-    # Given when it is booted: each attempt has a run of its own.
+    # Set at boot: each attempt has its own run.
     directory: Path = Path()
     run_id: str = ""
     boot_seconds: float = 0.0
@@ -67,14 +67,14 @@ def namespaces(config: Config) -> list[Namespace]:
 
 
 def space_needed(config: Config) -> int:
-    """Return how many bytes the files of a boot take in the run directory."""
+    """Return the bytes that the files of a boot take in the run directory."""
     return nvdimm_size(namespaces(config)) + _BESIDE_NVDIMM
 
 
 def lab_config(config: Config | None) -> Config:
-    """Return a configuration with the lab's own regions and sizes, where it says nothing of them.
+    """Complete a configuration with the lab's default regions and sizes.
 
-    Host and guest plan with the same sizes, so that choices can be printed without a guest.
+    Host and guest plan with the same sizes, so the host can print choices without a guest.
     """
     config = config or Config()
     regions = config.regions or tuple(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What the lab needs of the host: said line by line, with the command that gets what is missing."""
+"""Checks the lab's requirements on the host; each missing one with the command that installs it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _WIDTH: Final = 79
 
 @dataclass(frozen=True)
 class Answer:
-    """One line of `dax-soak check`: good, or what is missing and how to get it."""
+    """One line of `dax-soak check`: good, or what is missing and its remedy."""
 
     subject: str
     good: bool
@@ -36,7 +36,7 @@ class Answer:
 
 
 def check(*, install: bool, for_tests: bool = False) -> int:
-    """Print what is there and what is missing; return 0 where the lab can run, else 2."""
+    """Print the state of each requirement; return 0 if the lab can run, else 2."""
     programs = TEST_PROGRAMS if for_tests else PROGRAMS
     if install:
         install_missing(programs)
@@ -57,31 +57,31 @@ def check(*, install: bool, for_tests: bool = False) -> int:
 
 
 def look(programs: Mapping[str, str] = PROGRAMS) -> Iterator[Answer]:
-    """Look at everything that the lab needs."""
+    """Check every requirement of the lab."""
     machine = platform.machine()
     yield Answer("machine", machine == "x86_64", f"{machine} (the lab boots x86_64 guests)")
     missing = missing_packages(programs)
     yield Answer(
         "programs",
         not missing,
-        f"missing: {', '.join(missing)}; get them with: {install_command(missing)}"
+        f"missing: {', '.join(missing)}; install them with: {install_command(missing)}"
         if missing
         else ", ".join(programs),
     )
-    yield _asked("QEMU", find_qemu)
-    yield _asked("packages", lambda: f"from the mirror {machine_mirror().archive}")
+    yield _answer("QEMU", find_qemu)
+    yield _answer("packages", lambda: f"from the mirror {machine_mirror().archive}")
     yield Answer("accelerator", good=True, says=accelerators("auto")[1])
     memory = _available_mib()
     yield Answer(
-        "memory", memory >= MEMORY_MIB, f"{memory} MiB available, the guest takes {MEMORY_MIB} MiB"
+        "memory", memory >= MEMORY_MIB, f"{memory} MiB available, the guest needs {MEMORY_MIB} MiB"
     )
     yield _space("cache", cache_directory, _CACHE_NEEDED)
     yield _space("runs", runs_directory, space_needed(lab_config(None)))
 
 
-def _asked(subject: str, ask: Callable[[], str]) -> Answer:
+def _answer(subject: str, find: Callable[[], str]) -> Answer:
     try:
-        return Answer(subject, good=True, says=ask())
+        return Answer(subject, good=True, says=find())
     except UsageError as error:
         return Answer(subject, good=False, says=str(error))
 
@@ -94,18 +94,18 @@ def _available_mib() -> int:
 
 
 def _space(subject: str, find: Callable[[], Path], needed: int) -> Answer:
-    """Say whether a directory, which may yet have to be made, can be written to and has the space."""
+    """Check that a directory, or the nearest existing parent, is writable and has the space."""
     try:
         path = find()
     except UsageError as error:
         return Answer(subject, good=False, says=str(error))
     try:
-        there = next(parent for parent in (path, *path.parents) if parent.is_symlink() or parent.exists())
-        free = shutil.disk_usage(there).free
+        nearest = next(place for place in (path, *path.parents) if place.is_symlink() or place.exists())
+        free = shutil.disk_usage(nearest).free
     except OSError as error:
         return Answer(subject, good=False, says=f"{path} cannot be used: {error.strerror}")
-    if not there.is_dir():
-        return Answer(subject, good=False, says=f"{path} cannot be made: {there} is no directory")
-    if not os.access(there, os.W_OK | os.X_OK):
+    if not nearest.is_dir():
+        return Answer(subject, good=False, says=f"{path} cannot be made: {nearest} is not a directory")
+    if not os.access(nearest, os.W_OK | os.X_OK):
         return Answer(subject, good=False, says=f"{path} cannot be written to by this user")
     return Answer(subject, free >= needed, f"{path}: {free >> 20} MiB free of {needed >> 20} needed")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Finding the run of the lab that shall go on after its guest has died."""
+"""Finds the lab run that `--resume` continues after its guest has died."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PriorRun:
-    """The run that is to go on: what it was asked for."""
+    """The parameters of the run to continue."""
 
     directory: Path
     run_id: str
@@ -36,15 +36,15 @@ class PriorRun:
 
 @contextlib.contextmanager
 def past_run(options: argparse.Namespace) -> Iterator[PriorRun]:
-    """Find the run that `--resume` names, which is this program's alone meanwhile.
+    """Find the run that `--resume` names, and lock it inside the block.
 
     Raises:
-        UsageError: there is none, it is still running or has ended, or the command line contradicts it.
+        UsageError: it does not exist, is still running, has ended, or the command line contradicts it.
     """
     for given in ("config", "run_dir", "seed", "scenario", "duration"):
         if getattr(options, given) is not None:
             raise UsageError(
-                f"A run is resumed as it was started: leave --{given.replace('_', '-')} out."
+                f"--{given.replace('_', '-')} cannot be used with --resume, which keeps the run's own."
             )
     directory = run_directory.find_run(options.resume)
     with RunDirectory.take(directory, directory.name):
@@ -52,11 +52,11 @@ def past_run(options: argparse.Namespace) -> Iterator[PriorRun]:
 
 
 def _past(directory: Path) -> PriorRun:
-    story = RunHistory.of(directory)
-    if story.lab is None or story.ended:
+    history = RunHistory.of(directory)
+    if history.lab is None or history.ended:
         raise UsageError(
             f"The run in {directory} "
-            + ("has come to its end" if story.ended else "was no run of the lab, or never booted")
+            + ("has ended" if history.ended else "is not a lab run, or never booted")
             + ": start a new one."
         )
     try:
@@ -65,4 +65,4 @@ def _past(directory: Path) -> PriorRun:
     except (OSError, LedgerError, LookupError) as error:
         raise UsageError(f"The ledger in {directory} cannot be read: {error}.") from None
     config = load_config(directory / run_directory.CONFIG)
-    return PriorRun(directory, run_id, config, filesystem, str(story.lab["kernel"]))
+    return PriorRun(directory, run_id, config, filesystem, str(history.lab["kernel"]))

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What a machine offers to a soak, and what of it must not be touched, and what to do about it."""
+"""The machine under test: what `dax-soak check` finds, and what a run changes and restores."""

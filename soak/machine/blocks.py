@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Block devices: whether anybody uses one, itself or through what is built on it."""
+"""Users of a block device: mounts, swap, stacked devices and processes."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _SECONDS: Final = 20.0
 
 
 def disk_users(names: Iterable[str]) -> list[Objection]:
-    """Return what disks, their partitions and what is built on them are used for.
+    """Return the mounts, swap areas and stacked devices of disks and their partitions.
 
-    `names` are the kernel's, such as nvme0n1. Nothing is opened.
+    `names` are kernel names such as nvme0n1. Reads sysfs and procfs; opens no device.
     """
     return [objection for name in names for objection in _users((_CLASS / name).resolve(), name)]
 
@@ -32,9 +32,9 @@ def disk_users(names: Iterable[str]) -> list[Objection]:
 def opened(
     names: Iterable[str], others: Collection[Device], seconds: float = _SECONDS
 ) -> list[Objection]:
-    """Ask the kernel and every process who has these disks, or other devices, open.
+    """Return an objection for each user that has these disks, or the devices `others`, open.
 
-    It finds what `disk_users` cannot see: mounts of another namespace, arrays, programs.
+    Finds what `disk_users` cannot: mounts in other namespaces, arrays, processes.
     """
     stacked = sorted({place.name for name in names for place in _stack((_CLASS / name).resolve())})
     asked = {Device("b", _number(_CLASS / name)) for name in stacked} | set(others)
@@ -44,7 +44,7 @@ def opened(
     try:
         claimed, users, hidden = in_helper(lambda: [*_look(stacked, asked)], seconds)
     except HelperError as error:
-        return [Objection(f"its users cannot be read: {error}", "see what keeps its devices busy")]
+        return [Objection(f"its users cannot be read: {error}", "find what keeps its devices busy")]
     found = []
     if claimed:
         found.append(
@@ -54,22 +54,22 @@ def opened(
             )
         )
     if users:
-        found.append(Objection(f"{users} has a device of it open", "end that first"))
+        found.append(Objection(f"{users} has a device of it open", "stop that process first"))
     if hidden:
-        found.append(Objection(f"whether {hidden} has it open cannot be read", "ask again as root"))
+        found.append(Objection(f"the descriptors of {hidden} cannot be read", "run this as root"))
     return found
 
 
 def _look(names: Iterable[str], devices: Collection[Device]) -> Iterator[object]:
     yield [name for name in names if _is_claimed(_DEVICES / name.replace("!", "/"))]
-    # The process that asks has nothing of it open, and neither has this helper.
+    # Neither the calling process nor this helper has one open.
     yield from openers(devices, but=(os.getpid(), os.getppid())).texts()
 
 
 def _is_claimed(path: Path) -> bool:
-    """Ask for the device alone: a mount, swap, device mapper and md claim theirs (bd_may_claim()).
+    """Try O_EXCL: a mount, swap, device mapper and md claim their device (bd_may_claim()).
 
-    What cannot be opened at all, such as an empty reader of cards, has nothing to lose.
+    A device that cannot be opened, such as an empty card reader, has no data to lose.
     """
     try:
         os.close(os.open(path, os.O_RDONLY | os.O_EXCL | os.O_NONBLOCK | os.O_CLOEXEC))
@@ -79,7 +79,7 @@ def _is_claimed(path: Path) -> bool:
 
 
 def _users(device: Path, below: str) -> Iterator[Objection]:
-    """Say what a device, its partitions and its holders are used for."""
+    """Yield the uses of a device, its partitions and its holders."""
     number = _number(device)
     name = device.name
     through = "" if name == below else f" on {below}"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What was found out about one thing: what it is good for, or why it is not, and what to do."""
+"""One line of `dax-soak check`: the state of one subject, the reason, and the remedy."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class State(StrEnum):
-    """Good for a soak; missing, and it can be had; or there, and not to be used."""
+    """Usable; missing; or present and not to be used."""
 
     OK = "ok"
     MISSING = "MISS"
@@ -21,7 +21,7 @@ class State(StrEnum):
 
 @dataclass(frozen=True)
 class Objection:
-    """Why something must not be used, and what would change that."""
+    """Why a subject must not be used, and how to change that."""
 
     reason: str
     remedy: str
@@ -32,7 +32,7 @@ class Objection:
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of `dax-soak check`. `facts` are for programs: JSON values by name."""
+    """One line of `dax-soak check`. `facts` go into the JSON output alone."""
 
     subject: str
     state: State
@@ -53,7 +53,7 @@ class Finding:
 def refused(
     subject: str, what: str, objections: Sequence[Objection], facts: Mapping[str, Any]
 ) -> Finding:
-    """Return the finding of something that is there and has objections."""
+    """Return the finding of a present subject that has objections."""
     reasons = "; ".join(objection.reason for objection in objections)
     remedies = "; ".join(objection.remedy for objection in objections if objection.remedy)
     return Finding(subject, State.NO, f"{what}: {reasons}", remedies, facts)

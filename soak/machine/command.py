@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""`dax-soak check`: what this machine offers, what it lacks, and whether a configuration fits it."""
+"""`dax-soak check`: what this machine offers and lacks, and whether a configuration fits it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _WIDTH: Final = 79
 
 
 def check_machine(lab: Section, *, as_json: bool, everything: bool, write: Path | None) -> int:
-    """Tell what the machine offers; return 0 where the lab, which needs no hardware, can run here.
+    """Print what the machine offers; return 0 if the lab, which needs no hardware, can run here, else 2.
 
     Raises:
         UsageError: the configuration cannot be written.
@@ -39,10 +39,10 @@ def check_machine(lab: Section, *, as_json: bool, everything: bool, write: Path 
 
 
 def check_against(path: Path, plan: Planner, *, as_json: bool) -> int:
-    """Tell whether a configuration fits the machine; return 0 where it does, else 2.
+    """Print whether a configuration fits the machine; return 0 if it does, else 2.
 
     Raises:
-        UsageError: it is no configuration.
+        UsageError: the file is not a valid configuration.
     """
     section = check_config(load_config(path), plan)
     _show([section], as_json=as_json, brief=False)
@@ -57,14 +57,14 @@ def _show(sections: list[Section], *, as_json: bool, brief: bool) -> None:
 def _conclusion(lab: Section, found: list[Section]) -> str:
     if has_hardware(found):
         text = (
-            "'dax-soak check --write soak.toml' writes a configuration for what is fit, and "
-            "'dax-soak check -c soak.toml' checks whether one fits."
+            "'dax-soak check --write soak.toml' writes a configuration for the usable hardware, and "
+            "'dax-soak check -c soak.toml' checks a configuration against this machine."
         )
     else:
         text = (
-            "This machine has no hardware of its own to soak, so its kernel hardly matters ('--all' "
-            "shows what each missing thing costs): the lab brings its own."
+            "This machine has no hardware to soak. The lab needs none and boots its own kernel "
+            "('--all' shows what each missing feature costs)."
         )
     if len(lab.fit) < len(lab.findings):
-        text += " The lab cannot run here before what it misses is there."
+        text += " The lab cannot run here until its missing parts are installed."
     return textwrap.fill(text, _WIDTH, break_on_hyphens=False)

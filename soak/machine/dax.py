@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _NUMBERS: Final = Path("/sys/dev/block")
 _FILE_SYSTEMS: Final = ("ext4", "xfs")
-# ext4 writes `dax` for what was mounted so before there were modes (9cb20f94afcd).
+# ext4 shows plain `dax` for the mount option from before the modes (9cb20f94afcd).
 _ALWAYS: Final = frozenset(("dax", "dax=always"))
 _MEMMAPS: Final = {
     "pmem": "struct pages in pmem",
@@ -26,12 +26,12 @@ _MEMMAPS: Final = {
 
 
 def device_findings() -> list[Finding]:
-    """Judge every device-dax of this machine."""
+    """Judge every device-dax device of this machine."""
     return [judge_device(device) for device in dax_devices()]
 
 
 def judge_device(device: DaxDevice) -> Finding:
-    """Say whether a device can be a region; the sentences are those of the region itself."""
+    """Judge whether a device can be a region, with the checks of the region itself."""
     path = f"/dev/{device.name}"
     what = (
         f"{size_text(device.size)} in pages of {size_text(device.alignment)}, node {device.target_node}"
@@ -53,22 +53,22 @@ def judge_device(device: DaxDevice) -> Finding:
 
 
 def file_system_findings() -> list[Finding]:
-    """Judge every file system on pmem, and every pmem disk that has none mounted.
+    """Judge every file system on pmem, and every pmem disk without a mount.
 
-    One that is mounted in several places is shown once: its pages are the same.
+    A file system with several mounts is one finding: its pages are the same.
     """
     disks = pmem_disks()
     findings = []
     for number, namespace in disks.items():
         mounted = [mount for mount in mounts() if mount.number == number]
-        # The root of it, where that can be seen.
+        # Prefer the mount of its root, then a writable one.
         mounted.sort(key=lambda mount: (mount.root != "/", "ro" in mount.options, mount.point))
         findings.append(judge_disk(disk_name(number), namespace, mounted[0] if mounted else None))
     return findings
 
 
 def judge_disk(disk: str, namespace: PmemNamespace, mount: Mount | None) -> Finding:
-    """Say whether what is mounted of a pmem disk can hold a region."""
+    """Judge whether the file system on a pmem disk can hold a region."""
     what = f"{mount.kind} on {disk}" if mount else "pmem disk"
     memmap = _MEMMAPS.get(namespace.memmap)
     what += f" ({namespace.mode}" + (f", {memmap})" if memmap else ")")
@@ -92,13 +92,13 @@ def _objections(disk: str, namespace: PmemNamespace, mount: Mount | None) -> Ite
     if namespace.mode != "fsdax":
         yield Objection(
             f"a namespace in {namespace.mode} mode has no struct pages, so nothing can be pinned",
-            f"'ndctl create-namespace -f -e {namespace.name} -m fsdax', which loses what it holds",
+            f"'ndctl create-namespace -f -e {namespace.name} -m fsdax', which erases its data",
         )
         return
     if mount is None:
         yield Objection(
-            "nothing of it is mounted",
-            f"if it holds nothing, 'mkfs.ext4 -b 4096 /dev/{disk}' and 'mount -o dax=always "
+            "it is not mounted",
+            f"if it holds no data, 'mkfs.ext4 -b 4096 /dev/{disk}' and 'mount -o dax=always "
             f"/dev/{disk} DIRECTORY'",
         )
         return
@@ -108,14 +108,14 @@ def _objections(disk: str, namespace: PmemNamespace, mount: Mount | None) -> Ite
         yield Objection(
             "it is mounted without DAX",
             f"'umount {mount.point}' and 'mount -o dax=always /dev/{disk} {mount.point}'; blocks "
-            f"must be as large as pages, and Linux before 6.0 wants xfs made with -m reflink=0",
+            f"must be as large as pages, and Linux before 6.0 needs xfs made with -m reflink=0",
         )
     if "ro" in mount.options:
         yield Objection("it is read-only", f"'mount -o remount,rw {mount.point}'")
 
 
 def size_text(size: int) -> str:
-    """Write a size in the largest unit that fits it wholly, such as `510 MiB`."""
+    """Format a size in the largest unit that divides it, such as `510 MiB`."""
     for shift, unit in ((40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")):
         if size >= 1 << shift and not size % (1 << shift):
             return f"{size >> shift} {unit}"

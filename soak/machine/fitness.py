@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Whether a configuration fits this machine: each region, function and block device that it names."""
+"""Checks each region, PCI function and block device of a configuration against this machine."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ _POLL_SECONDS: Final = 0.2
 
 
 def check_config(config: Config, plan: Planner) -> Section:
-    """Judge everything that a configuration names; nothing is changed or made.
+    """Judge everything that a configuration names, without changing anything.
 
-    `plan` raises UsageError where nobody could plan a run on the regions that were found.
+    `plan` raises UsageError if no run can be planned on the regions found.
     """
     findings: list[Finding] = []
     regions: list[Region] = []
@@ -45,8 +45,8 @@ def check_config(config: Config, plan: Planner) -> Section:
         else:
             regions.append(region)
             what = f"{region.kind}, {size_text(region.size)}"
-            told = f"{what} of {section.path}" if section.path else what
-            findings.append(Finding(region.name, State.OK, told))
+            text = f"{what} of {section.path}" if section.path else what
+            findings.append(Finding(region.name, State.OK, text))
     if len(regions) == len(config.regions):
         try:
             plan(config, regions)
@@ -61,7 +61,7 @@ def check_config(config: Config, plan: Planner) -> Section:
             else Finding(path, State.OK, "an unused, empty disk for O_DIRECT")
         )
     return Section(
-        "config", "Configuration", tuple(findings), "it names no region and no device: add some"
+        "config", "Configuration", tuple(findings), "it names no region and no device: add one"
     )
 
 
@@ -76,7 +76,8 @@ def _functions(config: Config) -> list[Finding]:
             if group in groups:
                 found.append(
                     Objection(
-                        f"it shares IOMMU group {group} with {groups[group]}, and a group opens once",
+                        f"it shares IOMMU group {group} with {groups[group]}, and only one process can "
+                        f"open a group",
                         "name only one of them",
                     )
                 )
@@ -92,21 +93,21 @@ def _functions(config: Config) -> list[Finding]:
             Finding(
                 "mappers",
                 State.NO,
-                f"{mappers} need {mappers + 1} PCI functions, one for each and one for probes, and "
+                f"{mappers} mappers need {mappers + 1} PCI functions, one for each and one for probes; "
                 f"[vfio] devices has {len(wanted)}",
-                "name more, or set [workload] mappers",
+                "name more functions, or lower [workload] mappers",
             )
         )
     return findings
 
 
 def require_fit_config(config: Config, plan: Planner) -> None:
-    """Refuse a configuration that names what must not be used, or is not there.
+    """Refuse a configuration that names a missing resource, or one that must not be used.
 
-    What workers of a soak that died still use is waited for a moment: they are ending, too.
+    Retries for a few seconds: workers of a dead soak may still be exiting.
 
     Raises:
-        UsageError: says everything that is in the way, and what to do.
+        UsageError: with every obstacle and its remedy.
     """
     deadline = time.monotonic() + _ENDING_SECONDS
     while refusals := [
@@ -120,20 +121,17 @@ def require_fit_config(config: Config, plan: Planner) -> None:
 
 
 def disk_objections(path: Path) -> list[Objection]:
-    """Return every reason why a block device must not be written to; none where it may be."""
+    """Return every reason why a block device must not be written to; empty if it may be."""
     try:
         device = Device.of(path.stat())
     except OSError as error:
-        return [Objection(f"{error.strerror}", "name a block device that is there")]
+        return [Objection(f"{error.strerror}", "name an existing block device")]
     if device is None or device.letter != "b":
-        return [Objection("it is no block device", "name one such as /dev/ram0")]
+        return [Objection("it is not a block device", "name one such as /dev/ram0")]
     name = (Path("/sys/dev/block") / device.number).resolve().name
     found = disk_users([name]) or opened([name], ())
     if not found and (problem := contents_problem(path)):
         found = [
-            Objection(
-                problem,
-                f"name another one, or erase this one if it is not needed: 'blkdiscard --zeroout {path}'",
-            )
+            Objection(problem, f"name another disk, or erase this one with 'blkdiscard --zeroout {path}'")
         ]
     return found

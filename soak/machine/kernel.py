@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What the running kernel offers to a soak, and what each thing costs that it lacks."""
+"""Features of the running kernel that a soak uses, and the cost of each missing one."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ _NUMBERS: Final = Path("/proc/devices")
 _LOCKDOWN: Final = Path("/sys/kernel/security/lockdown")
 _PSTORE: Final = Path("/sys/module/pstore/parameters/backend")
 _SYMBOL: Final = "vmemmap_base"
-# The beginning of the kernel's code, which every kernel names.
+# The start of the kernel's code, a symbol of every kernel.
 _TEXT: Final = "_stext"
 _WORD: Final = 8
-_AS_ROOT: Final = "ask again as root"
+_AS_ROOT: Final = "run this as root"
 
 
 class LackingError(Exception):
-    """The kernel does not have it, or does not let this process have it; says why."""
+    """The kernel lacks the feature, or denies it to this process; the message is the reason."""
 
 
 @dataclass(frozen=True)
 class Offer:
-    """Something that a soak makes use of. `look` says what is there, or raises what it lacks."""
+    """A kernel feature that a soak uses. `look` describes it, or raises LackingError."""
 
     subject: str
     look: Callable[[], str]
@@ -51,7 +51,7 @@ class Offer:
 
 
 def kernel_findings() -> list[Finding]:
-    """Try everything that a soak makes use of."""
+    """Try every kernel feature that a soak uses."""
     return [_try(offer) for offer in OFFERS]
 
 
@@ -63,7 +63,7 @@ def _try(offer: Offer) -> Finding:
         remedy = _AS_ROOT if os.geteuid() else offer.remedy
         return _missing(offer, error.strerror or "not permitted", remedy)
     except OSError as error:
-        return _missing(offer, _told(error), offer.remedy)
+        return _missing(offer, _reason(error), offer.remedy)
     except (LackingError, LookupError, BtfError) as error:
         return _missing(offer, str(error), offer.remedy)
 
@@ -72,14 +72,14 @@ def _missing(offer: Offer, reason: str, remedy: str) -> Finding:
     return Finding(offer.subject, State.MISSING, f"{reason}: {offer.cost}", remedy, {"cost": offer.cost})
 
 
-def _told(error: OSError) -> str:
+def _reason(error: OSError) -> str:
     if error.filename is not None and Path(str(error.filename)).is_absolute():
         return f"{error.filename}: {error.strerror}"
     return f"{error.strerror}"
 
 
 def _iommu() -> str:
-    # The units alone prove nothing: the kernel's self-test of iommufd registers one that is none.
+    # A unit alone proves nothing: the iommufd selftest registers a mock one.
     groups = list(_GROUPS.iterdir()) if _GROUPS.exists() else []
     if not groups:
         raise LackingError("no IOMMU is on")
@@ -89,7 +89,7 @@ def _iommu() -> str:
 
 def _type1() -> str:
     if not supports_type1():
-        raise LackingError(f"{_VFIO} is there and has no type1 driver")
+        raise LackingError(f"{_VFIO} has no type1 driver")
     return f"{_VFIO} with the type1 driver"
 
 
@@ -102,29 +102,29 @@ def _vfio_pci() -> str:
 
 def _iommufd() -> str:
     if not _IOMMUFD.exists():
-        raise LackingError(f"there is no {_IOMMUFD}")
+        raise LackingError(f"no {_IOMMUFD}")
     return str(_IOMMUFD)
 
 
 def _vfio_cdev() -> str:
-    # drivers/vfio/device_cdev.c takes numbers under this name, before any function is bound.
+    # drivers/vfio/device_cdev.c allocates device numbers under this name before any function is bound.
     if "vfio-dev" not in _NUMBERS.read_text().split():
-        raise LackingError("functions bound to vfio-pci get no device file of their own")
-    return "functions bound to vfio-pci get a file in /dev/vfio/devices"
+        raise LackingError("functions bound to vfio-pci get no device file")
+    return "functions bound to vfio-pci get a device file in /dev/vfio/devices"
 
 
 def _io_uring() -> str:
     try:
         try_io_uring()
     except OSError as error:
-        reasons = {errno.ENOSYS: "the kernel has none", errno.EPERM: "it is switched off"}
-        raise LackingError(reasons.get(error.errno or 0, _told(error))) from None
-    return "there"
+        reasons = {errno.ENOSYS: "the kernel lacks it", errno.EPERM: "it is disabled"}
+        raise LackingError(reasons.get(error.errno or 0, _reason(error))) from None
+    return "available"
 
 
 def _aio() -> str:
     with Transfers():
-        return "there"
+        return "available"
 
 
 def _kallsyms() -> str:
@@ -133,10 +133,10 @@ def _kallsyms() -> str:
 
 
 def _bpf() -> str:
-    """Do what the leak detector does: read a word of the kernel through a test run."""
+    """Read a word of kernel text through a BPF test run, as the leak detector does."""
     with KernelReader(_WORD) as reader:
         if not any(reader.read(symbol_address(_TEXT))):
-            raise LackingError("a test run reads zeros where the kernel has its code")
+            raise LackingError("a test run reads zeros at the kernel's code")
     return "test runs read kernel memory"
 
 
@@ -146,7 +146,7 @@ def _btf() -> str:
 
 
 def _lockdown() -> str:
-    """Read which mode stands in brackets (security/lockdown/lockdown.c)."""
+    """Read the mode, which is in brackets (security/lockdown/lockdown.c)."""
     if not _LOCKDOWN.exists():
         return "the kernel has no lockdown, or securityfs is not mounted"
     mode = _LOCKDOWN.read_text().partition("[")[2].partition("]")[0]
@@ -171,16 +171,16 @@ def _pins() -> str:
 def _pstore() -> str:
     backend = _PSTORE.read_text().strip() if _PSTORE.exists() else "(null)"
     if backend == "(null)":
-        raise LackingError("no backend has room for a kernel's last words")
+        raise LackingError("no backend")
     return f"backend {backend}"
 
 
 OFFERS: Final = (
-    Offer("IOMMU", _iommu, "no device can be given memory, so nothing maps over vfio", TURN_ON),
+    Offer("IOMMU", _iommu, "no mappings over vfio", TURN_ON),
     Offer(
         "vfio type1",
         _type1,
-        "no pins by vfio type1, and so no mappers",
+        "no pins by vfio type1, so no mappers",
         "'modprobe vfio_iommu_type1'; the kernel needs CONFIG_VFIO_IOMMU_TYPE1",
     ),
     Offer(
@@ -193,8 +193,8 @@ OFFERS: Final = (
         "iommufd",
         _iommufd,
         "no pins by iommufd",
-        "'modprobe iommufd'; the kernel needs CONFIG_IOMMUFD, which Debian's lack and 'dax-soak "
-        "lab --kernel build:6.12' has",
+        "'modprobe iommufd'; the kernel needs CONFIG_IOMMUFD (Debian's kernels lack it, 'dax-soak "
+        "lab --kernel build:6.12' has it)",
     ),
     Offer(
         "vfio cdev",
@@ -212,43 +212,43 @@ OFFERS: Final = (
     Offer(
         "BPF",
         _bpf,
-        "page references are not counted: no leak is found, the verdict is unknown",
+        "no leak detection (page references cannot be read): the verdict is unknown",
         "run as root; the kernel needs CONFIG_BPF_SYSCALL and CONFIG_BPF_EVENTS",
     ),
     Offer(
         "BTF",
         _btf,
-        "struct page cannot be read: no leak is found, the verdict is unknown",
+        "no leak detection (struct page cannot be decoded): the verdict is unknown",
         "the kernel needs CONFIG_DEBUG_INFO_BTF",
     ),
     Offer(
         "kallsyms",
         _kallsyms,
-        "struct pages are not found: no leak is found, the verdict is unknown",
+        "no leak detection (struct pages cannot be located): the verdict is unknown",
         "run as root with 'sysctl kernel.kptr_restrict=1' or 0; the kernel needs CONFIG_KALLSYMS_ALL",
     ),
     Offer(
         "lockdown",
         _lockdown,
-        "kernel memory cannot be read: no leak is found, the verdict is unknown",
+        "no leak detection (kernel memory cannot be read): the verdict is unknown",
         "boot without lockdown=confidentiality",
     ),
     Offer(
         "stacks",
         _stacks,
-        "a stall is found, and its evidence has no stacks",
+        "evidence of stalls has no stacks",
         "run as root; the kernel needs CONFIG_STACKTRACE",
     ),
     Offer(
         "pin counters",
         _pins,
-        "leaks are not cross-checked with the kernel's own balance of pins",
-        "run as root; they came with Linux 5.7",
+        "leaks are not cross-checked against the kernel's pin counters",
+        "run as root; the kernel must be 5.7 or newer",
     ),
     Offer(
         "pstore",
         _pstore,
-        "after a panic nothing of the kernel's log is left",
-        "'modprobe efi_pstore' or 'modprobe erst_dbg' where the firmware has room for it, or ramoops",
+        "the kernel log is lost after a panic",
+        "'modprobe efi_pstore' or 'modprobe erst_dbg' if the firmware supports it, or ramoops",
     ),
 )

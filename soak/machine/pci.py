@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""PCI functions: which of them may be given to vfio, and every reason why another may not.
+"""PCI functions: which may be given to vfio, and why others may not.
 
-Documentation/driver-api/vfio.rst says what a group is; drivers/vfio and drivers/iommu/iommu.c what makes
-it usable.
+Documentation/driver-api/vfio.rst defines a group; drivers/vfio and drivers/iommu/iommu.c define when it
+is usable.
 """
 
 from __future__ import annotations
@@ -24,16 +24,13 @@ if TYPE_CHECKING:
 DEVICES: Final = Path("/sys/bus/pci/devices")
 _GROUPS: Final = Path("/dev/vfio")
 VFIO_DRIVER: Final = "vfio-pci"
-# They leave a group to whoever uses it (driver_managed_dma, 512881eacfa7).
+# These drivers do not claim DMA ownership of the group (driver_managed_dma, 512881eacfa7).
 _HARMLESS_DRIVERS: Final = frozenset((VFIO_DRIVER, "pci-stub"))
 _BRIDGE_DRIVERS: Final = frozenset(("", "pcieport", *_HARMLESS_DRIVERS))
 _ADDRESS: Final = re.compile(r"[0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
 _HIDDEN_NVME: Final = re.compile(r"^(nvme\d+)c\d+(n\d+)$")
-TURN_ON: Final = (
-    "switch VT-d or AMD-Vi on in the firmware, and boot with intel_iommu=on where the processor is "
-    "Intel's"
-)
-# include/linux/pci_ids.h; by the longest beginning that fits. None of these is an endpoint to give away.
+TURN_ON: Final = "enable VT-d or AMD-Vi in the firmware, and on Intel boot with intel_iommu=on"
+# include/linux/pci_ids.h; the longest matching prefix applies. No endpoint has a class of _NEVER.
 _BRIDGE, _NETWORK = "06", "02"
 _NEVER: Final = {_BRIDGE: "a bridge", "0806": "the IOMMU itself"}
 _CLASSES: Final = {
@@ -59,7 +56,7 @@ _CLASSES: Final = {
 
 @dataclass(frozen=True)
 class PciFunction:
-    """A function as sysfs shows it. `group` is None where no IOMMU stands before it."""
+    """A function as sysfs shows it. `group` is None if no IOMMU translates it."""
 
     address: str
     vendor: str
@@ -70,7 +67,7 @@ class PciFunction:
     members: tuple[str, ...]  # the other functions of the group
     links: tuple[str, ...]
     disks: tuple[str, ...]
-    devices: frozenset[Device]  # every device file of what hangs below it
+    devices: frozenset[Device]  # every device file below it
     virtual_functions: int
     is_console: bool
 
@@ -79,7 +76,7 @@ class PciFunction:
         """Read a function.
 
         Raises:
-            OSError: there is none at that address, or it went away.
+            OSError: no function has that address, or it was removed.
         """
         place = directory / address
 
@@ -92,7 +89,7 @@ class PciFunction:
         group = place / "iommu_group"
         members = group / "devices"
         class_code = attribute("class").zfill(6)
-        # Below a bridge there are other functions, each of which is read by itself.
+        # Functions below a bridge are read on their own.
         below = [] if class_code.startswith(_BRIDGE) else list(_below(place.resolve()))
         return cls(
             address=address,
@@ -145,18 +142,18 @@ def pci_functions(directory: Path = DEVICES) -> list[PciFunction]:
 
 
 def objections(address: str) -> list[Objection]:
-    """Return every reason why a function must not be given to vfio; none where it may be.
+    """Return every reason why a function must not be given to vfio; empty if it may be.
 
-    One that is bound to vfio-pci already and that nobody uses may be.
+    A function that is bound to vfio-pci already and unused may be given.
     """
     if not _ADDRESS.fullmatch(address):
-        return [Objection(f"{address!r} is no PCI address", "write one such as 0000:00:05.0")]
+        return [Objection(f"{address!r} is not a PCI address", "write one such as 0000:00:05.0")]
     try:
         function = PciFunction.read(address)
     except FileNotFoundError:
-        return [Objection("this machine has no such function", "'dax-soak check' lists what it has")]
+        return [Objection("this machine has no such function", "'dax-soak check' lists them all")]
     found = [objection for rule in _RULES for objection in rule(function)]
-    # Looking into every process costs: not where there is a reason already.
+    # Scanning every process is expensive: skip it if there is a reason already.
     return found or opened(function.disks, function.devices)
 
 
@@ -166,7 +163,7 @@ def finding(function: PciFunction) -> Finding:
     if found:
         return refused(function.address, function.what(), found, function.facts())
     use = {VFIO_DRIVER: "bound to vfio-pci and free", "": "can be given to vfio"}.get(
-        function.driver, f"can be given to vfio, and {function.driver} loses it meanwhile"
+        function.driver, f"can be given to vfio; {function.driver} loses it for the run"
     )
     return Finding(
         function.address,
@@ -179,19 +176,19 @@ def finding(function: PciFunction) -> Finding:
 def _kind(function: PciFunction) -> Iterator[Objection]:
     for code, what in _NEVER.items():
         if function.class_code.startswith(code):
-            yield Objection(f"it is {what}, no endpoint", "name another function")
+            yield Objection(f"it is {what}, not an endpoint", "name another function")
     if function.is_console:
-        yield Objection("it is the display that this machine started with", "use another function")
+        yield Objection("it is the boot display of this machine", "use another function")
     if function.virtual_functions:
         yield Objection(
-            f"it has {function.virtual_functions} virtual functions, which would go with it",
+            f"it has {function.virtual_functions} virtual functions, which would be lost",
             "use one of those, or write 0 to its sriov_numvfs",
         )
 
 
 def _group(function: PciFunction) -> Iterator[Objection]:
     if function.group is None:
-        yield Objection("it has no IOMMU group, for no IOMMU is on", TURN_ON)
+        yield Objection("it has no IOMMU group: no IOMMU is enabled", TURN_ON)
         return
     for address in function.members:
         member = PciFunction.read(address)
@@ -205,13 +202,13 @@ def _group(function: PciFunction) -> Iterator[Objection]:
 
 
 def _links(function: PciFunction) -> Iterator[Objection]:
-    """Follow each link up through bonds, bridges and VLANs: the route may lie there."""
+    """Follow each link up through bonds, bridges and VLANs, which may carry the route."""
     if not function.links:
         idle = function.driver in {"", *_HARMLESS_DRIVERS}
         if function.class_code.startswith(_NETWORK) and not idle:
             yield Objection(
-                f"{function.driver} drives it and its network interface is not to be seen here, so "
-                f"another network namespace may have it",
+                f"{function.driver} drives it, and its network interface is not in this network "
+                f"namespace",
                 f"stop the container that uses it, or unbind it from {function.driver}",
             )
         return
@@ -219,15 +216,14 @@ def _links(function: PciFunction) -> Iterator[Objection]:
     try:
         uses = uses_of_links(above)
     except OSError as error:
-        yield Objection(f"its routes cannot be asked for: {error}", "run 'dax-soak check' as root")
+        yield Objection(f"its routes cannot be read: {error}", "run 'dax-soak check' as root")
         return
-    for name, told in uses.items():
+    for name, found in uses.items():
         through = "" if name == above[name] else f" (above {above[name]})"
-        if told:
+        if found:
             yield Objection(
-                f"{name}{through} {', '.join(told)}",
-                f"make sure that it is not needed, then 'ip address flush dev {name}' and "
-                f"'ip link set {name} down'",
+                f"{name}{through} {', '.join(found)}",
+                f"if it is not needed, 'ip address flush dev {name}' and 'ip link set {name} down'",
             )
 
 
@@ -236,14 +232,15 @@ def _disks(function: PciFunction) -> Iterator[Objection]:
 
 
 def _vfio(function: PciFunction) -> Iterator[Objection]:
-    """A group has a file once a function of it is bound to vfio-pci, this one or another."""
+    """The group has a device file once any function of it is bound to vfio-pci."""
     if function.group is None or not (_GROUPS / function.group).exists():
         return
     try:
         if group_in_use(function.address):
             yield Objection(
-                f"its IOMMU group {function.group} is in use, as by a virtual machine or another soak",
-                f"'fuser -v /dev/vfio/{function.group}' shows by whom: end that first",
+                f"its IOMMU group {function.group} is in use, such as by a virtual machine or another "
+                f"soak",
+                f"'fuser -v /dev/vfio/{function.group}' shows the process: stop it first",
             )
     except OSError as error:
         yield Objection(f"its IOMMU group cannot be opened: {error.strerror}", "run as root")
@@ -259,7 +256,7 @@ _RULES: Final[tuple[Callable[[PciFunction], Iterator[Objection]], ...]] = (
 
 
 def _below(place: Path) -> Iterator[Path]:
-    """Yield what hangs below a function in sysfs; links lead elsewhere and are not followed."""
+    """Yield the sysfs directories below a function, without following links."""
     for entry in sorted(place.iterdir()):
         if entry.is_dir() and not entry.is_symlink():
             yield entry
@@ -276,8 +273,8 @@ def _is_disk(place: Path) -> bool:
 def _disk(place: Path) -> str:
     """Return the name of a disk.
 
-    With several paths to one NVMe namespace the function has only a hidden disk, nvme0c1n1, of the one
-    that is used, nvme0n1 (drivers/nvme/host/multipath.c).
+    With NVMe multipath a function has only a hidden path disk, nvme0c1n1, of the disk in use, nvme0n1
+    (drivers/nvme/host/multipath.c).
     """
     return _HIDDEN_NVME.sub(r"\1\2", place.name)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A configuration for what was found: a soak.toml in which every key says what it means."""
+"""Writes a soak.toml for the usable hardware, with a comment on every key."""
 
 from __future__ import annotations
 
@@ -26,25 +26,25 @@ _WIDTH: Final = 79
 _MOST_NAME: Final = 32
 _SINGLE: Final = ("run", "vfio", "workload", "stall", "leaks", "limits")
 _HEAD: Final = (
-    "Written by 'dax-soak check --write' for what this machine offers. Every key stands here with what "
-    "holds without it. 'dax-soak check -c' checks whether the machine still fits it."
+    "Written by 'dax-soak check --write' for this machine. Keys without a hardware choice have their "
+    "default. 'dax-soak check -c' checks whether the machine still fits."
 )
 _CONTROL: Final = RegionSection("anonymous", RegionKind.ANONYMOUS)
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """A configuration, and what could be added to it: functions that a driver of this machine has."""
+    """A configuration, and further functions that could be taken from their drivers."""
 
     config: Config
     others: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, sections: Sequence[Section]) -> Proposal:
-        """Choose from what was found fit.
+        """Choose from the usable hardware.
 
-        Of PCI functions those are taken that are bound to vfio-pci or to nothing: to take one away from
-        a driver that serves it is for its owner to say.
+        Takes only PCI functions that have no driver or vfio-pci; to take one from another driver is the
+        administrator's decision.
         """
         fit = {section.key: section.fit for section in sections}
         regions: list[RegionSection] = []
@@ -74,7 +74,7 @@ class Proposal:
         )
 
     def text(self) -> str:
-        """Return the file."""
+        """Return the content of the file."""
         parts = [_comment(_HEAD)]
         for name in _SINGLE:
             parts.append(f"[{name}]\n" + "".join(_keys(getattr(self.config, name))))
@@ -82,7 +82,7 @@ class Proposal:
                 parts[-1] += self._vfio_hint()
         kinds = {region.kind for region in self.config.regions}
         parts += [
-            _comment(f"Nothing here is fit for a region of kind {kind}. It would be:\n")
+            _comment(f"No hardware here fits a region of kind {kind}. Such a region would be:\n")
             + _commented(RegionSection(str(kind), kind, path))
             for kind, path in ((RegionKind.DEVICE_DAX, "/dev/dax0.0"), (RegionKind.FS_DAX, "/mnt/pmem0"))
             if kind not in kinds
@@ -94,34 +94,32 @@ class Proposal:
         hint = ""
         if not self.config.vfio.devices:
             hint += _comment(
-                "No function was taken, so there are no mappers: two mappers need three, as in\n"
+                "No PCI function is free, so there are no mappers. Two mappers need three functions:\n"
             ) + _commented_line('devices = ["0000:00:10.0", "0000:00:11.0", "0000:00:12.0"]')
         if self.others:
             hint += _comment(
-                "These could be given to vfio as well, and would be lost to this machine meanwhile:\n"
+                "These functions can be given to vfio too; their drivers lose them for the run:\n"
             ) + "".join(_comment(other) for other in self.others)
         return hint
 
 
 def write_proposal(proposal: Proposal, path: Path) -> None:
-    """Write the file.
+    """Write the configuration to a new file.
 
     Raises:
-        UsageError: there is one already, or it cannot be written.
+        UsageError: the file exists, or cannot be written.
     """
     try:
         with path.open("x", encoding="utf-8", newline="\n") as out:
             out.write(proposal.text())
     except FileExistsError:
-        raise UsageError(
-            f"{path} exists and is not overwritten: give another name, or move it away."
-        ) from None
+        raise UsageError(f"{path} exists: give another name, or move the file away.") from None
     except OSError as error:
         raise UsageError(f"{path} cannot be written: {error.strerror}.") from None
 
 
 def _keys(section: Any) -> Iterator[str]:  # noqa: ANN401 - any of the sections
-    """Yield each key with its meaning. 0 and nothing are no values where a key must not say them."""
+    """Yield each key with its meaning; a key whose default its parser refuses is commented out."""
     for item in fields(section):
         value = getattr(section, item.name)
         key = item.name.replace("_", "-")
@@ -148,22 +146,22 @@ def _commented_line(line: str) -> str:
 
 
 def _comment(text: str) -> str:
-    """Write a text as comment; what TOML forbids there (control characters) is shown as such."""
+    """Format a text as a comment; TOML forbids control characters, which become '?'."""
     shown = "".join(char if char.isprintable() else "?" for char in text.strip())
     lines = textwrap.wrap(shown, _WIDTH - 2, break_long_words=False, break_on_hyphens=False)
     return "".join(_commented_line(line) for line in lines)
 
 
 def _one_of_each_group(findings: Iterable[Finding]) -> list[Finding]:
-    """A group opens once: take the first function of each, those of vfio-pci before others."""
-    taken: dict[object, Finding] = {}
+    """Take one function of each group, which opens once; prefer those bound to vfio-pci."""
+    chosen: dict[object, Finding] = {}
     for found in sorted(findings, key=lambda found: found.facts["driver"] != VFIO_DRIVER):
-        taken.setdefault(found.facts["group"], found)
-    return list(taken.values())
+        chosen.setdefault(found.facts["group"], found)
+    return list(chosen.values())
 
 
 def _is_text(path: str) -> bool:
-    """Say whether TOML can hold a path: one with bytes that are no UTF-8 it cannot."""
+    """Return whether a path is valid UTF-8, as TOML requires."""
     try:
         path.encode()
     except UnicodeEncodeError:
@@ -171,12 +169,12 @@ def _is_text(path: str) -> bool:
     return True
 
 
-def _name(path: str, taken: set[str]) -> str:
-    """Make a region's name of a path, unlike those that are taken."""
+def _name(path: str, used: set[str]) -> str:
+    """Derive a region's name from a path, different from those in use."""
     plain = re.sub(r"[^a-z0-9._-]+", "-", path.lower().removeprefix("/dev/")).strip("-._")
     base = (plain or "region")[:_MOST_NAME]
     name, number = base, 2
-    while name in taken:
+    while name in used:
         suffix = f"-{number}"
         name, number = base[: _MOST_NAME - len(suffix)] + suffix, number + 1
     return name

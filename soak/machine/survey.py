@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Everything that `dax-soak check` looks at: as sections of lines for people, as JSON for programs."""
+"""The survey of `dax-soak check`, as text or as JSON."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _SUBJECT: Final = 13
 
 @dataclass(frozen=True)
 class Section:
-    """Findings of one kind. `key` is its name in JSON; `empty` is said where there are none."""
+    """Findings of one kind. `key` is its name in JSON; `empty` is the text if it has no finding."""
 
     key: str
     title: str
@@ -39,29 +39,29 @@ class Section:
 
 
 def survey() -> list[Section]:
-    """Look at this machine's kernel and hardware."""
+    """Inspect this machine's kernel and hardware."""
     return [
         Section(_KERNEL, f"Kernel, Linux {kernel_release()}", tuple(kernel_findings())),
         Section(
             "device_dax",
             "Device DAX",
             tuple(device_findings()),
-            "none: this machine has no persistent memory in devdax mode ('ndctl create-namespace "
-            "-m devdax' makes some where there is an NVDIMM), so there is no region of kind device-dax",
+            "none: this machine has no namespace in devdax mode; with an NVDIMM, 'ndctl "
+            "create-namespace -m devdax' makes one",
         ),
         Section(
             "file_systems",
             "DAX file systems",
             tuple(file_system_findings()),
-            "none: this machine has no pmem disk ('ndctl create-namespace -m fsdax' makes one where "
-            "there is an NVDIMM), so there is no region of kind fs-dax",
+            "none: this machine has no pmem disk; with an NVDIMM, 'ndctl create-namespace -m fsdax' "
+            "makes one",
         ),
         _functions(),
     ]
 
 
 def _functions() -> Section:
-    """Judge the endpoints; bridges and the like are none, and without an IOMMU nothing is fit."""
+    """Judge every function but bridges; without an IOMMU none is usable."""
     functions = [function for function in pci_functions() if not function.is_bridge]
     grouped = [function for function in functions if function.group is not None]
     if functions and not grouped:
@@ -69,23 +69,23 @@ def _functions() -> Section:
             "functions",
             "PCI functions",
             (),
-            f"none can be given to vfio, for none of the {len(functions)} has an IOMMU group: {TURN_ON}",
+            f"none can be given to vfio: none of the {len(functions)} has an IOMMU group; {TURN_ON}",
         )
     return Section(
         "functions",
         "PCI functions",
         tuple(finding(function) for function in functions),
-        "none: this machine shows no PCI function but bridges",
+        "none: this machine has no PCI function but bridges",
     )
 
 
 def has_hardware(sections: Sequence[Section]) -> bool:
-    """Say whether there is anything of this machine's own that a soak could be about."""
+    """Return whether this machine has any hardware that a soak could test."""
     return any(section.findings for section in sections if section.key in _HARDWARE)
 
 
 def text_of(sections: Sequence[Section], *, brief: bool = False) -> str:
-    """Write sections for a terminal of 80 columns; `brief` tells of the kernel by names alone."""
+    """Format sections for a terminal of 80 columns; `brief` lists kernel features by name alone."""
     parts = []
     for section in sections:
         lines = [section.title]
@@ -100,7 +100,7 @@ def text_of(sections: Sequence[Section], *, brief: bool = False) -> str:
 
 
 def json_of(sections: Sequence[Section]) -> str:
-    """Write the same as one JSON document, whose keys stay what they are while `format` does."""
+    """Format sections as one JSON document; its keys are fixed for a given `format`."""
     document = {
         "format": FORMAT,
         **{section.key: [found.to_json() for found in section.findings] for section in sections},
@@ -120,7 +120,7 @@ def _lines(found: Finding) -> str:
     says = f"{found.says}; {found.remedy}" if found.remedy else found.says
     if len(found.subject) < _SUBJECT:
         return _filled(says, first)
-    # A long name has a line of its own.
+    # A long subject has its own line.
     return f"{first}\n{_filled(says, ' ' * (6 + _SUBJECT))}"
 
 

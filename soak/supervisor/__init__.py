@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""One soak, from its assembly to its last line in the journal."""
+"""One run, from its assembly to its last journal line."""

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""One soak on this machine: the regions are opened, the parts are put together, the supervisor runs.
-
-The guest of a lab runs this same thing; only its ledger and its journal lie elsewhere.
-"""
+"""Assembles a soak from its parts, and runs its supervisor; on hardware and in the guest of a lab."""
 
 from __future__ import annotations
 
@@ -40,7 +37,7 @@ from soak.model.known_issues import KNOWN_ISSUES
 from soak.model.vocabulary import RegionKind, Role
 from soak.regions import FsDaxRegion
 from soak.supervisor.control import ControlSocket
-from soak.supervisor.crash_log import pick_up
+from soak.supervisor.crash_log import report_crash_log
 from soak.supervisor.mirror import Mirror
 from soak.supervisor.summary import Summary
 from soak.supervisor.supervisor import Supervisor
@@ -63,10 +60,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Setting:
-    """Where a run keeps what it writes, and what goes along with it.
+    """The environment of a run: its outputs and its hooks.
 
-    `control` is the directory of the socket over which the soak is told to pause. In a lab the host
-    made the ledger, writes the journal, and counts the deaths of the machine.
+    `control` is the directory of the control socket. In a lab the host makes the ledger, writes the
+    journal, and counts lost machines.
     """
 
     run_id: str
@@ -74,14 +71,14 @@ class Setting:
     journal: Journal
     control: Path
     hooks: tuple[Hook, ...]
-    # Has the kernel show the addresses of its symbols, for as long as they are read.
+    # Makes the kernel show symbol addresses inside its block.
     readable_addresses: AbstractContextManager[None]
     in_lab: bool
 
 
 @dataclass(frozen=True)
 class PriorRun:
-    """What a run has behind it when a supervisor takes it over: nothing, where `starts` is 0."""
+    """The earlier supervisors of a run: none if `starts` is 0."""
 
     starts: int
     same_boot: bool
@@ -92,9 +89,9 @@ class PriorRun:
 
 
 def run_soak(plan: RunPlan, regions: Sequence[Region], workers: RunWorkers, setting: Setting) -> None:
-    """Soak in regions that were opened, from the first calibration to the last line of the journal.
+    """Soak in opened regions, from the first calibration to the last journal line.
 
-    Where an earlier supervisor has used the ledger, the run goes on from there.
+    Continues the ledger of an earlier supervisor of the run.
     """
     ledger, journal = setting.ledger, setting.journal
     config = plan.config
@@ -108,8 +105,8 @@ def run_soak(plan: RunPlan, regions: Sequence[Region], workers: RunWorkers, sett
         with setting.readable_addresses:
             leaks = _watch_leaks(regions, _accounts(regions, block, past), journal, stack)
         if past.starts and not past.same_boot:
-            pick_up(block, journal, counts=not setting.in_lab)
-            # The reboot has made the pages new.
+            report_crash_log(block, journal, counts=not setting.in_lab)
+            # The reboot has reset the reference counts.
             for watch in leaks:
                 watch.renew(*totals(watch.region, block, pool))
         release = parse_release(kernel_release())
@@ -212,9 +209,9 @@ def _watch_leaks(
     journal: Journal,
     stack: contextlib.ExitStack,
 ) -> list[RegionLeaks]:
-    """Watch the regions whose pages can be read; where none can, say so and go on blind.
+    """Watch the regions with readable pages; without any, log `detector.failed` and go on.
 
-    A region without an account is calibrated as it is now.
+    A region without an account is calibrated now.
     """
     try:
         pages = stack.enter_context(StructPages())
@@ -234,7 +231,7 @@ def _watch_leaks(
 
 
 def _accounts(regions: Sequence[Region], block: BlockWriter, past: PriorRun) -> dict[str, Account]:
-    """Return what regions were measured against, where that still holds."""
+    """Return the regions' earlier baselines, if they are still valid."""
     accounts = {}
     for region in regions if past.starts and past.same_boot else ():
         _, *values = block.view(account_field(region.name))
@@ -245,7 +242,7 @@ def _accounts(regions: Sequence[Region], block: BlockWriter, past: PriorRun) -> 
 
 
 def _read_before(pool: WorkerPool, block: BlockWriter, past: PriorRun) -> dict[str, tuple[int, int]]:
-    """Return how far the workers' rings need no judging: their times are of one boot."""
+    """Return how far each worker's rings are judged; after a reboot that is all of them."""
     if past.same_boot:
         rows = block.view("read")
         return {
@@ -268,7 +265,7 @@ def _refusal_detector(pool: WorkerPool, ledger: Ledger, release: Release) -> Ref
         release,
         [
             *(block.view(judged_field(worker.plan.name)) for worker in pool.workers),
-            # What a canary has shown before is of no account now.
+            # Earlier refusals of the canary are judged already.
             memoryview(bytearray(bytes(refused.view("counts")))).cast("Q"),
         ],
     )
@@ -295,7 +292,7 @@ def _stall_detector(
     holder, invalidator = ledger.block(CANARY_HOLDER), ledger.block(CANARY_INVALIDATOR)
     workers[CANARY_HOLDER] = (Role.HOLDER, holder, files)
     workers[CANARY_INVALIDATOR] = (Role.INVALIDATOR, invalidator, files)
-    # What canaries have shown before is of no account now.
+    # Earlier operations of canaries are judged already.
     before = {
         CANARY_HOLDER: (0, holder.get("holds_begun")),
         CANARY_INVALIDATOR: (invalidator.get("ended"), 0),

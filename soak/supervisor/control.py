@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""How a running soak is told to pause, to continue and to stop: one word over a socket, one answer back.
+"""Pauses, continues and stops a running soak: one request over a socket, one answer.
 
-The socket lies in the run directory, where only those may reach it who may change the run. Whoever
-listens looks at it between two other things and is never held up by whoever asks.
+The permissions of the run directory protect the socket. The server polls it and never blocks on a client.
 """
 
 from __future__ import annotations
@@ -27,12 +26,12 @@ PAUSE: Final = "pause"
 CONTINUE: Final = "continue"
 STOP: Final = "stop"
 WORDS: Final = (PAUSE, CONTINUE, STOP)
-# Before the name of a fault: only the host of a lab takes it.
+# Prefix of the name of a fault; only the host of a lab accepts it.
 PLANT: Final = "plant "
 
 _MESSAGE_BYTES: Final = 4096
 _PATIENCE_SECONDS: Final = 5.0
-# Coming to rest may take as long as a worker's longest call, ending as long as a last sweep.
+# A pause may take as long as a worker's longest call, a stop as long as a last sweep.
 _ANSWER_SECONDS: Final = 60.0
 _END_SECONDS: Final = 180.0
 _POLL_SECONDS: Final = 0.1
@@ -43,17 +42,17 @@ _MOST_WAITING: Final = 8
 def ending_signals() -> tuple[signal.Signals, ...]:
     """Return the signals that end a soak in order.
 
-    SIGHUP comes when a terminal or a connection goes away: `nohup` has it ignored, in order that a soak
-    goes on, and a blocked signal is queued though it is ignored.
+    SIGHUP only if it is not ignored: `nohup` ignores it to keep the soak alive, but a blocked signal is
+    queued even if ignored.
     """
     ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     return (signal.SIGTERM, signal.SIGINT, *(() if ignored else (signal.SIGHUP,)))
 
 
 def interrupt_on_ending_signals() -> None:
-    """Have the signals that end a soak do what Ctrl-C does, while none runs yet or any more.
+    """Make these signals raise KeyboardInterrupt, before and after a soak runs.
 
-    An event loop that handles them itself leaves the default behind, which is to die without a word.
+    An event loop that handles them restores the default action, which ends the process silently.
     """
     if threading.current_thread() is threading.main_thread():
         for number in set(ending_signals()) - {signal.SIGINT}:
@@ -61,7 +60,7 @@ def interrupt_on_ending_signals() -> None:
 
 
 def ignore_ending_signals() -> None:
-    """Ignore the signals that end a soak: the exit code of this program is decided."""
+    """Ignore the signals that end a soak, once the exit code is decided."""
     for number in ending_signals():
         signal.signal(number, signal.SIG_IGN)
 
@@ -71,24 +70,24 @@ def _raise_interrupt(_number: int, _frame: object) -> NoReturn:
 
 
 class Request:
-    """A word that somebody said, and waits for an answer to."""
+    """A request whose client waits for an answer."""
 
     def __init__(self, word: str, connection: socket.socket) -> None:
         self.word = word
         self._connection = connection
 
     def answer(self, sentence: str) -> None:
-        """Answer; one who has gone away does not hear it."""
+        """Send the answer, if the client is still connected."""
         with contextlib.suppress(OSError):
             self._connection.send(sentence.encode()[:_MESSAGE_BYTES])
         self._connection.close()
 
 
 class ControlSocket:
-    """Listens in a directory. `poll` never blocks."""
+    """The server side: a socket in a directory. `poll` never blocks."""
 
     def __init__(self, directory: Path) -> None:
-        """Take the place of a socket that a dead soak left behind.
+        """Listen, replacing the socket of a dead soak.
 
         Raises:
             OSError: the socket cannot be made there.
@@ -105,13 +104,13 @@ class ControlSocket:
         self._socket.listen(_BACKLOG)
 
     def poll(self) -> list[Request]:
-        """Return what was said since the last call."""
+        """Return the requests since the last call."""
         with contextlib.suppress(BlockingIOError):
             while len(self._waiting) < _MOST_WAITING:
                 connection, _ = self._socket.accept()
                 connection.setblocking(False)
                 self._waiting.append((time.monotonic(), connection))
-        said, waiting = [], []
+        requests, waiting = [], []
         for since, connection in self._waiting:
             try:
                 word = connection.recv(_MESSAGE_BYTES).decode(errors="replace")
@@ -123,9 +122,9 @@ class ControlSocket:
             except OSError:
                 connection.close()
             else:
-                said.append(Request(word, connection))
+                requests.append(Request(word, connection))
         self._waiting = waiting
-        return said
+        return requests
 
     def close(self) -> None:
         for _, connection in self._waiting:
@@ -141,14 +140,14 @@ class ControlSocket:
 
 
 class Question:
-    """A word that was said, whose answer can be waited for with select()."""
+    """A request of a client; its descriptor is readable when the answer has arrived."""
 
     def __init__(self, directory: Path, word: str) -> None:
-        """Say the word, without ever waiting.
+        """Send the request without blocking.
 
         Raises:
-            BlockingIOError: too many wait for an answer there already.
-            OSError: nobody listens there.
+            BlockingIOError: the backlog of unanswered requests is full.
+            OSError: no soak listens there.
         """
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
         try:
@@ -164,18 +163,18 @@ class Question:
         return self._socket.fileno()
 
     def answer(self, seconds: float) -> str:
-        """Return the answer; it is empty where whoever listened went away.
+        """Return the answer; empty if the soak ended without one.
 
         Raises:
-            TimeoutError: there was none in time.
+            TimeoutError: no answer within `seconds`.
         """
         self._socket.settimeout(seconds)
         with contextlib.closing(self._socket):
             return self._socket.recv(_MESSAGE_BYTES).decode(errors="replace")
 
 
-def say(directory: Path, word: str) -> str:
-    """Say a word and return what became of it; after `stop`, when the soak has ended.
+def send(directory: Path, word: str) -> str:
+    """Send a request and return the answer; for `stop`, wait until the soak has ended.
 
     Raises:
         UsageError: no soak is running there, it does not answer, or it does not end.
@@ -186,8 +185,8 @@ def say(directory: Path, word: str) -> str:
         while (directory / SOCKET_NAME).exists():
             if time.monotonic() > deadline:
                 raise UsageError(
-                    f"The soak in {directory} has been stopping for {_END_SECONDS:g} s: 'dax-soak "
-                    f"top' shows what it is doing."
+                    f"The soak in {directory} has been stopping for {_END_SECONDS:g} s: see 'dax-soak "
+                    f"top {directory}'."
                 )
             time.sleep(_POLL_SECONDS)
         return "stopped"
@@ -195,7 +194,7 @@ def say(directory: Path, word: str) -> str:
 
 
 def ask(directory: Path, word: str, seconds: float) -> str:
-    """Say a word to the soak of a run directory and return its answer.
+    """Send a request to the soak of a run directory and return its answer.
 
     Raises:
         UsageError: no soak is running there, or it does not answer.
@@ -204,21 +203,19 @@ def ask(directory: Path, word: str, seconds: float) -> str:
         answer = Question(directory, word).answer(seconds)
     except TimeoutError:
         raise UsageError(
-            f"The soak in {directory} did not answer within {seconds:g} s: it is busy, or stands "
-            f"still. 'dax-soak top {directory}' shows what it is doing."
+            f"The soak in {directory} did not answer within {seconds:g} s: it is busy or hangs. See "
+            f"'dax-soak top {directory}'."
         ) from None
     except BlockingIOError:
         raise UsageError(
-            f"The soak in {directory} has left others without an answer, and takes no more questions: it "
-            f"is busy, or stands still. 'dax-soak top {directory}' shows what it is doing."
+            f"The soak in {directory} has too many unanswered requests: it is busy or hangs. See "
+            f"'dax-soak top {directory}'."
         ) from None
     except (FileNotFoundError, ConnectionError):
-        raise UsageError(
-            f"No soak is running in {directory}, so nothing there can {_verb(word)}."
-        ) from None
+        raise UsageError(f"Cannot {_verb(word)}: no soak is running in {directory}.") from None
     except OSError as error:
         raise UsageError(
-            f"The soak in {directory} did not take the request to {_verb(word)}: {why(error)}."
+            f"The request to {_verb(word)} could not be sent to the soak in {directory}: {why(error)}."
         ) from None
     if not answer:
         raise UsageError(f"The soak in {directory} ended before it answered.")
@@ -231,7 +228,7 @@ def _verb(word: str) -> str:
 
 @contextlib.contextmanager
 def _short_name(directory: Path) -> Iterator[str]:
-    """Give a name of the directory that fits a socket's address, which has 108 bytes."""
+    """Yield a short path of the directory: a socket's address holds 108 bytes."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         yield f"/proc/self/fd/{descriptor}"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Picking up what the machine said when it died, if it kept it (pstore)."""
+"""Moves the kernel's crash log of an earlier boot from pstore to the journal."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from soak.ledger.writer import BlockWriter
 
 _TAIL_LINES: Final = 60
-# A record bears the time of a clock that need not be the one that the heart beat by.
+# The firmware's clock dates a record, and may differ from the clock of the heartbeats.
 _CLOCK_SLACK_SECONDS: Final = 120.0
 
 
-def pick_up(block: BlockWriter, journal: Journal, *, counts: bool) -> None:
-    """Write the crash logs that are newer than the last heartbeat of the boot before to the journal.
+def report_crash_log(block: BlockWriter, journal: Journal, *, counts: bool) -> None:
+    """Write crash records newer than the last heartbeat of the previous boot to the journal.
 
-    With `counts` the lost machine is a violation: a host that has seen the guest die has counted it.
+    With `counts` a crash is a `lost-machine` violation; in a lab the host has counted it already.
     """
     last_beat = (block.get("heartbeat_ns") + block.get("realtime_offset_ns")) / 1e9
     try:
@@ -30,7 +30,7 @@ def pick_up(block: BlockWriter, journal: Journal, *, counts: bool) -> None:
         journal.write(
             "crash-log.unreadable",
             Level.WARNING,
-            summary=f"what the kernel said when it died cannot be read: {error}",
+            summary=f"the kernel's crash log cannot be read: {error}",
         )
         return
     tail = [line for record in records for line in record.text.splitlines() if line.strip()]
@@ -39,11 +39,11 @@ def pick_up(block: BlockWriter, journal: Journal, *, counts: bool) -> None:
         journal.write(
             "crash-log.absent",
             Level.WARNING,
-            summary="the machine was started anew in the middle of the run and kept no crash log: "
-            "it was rebooted, lost its power, or has no pstore",
+            summary="the machine rebooted during the run without a crash log: a reboot, a power cut, "
+            "or a crash without pstore",
         )
     elif counts:
-        summary = "the machine's kernel crashed: its last words are the evidence"
+        summary = "the machine's kernel crashed; the evidence is its log"
         journal.write("violation.found", Level.ERROR, **lost_machine_event(summary, evidence))
         block.add_at("violations", 1, "lost-machine", "none")
     else:
@@ -51,5 +51,5 @@ def pick_up(block: BlockWriter, journal: Journal, *, counts: bool) -> None:
             "crash-log.found",
             Level.WARNING,
             evidence=evidence,
-            summary=f"the kernel of the boot before left {len(records)} records of its last words",
+            summary=f"the kernel of the previous boot left {len(records)} crash records",
         )

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Scheduled work: coarse jobs that come round again and again, each guarded from the others.
+"""Runs periodic jobs; one that fails does not affect the others.
 
-`schedule` keeps the jobs and runs those that are due, in order. It reckons in naive local time, which
-jumps when somebody sets the clock and twice a year by itself. When a job is due is therefore decided
-here, on the monotonic clock: before each poll every job is told when that is, in the time that
-`schedule` is about to compare it with.
+`schedule` keeps the jobs and runs the due ones, in order. It uses naive local time, which jumps when the
+clock is set and twice a year. So this module decides on the monotonic clock when a job is due, and
+before each poll converts that to the local time that `schedule` compares with.
 """
 
 from __future__ import annotations
@@ -29,20 +28,20 @@ DAY_SECONDS: Final = 86_400.0
 
 @dataclass
 class _Turn:
-    """When a job is due, in monotonic nanoseconds, and how long it is from one turn to the next."""
+    """When a job is due next, in monotonic nanoseconds, and its interval."""
 
     job: Any  # schedule.Job, which has no type information
     interval_ns: int
     due_ns: int
 
     def pass_by(self, now_ns: int) -> None:
-        """Go on to the next turn after now. Turns that were missed are left out, and none moves."""
+        """Advance to the first turn after now. Skips missed turns and keeps the phase."""
         missed = max(now_ns - self.due_ns, 0) // self.interval_ns
         self.due_ns += (missed + 1) * self.interval_ns
 
 
 class Jobs:
-    """Owns the jobs of a supervisor and notes in its block how they fare (field `jobs`)."""
+    """Owns the jobs of a supervisor, and keeps their statistics in its block (field `jobs`)."""
 
     def __init__(self, block: BlockWriter, journal: Journal, *, day_seconds: float = DAY_SECONDS) -> None:
         self._block = block
@@ -54,15 +53,15 @@ class Jobs:
     def every(
         self, name: str, seconds: float, work: Callable[[], None], *, first: float | None = None
     ) -> None:
-        """Have a job done every so many seconds, `first` (or as many) seconds from now on.
+        """Run a job every `seconds` seconds, the first time after `first` (default: `seconds`).
 
         Raises:
-            ValueError: the interval is no time at all, or the ledger knows no job of this name.
+            ValueError: the interval is not positive, or the ledger has no job of this name.
         """
         if seconds <= 0:
-            raise ValueError(f"the job {name} would be due every {seconds:g} s, and never done")
+            raise ValueError(f"the interval of job {name} is {seconds:g} s, and must be positive")
         self._block.index("jobs", name, "runs")
-        # How long that is, is told again before each poll.
+        # run_pending() sets the due time before each poll.
         job = self._scheduler.every().seconds
         begin = time.monotonic_ns() + int((seconds if first is None else first) * 1e9)
         turn = _Turn(job, max(int(seconds * 1e9), 1), begin)
@@ -70,34 +69,34 @@ class Jobs:
         job.do(self._run, name, turn, work)
 
     def daily(self, name: str, work: Callable[[], None], *, passed: float = 0.0) -> None:
-        """Have a job done after each day of the run, whatever the time of day is.
+        """Run a job after each day of the run, independent of the time of day.
 
-        `passed` seconds of the run were over already when this supervisor took over.
+        `passed` is the seconds that the run had soaked before this supervisor.
         """
         day = self._day_seconds
         self.every(name, day, work, first=day - passed % day)
 
     def run_pending(self) -> None:
-        """Do each job that is due, once, the one that has waited longest first."""
+        """Run each due job once, the most overdue first."""
         now_ns, now = time.monotonic_ns(), datetime.now()  # noqa: DTZ005 - as schedule has it
         for turn in self._turns:
             turn.job.next_run = now + timedelta(microseconds=(turn.due_ns - now_ns) / 1000)
         self._scheduler.run_pending()
 
     def _run(self, name: str, turn: _Turn, work: Callable[[], None]) -> None:
-        """Do a job. One that raised would be tried at every poll and starve the others: none may."""
+        """Run a job. Catches everything: `schedule` would run a raising job at every poll."""
         late_ns = time.monotonic_ns() - turn.due_ns
         if late_ns < 0:
-            # The clock was set just now, after this poll had read it.
+            # The wall clock was set after run_pending() read it.
             return
         self._block.set_at("jobs", late_ns, name, "lateness_ns")
         self._block.add_at("jobs", 1, name, "runs")
         try:
             work()
-        except Exception as error:  # noqa: BLE001 - whatever it was, the run goes on and says so
+        except Exception as error:  # noqa: BLE001 - a failed job is logged, and the run goes on
             self._block.add_at("jobs", 1, name, "failures")
             self._journal.write(
-                "job.failed", Level.ERROR, job=name, summary=f"the job {name} failed: {error!r}"
+                "job.failed", Level.ERROR, job=name, summary=f"job {name} failed: {error!r}"
             )
         finally:
             turn.pass_by(time.monotonic_ns())

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Where a machine's own run keeps its ledger: on tmpfs, with a copy on disk at each sample.
+"""Keeps the ledger of a run on this machine on tmpfs, and copies it to disk at each sample.
 
-A store into a page of a file on disk would wait for the disk. A process that dies leaves tmpfs as it
-is; a machine that dies does not, and then the run goes on from the last copy and what the journal says
-since.
+A store into a page of a file on disk could wait for the disk. tmpfs survives a dead process, not a dead
+machine: then the run continues from the last copy and the later journal lines.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ _HOME: Final = "run"
 
 
 class LedgerStore(Hook):
-    """Owns the ledger of a run from its start, or from where it was cut short, to its end."""
+    """Owns the ledger of a new or resumed run."""
 
     def __init__(
         self,
@@ -50,52 +49,52 @@ class LedgerStore(Hook):
         resumed: bool,
         memory: Path = MEMORY,
     ) -> None:
-        """Make the ledger, or take that of a run that goes on.
+        """Make the ledger, or reopen that of a resumed run.
 
         Raises:
-            UsageError: it cannot be made, or is of another configuration or version.
+            UsageError: it cannot be made, or belongs to another configuration or version.
         """
         self._directory, self._journal = directory, journal
-        self._told = False
+        self._reported = False
         self._memory = memory / run_id
         self._path = self._memory / LEDGER
         try:
             self._make_room()
-            self.ledger = self._taken_over(layout) if resumed else self._made(layout)
+            self.ledger = self._reopen(layout) if resumed else self._create(layout)
             self._link()
         except OSError as error:
             raise UsageError(f"The ledger {self._path} cannot be made: {error.strerror}.") from None
 
     def sampled(self) -> None:
-        """Keep a copy that is whole or not there, whatever happens to the machine."""
+        """Copy the ledger to disk, atomically."""
         self.ledger.block(SUPERVISOR).set("saved_seq", self._journal.seq)
         try:
             _write(self._directory / _COPY, self.ledger.to_bytes())
         except OSError as error:
-            # A full disk ends no run: the copy before stays, and the journal has what came since.
-            if not self._told:
+            # A full disk does not end the run: the previous copy and the journal remain.
+            if not self._reported:
                 self._journal.write(
                     "ledger.unsaved",
                     Level.WARNING,
                     summary=f"the ledger cannot be copied to disk ({error.strerror}): after a crash of "
-                    f"the machine its counters would go on from the last copy",
+                    f"the machine its counters would continue from the last copy",
                 )
-            self._told = True
+            self._reported = True
         else:
-            self._told = False
+            self._reported = False
 
     def close(self) -> None:
-        """Leave the ledger in the run directory, for whoever looks at the run later.
+        """Move the ledger to the run directory.
 
-        Where the disk is full it stays in memory, from where `restore` brings it home.
+        On a full disk it stays on tmpfs, until `dax-soak restore` moves it.
         """
         try:
-            _lay_down(self._directory, self.ledger.to_bytes())
+            _store(self._directory, self.ledger.to_bytes())
         except OSError as error:
             self._journal.write(
                 "ledger.unsaved",
                 Level.WARNING,
-                summary=f"the ledger stays in {self._memory} ({error.strerror}): when there is space, "
+                summary=f"the ledger stays in {self._memory} ({error.strerror}): free some space, then "
                 f"'dax-soak restore' moves it to the run directory",
             )
         else:
@@ -109,13 +108,13 @@ class LedgerStore(Hook):
         home.unlink(missing_ok=True)
         home.symlink_to(self._directory.absolute())
 
-    def _made(self, layout: Layout) -> Ledger:
+    def _create(self, layout: Layout) -> Ledger:
         self._path.unlink(missing_ok=True)
         ledger = Ledger.create(self._path, layout)
         _open_to_readers(self._path, self._directory)
         return ledger
 
-    def _taken_over(self, layout: Layout) -> Ledger:
+    def _reopen(self, layout: Layout) -> Ledger:
         if self._path.exists():
             return Ledger.reopen(self._path, layout)
         copies = (self._directory / LEDGER, self._directory / _COPY)
@@ -125,7 +124,7 @@ class LedgerStore(Hook):
             _open_to_readers(self._path, self._directory)
             ledger = Ledger.reopen(self._path, layout)
         else:
-            ledger = self._made(layout)
+            ledger = self._create(layout)
         supervisor = ledger.block(SUPERVISOR)
         saved = supervisor.get("saved_seq")
         for event in valid_events(read_journal(self._directory / JOURNAL)):
@@ -140,17 +139,17 @@ class LedgerStore(Hook):
         unfinished.rename(self._directory / LEDGER)
 
 
-def bring_home(but: str = "", memory: Path = MEMORY) -> list[Settled]:
-    """Move what killed soaks left in memory to the directories of their runs, `but` of one run.
+def rescue_ledgers(but: str = "", memory: Path = MEMORY) -> list[Settled]:
+    """Move the ledgers of killed soaks from tmpfs to their run directories, except that of run `but`.
 
-    Only who holds the lock of the machine's changes may: no soak that lives has its ledger there.
+    The caller holds the lock of the machine's changes, so no other soak is using a ledger there.
     """
     if not memory.is_dir():
         return []
-    return [_brought_home(place) for place in sorted(memory.iterdir()) if place.name != but]
+    return [_rescue(place) for place in sorted(memory.iterdir()) if place.name != but]
 
 
-def _brought_home(place: Path) -> Settled:
+def _rescue(place: Path) -> Settled:
     def settled(event: str, level: Level, summary: str) -> Settled:
         return Settled(event, level, "ledger", place.name, place.name, summary)
 
@@ -161,16 +160,15 @@ def _brought_home(place: Path) -> Settled:
             return settled(
                 FORGOTTEN,
                 Level.WARNING,
-                f"what was left in memory of run {place.name} was removed: its run directory is gone, "
-                f"or has its ledger",
+                f"{place} of run {place.name} was removed: the run directory is gone, or has the ledger",
             )
-        _lay_down(directory, (place / LEDGER).read_bytes())
+        _store(directory, (place / LEDGER).read_bytes())
         shutil.rmtree(place)
     except OSError as error:
         return settled(
             FAILED,
             Level.ERROR,
-            f"the ledger of run {place.name} stays in {place}: it cannot be moved to its run "
+            f"the ledger of run {place.name} stays in {place}: it cannot be moved to the run "
             f"directory ({error.strerror})",
         )
     return settled(
@@ -178,25 +176,25 @@ def _brought_home(place: Path) -> Settled:
     )
 
 
-def _lay_down(directory: Path, ledger: bytes) -> None:
-    """Leave a whole ledger in the directory of a run, and no older copy."""
+def _store(directory: Path, ledger: bytes) -> None:
+    """Write the ledger to a run directory, and remove its older copy."""
     _write(directory / LEDGER, ledger)
     (directory / _COPY).unlink(missing_ok=True)
 
 
 def _write(path: Path, ledger: bytes) -> None:
-    """Write a copy that those may read who may read the run."""
+    """Write a copy, readable for the group of the run directory."""
     write_whole(path, ledger, _MODE, path.parent.stat().st_gid)
 
 
 def _open_to_readers(path: Path, directory: Path) -> None:
-    """Let those read it that may read the run."""
+    """Make the ledger readable for the group of the run directory."""
     path.chmod(_MODE)
     os.chown(path, -1, directory.stat().st_gid)
 
 
 def _count_again(block: BlockWriter, event: Mapping[str, object]) -> None:
-    """Count a violation that is in the journal and came after the last copy of the ledger."""
+    """Count a violation that the journal has and the last copy of the ledger lacks."""
     issue = str(event["known_issue"] or NO_KNOWN_ISSUE)
     count = int(str(event["count"]))
     block.add_at("violations", count, str(event["kind"]), issue)

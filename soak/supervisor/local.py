@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""`dax-soak run` on this machine's own devices: from the first check to what is given back at the end."""
+"""`dax-soak run`: soaks on this machine's own devices."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from soak.supervisor.assembly import Setting, run_soak
 from soak.supervisor.control import ending_signals
 from soak.supervisor.hooks.exporter import ExporterKeeper, ExporterProcess
 from soak.supervisor.hooks.systemd import Service
-from soak.supervisor.hooks.uevents import UeventWatch, things_in_use
+from soak.supervisor.hooks.uevents import UeventWatch, devices_in_use
 from soak.supervisor.hooks.verdict import VerdictKeeper
-from soak.supervisor.ledger_store import LedgerStore, bring_home
-from soak.supervisor.preparation import RegionFiles, prepared_machine, teller
+from soak.supervisor.ledger_store import LedgerStore, rescue_ledgers
+from soak.supervisor.preparation import RegionFiles, prepared_machine, settled_writer
 from soak.supervisor.restoring import STATE
 from soak.supervisor.resume import ChosenRun, choose_run
 from soak.supervisor.workers import RunWorkers
@@ -52,7 +52,7 @@ _ENDING_SECONDS: Final = 10.0
 
 @dataclass(frozen=True)
 class Serving:
-    """Who serves metrics: a process of this run at `listen`, or another service that is watched."""
+    """Which exporter serves the metrics: the run's own at `listen`, or a service at `watched`."""
 
     listen: str
     watched: str | None
@@ -63,23 +63,23 @@ def soak_here(
 ) -> int:
     """Soak on this machine's own devices and return the exit code of the verdict.
 
-    With `resume` go on with the newest run where it was cut short.
+    With `resume` continue the newest interrupted run.
 
     Raises:
-        UsageError: the configuration does not fit the machine, which is left as it was found.
+        UsageError: the configuration does not fit the machine, which stays unchanged.
     """
     _check_root()
-    # What tells the soak to end waits until somebody can put things in order.
+    # Block the ending signals until the supervisor waits for them.
     signal.pthread_sigmask(signal.SIG_BLOCK, ending_signals())
     chosen = choose_run(config, run_dir, resume=resume)
     configure(program="dax-soak", run=chosen.run_id, boot=boot_id())
     with contextlib.ExitStack() as owning:
         with MachineChanges.open(STATE, chosen.run_id) as changes:
-            recovered = [*changes.recover(), *bring_home(but=chosen.run_id)]
+            recovered = [*changes.recover(), *rescue_ledgers(but=chosen.run_id)]
             try:
                 require_fit_config(config, make_plan)
             except UsageError:
-                # There is no journal to say it in.
+                # There is no journal yet to write these to.
                 for settled in recovered:
                     log_event({"event": settled.event, "level": settled.level, **settled.fields})
                 raise
@@ -103,23 +103,23 @@ def _soak_in(
     *,
     strict: bool,
 ) -> Verdict:
-    """Soak with everything in a run directory; all that was taken is given back at the end."""
+    """Soak in a run directory, and undo all changes to the machine at the end."""
     config, judge = chosen.config, Judge(strict)
     for event in read_journal(directory / run_directory.JOURNAL) if chosen.resumed else ():
         judge.add(event)
 
-    def heard(line: dict[str, object]) -> None:
+    def on_line(line: dict[str, object]) -> None:
         judge.add(line)
         log_event(line)
         if line["event"] == "run.started":
             run_directory.note_begun(directory)
 
     with contextlib.ExitStack() as stack:
-        journal = stack.enter_context(FileJournal(directory / run_directory.JOURNAL, on_line=heard))
+        journal = stack.enter_context(FileJournal(directory / run_directory.JOURNAL, on_line=on_line))
         exporter = None
         if serving.watched is None:
-            # It starts while the machine is prepared, and listens when the ledger is there. The exporter
-            # of a soak that was killed ends in its own time.
+            # It starts while the machine is prepared, and listens once the ledger exists. The exporter of
+            # a killed soak may hold the port for some seconds.
             bind_seconds = _ENDING_SECONDS if chosen.resumed else 0.0
             exporter = stack.enter_context(
                 contextlib.closing(ExporterProcess(directory, serving.listen, bind_seconds=bind_seconds))
@@ -142,7 +142,7 @@ def _soak_in(
             if exporter is not None:
                 journal.write("exporter.started", address=exporter.address)
                 hooks.append(ExporterKeeper(exporter, journal))
-            uevents = UeventWatch(journal, things_in_use(regions, config.vfio.devices))
+            uevents = UeventWatch(journal, devices_in_use(regions, config.vfio.devices))
             stack.enter_context(contextlib.closing(uevents))
             service = stack.enter_context(Service(block, journal, _probe(serving)))
             hooks += [service, uevents]
@@ -153,7 +153,7 @@ def _soak_in(
                 journal,
                 directory,
                 tuple(hooks),
-                changes.readable_addresses(teller(journal)),
+                changes.readable_addresses(settled_writer(journal)),
                 in_lab=False,
             )
             run_soak(plan, regions, workers, setting)
@@ -163,13 +163,13 @@ def _soak_in(
 def _check_root() -> None:
     if os.geteuid() != 0:
         raise UsageError(
-            "'dax-soak run' binds PCI functions and reads the kernel's memory, which root alone may do: "
-            "run it as root, or use 'dax-soak lab', which needs no root."
+            "'dax-soak run' needs root to bind PCI functions and read kernel memory: run it as root, or "
+            "use 'dax-soak lab', which does not need root."
         )
 
 
 def _filesystem(regions: Sequence[Region]) -> str:
-    """Name the file system of the first region that has one."""
+    """Return the file system of the first fs-dax region."""
     region = next((region for region in regions if isinstance(region, FsDaxRegion)), None)
     return filesystem_of(region.disk) if region is not None else "none"
 

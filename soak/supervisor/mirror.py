@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Where a guest keeps its ledger: in the memory that the host shares, unless that is slow.
+"""Places a guest's ledger in the memory shared with the host, or mirrors it there if that is slow.
 
-Some hypervisors make such memory uncached, and then every store is a bus cycle. It is measured at the
-start; where it is so, the ledger lives on tmpfs and is copied ten times a second.
+Some hypervisors map such memory uncached, so that every store is a bus cycle. `place_ledger` times
+them; if they are slow, the ledger is on tmpfs and is copied ten times a second.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _SLOW_RATIO: Final = 3.0
 
 
 class Mirror(Hook):
-    """Copies what the guest writes; the host's own block stays as the host wrote it."""
+    """Copies the guest's blocks to shared memory, and leaves the host's own block alone."""
 
     def __init__(self, near: Ledger, far: Ledger) -> None:
         self._near = near
@@ -37,13 +37,13 @@ class Mirror(Hook):
 
 
 def place_ledger(shared: Path, local: Path, *, always: bool) -> tuple[Ledger, Mirror | None]:
-    """Open the shared ledger; where its memory is slow, or `always`, put one at `local` before it."""
+    """Open the shared ledger; if its memory is slow, or `always`, mirror one at `local` to it."""
     far = Ledger.open(shared)
     near_cost, far_cost = _cost(memoryview(bytearray(64)).cast("Q")), _cost(_shared_word(far))
     if not always and far_cost < near_cost * _SLOW_RATIO:
         return far, None
     near = Ledger.create(local, far.layout)
-    # A run that is resumed goes on from what was copied last.
+    # A resumed run continues from the last copy.
     near.copy_from(far)
     return near, Mirror(near, far)
 
@@ -53,13 +53,13 @@ def _shared_word(ledger: Ledger) -> memoryview[int]:
 
 
 def _cost(words: memoryview[int]) -> int:
-    """Return how long a number of stores take, in nanoseconds: the best of three."""
+    """Time `_STORES` stores, in nanoseconds: the best of three rounds."""
     best, value = 0, words[0]
     for _ in range(3):
         start = time.monotonic_ns()
         for _ in range(_STORES):
-            # The host may read the word, and a run that is resumed has it from before.
+            # Store the same value: the host may read the word, and a resumed run needs it.
             words[0] = value
-        taken = time.monotonic_ns() - start
-        best = min(best or taken, taken)
+        elapsed = time.monotonic_ns() - start
+        best = min(best or elapsed, elapsed)
     return best

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What a soak takes of a machine before it starts, and gives back when it has ended.
-
-The guest of a lab does the same as a machine with devices of its own.
-"""
+"""Prepares a machine, real or a lab's guest, for a soak, and restores it afterwards."""
 
 from __future__ import annotations
 
@@ -30,10 +27,10 @@ _DRIVER: Final = "vfio-pci"
 def prepared_machine(
     config: Config, run_id: str, changes: MachineChanges, journal: Journal, recovered: Sequence[Settled]
 ) -> Iterator[None]:
-    """Bind the functions, set what has to be set and mark disks; put back everything but the marks."""
-    tell = teller(journal)
+    """Bind PCI functions, tune sysctls and mark disks; at the end undo everything but the marks."""
+    write = settled_writer(journal)
     for settled in recovered:
-        tell(settled)
+        write(settled)
     try:
         raise_limits()
         if config.vfio.devices:
@@ -46,20 +43,20 @@ def prepared_machine(
         yield
     finally:
         for settled in changes.restore():
-            tell(settled)
+            write(settled)
 
 
 class RegionFiles:
-    """The regions of a run and their files, in directories that are removed at its end."""
+    """The regions of a run and their files, in directories that the end of the run removes."""
 
     def __init__(self, config: Config, changes: MachineChanges, journal: Journal) -> None:
         self._changes, self._journal = changes, journal
         self.regions = open_regions(config.regions, changes.make_directory)
-        # Which files nobody may touch any more: known when the ledger is.
+        # Returns the files that must not be touched again; set once the ledger exists.
         self.given_up: Callable[[], list[Path]] = list
 
     def close(self) -> None:
-        """Have those directories left where they are whose files hang in the kernel."""
+        """Keep the directories whose files hang in the kernel."""
         left = self.given_up()
         for directory in sorted({path.parent for path in left}):
             self._changes.leave_directory(directory)
@@ -69,19 +66,19 @@ class RegionFiles:
                 "files.left",
                 Level.WARNING,
                 files=names,
-                summary=f"files that hang in the kernel had to be left: {', '.join(names)}",
+                summary=f"files that hang in the kernel were left behind: {', '.join(names)}",
             )
 
 
-def teller(journal: Journal) -> Callable[[Settled], None]:
-    def tell(settled: Settled) -> None:
+def settled_writer(journal: Journal) -> Callable[[Settled], None]:
+    def write(settled: Settled) -> None:
         journal.write(settled.event, settled.level, **settled.fields)
 
-    return tell
+    return write
 
 
 def _demand(config: Config) -> Demand:
-    """Reckon what the workers will use of what the kernel has a limit on."""
+    """Compute the workers' use of limited kernel resources."""
     workload = config.workload
     files = [file_count(region) for region in config.regions]
     return Demand(aio_contexts=workload.holders + workload.trials + 1, mappings=max(files, default=0))

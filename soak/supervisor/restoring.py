@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What an earlier soak left behind on this machine, put back without another soak.
+"""`dax-soak restore`: undoes the changes of a dead soak without starting another.
 
-It stands apart from the start of a run, for it has to be there at once and imports little.
+Apart from `local`, whose imports are slow.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from typing import Final
 from soak.machine.changes import RESTORED, Settled, restore_only
 from soak.model.vocabulary import Level
 from soak.run_directory import discard_unbegun
-from soak.supervisor.ledger_store import bring_home
+from soak.supervisor.ledger_store import rescue_ledgers
 
-# Where this machine keeps the record of what soaks have taken.
+# The directory of this machine's record of changes.
 STATE: Final = Path("/var/lib/dax-soak/changes")
 
 
 def restore_here() -> list[Settled]:
-    """Put back what earlier soaks left behind on this machine, without starting another one.
+    """Undo changes of dead soaks, rescue their ledgers, and remove directories of runs that never began.
 
     Raises:
-        UsageError: a soak is running, or the record of what it took cannot be read.
+        UsageError: a soak is running, or the record of changes cannot be read.
     """
-    return [*restore_only(STATE, also=bring_home), *map(_removed, discard_unbegun())]
+    return [*restore_only(STATE, also=rescue_ledgers), *map(_removed, discard_unbegun())]
 
 
 def _removed(path: Path) -> Settled:
@@ -34,5 +34,5 @@ def _removed(path: Path) -> Settled:
         "directory",
         str(path),
         path.name,
-        f"removed {path}, which a run left that was killed before it began",
+        f"removed {path}, left by a run that was killed before it began",
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Which run a start goes on with: the newest that was cut short, or a new one."""
+"""Chooses the run of `dax-soak run`: the newest interrupted one with `--resume`, or a new one."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _SPACE_NEEDED: Final = 64 << 20
 
 @dataclass(frozen=True)
 class RunHistory:
-    """What the journal of a run says of its beginning and its end."""
+    """The beginning and the end of a run, from its journal."""
 
     started: dict[str, Any] | None
     lab: dict[str, Any] | None
@@ -56,7 +56,7 @@ class RunHistory:
 
 @dataclass(frozen=True)
 class ChosenRun:
-    """A run of this machine: `resumed`, or one whose directory is yet to be made."""
+    """A run of this machine: a resumed one, or a new one without a directory yet."""
 
     run_id: str
     resumed: bool
@@ -64,10 +64,10 @@ class ChosenRun:
     directory: Path | None
 
     def open(self) -> RunDirectory:
-        """Make the directory of a new run, or take that of one that goes on.
+        """Make the directory of a new run, or take that of a resumed one.
 
         Raises:
-            UsageError: it cannot be made, is in use, or others may write to it.
+            UsageError: it cannot be made, is in use, or other users may write to it.
         """
         if self.resumed and self.directory is not None:
             return RunDirectory.take(self.directory, self.run_id)
@@ -83,51 +83,51 @@ class ChosenRun:
 
 
 def choose_run(config: Config, wanted: Path | None, *, resume: bool) -> ChosenRun:
-    """Choose the run to go on with, or begin one.
+    """Choose the run to resume, or a new one.
 
-    With `resume` that is the run in `wanted`, or else the newest of this machine that was cut short and
-    had this configuration. It is looked for among all runs: `latest` may name one of the lab.
+    With `resume` that is the run in `wanted`, or else the newest interrupted run of this machine with
+    this configuration, among all runs: `latest` may name one of the lab.
 
     Raises:
-        UsageError: the newest run was cut short and had another configuration, or `wanted` is in use.
+        UsageError: the newest run was interrupted and had another configuration, or `wanted` is in use.
     """
     if resume:
         known = run_directory.begun_runs() if wanted is None else [wanted]
-        cut_short = _cut_short(config, known)
-        if cut_short is not None:
-            return cut_short
+        interrupted = _interrupted(config, known)
+        if interrupted is not None:
+            return interrupted
     if wanted is not None:
         run_directory.check_new(wanted)
     return ChosenRun(run_directory.new_run_id(), False, config, wanted)
 
 
-def _cut_short(config: Config, known: Sequence[Path]) -> ChosenRun | None:
-    """Find the newest run of this machine that did not come to its end, and was made of the same.
+def _interrupted(config: Config, known: Sequence[Path]) -> ChosenRun | None:
+    """Find the newest run of this machine that did not end, and had this configuration.
 
     Raises:
-        UsageError: the newest of all did not, and was made of something else.
+        UsageError: the newest of all runs did not end, and had another configuration.
     """
     newest = True
     for directory in known:
-        story = _own_story(directory)
-        if story is None or story.started is None:
+        history = _own_history(directory)
+        if history is None or history.started is None:
             continue
-        if not story.ended:
+        if not history.ended:
             changed = _changed(config, directory)
             if not changed:
-                run_id = str(story.started["run_id"])
+                run_id = str(history.started["run_id"])
                 return ChosenRun(run_id, True, config, directory.resolve())
             if newest:
                 raise UsageError(
-                    f"The run in {directory} was cut short and had another configuration, in "
-                    f"[{'], ['.join(changed)}]: put that back, or start a new run without --resume."
+                    f"The run in {directory} was interrupted and had another configuration in "
+                    f"[{'], ['.join(changed)}]: restore that, or start a new run without --resume."
                 )
         newest = False
     return None
 
 
-def _own_story(directory: Path) -> RunHistory | None:
-    """Return what became of a run of this machine; None where none began, or one of the lab did."""
+def _own_history(directory: Path) -> RunHistory | None:
+    """Return the history of a run of this machine; None if none began there, or it is a lab's."""
     if not journal_exists(directory / run_directory.JOURNAL):
         return None
     started = None
@@ -138,12 +138,12 @@ def _own_story(directory: Path) -> RunHistory | None:
             started = event
             break
     if (directory / run_directory.VERDICT).exists():
-        # It is written at the end: the journal of a run of days need not be read for that.
+        # The verdict is written at the end, so the whole journal of a long run need not be read.
         return RunHistory(started, None, ended=True)
     return RunHistory.of(directory)
 
 
 def _changed(config: Config, directory: Path) -> list[str]:
-    """Return the sections in which a run had another configuration."""
+    """Return the names of the sections that differ from the run's configuration."""
     before, now = load_config(directory / run_directory.CONFIG).to_table(), config.to_table()
     return [name for name in dict.fromkeys((*before, *now)) if before.get(name) != now.get(name)]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The daily summary: what a run did since the last one, and in all, as one line of the journal."""
+"""The daily summary: the counts of a run since the last summary and in total, as one journal line."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ if TYPE_CHECKING:
     from soak.ledger.writer import BlockWriter
 
 _Path = tuple[str, ...]
-# Always told, with 0 where there was none; what else is 0 is left out.
+# Written even if 0; other counts of 0 are omitted.
 _ALWAYS: Final[tuple[_Path, ...]] = (("stalls",), ("restarts",))
 _LEAKED: Final = "leaked_total "
 
 
 class Summary:
-    """Adds up the blocks of the supervisor and of all workers, and remembers the last time."""
+    """Adds up the blocks of the supervisor and of all workers, and keeps the last totals."""
 
     def __init__(self, block: BlockWriter, journal: Journal, workers: Sequence[BlockWriter]) -> None:
         self._block = block
         self._journal = journal
         self._workers = workers
-        # Where another supervisor ran before this one, what it counted is no news.
+        # Counts of an earlier supervisor of this run are not new.
         self._last = Counter(dict(self._count()))
         self._last_ns = block.get("soaked_ns")
 
@@ -37,7 +37,7 @@ class Summary:
         since = Counter({path: count - self._last[path] for path, count in total.items()})
         self._journal.write(
             "summary.written",
-            # Of the run's own time.
+            # Soaked time, without pauses.
             seconds={"since": round((now_ns - self._last_ns) / 1e9), "total": round(now_ns / 1e9)},
             since=_nested(since),
             total=_nested(total),
@@ -77,7 +77,7 @@ class Summary:
 
 
 def _table(block: BlockWriter, name: str) -> Iterator[tuple[str, str, int]]:
-    """Yield row, column and word of a field of two axes."""
+    """Yield row, column and value of a field with two axes."""
     rows, columns = block.block.fields[name].axes
     if isinstance(rows, int) or isinstance(columns, int):
         raise TypeError(f"{name} has an axis without names")
@@ -88,7 +88,7 @@ def _table(block: BlockWriter, name: str) -> Iterator[tuple[str, str, int]]:
 
 
 def _nested(counts: Counter[_Path]) -> dict[str, Any]:
-    """Return a table of tables."""
+    """Turn paths into nested tables."""
     tables: dict[str, Any] = {}
     for path, count in counts.items():
         if count or path in _ALWAYS:

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The supervisor: it starts the workers, runs the detectors and the scheduled jobs, keeps the journal.
+"""The supervisor: starts the workers, runs the detectors and the periodic jobs, keeps the journal.
 
-It makes no call that can hang. A beat is a tenth of a second; coarse jobs are scheduled, everything that
-measures time uses the monotonic clock.
+It makes no call that can hang. A beat is a tenth of a second; all times are of the monotonic clock.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ BEAT_SECONDS: Final = 0.1
 _SAMPLE_SECONDS: Final = 10.0
 _COUNTERS_SECONDS: Final = 5.0
 _BARRIER_SECONDS: Final = 30.0
-# A call that a signal frees is over at once; a worker that has to be killed takes a few seconds.
+# A signal frees a call at once; killing and replacing a worker takes a few seconds.
 _FREED_SECONDS: Final = 10.0
 _COMMIT_SECONDS: Final = 1.0
 _COVERAGE_SECONDS: Final = 1.0
@@ -54,7 +53,7 @@ _STOP_SECONDS: Final = 30.0
 
 
 class Supervisor:
-    """Runs one soak, from its first worker to its last line in the journal."""
+    """Runs one soak, from its first worker to its last journal line."""
 
     def __init__(
         self,
@@ -81,16 +80,16 @@ class Supervisor:
         self._reporter = reporter
         self._detectors = detectors
         self._recycler = recycler
-        self._must_end: str | None = None
+        self._end_reason: str | None = None
         self._canaries = canaries
         self._summary = summary
         self._clock = clock
         self._duration = duration
         self._sweep_interval = sweep_interval
         self._most_wedged = most_wedged
-        self._looked = 0.0
-        self._committed = 0.0
-        self._counted = 0.0
+        self._last_look = 0.0
+        self._last_commit = 0.0
+        self._last_count = 0.0
         self._covered = False
         self._run = run
         self._hooks = hooks
@@ -100,19 +99,19 @@ class Supervisor:
         self._jobs = Jobs(block, journal)
         self._failures: set[str] = set()
         self._running = block.block.fields["state"].values.index(RunState.RUNNING)
-        self._beaten = 0
+        self._last_beat_ns = 0
         self._unborn: set[str] = set()
 
     def run(self) -> None:
-        """Soak until the time is over or a signal says stop."""
-        # From here on these signals are waited for, never handled in the middle of something.
+        """Soak until the duration has elapsed, or a signal or a request ends the run."""
+        # From here on sigtimedwait() takes these signals, so that none interrupts other work.
         signal.pthread_sigmask(signal.SIG_BLOCK, {*self._ending, signal.SIGCHLD})
-        # The workers never sleep: on two processors the scheduler would starve the one that watches.
+        # The workers never sleep, and would starve the supervisor on two processors.
         os.setpriority(os.PRIO_PROCESS, 0, _NICENESS)
         self._begin()
         try:
-            # A page that can be pinned no more would make every probe look like a refusal.
-            self._have_each("prepare")
+            # Before the probes, to which a page with a full reference count looks like a refusal.
+            self._run_step("prepare")
             why = self._recycler.make_room()
             if why is None:
                 self._start()
@@ -122,7 +121,7 @@ class Supervisor:
             self._canaries.stop()
         self._look()
         self._probe_undecided()
-        self._have_each("at_rest")
+        self._run_step("at_rest")
         self._sample()
         self._reporter.give_up_deciding()
         self._summary.write()
@@ -140,7 +139,7 @@ class Supervisor:
         block.set_text("boot_id", boot_id())
         block.set_word("state", RunState.PREPARING)
         block.set_word("verdict", VerdictWord.UNKNOWN)
-        now = self._beaten = time.monotonic_ns()
+        now = self._last_beat_ns = time.monotonic_ns()
         block.set("started_ns", now)
         if block.get("starts") == 0:
             block.set("first_start_realtime_ns", time.time_ns())
@@ -162,8 +161,8 @@ class Supervisor:
                 starts=block.get("starts") + 1,
                 rebooted=rebooted,
                 soaked_seconds=round(soaked, 3),
-                summary=f"the run goes on after {soaked:.0f} s of its time, "
-                + ("after a reboot" if rebooted else "on a machine that went on running"),
+                summary=f"the run continues after {soaked:.0f} s of soaking, "
+                + ("after a reboot" if rebooted else "in the same boot"),
             )
         block.add("starts", 1)
         for label in [label for detector in self._detectors for label in detector.uncovered()]:
@@ -172,7 +171,7 @@ class Supervisor:
             )
 
     def _start(self) -> None:
-        self._have_each("probe")
+        self._run_step("probe")
         self._pool.start()
         self._block.set_word("state", RunState.RUNNING)
         self._journal.write("workers.started", workers=len(self._pool.workers))
@@ -180,7 +179,7 @@ class Supervisor:
             hook.started()
 
     def _soak(self) -> str:
-        """Beat until the end; return why it came."""
+        """Beat until the end of the run; return its reason."""
         self._jobs.every("sweep", self._sweep_interval, self._sweep_between)
         self._jobs.every("recycle", self._sweep_interval, self._recycle)
         self._jobs.every("sample", _SAMPLE_SECONDS, self._sample)
@@ -204,31 +203,31 @@ class Supervisor:
                     self._sweep_between()
                 self._note_coverage()
                 self._jobs.run_pending()
-            if self._must_end is not None:
-                return self._must_end
-            if self._told_to_stop():
+            if self._end_reason is not None:
+                return self._end_reason
+            if self._answer_requests():
                 return "stopped by 'dax-soak stop'"
             caught = signal.sigtimedwait({*self._ending, signal.SIGCHLD}, BEAT_SECONDS)
             if caught is not None and caught.si_signo in self._ending:
                 return f"stopped by {signal.Signals(caught.si_signo).name}"
             wedged = sum(worker.abandoned for worker in self._pool.workers)
             if wedged > self._most_wedged:
-                why = f"{wedged} workers hang in the kernel for good"
+                why = f"{wedged} workers are wedged in the kernel"
                 self._journal.write(
                     "limit.reached",
                     Level.ERROR,
                     limit="wedged-workers",
                     wedged=wedged,
-                    summary=f"{why}, and no more than {self._most_wedged} may",
+                    summary=f"{why}, more than the allowed {self._most_wedged}",
                 )
                 return why
-        return "its time was over"
+        return "duration elapsed"
 
     def _left_ns(self) -> int:
         return int(self._duration * 1e9) - self._block.get("soaked_ns")
 
-    def _told_to_stop(self) -> bool:
-        """Do what was said over the control socket; True where the soak is to end."""
+    def _answer_requests(self) -> bool:
+        """Answer requests of the control socket; True if the soak must stop."""
         stop = False
         for request in self._control.poll() if self._control is not None else ():
             if request.word == STOP:
@@ -243,7 +242,7 @@ class Supervisor:
         return stop
 
     def _pause(self) -> str:
-        """Bring every worker to rest for as long as somebody works on the machine."""
+        """Bring every worker to rest until `_continue`."""
         if self._paused:
             return "paused already"
         late = self._pool.pause(_BARRIER_SECONDS, self._watch_and_replace)
@@ -251,7 +250,7 @@ class Supervisor:
         self._block.set_word("state", RunState.PAUSED)
         self._journal.write("run.paused", Level.WARNING, late=late, summary="the run is paused")
         if late:
-            return f"paused, but for {', '.join(late)}, which hang in a call"
+            return f"paused, except {', '.join(late)}, which hang in a call"
         return "paused: all workers rest"
 
     def _continue(self) -> str:
@@ -266,8 +265,8 @@ class Supervisor:
     def _beat(self) -> None:
         now = time.monotonic_ns()
         if not self._paused and self._block.get("state") == self._running:
-            self._block.add("soaked_ns", now - self._beaten)
-        self._beaten = now
+            self._block.add("soaked_ns", now - self._last_beat_ns)
+        self._last_beat_ns = now
         self._block.set("ends_ns", now + max(self._left_ns(), 0))
         self._clock.beat(now)
         self._block.set("realtime_offset_ns", time.time_ns() - now)
@@ -276,7 +275,7 @@ class Supervisor:
         self._journal.retry()
         self._block.set("journal_errors", self._journal.errors)
         for hook in self._hooks:
-            self._must_end = self._must_end or hook.beat()
+            self._end_reason = self._end_reason or hook.beat()
 
     def _guarded(self, detector: Detector, work: Callable[[], None]) -> None:
         """Run a step of a detector that looks at something, and note how it went."""
@@ -297,46 +296,46 @@ class Supervisor:
         return True
 
     def _fail(self, detector: DetectorName, summary: str) -> None:
-        """Note that a detector saw nothing; the same reason is written down once."""
+        """Record that a detector failed; each reason goes to the journal once."""
         self._block.set_at("detectors", 0, detector, "success")
         if summary not in self._failures:
             self._failures.add(summary)
             self._journal.write("detector.failed", Level.ERROR, detector=detector, summary=summary)
 
     def _look(self) -> None:
-        self._looked = time.monotonic()
-        self._have_each("look")
+        self._last_look = time.monotonic()
+        self._run_step("look")
 
-    def _have_each(self, step: str) -> None:
-        """Have each detector do this, where it does anything then."""
+    def _run_step(self, step: str) -> None:
+        """Call this method of each detector that implements it."""
         for detector in self._detectors:
             if _has_step(detector, step):
                 self._guarded(detector, getattr(detector, step))
 
     def _watch(self) -> None:
-        """Do, while workers come to rest, what cannot wait: a stall is what may keep one from it."""
+        """Beat and look while workers come to rest: a stall may keep one from it."""
         self._beat()
-        if time.monotonic() - self._looked >= BEAT_SECONDS:
+        if time.monotonic() - self._last_look >= BEAT_SECONDS:
             self._look()
 
     def _watch_and_replace(self) -> None:
-        """Replace, besides, who dies meanwhile: others wait for what it was doing."""
+        """Also replace workers that die meanwhile: others may wait for their pins."""
         self._watch()
         for death in self._pool.reap():
             self._report_death(death)
 
     def _flush_and_commit(self) -> None:
         self._reporter.flush(REPORT_SECONDS)
-        if self._reporter.idle and time.monotonic() - self._committed >= _COMMIT_SECONDS:
+        if self._reporter.idle and time.monotonic() - self._last_commit >= _COMMIT_SECONDS:
             self._commit()
 
     def _commit(self) -> None:
-        """Store how far was judged, when all that was found is on disk.
+        """Store how far the detectors have judged, once all findings are on disk.
 
-        A supervisor that takes over judges what came later again: it may count that twice, and
-        never leaves it out.
+        A supervisor that takes over judges later operations again: it may count one twice, and never
+        misses one.
         """
-        self._committed = time.monotonic()
+        self._last_commit = time.monotonic()
         for detector in self._detectors:
             self._survives(detector, detector.commit)
 
@@ -363,7 +362,7 @@ class Supervisor:
                 "harness.failed",
                 Level.ERROR,
                 worker=death.worker,
-                summary=f"{death.worker} ends {by} right after each start and was given up",
+                summary=f"{death.worker} ends {by} right after each start; it is not restarted again",
             )
         else:
             self._block.add("restarts", 1, *index)
@@ -371,7 +370,7 @@ class Supervisor:
                 self._journal.write("worker.restarted", worker=death.worker)
 
     def _report_unborn(self) -> None:
-        """Say for which workers there is no process, and when there is one again."""
+        """Log which workers have no process, and when one has a process again."""
         unborn = self._pool.unborn
         for name in self._unborn - unborn.keys():
             self._journal.write("worker.restarted", worker=name)
@@ -380,7 +379,7 @@ class Supervisor:
                 "worker.waits",
                 Level.WARNING,
                 worker=name,
-                summary=f"{name} cannot be started just now ({unborn[name]}): it is tried again",
+                summary=f"{name} cannot be started ({unborn[name]}); retrying",
             )
         self._unborn = set(unborn)
 
@@ -391,29 +390,29 @@ class Supervisor:
                 "workers.killed",
                 Level.WARNING,
                 workers=killed,
-                summary=f"{', '.join(killed)} did not stop by themselves",
+                summary=f"{', '.join(killed)} did not stop in time and were killed",
             )
 
     def _sweep_between(self) -> None:
         """Sweep while the workers rest between two operations."""
         with self._at_rest() as late:
             if not late:
-                self._have_each("at_rest")
+                self._run_step("at_rest")
                 self._canaries.at_rest()
             for detector in self._detectors if late else ():
                 if _has_step(detector, "at_rest"):
                     self._fail(detector.name, f"no sweep: {', '.join(late)} did not come to rest")
 
     def _recycle(self) -> None:
-        """Recycle what will be short of head-room. A canary that holds a page has its turn first."""
+        """Recycle regions that run short of head-room, unless a canary still holds a page."""
         if self._canaries.busy or not (due := self._recycler.due()):
             return
         with self._at_rest() as late:
             for name in due if not late else ():
-                self._must_end = self._must_end or self._recycler.recycle(name)
+                self._end_reason = self._end_reason or self._recycler.recycle(name)
 
     def _probe_again(self) -> None:
-        """Try again, while the workers rest, what no probe could tell so far."""
+        """Repeat inconclusive probes while the workers rest."""
         if any(detector.undecided for detector in self._detectors):
             with self._at_rest() as late:
                 if not late:
@@ -426,7 +425,7 @@ class Supervisor:
 
     @contextlib.contextmanager
     def _at_rest(self) -> Iterator[list[str]]:
-        """Have the workers rest meanwhile; yield those that do not come to it though they were freed."""
+        """Rest the workers inside the block; yield the names that did not, even after being freed."""
         try:
             late = self._pool.pause(_BARRIER_SECONDS, self._watch_and_replace)
             for worker in late:
@@ -439,7 +438,7 @@ class Supervisor:
             self._pool.resume()
 
     def _sample(self) -> None:
-        """Write down what the verdict needs, so that it can be computed from the journal alone."""
+        """Write everything that the verdict needs to the journal."""
         self._reporter.flush()
         self._commit()
         completed = self._count_completed()
@@ -456,15 +455,15 @@ class Supervisor:
             hook.sampled()
 
     def _note_coverage(self) -> None:
-        """Sample as soon as all that was promised is done: there may be somebody who waits for that."""
-        if not self._covered and time.monotonic() - self._counted >= _COVERAGE_SECONDS:
+        """Sample as soon as every promised cell is covered: a client may wait for that."""
+        if not self._covered and time.monotonic() - self._last_count >= _COVERAGE_SECONDS:
             self._count_completed()
             if self._covered:
                 self._sample()
 
     def _count_completed(self) -> dict[str, int]:
-        """Count what was completed, by label, and how many of the promised cells that covers."""
-        self._counted = time.monotonic()
+        """Count completed operations by label, and the promised cells that they cover."""
+        self._last_count = time.monotonic()
         completed = completed_operations(
             (worker.block.names("counts"), worker.block.view("counts")) for worker in self._pool.workers
         )

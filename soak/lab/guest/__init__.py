@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The lab's guest: its first process, and what it prepares for a soak."""
+"""The lab's guest: its first process, which prepares the machine for a soak."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What a fault may need to know of the guest in which it is planted."""
+"""The context of a planted fault."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class GuestContext:
-    """What a fault may need to know of the guest."""
+    """The guest's devices, processes and ledger, for faults."""
 
     def __init__(self, found: dict[str, dict[str, Any]], ledger: Path, supervisor_pid: int) -> None:
         device = next((entry for entry in found.values() if "alignment" in entry), {})
@@ -28,7 +28,7 @@ class GuestContext:
         return next(path for path in self.fs_dax.iterdir() if (path / "file-00").exists())
 
     def worker_pid(self, name: str) -> int:
-        """Look up a worker's process in the ledger."""
+        """Return the pid of a worker, from the ledger."""
         from soak.ledger.writer import Ledger  # noqa: PLC0415 - only a fault needs it here
 
         return Ledger.open(self._ledger).block(name).get("pid")
@@ -36,9 +36,9 @@ class GuestContext:
     def workers_started(self) -> bool:
         from soak.ledger.writer import Ledger  # noqa: PLC0415 - only a fault needs it here
 
-        layout_pid = Ledger.open(self._ledger).block("supervisor")
-        return layout_pid.get("state") == layout_pid.block.fields["state"].values.index("running")
+        block = Ledger.open(self._ledger).block("supervisor")
+        return block.get("state") == block.block.fields["state"].values.index("running")
 
     def keep(self, thing: object) -> None:
-        """Hold on to something until the machine ends."""
+        """Keep a reference until the machine ends."""
         self._kept.append(thing)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Block devices of the guest, slow and quick, for transfers to and from DAX memory."""
+"""The guest's slow and fast block devices, for transfers to and from DAX memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _DELAYED: Final = "dax-soak-slow"
 _RAM_DISKS: Final = (Path("/dev/ram0"), Path("/dev/ram1"))
 _NULL_DISK: Final = Path("/dev/nullb0")
 
-# For drivers that are built in and for modules alike: both read them from the kernel's command line.
+# On the kernel's command line, where built-in drivers and modules both read them.
 PARAMETERS: Final = (
     f"brd.rd_nr={len(_RAM_DISKS)} brd.rd_size={_RAM_DISK_KIB} "
     f"null_blk.nr_devices=1 null_blk.gb=1 null_blk.irqmode=2 "
@@ -29,7 +29,7 @@ def make_disks() -> dict[str, list[str]]:
     """Make the devices and return them by key of the configuration.
 
     Raises:
-        UsageError: the kernel has no RAM disks, or cannot delay what goes to one.
+        UsageError: the kernel lacks RAM disks or dm-delay.
     """
     for disk in _RAM_DISKS:
         if not disk.exists():
@@ -49,12 +49,12 @@ def make_disks() -> dict[str, list[str]]:
 
 
 def suspend_disk() -> None:
-    """Have the delayed disk keep every request, until it is resumed."""
+    """Make the delayed disk queue every request, until it is resumed."""
     _dmsetup("suspend").check_returncode()
 
 
 def resume_disk() -> None:
-    """Have the delayed disk do what it kept."""
+    """Make the delayed disk process its queued requests."""
     _dmsetup("resume").check_returncode()
 
 

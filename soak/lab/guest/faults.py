@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Faults that a lab can plant, so that what watches is seen to notice.
+"""Faults that a lab plants to show that the detectors find them.
 
 Each is real: the kernel panics, a process is killed, a page is held, a limit is lowered. The guest's
-first process plants them, some time after the workers have started.
+first process plants them, after the workers have started.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ if TYPE_CHECKING:
 
 _MS_BIND: Final = 0x1000
 _DEFAULT_SECONDS: Final = 15.0
-# As long as a run may be: what comes later never comes.
+# The longest possible run.
 _MOST_SECONDS: Final = 366 * 86400.0
 _SEIZE_SECONDS: Final = 30.0
 _SEIZE_POLL_SECONDS: Final = 0.002
-# Not every trial has to wait for a page, and on a slow machine not every wait is caught.
+# Several, because not every trial waits for a page, and a slow machine may miss a wait.
 _LATE_PAGES: Final = 8
 _LATE_SECONDS: Final = 1.4
 _LONG_SECONDS: Final = 3.0
@@ -47,7 +47,7 @@ _REALTIME_PRIORITY: Final = 99
 
 @dataclass(frozen=True)
 class Fault:
-    """A fault by name; its argument is the number of seconds after which it is planted."""
+    """A fault. `does` and `shows_as` are for `dax-soak faults`."""
 
     name: str
     does: str
@@ -59,7 +59,7 @@ def parse_fault(text: str) -> tuple[str, float]:
     """Return name and delay in seconds from NAME or NAME:SECONDS.
 
     Raises:
-        UsageError: there is no such fault, or the argument is no number of seconds.
+        UsageError: the fault is unknown, or the argument is not a number of seconds.
     """
     name, separator, argument = text.partition(":")
     check_fault(name)
@@ -71,17 +71,17 @@ def parse_fault(text: str) -> tuple[str, float]:
         seconds = -1.0
     if not 0 <= seconds <= _MOST_SECONDS:
         raise UsageError(
-            f"The fault {text!r} has the argument {argument!r}: expected seconds, as in {name}:20, of "
-            f"at most a year."
+            f"--fault {text}: the argument is {argument!r}, expected at most a year in seconds, as in "
+            f"{name}:20."
         )
     return name, seconds
 
 
 def check_fault(name: str) -> None:
-    """Refuse a name that no fault has.
+    """Refuse an unknown fault.
 
     Raises:
-        UsageError: with the names there are.
+        UsageError: with the known names.
     """
     if name not in FAULTS:
         raise UsageError(f"Unknown fault {name!r} (choose from {', '.join(sorted(FAULTS))}).")
@@ -92,19 +92,19 @@ def _panic(_context: GuestContext) -> None:
 
 
 def _hang(_context: GuestContext) -> None:
-    """Take every processor for good: nothing else in user space runs again.
+    """Occupy every processor for ever: no other user space runs again.
 
-    What the kernel sets aside for ordinary tasks is taken, too: the throttling of real-time tasks,
-    and the deadline server (since 557a6bfc662c, Linux 6.12).
+    Disables what reserves time for ordinary tasks: real-time throttling, and the fair server (since
+    557a6bfc662c, Linux 6.12).
     """
     Path("/proc/sys/kernel/sched_rt_runtime_us").write_text("-1")
     for server in Path("/sys/kernel/debug/sched/fair_server").glob("cpu*/runtime"):
         server.write_text("0")
     for processor in os.sched_getaffinity(0):
-        fork(partial(_take_for_good, processor))
+        fork(partial(_occupy, processor))
 
 
-def _take_for_good(processor: int) -> None:
+def _occupy(processor: int) -> None:
     os.sched_setaffinity(0, {processor})
     os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(_REALTIME_PRIORITY))
     while True:
@@ -124,7 +124,7 @@ def _stop_supervisor(context: GuestContext) -> None:
 
 
 def _leak(context: GuestContext) -> None:
-    """Hold one page of the device-dax, which nobody knows of, until the machine ends."""
+    """Hold one page of the device-dax, outside all accounts, until the machine ends."""
     descriptor = os.open(context.device_dax, os.O_RDWR | os.O_CLOEXEC)
     mapping = Mapping(context.alignment, PROT_READ | PROT_WRITE, MAP_SHARED, descriptor)
     mapping.bytes[0] = 1
@@ -142,9 +142,9 @@ def _leak_file(context: GuestContext) -> None:
 
 
 def _refuse_map(context: GuestContext) -> None:
-    """Let a container hold one mapping only: further ones are refused with ENOSPC.
+    """Limit a container to one mapping: the kernel refuses further ones with ENOSPC.
 
-    The limit is read when a container is opened, so a mapper is replaced.
+    The kernel reads the limit when a container is opened, so kill a mapper.
     """
     limit = Path("/sys/module/vfio_iommu_type1/parameters/dma_entry_limit")
     limit.write_text("1")
@@ -152,18 +152,18 @@ def _refuse_map(context: GuestContext) -> None:
 
 
 def _page_cache(context: GuestContext) -> None:
-    """Put files without DAX where the fs-dax files are: the kernel pins those.
+    """Mount files without DAX, which the kernel pins, over the fs-dax files.
 
-    A mapper opens files when it starts, so one is replaced.
+    A mapper opens files when it starts, so kill one.
     """
     copy = Path("/run/page-cache")
-    # Those of trials and canaries come and go while they are copied.
-    passing = shutil.ignore_patterns("trial-*", "canary-*")
-    shutil.copytree(context.fs_dax_files, copy, ignore=passing)
+    # Files of trials and canaries appear and vanish during the copy.
+    transient = shutil.ignore_patterns("trial-*", "canary-*")
+    shutil.copytree(context.fs_dax_files, copy, ignore=transient)
     checked(LIBC.mount(bytes(copy), bytes(context.fs_dax_files), None, _MS_BIND, None), "bind mount")
     _kill_worker(context)
-    # Beyond its end nothing of a file is pinned: invalidators open the new ones with O_TRUNC, and make
-    # the old ones long again.
+    # An empty file cannot be pinned: invalidators open the new files with O_TRUNC, and lengthen only the
+    # old ones. So lengthen the new ones here.
     deadline = time.monotonic() + _LONG_SECONDS
     while time.monotonic() < deadline:
         for file in copy.glob("file-*"):
@@ -172,9 +172,9 @@ def _page_cache(context: GuestContext) -> None:
 
 
 def _stuck_page(context: GuestContext) -> None:
-    """Pin a page of a trial's file for good, which nobody knows of.
+    """Pin a page of a trial's file for ever, outside all accounts.
 
-    Where a file that nobody maps is not waited for, a trial may go on all the same: then another.
+    On kernels that do not wait for unmapped files a trial may go on: then pin another page.
     """
     deadline = time.monotonic() + _SEIZE_SECONDS
     while True:
@@ -186,7 +186,7 @@ def _stuck_page(context: GuestContext) -> None:
 
 
 def _late_page(context: GuestContext) -> None:
-    """Pin pages of trials, and let each go a second later: their waits end late."""
+    """Pin pages of trials and release each after `_LATE_SECONDS`, so that their waits end late."""
     for _ in range(_LATE_PAGES):
         _, page = _seize_trial_page(context)
         time.sleep(_LATE_SECONDS)
@@ -194,9 +194,9 @@ def _late_page(context: GuestContext) -> None:
 
 
 def _stuck_transfer(_context: GuestContext) -> None:
-    """Have a slow disk keep every request for longer than a kernel lets a device take.
+    """Suspend a slow disk for longer than the kernel's request timeout.
 
-    Another process does it: the guest's first one goes on showing that it is alive.
+    In another process, because the guest's first process must keep sending ALIVE.
     """
     fork(_suspend_disk_for_long)
 
@@ -210,7 +210,7 @@ def _suspend_disk_for_long() -> None:
 
 
 def _stands_still(path: Path) -> bool:
-    """Say whether nothing becomes of a file that every trial changes several times a second."""
+    """Return whether a file of a trial, which changes several times a second, has stopped changing."""
     seen = []
     for _ in range(2):
         time.sleep(_LATE_SECONDS / 2)
@@ -223,11 +223,11 @@ def _stands_still(path: Path) -> bool:
 
 
 def _seize_trial_page(context: GuestContext) -> tuple[Path, HeldPages]:
-    """Pin a page of a trial that is under way; the file has pages only then."""
+    """Pin a page of a running trial; its file has pages only then."""
     deadline = time.monotonic() + _SEIZE_SECONDS
     while time.monotonic() < deadline:
         for path in context.fs_dax_files.glob("trial-*"):
-            # It may be unlinked, emptied or cut short at any moment.
+            # The trial may unlink or truncate it at any moment.
             with contextlib.suppress(OSError):
                 return path, _hold_first_page(path)
         time.sleep(_SEIZE_POLL_SECONDS)
@@ -235,10 +235,10 @@ def _seize_trial_page(context: GuestContext) -> tuple[Path, HeldPages]:
 
 
 def _hold_first_page(path: Path) -> HeldPages:
-    """Pin the first page of a file that has one.
+    """Pin the first page of a file.
 
     Raises:
-        OSError: it has none, or none any more.
+        OSError: it has no page.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     try:
@@ -253,7 +253,7 @@ FAULTS: Final = {
     fault.name: fault
     for fault in (
         Fault("panic", "crashes the guest's kernel", "lost-machine", _panic),
-        Fault("hang", "takes every processor of the guest for good", "lost-machine", _hang),
+        Fault("hang", "occupies every processor of the guest for ever", "lost-machine", _hang),
         Fault("kill-worker", "kills a mapper", "a restart, no violation", _kill_worker),
         Fault("kill-supervisor", "kills the supervisor", "verdict unknown", _kill_supervisor),
         Fault("stop-supervisor", "stops the supervisor", "verdict unknown", _stop_supervisor),
@@ -261,25 +261,23 @@ FAULTS: Final = {
         Fault("leak-file", "holds a page of an fs-dax file", "leak of one reference", _leak_file),
         Fault(
             "refuse-map",
-            "lets a vfio container hold one mapping only",
+            "limits a vfio container to one mapping",
             "unexpected-refusal, wrong-errno",
             _refuse_map,
         ),
         Fault(
             "page-cache",
-            "puts files without DAX in the place of the fs-dax files",
+            "mounts files without DAX over the fs-dax files",
             "unexpected-pin, early-truncate",
             _page_cache,
         ),
-        Fault("stuck-page", "pins a page of a trial's file for good", "stall, leak", _stuck_page),
+        Fault("stuck-page", "pins a page of a trial's file for ever", "stall, leak", _stuck_page),
         Fault(
             "stuck-transfer",
-            "has a slow disk keep what is sent to it for a minute",
-            "stall of a hold, and of what waits for it",
+            "suspends a slow disk for a minute",
+            "stall of a hold, and of operations that wait for it",
             _stuck_transfer,
         ),
-        Fault(
-            "late-page", "pins pages of trials a second longer than they do", "late-wakeup", _late_page
-        ),
+        Fault("late-page", "pins pages of trials a second too long", "late-wakeup", _late_page),
     )
 }

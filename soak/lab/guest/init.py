@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The guest's first process: it makes the machine ready, runs the soak, and tells the host how it goes.
+"""The guest's first process: prepares the machine, runs the soak, and reports to the host.
 
-It is started by the kernel from the initramfs, with nothing mounted and nobody else there.
+The kernel starts it from the initramfs, with nothing mounted and no other process.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _MOUNTS: Final = (
     ("sysfs", "/sys", "sysfs"),
     ("devtmpfs", "/dev", "devtmpfs"),
     ("tmpfs", "/run", "tmpfs"),
-    ("tmpfs", "/tmp", "tmpfs"),  # noqa: S108 - the guest's own, and nobody else is there
+    ("tmpfs", "/tmp", "tmpfs"),  # noqa: S108 - the guest's own, without other users
     ("debugfs", "/sys/kernel/debug", "debugfs"),
     ("pstore", "/sys/fs/pstore", "pstore"),
 )
@@ -55,11 +55,11 @@ _CHUNK: Final = 4096
 
 
 class GuestError(Exception):
-    """The guest lacks something that a soak needs; the sentence goes to the host."""
+    """The guest lacks a requirement of a soak; the message goes to the host."""
 
 
 class Control:
-    """The control port: tells the host, and hears it."""
+    """The control port: sends messages to the host, and receives its words."""
 
     def __init__(self, path: Path) -> None:
         self._port = os.open(path, os.O_RDWR | os.O_CLOEXEC)
@@ -68,13 +68,13 @@ class Control:
     def fileno(self) -> int:
         return self._port
 
-    def tell(self, message: str, **fields: Any) -> None:  # noqa: ANN401
-        """Send a message; a host that does not read loses it rather than hold the guest up."""
+    def send(self, message: str, **fields: Any) -> None:  # noqa: ANN401
+        """Send a message; drop it if the host does not read, rather than block the guest."""
         line = json.dumps({"message": message, **fields}, default=str) + "\n"
         with contextlib.suppress(BlockingIOError):
             os.write(self._port, line.encode())
 
-    def heard(self) -> list[str]:
+    def receive(self) -> list[str]:
         try:
             return os.read(self._port, _CHUNK).decode().split()
         except BlockingIOError:
@@ -82,45 +82,45 @@ class Control:
 
 
 def main(load: Load) -> None:
-    """Be the first process: whatever happens, the machine is turned off at the end.
+    """Run as the first process, and always power the machine off at the end.
 
-    Another process is the guest's program, which `load` imports.
+    A child process imports the guest's program with `load`, and runs it.
     """
     order = Order.from_json(Path("/", protocol.ORDER_FILE).read_text())
     os.environ["PATH"] = "/usr/sbin:/usr/bin"
-    heard, told = os.pipe()
+    reader, writer = os.pipe()
     pid = fork(
-        lambda: run_script(heard) if order.script else run_program(load, heard),
-        child_ends=[heard],
-        parent_ends=[told],
+        lambda: run_script(reader) if order.script else run_program(load, reader),
+        child_ends=[reader],
+        parent_ends=[writer],
     )
-    _be_first(order, GuestProgram(pid, told))
+    _run(order, GuestProgram(pid, writer))
 
 
-def _be_first(order: Order, program: GuestProgram) -> None:
+def _run(order: Order, program: GuestProgram) -> None:
     control = None
     try:
         _mount_all()
         _load_modules(order)
         control = Control(_port(protocol.CONTROL_PORT))
-        control.tell(protocol.BOOTED, release=os.uname().release, uptime=time.monotonic())
+        control.send(protocol.BOOTED, release=os.uname().release, uptime=time.monotonic())
         _serve(order, control, program)
     except (GuestError, NamespaceError, UsageError) as error:
-        _tell_failure(control, str(error))
-    except BaseException as error:  # noqa: BLE001 - nobody is behind this to report it
+        _report_failure(control, str(error))
+    except BaseException as error:  # noqa: BLE001 - no other process could report it
         traceback.print_exc()
-        _tell_failure(control, f"the guest's first process failed: {error!r}")
+        _report_failure(control, f"the guest's first process failed: {error!r}")
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
-        # Nothing is synced: a file system on which something hangs would keep the machine from ending.
+        # No sync: it would hang on a file system with a stuck operation.
         LIBC.reboot(_LINUX_REBOOT_CMD_POWER_OFF)
 
 
-def _tell_failure(control: Control | None, summary: str) -> None:
+def _report_failure(control: Control | None, summary: str) -> None:
     _log(summary)
     if control is not None:
-        control.tell(protocol.FAILED, summary=summary)
+        control.send(protocol.FAILED, summary=summary)
 
 
 def _log(text: str) -> None:
@@ -131,7 +131,7 @@ def _serve(order: Order, control: Control, program: GuestProgram) -> None:
     """Prepare, run the soak, and watch it until it ends or the deadline passes."""
     if order.script:
         prepare(order.spaces, order.filesystem, resumed=order.resumed)
-        control.tell(protocol.READY, uptime=time.monotonic())
+        control.send(protocol.READY, uptime=time.monotonic())
         _run_script(order, control, program)
         return
     ledger = _ledger_memory()
@@ -139,10 +139,10 @@ def _serve(order: Order, control: Control, program: GuestProgram) -> None:
     found = prepare(order.spaces, order.filesystem, resumed=order.resumed)
     config = _complete(order.config, found, functions)
     config["workload"] |= make_disks()
-    import tomli_w  # noqa: PLC0415 - what is imported before it is needed delays the boot
+    import tomli_w  # noqa: PLC0415 - an earlier import would delay the boot
 
     _CONFIG.write_text(tomli_w.dumps(config))
-    control.tell(protocol.READY, uptime=time.monotonic())
+    control.send(protocol.READY, uptime=time.monotonic())
     program.start(
         [
             *order.program,
@@ -161,23 +161,23 @@ def _serve(order: Order, control: Control, program: GuestProgram) -> None:
     )
     context = GuestContext(found, ledger, program.pid)
     code = _watch(order, control, program, context)
-    control.tell(protocol.EXITED, code=code)
-    # The port's queue is the host's to empty: give it the time to do so.
+    control.send(protocol.EXITED, code=code)
+    # Give the host time to empty the port's queue.
     time.sleep(0.2)
 
 
 def _run_script(order: Order, control: Control, script: GuestProgram) -> None:
-    """Run what the host sent, in place of a soak; what it prints goes out where a journal would."""
+    """Run the host's script in place of a soak; its output goes to the journal port."""
     script.start([str(_port(protocol.JOURNAL_PORT))])
     deadline = time.monotonic() + order.deadline_seconds
     while (code := script.poll()) is None:
-        control.tell(protocol.ALIVE)
+        control.send(protocol.ALIVE)
         if time.monotonic() > deadline:
             script.send_signal(signal.SIGKILL)
         if select.select([control], [], [], protocol.ALIVE_SECONDS)[0]:
-            control.heard()
+            control.receive()
         _reap_orphans(script.pid)
-    control.tell(protocol.EXITED, code=code)
+    control.send(protocol.EXITED, code=code)
     time.sleep(0.2)
 
 
@@ -185,9 +185,9 @@ def _watch(order: Order, control: Control, program: GuestProgram, context: Guest
     deadline = time.monotonic() + order.deadline_seconds
     waiting = [(str(name), float(seconds)) for name, seconds in order.faults]
     started: float | None = None
-    asked: list[Question] = []
+    pending: list[Question] = []
     while (code := program.poll()) is None:
-        control.tell(protocol.ALIVE)
+        control.send(protocol.ALIVE)
         if time.monotonic() > deadline:
             program.send_signal(signal.SIGKILL)
         if started is None and waiting and context.workers_started():
@@ -196,17 +196,17 @@ def _watch(order: Order, control: Control, program: GuestProgram, context: Guest
             if started is not None and time.monotonic() - started >= seconds:
                 waiting.remove((name, seconds))
                 _plant(name, control, context)
-        ports: list[Control | Question] = [control, *asked]
+        ports: list[Control | Question] = [control, *pending]
         readable = select.select(ports, [], [], protocol.ALIVE_SECONDS)[0]
         if control in readable:
-            for word in control.heard():
+            for word in control.receive():
                 if word.startswith(protocol.PLANT):
                     waiting.append((word.removeprefix(protocol.PLANT), 0.0))
                 else:
-                    asked += _do(word, control, program)
-        for question in [question for question in asked if question in readable]:
-            asked.remove(question)
-            control.tell(protocol.ANSWER, answer=question.answer(protocol.ALIVE_SECONDS))
+                    pending += _handle(word, control, program)
+        for question in [question for question in pending if question in readable]:
+            pending.remove(question)
+            control.send(protocol.ANSWER, answer=question.answer(protocol.ALIVE_SECONDS))
         _reap_orphans(program.pid)
     return code
 
@@ -214,28 +214,28 @@ def _watch(order: Order, control: Control, program: GuestProgram, context: Guest
 def _plant(name: str, control: Control, context: GuestContext) -> None:
     from soak.lab.guest.faults import FAULTS  # noqa: PLC0415 - not needed before
 
-    control.tell(protocol.FAULT, name=name)
+    control.send(protocol.FAULT, name=name)
     try:
         FAULTS[name].plant(context)
     except OSError as error:
-        # It found nothing to break: that must not end the guest's first process.
-        control.tell(protocol.UNPLANTED, name=name, summary=str(error))
+        # A fault that cannot be planted must not end the guest's first process.
+        control.send(protocol.UNPLANTED, name=name, summary=str(error))
 
 
-def _do(word: str, control: Control, program: GuestProgram) -> list[Question]:
-    """Do what the host says; what is asked of the soak is answered later."""
+def _handle(word: str, control: Control, program: GuestProgram) -> list[Question]:
+    """Handle a word of the host; return a request to the soak whose answer is pending."""
     if word == protocol.STOP:
         program.send_signal(signal.SIGTERM)
         return []
     try:
         return [Question(_CONTROL, word)]
     except OSError as error:
-        control.tell(protocol.ANSWER, answer=f"not yet: the soak does not listen ({error})")
+        control.send(protocol.ANSWER, answer=f"the soak does not listen yet ({error}): try again")
         return []
 
 
 def _reap_orphans(own: int) -> None:
-    """Reap processes whose parent died: that is the first process's duty. `own` is left to its owner."""
+    """Reap orphans, as the first process must. `GuestProgram` reaps `own`."""
     look = os.WEXITED | os.WNOHANG | os.WNOWAIT
     with contextlib.suppress(ChildProcessError):
         while (ended := os.waitid(os.P_ALL, 0, look)) is not None and ended.si_pid != own:
@@ -252,7 +252,7 @@ def _mount_all() -> None:
 
 
 def _load_modules(order: Order) -> None:
-    """Load what is a module in this kernel; what is built in needs no loading."""
+    """Load the modules of a modular kernel."""
     modules = Path("/usr/lib/modules") / os.uname().release
     if not modules.exists():
         return
@@ -261,8 +261,7 @@ def _load_modules(order: Order) -> None:
         SCRIPT_MODULES,
     )
 
-    # A module that this kernel does not have is missed later, by whoever needs it; the console has
-    # what modprobe said.
+    # Ignore missing modules: their users report them, and the console has modprobe's messages.
     wanted = [*BASE_MODULES, order.filesystem, *(SCRIPT_MODULES if order.script else ())]
     subprocess.run(["modprobe", "--all", *wanted], check=False, timeout=_TOOL_SECONDS)
 
@@ -282,7 +281,7 @@ def _functions_of(identity: tuple[str, str]) -> Iterator[Path]:
 
 
 def _ledger_memory() -> Path:
-    """Enable the memory that the host shares, and return the file that maps it."""
+    """Enable the ivshmem device, and return the file that maps its memory."""
     for device in _functions_of(_IVSHMEM):
         (device / "enable").write_text("1")
         return device / "resource2"
@@ -292,7 +291,7 @@ def _ledger_memory() -> Path:
 def _complete(
     config: dict[str, Any], found: dict[str, dict[str, Any]], functions: list[str]
 ) -> dict[str, Any]:
-    """Fill in what only the guest knows: devices and paths."""
+    """Fill in the devices and paths that only the guest knows."""
     for region in config["region"]:
         region.update(found.get(region["name"], {}))
     config["vfio"] = {"devices": functions}

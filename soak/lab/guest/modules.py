@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Which modules the guest of a lab loads, where its kernel has them as modules."""
+"""The modules that a lab's guest loads, if its kernel has them as modules."""
 
 from __future__ import annotations
 
 from typing import Final
 
-# The checksum drivers are requested by the file systems under alias names, which no dependency list
-# shows.
+# File systems request the checksum drivers by aliases, which modules.dep does not show.
 BASE_MODULES: Final = (
     "virtio_pci",
     "virtio_console",
@@ -26,8 +25,8 @@ BASE_MODULES: Final = (
     "null_blk",
 )
 FILE_SYSTEM_MODULES: Final = ("ext4", "xfs")
-# Hardware that only scripts are given: a network card, a disk, and device DAX that becomes RAM.
+# For the hardware of scripts: a network card, a disk, and device DAX that becomes RAM.
 SCRIPT_MODULES: Final = ("virtio_net", "virtio_blk", "kmem")
-# What a script may load besides: what is built on network cards, and more disks.
+# A script may also load these: stacked network devices, and more disks.
 LOADABLE_MODULES: Final = ("8021q", "bonding", "bridge", "nvme")
 GUEST_MODULES: Final = (*(*BASE_MODULES, *FILE_SYSTEM_MODULES, *SCRIPT_MODULES, *LOADABLE_MODULES),)

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The namespaces of the lab's NVDIMM: one for each region of device DAX or of a DAX file system.
+"""The namespaces of the lab's NVDIMM: one for each device-dax or fs-dax region.
 
-The host reckons how large they must be; the guest makes them with ndctl, or finds those of an
-earlier boot.
+The host computes their sizes; the guest makes them with ndctl, or finds those of an earlier boot.
 """
 
 from __future__ import annotations
@@ -24,17 +23,17 @@ DEVICE_DAX: Final = "device-dax"
 FIRST_MOUNT: Final = Path("/mnt/dax")
 
 _MIB: Final = 1 << 20
-# QEMU keeps the labels at the end of the file that stands for the NVDIMM.
+# QEMU keeps the labels at the end of the NVDIMM's file.
 LABEL_SIZE: Final = 2 * _MIB
 _DEFAULT_ALIGNMENT: Final = 2 * _MIB
 _MODES: Final = {DEVICE_DAX: "devdax", "fs-dax": "fsdax"}
 # 64 bytes of struct page for each page of 4 KiB, kept in the namespace itself (-M dev).
 _PAGES_PER_STRUCT_PAGE: Final = 64
 _INFO_BLOCK: Final = 2 * _MIB
-# Beside a region's files there are those of trials and probes, and a journal; mkfs.xfs wants 300 MiB.
+# Room for the files of trials and probes, and a journal; mkfs.xfs needs 300 MiB.
 _FILE_SYSTEM: Final = 300 * _MIB
-# A section of memory (SECTION_SIZE_BITS, arch/x86/include/asm/sparsemem.h): what shares one with another
-# namespace, or with nothing, has its struct pages in more pieces than one.
+# A section of memory (SECTION_SIZE_BITS, arch/x86/include/asm/sparsemem.h): a namespace of part of a
+# section has its struct pages in several pieces.
 _GRANULE: Final = 128 * _MIB
 _TOOL_SECONDS: Final = 240
 _DEVICE_SECONDS: Final = 30.0
@@ -46,7 +45,7 @@ _MAKE_FILESYSTEM: Final = {
 
 
 class NamespaceError(Exception):
-    """The guest's kernel or tools cannot make a namespace; the sentence says which and why."""
+    """The guest's kernel or tools cannot make a namespace; the message has its name and the reason."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ class Namespace:
 
     @classmethod
     def of(cls, region: str, kind: str, size: int, alignment: int) -> Namespace:
-        """Reckon the namespace in which `size` bytes can be mapped, or kept as files."""
+        """Compute the namespace in which `size` bytes can be mapped, or stored as files."""
         alignment = alignment or _DEFAULT_ALIGNMENT
         usable = size if kind == DEVICE_DAX else size + _FILE_SYSTEM
         own = usable // _PAGES_PER_STRUCT_PAGE + _INFO_BLOCK
@@ -69,13 +68,13 @@ class Namespace:
 
 
 def nvdimm_size(namespaces: Sequence[Namespace]) -> int:
-    """Return the size of an NVDIMM that has room for them, whatever each is aligned to."""
+    """Return the size of an NVDIMM that holds the namespaces, whatever their alignment."""
     room = sum(space.size + space.alignment for space in namespaces)
     return _round_up(room + 64 * _MIB, max(nvdimm_alignment(namespaces), 128 * _MIB)) + LABEL_SIZE
 
 
 def nvdimm_alignment(namespaces: Sequence[Namespace]) -> int:
-    """Return where in the guest's memory the NVDIMM must start."""
+    """Return the alignment of the NVDIMM in the guest's memory."""
     return max((space.alignment for space in namespaces), default=_DEFAULT_ALIGNMENT)
 
 
@@ -85,7 +84,7 @@ def prepare(
     """Make the namespaces, or find those of an earlier boot; return path and alignment by region.
 
     Raises:
-        NamespaceError: the kernel has no NVDIMM, or something cannot be made, found or mounted.
+        NamespaceError: the kernel has no NVDIMM, or a namespace cannot be made, found or mounted.
     """
     if not _appears(Path("/sys/bus/nd/devices") / _REGION):
         raise NamespaceError("the kernel shows no NVDIMM: it needs CONFIG_ACPI_NFIT and CONFIG_LIBNVDIMM")
@@ -103,7 +102,7 @@ def prepare(
             mount = _mount_point(space, namespaces)
             _mount(f"/dev/{made['blockdev']}", mount, filesystem, fresh=not resumed)
             for left in mount.glob("dax-soak-*"):
-                # The record of them was in memory, and is gone with the boot before.
+                # Their record of changes was in the memory of the previous boot.
                 shutil.rmtree(left)
             found[space.region] = {"path": str(mount)}
     return found
@@ -136,11 +135,11 @@ def _find(space: Namespace) -> dict[str, Any]:
     for made in listed if isinstance(listed, list) else [listed]:
         if made.get("name") == space.region:
             return dict(made)
-    raise NamespaceError(f"the NVDIMM has no namespace {space.region} any more")
+    raise NamespaceError(f"the NVDIMM no longer has a namespace {space.region}")
 
 
 def _mount_point(space: Namespace, namespaces: Sequence[Namespace]) -> Path:
-    """Return where a file system goes: the first to the well-known place, others beside it."""
+    """Return the mount point: `FIRST_MOUNT` for the first file system, one beside it for others."""
     first = next(other for other in namespaces if other.kind != DEVICE_DAX)
     return FIRST_MOUNT if space is first else FIRST_MOUNT.with_name(f"dax-{space.region}")
 
@@ -159,7 +158,7 @@ def _mount(disk: str, mount: Path, filesystem: str, *, fresh: bool) -> None:
 
 
 def _appears(path: Path) -> bool:
-    """Wait for what a driver registers in its own time."""
+    """Wait until a driver has registered `path`; False on timeout."""
     deadline = time.monotonic() + _DEVICE_SECONDS
     while not path.exists():
         if time.monotonic() > deadline:

@@ -43,7 +43,7 @@ class LabPlaces:
 
 @dataclass(frozen=True)
 class OpenedRun:
-    """A run in the guest, ready to start. `mirror` is None where the shared memory is fast."""
+    """A run in the guest, ready to start. `mirror` is None if the shared memory is fast."""
 
     plan: RunPlan
     workers: RunWorkers

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The program of a guest: the soak, or a script in its place, forked from the first process at its start.
+"""The guest's program: the soak, or a script, in a child of the first process.
 
-What it imports it imports while the machine is prepared, and what the first process has imported it has.
+Forked early, so that it imports its modules while the first process prepares the machine.
 """
 
 from __future__ import annotations
@@ -29,16 +29,15 @@ _STDOUT: Final = 1
 
 
 class GuestProgram:
-    """The child of the first process that becomes the guest's program when it is told the words."""
+    """The child process. It waits for its arguments on a pipe; `words` is the end to write to."""
 
     def __init__(self, pid: int, words: int) -> None:
-        """Take the child, and the end of a pipe at whose other end it waits."""
         self.pid = pid
         self._words = words
         self.returncode: int | None = None
 
     def start(self, words: Sequence[str]) -> None:
-        # One that could not import the program has ended, and its exit code is seen soon.
+        # A child that failed to import the program has ended; poll() returns its exit code.
         with contextlib.suppress(BrokenPipeError), os.fdopen(self._words, "w") as out:
             json.dump(list(words), out)
 
@@ -56,18 +55,18 @@ class GuestProgram:
 
 
 def run_program(load: Load, words: int) -> int:
-    """Be the program: import it, wait for the words of its command, and return its exit code."""
+    """Import the program, wait for its arguments, and return its exit code."""
     program = load()
-    with os.fdopen(words) as told:
-        text = told.read()
-    # Nobody tells anything where the machine cannot be prepared: it is turned off.
+    with os.fdopen(words) as pipe:
+        text = pipe.read()
+    # The first process closes the pipe without arguments if it cannot prepare the machine.
     return program(json.loads(text)) if text else 0
 
 
 def run_script(words: int) -> int:
-    """Be the script that the host sent; what it prints goes to the port that it is told."""
-    with os.fdopen(words) as told:
-        text = told.read()
+    """Run the host's script, with its output to the port in its arguments."""
+    with os.fdopen(words) as pipe:
+        text = pipe.read()
     if not text:
         return 0
     (port,) = json.loads(text)

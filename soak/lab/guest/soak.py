@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from soak.lab.guest.opened import opened_run
 from soak.supervisor.assembly import Setting, run_soak
-from soak.supervisor.hooks.uevents import UeventWatch, things_in_use
-from soak.supervisor.preparation import teller
+from soak.supervisor.hooks.uevents import UeventWatch, devices_in_use
+from soak.supervisor.preparation import settled_writer
 
 if TYPE_CHECKING:
     from soak.config.sections import Config
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def soak_in_lab(config: Config, places: LabPlaces) -> None:
-    """Soak in the guest of a lab.
+    """Soak in a lab's guest.
 
     Raises:
         UsageError: the configuration does not fit the guest.
@@ -26,7 +26,7 @@ def soak_in_lab(config: Config, places: LabPlaces) -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
     with opened_run(config, places) as run:
         regions, journal = run.files.regions, run.journal
-        used = things_in_use(regions, config.vfio.devices)
+        used = devices_in_use(regions, config.vfio.devices)
         with contextlib.closing(UeventWatch(journal, used)) as uevents:
             setting = Setting(
                 places.run_id,
@@ -34,7 +34,7 @@ def soak_in_lab(config: Config, places: LabPlaces) -> None:
                 journal,
                 places.control,
                 (uevents, *([run.mirror] if run.mirror else [])),
-                run.changes.readable_addresses(teller(journal)),
+                run.changes.readable_addresses(settled_writer(journal)),
                 in_lab=True,
             )
             run_soak(run.plan, regions, run.workers, setting)

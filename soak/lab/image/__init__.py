@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The root of the lab's guest."""
+"""Makes the root of the lab's guest."""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Packages of any Debian suite, fetched with the machine's own apt and never installed.
+"""Fetches packages of any Debian suite with the machine's apt, and never installs them.
 
-apt is given directories of its own (sources, state, an empty dpkg status), so nothing that it does
-shows in the machine's package database. The mirror is the one that the machine's apt already uses.
+apt gets separate directories (sources, state, an empty dpkg status), so the machine's package database
+stays unchanged. The mirror is that of the machine's apt.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from soak.process.output import put_error
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# The keyring of the package debian-archive-keyring, which is where Debian keeps the keys of all suites.
+# The keys of all suites, from the package debian-archive-keyring.
 _KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 _INDEX_LIFETIME_SECONDS = 24 * 3600
 _TIMEOUT_SECONDS = 900
@@ -32,7 +32,7 @@ _TIMEOUT_SECONDS = 900
 
 @dataclass(frozen=True)
 class Mirror:
-    """The sites from which the machine's apt gets Debian: the archive and its security updates."""
+    """The URLs of Debian's archive and its security updates in the machine's apt."""
 
     archive: str
     security: str | None
@@ -42,19 +42,19 @@ def machine_mirror() -> Mirror:
     """Read the machine's own apt configuration.
 
     Raises:
-        UsageError: apt is missing, or knows no Debian archive.
+        UsageError: apt is missing, or has no Debian archive in its sources.
     """
     if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
         raise UsageError(
-            "apt-get and dpkg-deb are needed to fetch kernels and the guest's root, and were not "
-            "found: run the lab on Debian or a derivative."
+            "apt-get and dpkg-deb, which fetch kernels and the guest's root, were not found: run the lab "
+            "on Debian or a derivative."
         )
     wanted = "$(ORIGIN)|$(RELEASE)|$(SITE)"
     listed = _run(["apt-get", "indextargets", "--format", wanted, "Created-By: Packages"])
     if listed.returncode != 0:
         raise UsageError(
-            f"apt on this machine cannot list its sources ({_last_line(listed.stderr)}): see that "
-            f"'apt-get indextargets' works."
+            f"apt on this machine cannot list its sources ({_last_line(listed.stderr)}): repair "
+            f"'apt-get indextargets'."
         )
     sites: dict[bool, str] = {}
     for line in listed.stdout.splitlines():
@@ -64,14 +64,14 @@ def machine_mirror() -> Mirror:
             sites.setdefault(release.endswith("-security"), site)
     if False not in sites:
         raise UsageError(
-            "apt on this machine has no Debian archive in its sources (or 'apt-get update' never "
-            "ran), so there is nowhere to fetch kernels from: add one and run 'apt-get update'."
+            "apt on this machine has no Debian archive in its sources, or 'apt-get update' never ran: "
+            "add one and run 'apt-get update'."
         )
     return Mirror(sites[False], sites.get(True))
 
 
 class Suite:
-    """One Debian suite, seen through apt directories of its own below `directory`."""
+    """One Debian suite, with its own apt directories below `directory`."""
 
     def __init__(self, name: str, directory: Path, mirror: Mirror) -> None:
         self.name = name
@@ -88,7 +88,7 @@ class Suite:
             f"Dir::State::status={directory}/state/status",
             "-o",
             f"Dir::Cache={directory}/cache",
-            # As root, apt would drop to a user that cannot read a private cache directory.
+            # As root, apt would drop to a user who cannot read a private cache directory.
             "-o",
             "APT::Sandbox::User=root",
             "-o",
@@ -97,12 +97,12 @@ class Suite:
         ]
 
     def update(self) -> None:
-        """Fetch the package index unless a recent one is there.
+        """Fetch the package index, unless a recent one is cached.
 
-        An older one is used, with a warning, where the mirror cannot be reached.
+        If that fails, use an older index, with a warning.
 
         Raises:
-            UsageError: the suite is unknown to the mirror, or there is no older index either.
+            UsageError: the index cannot be fetched, and no older one is cached.
         """
         stamp = self._directory / "updated"
         fresh = stamp.exists() and time.time() - stamp.stat().st_mtime < _INDEX_LIFETIME_SECONDS
@@ -124,28 +124,26 @@ class Suite:
         if not stamp.exists():
             raise UsageError(
                 f"The package index of Debian's suite {self.name!r} could not be fetched ({why}): "
-                f"check the name and the network."
+                f"check the network."
             )
         fetched = datetime.fromtimestamp(stamp.stat().st_mtime, UTC)
         put_error(
-            f"dax-soak: warning: the package index of Debian's suite {self.name!r} could not be renewed "
-            f"({printable(why)}): that of {fetched:%Y-%m-%d} is used, which knows nothing newer."
+            f"dax-soak: warning: the package index of Debian's suite {self.name!r} could not be updated "
+            f"({printable(why)}): using that of {fetched:%Y-%m-%d}, without newer packages."
         )
 
-    def remembered(
-        self, question: str, ask: Callable[[], tuple[list[str], str]]
-    ) -> tuple[list[str], str]:
-        """Answer from the last time where the index has not changed since: apt takes seconds."""
-        stamp, answer = self._directory / "updated", self._directory / f"{question}.json"
-        if answer.exists() and answer.stat().st_mtime >= stamp.stat().st_mtime:
-            names, version = json.loads(answer.read_text())
+    def cached(self, query: str, resolve: Callable[[], tuple[list[str], str]]) -> tuple[list[str], str]:
+        """Return the cached result of a query, as long as the index is unchanged: apt takes seconds."""
+        stamp, result = self._directory / "updated", self._directory / f"{query}.json"
+        if result.exists() and result.stat().st_mtime >= stamp.stat().st_mtime:
+            names, version = json.loads(result.read_text())
             return names, version
-        found = ask()
-        answer.write_text(json.dumps(found))
+        found = resolve()
+        result.write_text(json.dumps(found))
         return found
 
     def depends(self, package: str) -> list[str]:
-        """Return the names that the newest version of `package` depends on."""
+        """Return the names of the packages that the newest version of `package` depends on."""
         shown = self._apt("apt-cache", "show", "--no-all-versions", package)
         if shown.returncode != 0:
             raise UsageError(f"Debian's suite {self.name!r} has no package {package!r}.")
@@ -161,7 +159,7 @@ class Suite:
         return line[1]
 
     def unpack(self, packages: list[str], target: Path) -> None:
-        """Fetch just these packages and unpack them below `target`."""
+        """Fetch these packages alone, and unpack them below `target`."""
         archives = self._fresh_archives()
         result = self._apt("apt-get", "download", *packages, cwd=archives)
         self._unpack_all(result, archives, target, frozenset())
@@ -169,7 +167,7 @@ class Suite:
     def unpack_with_dependencies(
         self, packages: list[str], target: Path, unwanted: frozenset[str]
     ) -> None:
-        """Fetch these packages and all that they need, and unpack all but the `unwanted` ones."""
+        """Fetch these packages with their dependencies, and unpack all but the `unwanted` ones."""
         archives = self._fresh_archives()
         result = self._apt(
             "apt-get",
@@ -218,15 +216,15 @@ class Suite:
 
 
 def file_name(version: str) -> str:
-    """Return a package's version as a part of a file's name."""
+    """Return a package's version, usable in a file name."""
     return version.replace(":", "_").replace("~", "-")
 
 
 def _run(words: list[str | Path], cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Run a program of apt's.
+    """Run an apt program.
 
     Raises:
-        UsageError: it cannot be started, or does not come to an end.
+        UsageError: it cannot be started, or does not end in time.
     """
     try:
         return subprocess.run(
@@ -240,8 +238,8 @@ def _run(words: list[str | Path], cwd: Path | None = None) -> subprocess.Complet
         )
     except subprocess.TimeoutExpired:
         raise UsageError(
-            f"{words[0]} did not end within {_TIMEOUT_SECONDS} s: check the network, and whether the "
-            f"machine is overloaded."
+            f"{words[0]} did not end within {_TIMEOUT_SECONDS} s: check the network and the load of this "
+            f"machine."
         ) from None
     except OSError as error:
         raise UsageError(f"{words[0]} cannot be started: {error.strerror}.") from None

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Initial RAM file systems: archives in the "newc" format that a kernel unpacks at boot.
+"""Writes initramfs archives in the "newc" format.
 
-The kernel concatenates archives, so the guest's root, a kernel's modules and this run's own files
-are separate layers, each cached by its contents
-(Documentation/driver-api/early-userspace/buffer-format.rst).
+The kernel unpacks concatenated archives (Documentation/driver-api/early-userspace/buffer-format.rst). So
+the guest's root, a kernel's modules and the run's own files are separate layers, cached separately.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ _ARCHIVE_ALIGNMENT = 512
 
 
 class CpioWriter:
-    """Writes one archive; everything in it belongs to root and carries no time."""
+    """Writes one archive, with all files owned by root and without times."""
 
     def __init__(self, out: IO[bytes]) -> None:
         self._out = out
@@ -29,7 +28,7 @@ class CpioWriter:
         self._made = {""}
 
     def directory(self, name: str, mode: int = 0o755) -> None:
-        """Add a directory, and its parents where they are missing."""
+        """Add a directory and its missing parents."""
         if name in self._made:
             return
         self._parents(name)

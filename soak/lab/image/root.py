@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The guest's own root: Debian packages unpacked once, kept as an initramfs layer.
+"""The guest's root: Debian packages unpacked once into an initramfs layer.
 
-A live host root over 9p would die with the next upgrade on the host, and squashfs, erofs and loop are
-modules or missing in some kernels. An initramfs needs no driver at all.
+The host's root over 9p would change with each upgrade of the host; squashfs, erofs and loop are modules
+or missing in some kernels. An initramfs needs no driver.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _SUITE = "bookworm"
 _PACKAGES = ["python3", "libc6", "ndctl", "e2fsprogs", "xfsprogs", "kmod", "dmsetup"]
-# Dependencies of maintainer scripts and of tools that the guest does not run.
+# Dependencies of maintainer scripts, and of tools that the guest does not run.
 _UNWANTED = frozenset(
     (
         "dpkg",
@@ -70,7 +70,7 @@ _PRUNED = (
     "usr/lib/x86_64-linux-gnu/gconv",
     "usr/lib/x86_64-linux-gnu/perl-base",
     "usr/lib/udev",
-    # Its install commands want a shell, which the guest does not have.
+    # Its install commands need a shell, which the guest lacks.
     "etc/modprobe.d",
     "usr/lib/modprobe.d",
     "usr/lib/python3.11/lib2to3",
@@ -80,7 +80,7 @@ _PRUNED = (
     "usr/lib/python3.11/distutils",
 )
 _MERGED = ("bin", "sbin", "lib", "lib64")
-# What must run in the root, or a package that was left out was wanted after all.
+# Commands that must run in the root, to detect a needed package among the unwanted ones.
 _SELF_TESTS = (
     ("ndctl", "--version"),
     ("mkfs.ext4", "-V"),
@@ -88,7 +88,7 @@ _SELF_TESTS = (
     ("modprobe", "--version"),
     ("dmsetup", "--help"),
     ("python3.11", "-s", "-c", "import ctypes, hashlib, json, mmap, select, tomllib, uuid"),
-    # pyroute2 imports these, whatever is asked of it.
+    # pyroute2 always imports these.
     ("python3.11", "-s", "-c", "import sqlite3, ssl, unittest.mock"),
 )
 _PYTHON = Path("/usr/bin/python3.11")
@@ -96,15 +96,15 @@ _STANDARD_LIBRARY = "usr/lib/python3.11"
 _LOADER = "usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2"
 _LIBRARIES = "usr/lib/x86_64-linux-gnu"
 _TOOL_TIMEOUT_SECONDS = 600
-# What the guest imports besides the standard library and this project.
+# The guest's third-party imports.
 _GUEST_DEPENDENCIES = ("pyroute2", "schedule", "structlog", "tomli_w")
-# A soak's exporter runs on the host; a script may soak as a machine of its own does.
+# A soak's exporter runs on the host, but a script may run `dax-soak run` with its exporter.
 _SCRIPT_DEPENDENCIES = ("exporter", "prometheus_client")
 _GUEST_LIBRARY = "usr/lib/dax-soak"
 
 
 class GuestRoot:
-    """The unpacked packages, and the initramfs layer made of them."""
+    """The unpacked packages, and their initramfs layer."""
 
     def __init__(self, cache: Cache) -> None:
         self._cache = cache
@@ -113,11 +113,11 @@ class GuestRoot:
         self.layer = self._directory / "root.cpio"
 
     def run(self, tool: str, *arguments: str) -> None:
-        """Run one of the root's own programs on the host."""
+        """Run a program of the root on the host."""
         _run_in(self._directory / "root", tool, *arguments)
 
     def compile(self, library: Path, seen_as: str) -> None:
-        """Write byte code beside the sources in `library`, which the guest has at `seen_as`."""
+        """Write byte code beside the sources in `library`, which the guest mounts at `seen_as`."""
         _compile(self._directory / "root", library, seen_as)
 
     def _build(self, directory: Path) -> None:
@@ -143,12 +143,12 @@ def program_layers(cache: Cache, root: GuestRoot) -> list[Path]:
 
 
 def script_layer(cache: Cache) -> Path:
-    """Return the layer with what a script in the guest may use beyond that: the exporter."""
+    """Return the layer with the further dependencies of scripts: the exporter."""
     return _library_layer(cache, GuestRoot(cache), "script", _SCRIPT_DEPENDENCIES, {})
 
 
 def package_layer(cache: Cache, packages: Sequence[str]) -> Path:
-    """Return the layer with Debian packages that only a script wants, and all that they need."""
+    """Return the layer with a script's own Debian packages, and their dependencies."""
 
     def build(directory: Path) -> None:
         root = directory / "root"
@@ -163,7 +163,7 @@ def package_layer(cache: Cache, packages: Sequence[str]) -> Path:
 
 
 def _unpack(cache: Cache, packages: Sequence[str], root: Path) -> None:
-    """Fetch packages and what they need, and make a root of them."""
+    """Fetch packages with their dependencies, and make a root of them."""
     root.mkdir()
     with cache.locked(f"apt/{_SUITE}.index"):
         suite = Suite(_SUITE, cache.package_index(_SUITE), machine_mirror())
@@ -219,7 +219,7 @@ main(load)
 
 
 def _program_files(packages: Sequence[str]) -> list[tuple[str, Path]]:
-    """List the files of packages, by their names below the guest's library directory."""
+    """List the files of packages, with their names below the guest's library directory."""
     files = []
     for package in packages:
         spec = importlib.util.find_spec(package)
@@ -235,7 +235,7 @@ def _program_files(packages: Sequence[str]) -> list[tuple[str, Path]]:
 
 
 def _merge_usr(root: Path) -> None:
-    """Move `bin`, `sbin`, `lib`, `lib64` into usr and leave links, as Debian's installer does."""
+    """Move `bin`, `sbin`, `lib`, `lib64` to usr and leave links, as Debian's installer does."""
     for name in _MERGED:
         if (root / name).is_dir():
             shutil.copytree(root / name, root / "usr" / name, symlinks=True, dirs_exist_ok=True)
@@ -244,22 +244,21 @@ def _merge_usr(root: Path) -> None:
 
 
 def _run_in(root: Path, tool: str, *arguments: str) -> None:
-    """Run a program of a guest's root on the host, through that root's own loader.
+    """Run a program of a guest's root on the host, through that root's loader.
 
-    It works without privileges and without the tool being on the host.
+    Needs neither privileges nor the tool on the host.
 
     Raises:
-        UsageError: the program is not there, fails, or does not end.
+        UsageError: the program is missing, fails, or does not end.
     """
     places = (root / "usr/bin" / tool, root / "usr/sbin" / tool)
     program = next((path for path in places if path.is_symlink() or path.exists()), None)
     if program is None:
         raise UsageError(
-            f"The guest's root {root} lacks {tool}, which it had: remove {root.parent} to have it made "
-            f"again."
+            f"The guest's root {root} lacks {tool}: remove {root.parent}, and the next run makes it anew."
         )
     if program.is_symlink():
-        # An absolute link means a path below the root, not one of the host.
+        # An absolute link is relative to the root, not to the host's.
         program = root / str(program.parent.relative_to(root) / program.readlink()).lstrip("/")
     try:
         result = subprocess.run(
@@ -273,19 +272,20 @@ def _run_in(root: Path, tool: str, *arguments: str) -> None:
         )
     except subprocess.TimeoutExpired:
         raise UsageError(
-            f"The guest's {tool} did not end within {_TOOL_TIMEOUT_SECONDS} s: is the machine overloaded?"
+            f"The guest's {tool} did not end within {_TOOL_TIMEOUT_SECONDS} s: check the load of this "
+            f"machine."
         ) from None
     if result.returncode != 0:
-        said = (result.stderr or result.stdout).strip().splitlines()
+        output = (result.stderr or result.stdout).strip().splitlines()
         raise UsageError(
             f"The guest's {tool} failed (exit code {result.returncode}"
-            f"{f', {said[-1]}' if said else ''}): see that the disk of {root.parent} has space, or "
-            f"remove that directory to have it made again."
+            f"{f', {output[-1]}' if output else ''}): free some space on the disk of {root.parent}, or "
+            f"remove that directory, and the next run makes it anew."
         )
 
 
 def _compile(root: Path, library: Path, seen_as: str) -> None:
-    """Have the guest's own interpreter write byte code, which it then need not check."""
+    """Compile with the guest's interpreter to byte code that it loads unchecked."""
     _run_in(
         root,
         _PYTHON.name,

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Kernels that the lab boots: found, fetched, or built."""
+"""Finds, fetches and builds the kernels that the lab boots."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What the header of an x86 boot image says (Documentation/arch/x86/boot.rst)."""
+"""The header of an x86 boot image (Documentation/arch/x86/boot.rst)."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _RELEASE: Final = re.compile(rb"([0-9][!-.0-~]*)[ \0]")
 
 
 def boot_image_release(image: Path) -> str:
-    """Return the release that the header of a bzImage names.
+    """Return the kernel release in the header of a bzImage.
 
     Raises:
-        UsageError: the file is not there, or is no bootable x86 kernel.
+        UsageError: the file cannot be read, or is not a bootable x86 kernel.
     """
     try:
         with open_to_read(image) as file:
@@ -33,12 +33,11 @@ def boot_image_release(image: Path) -> str:
     except OSError as error:
         raise UsageError(
             f"The kernel {str(image)!r} cannot be read ({error.strerror}): give a bzImage or "
-            f"vmlinuz file, a kernel build tree, or a name that 'dax-soak lab --help' lists."
+            f"vmlinuz file, a kernel build tree, or a name from 'dax-soak lab --help'."
         ) from None
     if setup.startswith(GZIP_MAGIC):
         raise UsageError(
-            f"The file {str(image)!r} is compressed with gzip: unpack it, or give the bzImage or "
-            f"vmlinuz that a boot loader starts."
+            f"The file {str(image)!r} is compressed with gzip: unpack it, or give a bzImage or vmlinuz."
         )
     if (
         len(setup) <= _VERSION_OFFSET + 2
@@ -46,15 +45,15 @@ def boot_image_release(image: Path) -> str:
         or setup[_MAGIC_OFFSET : _MAGIC_OFFSET + len(_MAGIC)] != _MAGIC
     ):
         raise UsageError(
-            f"The file {str(image)!r} is no x86 boot image (it lacks the header of a bzImage): "
+            f"The file {str(image)!r} is not an x86 boot image (it lacks the header of a bzImage): "
             f"give arch/x86/boot/bzImage or a vmlinuz, not the ELF file vmlinux."
         )
-    # The pointer is 0 where an image names no release.
+    # The pointer is 0 if the image has no release.
     pointer = struct.unpack_from("<H", setup, _VERSION_OFFSET)[0]
     release = _RELEASE.match(setup, pointer + _SETUP_START)
     if pointer == 0 or release is None:
         raise UsageError(
-            f"The boot image {str(image)!r} names no kernel release in its header, or is cut "
-            f"short: build or copy it again."
+            f"The boot image {str(image)!r} has no kernel release in its header, or is truncated: "
+            f"build or copy it again."
         )
     return release[1].decode()

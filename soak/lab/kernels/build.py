@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """`build:VERSION`: a kernel built from Debian's source package with the project's configuration.
 
-It has what Debian's own kernels lack (see kernel.config), and nothing of it is a module.
+It has features that Debian's kernels lack (see kernel.config), all built in.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from soak.lab.cache import Cache
     from soak.lab.progress import Progress
 
-# Which suite of Debian has the source of which kernel that the configuration was tried with.
+# Debian's suites by the kernel versions for which the configuration was tested.
 SOURCE_SUITES: Final = {"6.12": "trixie"}
 IMAGE: Final = "bzImage"
 
@@ -38,8 +38,8 @@ _SPACE_NEEDED: Final = 5 << 30
 _UNPACK_SECONDS: Final = 1800
 _TERMINATED_EXIT: Final = 128 + signal.SIGTERM
 
-# What a build needs, and the Debian packages that have it. pahole makes the type information from
-# which the leak detector learns how the kernel's structures are laid out.
+# Programs and headers of a build, and their Debian packages. pahole makes the BTF that the leak detector
+# reads.
 _PROGRAMS: Final = {
     "gcc": "gcc",
     "ld": "binutils",
@@ -55,24 +55,24 @@ _HEADERS: Final = {"stdio.h": "libc6-dev", "gelf.h": "libelf-dev", "zlib.h": "zl
 
 
 def missing_build_packages() -> list[str]:
-    """Return the Debian packages of what a build needs and does not find."""
+    """Return the Debian packages that a build needs and this machine lacks."""
     return missing(_PROGRAMS, _HEADERS)
 
 
 def check_can_build(version: str) -> None:
-    """Refuse to begin a build that must fail.
+    """Refuse a build if programs or headers are missing.
 
     Raises:
-        UsageError: programs or headers are missing; the sentence says how to get them.
+        UsageError: with the command that installs them.
     """
     refuse_without(missing_build_packages(), f"build Linux {version}")
 
 
 def built_kernel(cache: Cache, version: str) -> Path | None:
-    """Return the boot image of `version` that was built last with today's configuration, if any.
+    """Return the newest cached boot image of `version` with the current configuration, if any.
 
     Raises:
-        UsageError: the cache may not be looked at.
+        UsageError: the cache cannot be read.
     """
     try:
         images = (cache.root / "kernels").glob(f"{_key(version, '*')}/{IMAGE}")
@@ -82,33 +82,33 @@ def built_kernel(cache: Cache, version: str) -> Path | None:
 
 
 def build_kernel(cache: Cache, version: str, progress: Progress) -> Path:
-    """Return the boot image of the newest `version`, building it where that was not done yet.
+    """Return the boot image of the newest `version`, building it if it is not cached.
 
     Raises:
-        UsageError: something is missing, or the build failed; nothing is left behind.
+        UsageError: a package is missing, or the build failed; nothing is left behind.
     """
     suite_name, package = SOURCE_SUITES[version], f"linux-source-{version}"
     suite = Suite(suite_name, cache.package_index(suite_name), machine_mirror())
     index = f"apt/{suite_name}.index"
     with cache.locked(index):
         suite.update()
-        _, source = suite.remembered(package, lambda: ([package], suite.version(package)))
+        _, source = suite.cached(package, lambda: ([package], suite.version(package)))
 
     def build(directory: Path) -> None:
         check_can_build(version)
         _check_space(directory)
         began = time.monotonic()
         progress.say(
-            f"Building Linux from Debian's {package} {source}: once for each version, several minutes"
+            f"Building Linux from Debian's {package} {source}; this takes minutes, once for each version"
         )
         progress.tick("fetching the source")
-        # Whoever else wants a package of this suite need not wait until all is compiled.
+        # Only for the fetch: another process that needs this suite must not wait for the compiler.
         with cache.locked(index):
             suite.unpack([f"{package}={source}"], directory / "package")
         progress.tick("unpacking the source")
         tree = SourceTree(f"Linux {source}", _unpack(directory / "package", package), progress)
         for line in tree.configure(_FRAGMENT):
-            progress.say(f"warning: this source has no {line}, which the lab's configuration asks")
+            progress.say(f"warning: this source ignores {line} of the lab's configuration")
         shutil.move(tree.compile(_IMAGE_IN_TREE), directory / IMAGE)
         shutil.move(tree.configuration, directory / "config")
         shutil.rmtree(directory / "package")
@@ -124,7 +124,7 @@ def _key(version: str, source: str) -> str:
 
 
 def _unpack(place: Path, package: str) -> Path:
-    """Unpack the archive that is the package's content, and return the tree."""
+    """Unpack the archive in the package, and return the source tree."""
     archive = place / f"usr/src/{package}.tar.xz"
     unpacked = subprocess.run(
         ["tar", "--extract", "--file", archive, "--directory", place],
@@ -134,7 +134,7 @@ def _unpack(place: Path, package: str) -> Path:
         timeout=_UNPACK_SECONDS,
     )
     if unpacked.returncode != 0:
-        raise UsageError(f"The kernel's source could not be unpacked: {unpacked.stderr.strip()}")
+        raise UsageError(f"{archive} could not be unpacked: {unpacked.stderr.strip()}")
     archive.unlink()
     return place / package
 
@@ -144,13 +144,13 @@ def _check_space(directory: Path) -> None:
     if free < _SPACE_NEEDED:
         raise UsageError(
             f"To build a kernel, the cache {directory.parent.parent} needs {_SPACE_NEEDED >> 20} MiB "
-            f"and has {free >> 20} MiB: free some space, or give another one with DAX_SOAK_CACHE."
+            f"and has {free >> 20} MiB: free some space, or set DAX_SOAK_CACHE to another directory."
         )
 
 
 @contextlib.contextmanager
 def _ended_in_order() -> Iterator[None]:
-    """Have SIGTERM clear the half built tree away, as Ctrl-C does: it has gigabytes."""
+    """Make SIGTERM remove the half-built tree, which has gigabytes, as Ctrl-C does."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

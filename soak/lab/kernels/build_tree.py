@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A kernel build tree: a directory in which `make` built a kernel, which is read and never written."""
+"""A kernel build tree: a directory in which `make` built a kernel. It is read, never written."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _IMAGE: Final = "arch/x86/boot/bzImage"
 _RELEASE: Final = "include/config/kernel.release"
 _ORDER: Final = "modules.order"
-# depmod and modprobe tell by these that a driver is in the kernel and no module.
+# Lists of built-in drivers, for depmod and modprobe.
 _BUILTIN: Final = ("modules.builtin", "modules.builtin.modinfo")
 # The lists and the configuration have some hundred KiB.
 _LARGEST: Final = 64 << 20
@@ -28,7 +28,7 @@ _OBJECT: Final = re.compile(r"\.o$")
 
 @dataclass(frozen=True)
 class BuildTree:
-    """What was built in `directory`: a boot image, and modules by their paths in it."""
+    """The boot image and modules built in `directory`; `modules` are relative to it."""
 
     directory: Path
     image: Path
@@ -36,7 +36,7 @@ class BuildTree:
     modules: tuple[str, ...]
 
     def stage(self, base: Path) -> Path:
-        """Lay the modules out below `base` as `make modules_install` would, as links."""
+        """Link the modules below `base`, in the layout of `make modules_install`."""
         staged = base / "lib/modules" / self.release
         staged.mkdir(parents=True)
         for name in self.modules:
@@ -52,29 +52,29 @@ class BuildTree:
 
 
 def open_build_tree(directory: Path) -> BuildTree:
-    """Look at what was built in `directory`.
+    """Open the build tree in `directory`.
 
     Raises:
-        UsageError: it is no build tree, or what was built is not complete.
+        UsageError: it is not a build tree, or the build is incomplete.
     """
     try:
         return _open(directory)
     except OSError as error:
         raise UsageError(
-            f"The kernel build tree {str(directory)!r} cannot be read ({error.strerror}): give one "
-            f"that you may read."
+            f"The kernel build tree {str(directory)!r} cannot be read ({error.strerror}): give a "
+            f"readable one."
         ) from None
 
 
 def _open(directory: Path) -> BuildTree:
-    image, told = directory / _IMAGE, directory / _RELEASE
-    if not image.exists() or not told.exists():
+    image, release_file = directory / _IMAGE, directory / _RELEASE
+    if not image.exists() or not release_file.exists():
         raise UsageError(_what_is_missing(directory))
-    release, configured = boot_image_release(image), _text(told).strip()
+    release, configured = boot_image_release(image), _text(release_file).strip()
     if release != configured:
         raise UsageError(
-            f"The kernel build tree {str(directory)!r} is half built ({_IMAGE} is {release}, the "
-            f"tree is {configured} by now): run 'make' there again."
+            f"The kernel build tree {str(directory)!r} is half built ({_IMAGE} is {release}, "
+            f"{_RELEASE} is {configured}): run 'make' there again."
         )
     return BuildTree(directory, image, release, tuple(dict.fromkeys(_modules(directory))))
 
@@ -83,39 +83,39 @@ def _what_is_missing(directory: Path) -> str:
     shown = repr(str(directory))
     if (directory / ".config").exists():
         return (
-            f"The kernel build tree {shown} was configured but not built (it has no {_IMAGE}): run "
+            f"The kernel build tree {shown} is configured but not built (it has no {_IMAGE}): run "
             f"'make' there."
         )
     if (directory / "Kconfig").exists():
         return (
-            f"The kernel source tree {shown} was neither configured nor built (it has no .config): "
-            f"run 'make defconfig' or another configuration, and then 'make' there."
+            f"The kernel source tree {shown} is neither configured nor built (it has no .config): run "
+            f"'make defconfig' or another configuration there, then 'make'."
         )
     return (
-        f"The directory {shown} is no kernel build tree (it has neither {_IMAGE} nor .config): give "
+        f"The directory {shown} is not a kernel build tree (it has neither {_IMAGE} nor .config): give "
         f"one in which 'make' built a kernel, or a bzImage file."
     )
 
 
 def _modules(directory: Path) -> Iterator[str]:
-    """Name the modules that were built, as files of the tree."""
+    """Yield the built modules, relative to the tree."""
     order = directory / _ORDER
     if not order.exists():
         if _has_modules(directory):
             raise UsageError(
-                f"The kernel build tree {str(directory)!r} has modules that were not built (it has "
-                f"no {_ORDER}): run 'make modules' there, or give its {_IMAGE} to boot without them."
+                f"The modules of the kernel build tree {str(directory)!r} are not built (it has no "
+                f"{_ORDER}): run 'make modules' there, or give its {_IMAGE} to boot without them."
             )
         return
     for line in _text(order).split():
-        # Since 6.3 objects are listed; before 5.3 the place where modules are installed was in front.
+        # Since 6.3 the list has object files; before 5.3 it has the prefix of the installed path.
         name = _OBJECT.sub(".ko", line)
         short = name.removeprefix(_AS_INSTALLED)
         found = next((path for path in (name, short) if _is_in(directory, path)), None)
         if found is None:
             raise UsageError(
-                f"The kernel build tree {str(directory)!r} is half built ({_ORDER} lists {name!r}, "
-                f"which is not there): run 'make modules' there."
+                f"The kernel build tree {str(directory)!r} is half built ({_ORDER} lists the missing "
+                f"{name!r}): run 'make modules' there."
             )
         yield str(PurePosixPath(found))
 
@@ -125,7 +125,7 @@ def _text(path: Path) -> str:
 
 
 def _is_in(directory: Path, name: str) -> bool:
-    """Say whether a name is a file of the tree; one that leads out of it would lead links astray."""
+    """Return whether a name is a module inside the tree, and not a path that leads out of it."""
     parts = PurePosixPath(name)
     inside = not parts.is_absolute() and ".." not in parts.parts
     return inside and name.endswith(".ko") and (directory / name).is_file()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""`debian:SUITE`: a kernel as Debian ships it, fetched and never installed."""
+"""`debian:VERSION`: a kernel as Debian ships it, fetched and never installed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from soak.lab.cache import Cache
     from soak.lab.image.root import GuestRoot
 
-# Which suite of Debian has which kernel.
+# Debian's suites by kernel version.
 DEBIAN_SUITES: Final = {"6.1": "bookworm", "6.12": "trixie", "sid": "sid"}
 
 _IMAGE: Final = "vmlinuz"
@@ -23,13 +23,13 @@ _LAYER: Final = "modules.cpio"
 
 
 def fetch_kernel(cache: Cache, root: GuestRoot, version: str) -> tuple[Path, Path]:
-    """Return the boot image of the newest `version`, and the layer with the guest's modules."""
+    """Return the newest boot image of `version`, and the layer with the guest's modules."""
     mirror = machine_mirror()
     suite_name = DEBIAN_SUITES[version]
     with cache.locked(f"apt/{suite_name}.index"):
         suite = Suite(suite_name, cache.package_index(suite_name), mirror)
         suite.update()
-        packages, newest = suite.remembered("kernel", lambda: _image_packages(suite))
+        packages, newest = suite.cached("kernel", lambda: _image_packages(suite))
 
         def fetch(directory: Path) -> None:
             suite.unpack(packages, directory / "unpacked")
@@ -41,7 +41,7 @@ def fetch_kernel(cache: Cache, root: GuestRoot, version: str) -> tuple[Path, Pat
 
 
 def _image_packages(suite: Suite) -> tuple[list[str], str]:
-    """Resolve Debian's meta package to those that hold the image and the modules, and a version.
+    """Resolve Debian's meta package to the packages of the image and the modules, and a version.
 
     Since 7.x an image package is split into linux-binary and linux-modules.
     """
@@ -55,10 +55,10 @@ def _keep_kernel(directory: Path, root: GuestRoot) -> None:
     """Reduce an unpacked package to the boot image and the guest's modules."""
     unpacked = directory / "unpacked"
     found = next(path for path in unpacked.rglob("lib/modules/*") if (path / "kernel").is_dir())
-    # Since 7.x the image lies among the modules.
+    # Since 7.x the image is in the modules' directory.
     images = [*unpacked.glob("boot/vmlinuz-*"), *unpacked.glob("usr/lib/modules/*/vmlinuz")]
     images[0].rename(directory / _IMAGE)
-    # The package has no modules.dep: its installation script would make it.
+    # The package has no modules.dep, which its installation script makes.
     base = found.parent.parent.parent
     root.run("depmod", "-b", str(base), found.name)
     write_layer(root, found, directory)

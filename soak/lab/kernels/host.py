@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""`host`: the kernel that this machine runs, as it is installed."""
+"""`host`: the installed kernel that this machine runs."""
 
 from __future__ import annotations
 
@@ -13,26 +13,25 @@ def host_kernel(root: Path = Path("/"), release: str | None = None) -> tuple[Pat
     """Return the boot image and the directory of modules of the running kernel.
 
     Raises:
-        UsageError: they are not there, or may not be read.
+        UsageError: they are missing, or cannot be read.
     """
     release = release or os.uname().release
     modules = root / "lib/modules" / release
-    # Some distributions keep the image among the modules.
+    # Some distributions keep the image in the modules' directory.
     places = (root / f"boot/vmlinuz-{release}", modules / "vmlinuz")
     image = next((place for place in places if os.path.lexists(place)), None)
     if image is None:
         raise UsageError(
-            f"This machine runs Linux {release}, but its boot image {str(places[0])!r} is not there "
-            f"(a container has none of its host's kernel): give a file, a kernel build tree or one "
-            f"of the other names."
+            f"The boot image {str(places[0])!r} of this machine's Linux {release} is missing (a "
+            f"container does not have its host's): give a file, a kernel build tree or another name."
         )
     for path in (image, modules / "modules.dep"):
         try:
             path.open("rb").close()
         except OSError as error:
             raise UsageError(
-                f"This machine runs Linux {release}, but {str(path)!r} cannot be read "
-                f"({error.strerror}): run the lab as root if you may not, install the kernel's package "
-                f"again if it is not there, or give a kernel as a file."
+                f"The file {str(path)!r} of this machine's Linux {release} cannot be read "
+                f"({error.strerror}): run the lab as root, reinstall the kernel's package, or give "
+                f"a kernel as a file."
             ) from None
     return image, modules

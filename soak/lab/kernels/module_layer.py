@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The initramfs layer with a kernel's modules: just those that the guest loads, and what they need."""
+"""The initramfs layer with the modules that the guest loads, and their dependencies."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ _STRIP_SECONDS: Final = 300
 
 
 def guest_modules_key() -> str:
-    """Name what a layer holds: another program may want other modules of the same kernel."""
+    """Return a cache key of the list of modules, which another version of this program may change."""
     return hashlib.sha256(repr(GUEST_MODULES).encode()).hexdigest()[:8]
 
 
 def write_layer(root: GuestRoot, modules: Path, place: Path, *, strip: bool = False) -> Path:
-    """Write the layer with what the guest needs of `modules`, a directory named by its release."""
+    """Write the layer with the guest's part of `modules`, a directory named by its release."""
     with tempfile.TemporaryDirectory(dir=place) as scratch:
         base = Path(scratch)
         kept = base / "lib/modules" / modules.name
@@ -53,7 +53,7 @@ def write_layer(root: GuestRoot, modules: Path, place: Path, *, strip: bool = Fa
 
 
 def layer_of_installed(cache: Cache, root: GuestRoot, modules: Path) -> Path:
-    """Return the layer of modules that `make modules_install` or a package left in `modules`."""
+    """Return the layer of installed modules, in the directory `modules`."""
 
     def build(directory: Path) -> None:
         write_layer(root, modules, directory)
@@ -64,7 +64,7 @@ def layer_of_installed(cache: Cache, root: GuestRoot, modules: Path) -> Path:
 
 
 def layer_of_tree(cache: Cache, root: GuestRoot, tree: BuildTree) -> Path | None:
-    """Return the layer of the modules that were built in `tree`, or None where it has none."""
+    """Return the layer of the modules built in `tree`, or None if it has none."""
     if not tree.modules:
         return None
 
@@ -80,7 +80,7 @@ def layer_of_tree(cache: Cache, root: GuestRoot, tree: BuildTree) -> Path | None
 
 
 def modules_beside(image: Path, release: str) -> Path | None:
-    """Find a modules directory where installed kernels and unpacked packages have it."""
+    """Find `lib/modules` beside an image, as in installed kernels and unpacked packages."""
     beside = (image.parent / "lib/modules", image.parent.parent / "lib/modules")
     for tree in beside:
         if (tree / release / "modules.dep").exists():
@@ -91,17 +91,17 @@ def modules_beside(image: Path, release: str) -> Path | None:
 def release_directory(tree: Path, release: str) -> Path:
     """Accept `lib/modules/RELEASE`, `lib/modules` and the directory above it."""
     for candidate in (tree.absolute(), tree / release, tree / "lib/modules" / release):
-        # The guest looks for its modules by the release alone.
+        # The guest finds its modules by the release alone.
         if candidate.name == release and (candidate / "modules.dep").exists():
             return candidate
     raise UsageError(
-        f"The directory {str(tree)!r} holds no modules of {release}: give the one that "
-        f"'make modules_install INSTALL_MOD_PATH=' wrote to."
+        f"The directory {str(tree)!r} has no modules of {release}: give the INSTALL_MOD_PATH of 'make "
+        f"modules_install'."
     )
 
 
 def _closure(modules: Path) -> list[str]:
-    """Return the files of the guest's modules and of all that they depend on."""
+    """Return the files of the guest's modules and their dependencies."""
     needs: dict[str, list[str]] = {}
     for line in (modules / "modules.dep").read_text().splitlines():
         file, _, rest = line.partition(":")
@@ -122,9 +122,9 @@ def _module_name(file: str) -> str:
 
 
 def _strip(modules: Iterable[Path]) -> None:
-    """Take the debugging information out: it is many times the module, and the guest's memory.
+    """Strip debugging information, many times the size of the code, which would fill the guest's memory.
 
-    Without binutils the modules are as good, only larger.
+    Without binutils the modules stay large, but work.
     """
     if shutil.which("strip"):
         subprocess.run(
@@ -133,7 +133,7 @@ def _strip(modules: Iterable[Path]) -> None:
 
 
 def _files_key(place: Path, files: Iterable[Path]) -> str:
-    """Name modules by what a rebuild changes: their place, and size and time of each."""
+    """Return a cache key of modules, which a rebuild changes: their paths, sizes and times."""
     digest = hashlib.sha256(str(place.resolve()).encode())
     for file in files:
         status = file.stat()

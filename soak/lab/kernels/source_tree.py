@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A kernel's source tree in which `make` runs: configured, compiled, and watched while it works."""
+"""Configures and compiles a kernel's source tree, and shows the progress."""
 
 from __future__ import annotations
 
@@ -23,17 +23,16 @@ _END_SECONDS: Final = 10.0
 _SHOWN_LINES: Final = 20
 # A line such as `  CC [M]  fs/ext4/inode.o`.
 _STEP: Final = re.compile(rb"  [A-Z][A-Z0-9_]*(?: \[\w+\])? +(\S+)$")
-# All else that a shell or an outer `make` exports could change what is built: ARCH, CROSS_COMPILE,
-# KCONFIG_*, and MAKEFLAGS with the variables of the outer one.
+# Other variables of a shell or an outer `make` could change the build: ARCH, CROSS_COMPILE, KCONFIG_*,
+# MAKEFLAGS.
 _KEPT_VARIABLES: Final = ("PATH", "HOME", "TMPDIR")
 _OWN_VARIABLES: Final = {"LC_ALL": "C", "KBUILD_BUILD_USER": "dax-soak", "KBUILD_BUILD_HOST": "dax-soak"}
 
 
 class SourceTree:
-    """Runs `make` in `directory`, and its output into a log beside it."""
+    """Runs `make` in `directory`, with a log beside it. `name` is the tree's name in messages."""
 
     def __init__(self, name: str, directory: Path, progress: Progress) -> None:
-        """Take a tree over; `name` is what people are told that it is."""
         self._name = name
         self._directory = directory
         self._progress = progress
@@ -43,59 +42,59 @@ class SourceTree:
         self.configuration = directory / ".config"
 
     def configure(self, fragment: Path) -> list[str]:
-        """Merge the smallest configuration with `fragment`; return what the tree did not take of it.
+        """Merge `fragment` into tinyconfig; return the lines that the tree ignored.
 
         Raises:
-            UsageError: a step failed; the sentence ends with the end of the log.
+            UsageError: a step failed; the message has the end of the log.
         """
         self._run("configuring", "make", "tinyconfig")
         merge = "scripts/kconfig/merge_config.sh"
         self._run("configuring", merge, "-m", ".config", str(fragment.absolute()))
         self._run("configuring", "make", "olddefconfig")
         got = set(self.configuration.read_text().splitlines())
-        return [line for line in _asked(fragment.read_text()) if not _granted(line, got)]
+        return [line for line in _wanted(fragment.read_text()) if not _is_set(line, got)]
 
     def compile(self, target: str) -> Path:
-        """Make `target`, a path in the tree, and return where it is.
+        """Make `target`, relative to the tree, and return its path.
 
         Raises:
-            UsageError: a step failed; the sentence ends with the end of the log.
+            UsageError: a step failed; the message has the end of the log.
         """
         jobs = len(os.sched_getaffinity(0))
         self._run("compiling", "make", f"-j{jobs}", target.rpartition("/")[2])
         return self._directory / target
 
     def _run(self, doing: str, *words: str) -> None:
-        """Run one step, show how it goes, and end all of it whatever ends this program's waiting."""
-        with self._log.open("wb") as log, self._log.open("rb") as said:
+        """Run one step and show its progress; an exception, Ctrl-C included, kills the whole step."""
+        with self._log.open("wb") as log, self._log.open("rb") as output:
             process = subprocess.Popen(
-                # A build whose owner was killed has nobody to wait for it.
+                # The build must end if this process is killed.
                 ["setpriv", "--pdeathsig", "TERM", "--", "nice", *words],
                 cwd=self._directory,
                 env=_environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                # Ctrl-C in the terminal is for this program, which ends the build and clears it away.
+                # Ctrl-C must reach this process alone, which ends the build and removes it.
                 start_new_session=True,
             )
             try:
-                self._watch(doing, process, said)
+                self._watch(doing, process, output)
             except BaseException:
                 _end_group(process)
                 raise
         if process.returncode != 0:
             raise UsageError(
                 f"{self._name} could not be built: '{' '.join(words)}' "
-                f"{_how_it_ended(process.returncode)}. Its log ended:\n{self._log_tail()}"
+                f"{_how_it_ended(process.returncode)}. The end of its log:\n{self._log_tail()}"
             )
 
-    def _watch(self, doing: str, process: subprocess.Popen[bytes], said: BinaryIO) -> None:
+    def _watch(self, doing: str, process: subprocess.Popen[bytes], output: BinaryIO) -> None:
         unfinished, last = b"", ""
         while not _has_ended(process):
-            *lines, unfinished = (unfinished + said.read()).split(b"\n")
+            *lines, unfinished = (unfinished + output.read()).split(b"\n")
             steps = [
-                # Tools are named by their whole path, all else below the tree.
+                # `make` prints absolute paths for tools, relative ones for all other files.
                 match[1].decode(errors="replace").removeprefix(f"{self._directory}/")
                 for line in lines
                 if (match := _STEP.match(line))
@@ -124,7 +123,7 @@ def _has_ended(process: subprocess.Popen[bytes]) -> bool:
 
 
 def _end_group(process: subprocess.Popen[bytes]) -> None:
-    """Kill a step with all compilers under it, and wait until none of them writes any more."""
+    """Kill a step with all its compilers, and wait until they have ended."""
     deadline = time.monotonic() + _END_SECONDS
     with contextlib.suppress(ProcessLookupError):
         while time.monotonic() < deadline:
@@ -134,15 +133,15 @@ def _end_group(process: subprocess.Popen[bytes]) -> None:
 
 
 def _how_it_ended(code: int) -> str:
-    return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+    return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
 
 
-def _asked(fragment: str) -> list[str]:
+def _wanted(fragment: str) -> list[str]:
     return [line for line in fragment.splitlines() if line and not line.startswith("#")]
 
 
-def _granted(line: str, got: set[str]) -> bool:
-    """Say whether a configuration has what a fragment asks; what is off stands there as a comment."""
+def _is_set(line: str, got: set[str]) -> bool:
+    """Return whether a configuration has a line of a fragment; there, a disabled option is a comment."""
     name, _, value = line.partition("=")
     if value == "n":
         return not any(other.startswith(f"{name}=") for other in got)

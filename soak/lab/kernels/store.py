@@ -1,9 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The kernel that a lab boots: what a name on the command line stands for.
-
-What comes out is always a boot image and, for kernels that have modules, an initramfs layer with
-those that the guest loads.
-"""
+"""Resolves `--kernel` to a boot image and, for a modular kernel, an initramfs layer of modules."""
 
 from __future__ import annotations
 
@@ -41,7 +37,7 @@ KERNEL_NAMES: Final = (
 
 @dataclass(frozen=True)
 class Kernel:
-    """A bootable kernel. `modules` is an initramfs layer, or None where nothing is modular."""
+    """A bootable kernel. `modules` is an initramfs layer, or None if everything is built in."""
 
     name: str
     release: str
@@ -50,16 +46,15 @@ class Kernel:
 
 
 def check_kernel(name: str, modules: Path | None = None) -> None:
-    """Refuse a name that means no kernel, without fetching anything.
+    """Refuse a name that is not a kernel, without fetching anything.
 
     Raises:
-        UsageError: the name means nothing, or the file or directory is no kernel.
+        UsageError: the name is unknown, or the file or directory is not a kernel.
     """
     path = _as_path(name)
     if modules is not None and (path is None or _is_directory(path)):
         raise UsageError(
-            f"The kernel {name!r} comes with its own modules: --modules is for a kernel that is "
-            f"given as a file."
+            f"The kernel {name!r} comes with its own modules: use --modules only with a kernel file."
         )
     kind, _, version = name.partition(":")
     if path is not None:
@@ -74,7 +69,7 @@ def check_kernel(name: str, modules: Path | None = None) -> None:
 
 
 class KernelStore:
-    """Finds kernels, fetching or building those that are missing into the cache."""
+    """Finds kernels; fetches or builds missing ones into the cache."""
 
     def __init__(self, cache: Cache, root: GuestRoot, progress: Progress | None = None) -> None:
         self._cache = cache
@@ -82,10 +77,10 @@ class KernelStore:
         self._progress = progress or Progress()
 
     def find(self, name: str, modules: Path | None = None) -> Kernel:
-        """Return the kernel that `name` stands for, with what the guest needs of its modules.
+        """Return the kernel of that name, with the modules that the guest loads.
 
         Raises:
-            UsageError: the name means nothing, or what it stands for cannot be used or made.
+            UsageError: the name is unknown, or the kernel cannot be used, fetched or built.
         """
         check_kernel(name, modules)
         path = _as_path(name)
@@ -120,7 +115,7 @@ class KernelStore:
 
 
 def _as_path(name: str) -> Path | None:
-    """Return the file or directory that a name means, or None where it is a word of this program.
+    """Return the path that a name means, or None for one of `KERNEL_NAMES`.
 
     Raises:
         UsageError: it is neither.
@@ -131,8 +126,8 @@ def _as_path(name: str) -> Path | None:
         return Path(name)
     if name not in KERNEL_NAMES:
         raise UsageError(
-            f"The kernel {name!r} is unknown: give one of {', '.join(KERNEL_NAMES)}, a bzImage "
-            f"file, or a kernel build tree."
+            f"Unknown kernel {name!r} (choose from {', '.join(KERNEL_NAMES)}, a bzImage file, or a "
+            f"kernel build tree)."
         )
     return None
 
@@ -140,12 +135,12 @@ def _as_path(name: str) -> Path | None:
 def _exists(name: str) -> bool:
     try:
         return Path(name).exists()
-    except OSError:  # longer than a name can be, or below a directory that may not be searched
+    except OSError:  # ENAMETOOLONG, or EACCES in a parent directory
         return False
 
 
 def _is_directory(path: Path) -> bool:
     try:
         return path.is_dir()
-    except OSError:  # the same; whoever reads the path says why
+    except OSError:  # the same; the reader of the path reports it
         return False

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What the soak changes on a machine that people care about, and how it is put back.
+"""Changes that the soak makes to a machine, and how it restores them.
 
-A change is written down before it is made (record), made and undone by helpers (changes, and one module
-for each kind of change), and put back at the end, or at the next start after a crash.
+Each change is recorded before it is made (record), made and undone in helper processes (changes, and one
+module for each kind), and undone at the end of the run, or at the next start after a crash.
 """
 
 from soak.machine.changes.changes import MachineChanges, restore_only

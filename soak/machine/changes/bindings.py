@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Drivers of PCI functions: giving one to vfio-pci, and giving it back.
+"""Drivers of PCI functions: binds a function to vfio-pci, and back.
 
-Everything goes through sysfs (Documentation/ABI/testing/sysfs-bus-pci). Unbinding waits for whoever uses
-the device, without an end.
+All through sysfs (Documentation/ABI/testing/sysfs-bus-pci). Unbinding waits, without a timeout, until the
+device is unused.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def _override(machine: Machine, function: str) -> str | None:
 
 
 def _set_override(machine: Machine, function: str, driver: str | None) -> None:
-    """Say which driver alone may take the function; an empty line takes that back."""
+    """Set the only driver that may bind the function; an empty line clears it."""
     (_device(machine, function) / "driver_override").write_text(f"{driver or ''}\n")
 
 
@@ -54,11 +54,11 @@ def _unbind(machine: Machine, function: str) -> None:
 
 def _look(machine: Machine, function: str, _wanted: Facts) -> Facts:
     if not _FUNCTION.fullmatch(function) or not _device(machine, function).exists():
-        raise UsageError(f"There is no PCI function {function!r} on this machine: 'lspci -D' lists them.")
+        raise UsageError(f"This machine has no PCI function {function!r}: 'lspci -D' lists them.")
     if not (_bus(machine) / "drivers" / VFIO_PCI).exists():
         raise UsageError(
-            f"The PCI function {function} cannot be given to {VFIO_PCI}, which the kernel does not "
-            f"have: it needs CONFIG_VFIO_PCI, and 'modprobe {VFIO_PCI}' where that is a module."
+            f"PCI function {function} cannot be bound to {VFIO_PCI}: the driver is not loaded. Run "
+            f"'modprobe {VFIO_PCI}'; the kernel needs CONFIG_VFIO_PCI."
         )
     return {"driver": driver_of(machine, function), "override": _override(machine, function)}
 
@@ -70,28 +70,27 @@ def _apply(machine: Machine, function: str, facts: Facts) -> None:
     (_bus(machine) / "drivers_probe").write_text(function)
     if (driver := driver_of(machine, function)) != VFIO_PCI:
         raise UsageError(
-            f"{VFIO_PCI} did not take the PCI function {function} (its driver is "
-            f"{driver or 'none'}): the IOMMU must be on (such as intel_iommu=on on the kernel's "
-            f"command line), and the kernel's log says more."
+            f"{VFIO_PCI} did not bind PCI function {function} (its driver is {driver or 'none'}): "
+            f"enable the IOMMU (intel_iommu=on on Intel), and see the kernel log."
         )
 
 
 def _undo(machine: Machine, function: str, facts: Facts) -> tuple[Outcome, str]:
-    """Go back from whatever state: each step is skipped where it was done."""
+    """Undo from any state; skips each step that is already undone."""
     if not _device(machine, function).exists():
-        return Outcome.LEFT, f"PCI function {function} is not in this machine any more"
+        return Outcome.LEFT, f"PCI function {function} is no longer in this machine"
     before, override = facts["driver"], facts["override"]
     now, override_now = driver_of(machine, function), _override(machine, function)
     ours = override_now in {VFIO_PCI, override}
     if not ours or now not in {None, before, VFIO_PCI}:
         return Outcome.LEFT, (
-            f"PCI function {function} was given to another driver meanwhile (driver "
-            f"{now or 'none'}, driver_override {override_now or 'none'}): it is left alone"
+            f"PCI function {function} is left alone: another program bound it to another driver "
+            f"(driver {now or 'none'}, driver_override {override_now or 'none'})"
         )
     if now == VFIO_PCI != before:
         if override_now != VFIO_PCI:
             return Outcome.LEFT, (
-                f"PCI function {function} was given to {VFIO_PCI} by another program; it is left alone"
+                f"PCI function {function} is left alone: another program bound it to {VFIO_PCI}"
             )
         _unbind(machine, function)
     if override_now != override:
@@ -110,7 +109,7 @@ def _by_hand(function: str, facts: Facts) -> str:
     device = f"/sys/bus/pci/devices/{function}"
     bind = f"; echo {function} > /sys/bus/pci/drivers/{facts['driver']}/bind"
     return (
-        f"end whatever uses it, then: echo {function} > {device}/driver/unbind; "
+        f"stop the processes that use it, then: echo {function} > {device}/driver/unbind; "
         f"echo {facts['override'] or ''} > {device}/driver_override{bind if facts['driver'] else ''}"
     )
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The one owner of what the soak changes on a machine: it makes the changes and puts them back."""
+"""The one owner of the changes to a machine: makes, records and undoes them."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ _DONE, _REFUSED, _UNCHANGED = "done", "refused", "unchanged"
 
 
 class MachineChanges:
-    """Changes a machine, and remembers how it was, on disk, before each change.
+    """Changes a machine, and records its previous state on disk before each change.
 
-    Nothing here hangs: whatever touches the machine is done by a helper with a deadline. Only the process
-    that opened it may use it.
+    No call hangs: a helper process with a deadline makes each change. Only the process that opened an
+    instance may use it.
     """
 
     def __init__(
@@ -58,9 +58,9 @@ class MachineChanges:
 
     @classmethod
     def open(cls, state: Path, run_id: str, machine: Machine | None = None) -> Self:
-        """Take the lock and read the record in the directory `state`, which is made if need be.
+        """Take the lock and read the record in the directory `state`, making it if missing.
 
-        What an earlier soak left behind stays as it is until `recover`.
+        Changes of an earlier soak stay until `recover`.
 
         Raises:
             UsageError: another soak is running, or the directory cannot be used.
@@ -78,30 +78,30 @@ class MachineChanges:
 
     @property
     def held(self) -> tuple[Entry, ...]:
-        """What is changed and not put back, the oldest first."""
+        """Changes not yet undone, the oldest first."""
         return tuple(self._record.entries)
 
     def recover(self) -> list[Settled]:
-        """Put back what an earlier soak left behind, and say so. To be called before any change."""
-        told = []
+        """Undo the changes of an earlier soak. Call this before any change."""
+        settled = []
         if self._record.damage:
-            told.append(Settled(FAILED, Level.ERROR, "record", "", "", self._record.damage))
+            settled.append(Settled(FAILED, Level.ERROR, "record", "", "", self._record.damage))
         if self._hung:
-            told.append(
+            settled.append(
                 Settled(
                     FAILED,
                     Level.ERROR,
                     "helper",
                     "",
                     "",
-                    "A helper of an earlier soak still hangs in the kernel, and what it is changing may "
-                    "change again when it ends: run 'dax-soak restore' then.",
+                    "A helper of an earlier soak still hangs in the kernel, and may change the machine "
+                    "when it returns: run 'dax-soak restore' after it ends.",
                 )
             )
-        return told + self.restore()
+        return settled + self.restore()
 
     def restore(self) -> list[Settled]:
-        """Put everything back, the newest change first. What fails stays recorded, the rest goes on."""
+        """Undo all changes, the newest first. A change that cannot be undone stays recorded."""
         self._check_owner()
         settled = []
         kept: set[tuple[str, str]] = set()
@@ -110,7 +110,7 @@ class MachineChanges:
                 continue
             carried = any(kind in KINDS[entry.kind].carries for kind, _ in kept)
             if carried or (entry.kind, entry.target) in kept:
-                # What lies below a change that could not be undone would look like somebody else's.
+                # A change below one that could not be undone would look like another program's.
                 continue
             settled.append(self._settle(entry))
             if settled[-1].event == FAILED:
@@ -118,10 +118,10 @@ class MachineChanges:
         return settled
 
     def undo(self, number: int) -> Settled:
-        """Put one change back.
+        """Undo one change.
 
         Raises:
-            KeyError: there is no such change.
+            KeyError: no change has that number.
         """
         for entry in self._record.entries:
             if entry.number == number:
@@ -129,40 +129,40 @@ class MachineChanges:
         raise KeyError(number)
 
     def bind(self, function: str) -> int | None:
-        """Give a PCI function to vfio-pci; None where that has it already.
+        """Bind a PCI function to vfio-pci; None if it is bound already.
 
-        Whether it may be taken, by its IOMMU group and by what uses it, was asked before.
+        The caller has checked its IOMMU group and its users (`soak.machine.pci`).
 
         Raises:
-            UsageError: there is no such function, or vfio-pci does not take it.
+            UsageError: the function does not exist, or vfio-pci does not bind it.
         """
         if driver_of(self._machine, function) == VFIO_PCI:
             return None
         return self._change("binding", function)
 
     def load_module(self, name: str) -> int | None:
-        """Load a module of `MODULES`; None where the kernel has it already.
+        """Load a module of `MODULES`; None if the kernel has it already.
 
         Raises:
             UsageError: it cannot be loaded.
         """
         if name not in MODULES:
-            raise UsageError(f"{name!r} is no module that a soak loads: {', '.join(MODULES)} are.")
+            raise UsageError(f"The soak does not load module {name!r} (only {', '.join(MODULES)}).")
         return None if is_there(self._machine, name) else self._change("module", name)
 
     def set_sysctl(self, name: str, value: str) -> int:
         """Set a kernel setting such as vm.max_map_count.
 
         Raises:
-            UsageError: there is no such setting, or the kernel does not take the value.
+            UsageError: the setting does not exist, or the kernel refuses the value.
         """
         return self._change("sysctl", name, wanted=" ".join(value.split()))
 
     def tune(self, demand: Demand, span: Span = Span.RUN) -> list[int]:
-        """Change those kernel settings (`NEEDS`) that would be in the way; return their numbers.
+        """Change the kernel settings of `NEEDS` that do not meet `demand`; return their numbers.
 
         Raises:
-            UsageError: one cannot be set; those before it are.
+            UsageError: a setting cannot be changed; those before it are changed.
         """
         return [
             self.set_sysctl(name, str(value))
@@ -170,8 +170,8 @@ class MachineChanges:
         ]
 
     @contextlib.contextmanager
-    def readable_addresses(self, tell: Callable[[Settled], None]) -> Iterator[None]:
-        """Have the kernel show addresses of its symbols to root meanwhile; `tell` what became of it.
+    def readable_addresses(self, report: Callable[[Settled], None]) -> Iterator[None]:
+        """Make the kernel show symbol addresses to root inside the block; `report` the outcome.
 
         Raises:
             UsageError: the kernel does not allow it.
@@ -181,35 +181,35 @@ class MachineChanges:
             yield
         finally:
             for number in reversed(numbers):
-                tell(self.undo(number))
+                report(self.undo(number))
 
     def make_directory(self, path: Path) -> Path:
-        """Make a directory for the soak's own files, which only its owner may enter.
+        """Make a directory that only its owner may enter; `restore` removes it with its contents.
 
-        Returns its path without symbolic links. It is removed with all that is in it.
+        Returns its path without symbolic links.
 
         Raises:
-            UsageError: it is there already, or cannot be made there.
+            UsageError: it exists, or cannot be made.
         """
         resolved = Path(os.path.realpath(path.parent)) / path.name
         self._change("directory", str(resolved))
         return resolved
 
     def leave_directory(self, path: Path) -> None:
-        """Have `restore` leave a directory, of which a file cannot be removed; it stays recorded."""
+        """Make `restore` skip a directory with a file that cannot be removed; it stays recorded."""
         self._left.add(str(path))
 
     def freeze(self, mount_point: Path) -> int:
         """Freeze a file system. `undo` thaws it.
 
         Raises:
-            UsageError: it is frozen already or cannot be, or the kernel did not do it in time: then it
-                stays recorded, because that freeze may still come.
+            UsageError: it is frozen already or cannot be frozen; or the kernel took too long: the change
+                then stays recorded, because the freeze may still take effect.
         """
         return self._change("freeze", str(mount_point))
 
     def close(self) -> None:
-        """Give the lock back. What is still changed stays recorded."""
+        """Release the lock. Changes not yet undone stay recorded."""
         self._lock.release()
 
     def __enter__(self) -> Self:
@@ -219,7 +219,7 @@ class MachineChanges:
         self.close()
 
     def _change(self, kind: str, target: str, **wanted: Any) -> int:  # noqa: ANN401 - JSON values
-        """Look, write down, change. Where the change fails, what came of it is undone."""
+        """Look, record, change. If the change fails, undo its partial effects."""
         self._check_owner()
         made, machine = KINDS[kind], self._machine
         prefix = f"The {kind} {target} could not be changed: "
@@ -242,15 +242,12 @@ class MachineChanges:
         return entry.number
 
     def _settle(self, entry: Entry) -> Settled:
-        """Put one entry back, and take it out of the record when that is done."""
+        """Undo one entry, then remove it from the record."""
         self._check_owner()
         kind, machine = KINDS[entry.kind], self._machine
         if entry.boot_id != machine.boot and not kind.outlives_boot:
             event, level = FORGOTTEN, Level.INFO
-            summary = (
-                f"{entry.kind} {entry.target} of run {entry.run_id}: the machine has booted since, and "
-                f"nothing is left of it"
-            )
+            summary = f"{entry.kind} {entry.target} of run {entry.run_id}: a reboot has undone it"
         else:
             try:
                 outcome, summary = self._helped(
@@ -262,8 +259,8 @@ class MachineChanges:
                     entry,
                     FAILED,
                     Level.ERROR,
-                    f"The {entry.kind} {entry.target} could not be put back ({str(error).rstrip('.')}): "
-                    f"{by_hand}. It is tried again at the next start and by 'dax-soak restore'.",
+                    f"The {entry.kind} {entry.target} could not be restored ({str(error).rstrip('.')}): "
+                    f"{by_hand}. The next start and 'dax-soak restore' try again.",
                 )
             restored = outcome == Outcome.RESTORED
             event, level = (RESTORED, Level.INFO) if restored else (FORGOTTEN, Level.WARNING)
@@ -272,7 +269,7 @@ class MachineChanges:
     def _drop(
         self, entry: Entry, summary: str, event: str = FORGOTTEN, level: Level = Level.INFO
     ) -> Settled:
-        """Take an entry out of the record."""
+        """Remove an entry from the record."""
         try:
             self._record.remove(entry.number)
         except OSError as error:
@@ -280,18 +277,18 @@ class MachineChanges:
                 entry,
                 FAILED,
                 Level.ERROR,
-                f"{summary or 'Nothing was changed'}; but the record of it cannot be written "
-                f"({error.strerror}): make room, and run 'dax-soak restore'.",
+                f"{summary or 'Nothing was changed'}; the record of changes cannot be written "
+                f"({error.strerror}): free some space, then run 'dax-soak restore'.",
             )
         return _settled(entry, event, level, summary)
 
     def _helped(self, work: Callable[[], Any], seconds: float, prefix: str = "") -> Any:  # noqa: ANN401 - any JSON value
-        """Do something in a helper, while the lock that says so is held.
+        """Run `work` in a helper process, holding the lock of helpers.
 
-        `prefix` begins the sentence where the helper itself could not say anything.
+        `prefix` begins the message if the helper itself died or timed out.
 
         Raises:
-            UsageError: it was refused, failed, or took too long.
+            UsageError: the kernel refused the work, or it failed or timed out.
         """
         try:
             with self._busy.shared() as busy:
@@ -315,9 +312,9 @@ class MachineChanges:
 def restore_only(
     state: Path, machine: Machine | None = None, also: Callable[[], list[Settled]] = list
 ) -> list[Settled]:
-    """Put back what an earlier soak left behind, without starting another one.
+    """Undo the changes of an earlier soak, without starting another.
 
-    What `also` puts back is put back while no other soak can start.
+    `also` runs while the lock still keeps another soak from starting.
 
     Raises:
         UsageError: a soak is running, or the record cannot be read.
@@ -339,17 +336,16 @@ def _open_descriptors() -> set[int]:
 
 
 def _guarded(work: Callable[[], Any], parent: int, inherited: Iterable[int]) -> Callable[[], list[Any]]:
-    """Have a helper end with the soak, and tell what the kernel refused as a sentence."""
+    """Wrap `work` for a helper: it dies with the soak, and returns a kernel's refusal as a message."""
 
     def guarded() -> list[Any]:
-        # A copy of what the soak has open would keep it open: unbinding a function waits until the last
-        # descriptor of it is closed, a freeze until the last page of a pipe is gone. A helper that
-        # waits for what it holds itself waits for ever.
+        # Close inherited descriptors: unbinding a function waits for its last descriptor, a freeze for
+        # the last page in a pipe. A helper that held one would wait for itself for ever.
         for descriptor in inherited:
             # The lock of the machine was closed by the fork itself.
             with contextlib.suppress(OSError):
                 os.close(descriptor)
-        # Ctrl-C goes to the whole process group: the soak hears it, and lets its helpers finish.
+        # Ctrl-C goes to the whole process group: the soak handles it, and lets its helpers finish.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         die_with_parent(signal.SIGKILL, parent)
@@ -369,7 +365,7 @@ def _settled(entry: Entry, event: str, level: Level, summary: str) -> Settled:
 
 
 def _prepare(state: Path) -> None:
-    """Make the directory of the record, and refuse one in which others could write what root obeys."""
+    """Make the directory of the record; refuse one that other users can write to."""
     try:
         new = [path for path in (state, *state.parents) if not path.exists()]
         for path in reversed(new):
@@ -380,6 +376,6 @@ def _prepare(state: Path) -> None:
         raise UsageError(f"The state directory {state} cannot be made: {error.strerror}.") from None
     if found.st_uid != os.geteuid() or found.st_mode & _OTHERS_WRITE:
         raise UsageError(
-            f"The state directory {state} can be written by others, who could so have the soak change "
-            f"anything: 'chown' it to the user that soaks and 'chmod go-w' it."
+            f"Other users can write to the state directory {state}, and so could make the soak change "
+            f"anything: 'chown' it to the user that soaks, and 'chmod go-w' it."
         )

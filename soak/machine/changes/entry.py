@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""An entry of the record of changes, and how one kind of change is made and undone."""
+"""An entry of the record of changes, and the interface of a kind of change."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
     from soak.journal.writer import Level
 
-# What an entry knows: what was found before, and what was wanted. JSON values.
+# The state before a change, and the wanted state. JSON values.
 Facts = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Where the kernel shows itself. Tests give directories of their own."""
+    """Where sysfs and sysctls are. Tests use their own directories."""
 
     sysfs: Path = Path("/sys")
     sysctls: Path = Path("/proc/sys")
@@ -31,7 +31,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Entry:
-    """One change, written down before it is made."""
+    """One change, recorded before it is made."""
 
     number: int
     kind: str
@@ -45,41 +45,40 @@ class Entry:
 
 
 class Outcome(StrEnum):
-    """How putting something back went, where it went at all."""
+    """How an undo ended, if it did not fail."""
 
     RESTORED = "restored"
-    LEFT = "left"  # somebody else has changed it meanwhile: it is theirs now
+    LEFT = "left"  # another program has changed it since, and now owns it
 
 
 class UnchangedError(UsageError):
-    """A change was refused as a whole, so there is nothing to undo."""
+    """The kernel refused a change as a whole: there is nothing to undo."""
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of change. All but `by_hand` are called in a helper, which is killed after `seconds`.
+    """A kind of change. A helper, killed after `seconds`, calls all functions but `by_hand`.
 
-    `look` changes nothing; it returns the facts to record, which `apply` and `undo` then get. Both may
-    be called again after a crash at any moment, so each finds out how far the other came. They raise
-    UsageError or OSError where it cannot be done, `apply` UnchangedError where it is sure that nothing
-    was.
+    `look` changes nothing; it returns the facts to record, which `apply` and `undo` receive. `undo` may
+    follow a crash at any point, so it finds out how far `apply` or an earlier `undo` got. Both raise
+    UsageError or OSError on failure; `apply` raises UnchangedError if it certainly changed nothing.
     """
 
     look: Callable[[Machine, str, Facts], Facts]
     apply: Callable[[Machine, str, Facts], None]
     undo: Callable[[Machine, str, Facts], tuple[Outcome, str]]
-    # What a person has to do where `undo` fails: the end of a sentence.
+    # What to do by hand if `undo` fails: the end of a sentence.
     by_hand: Callable[[str, Facts], str]
     facts: Mapping[str, type | tuple[type, ...]]
     outlives_boot: bool
     seconds: float
-    # Kinds that rest on this one: while one of them could not be undone, neither can this.
+    # Kinds that depend on this one: while one of them cannot be undone, neither can this.
     carries: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
 class Settled:
-    """What became of one entry, for the journal."""
+    """The outcome of one entry's undo, for the journal."""
 
     event: str
     level: Level

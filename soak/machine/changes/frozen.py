@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Frozen file systems. A freeze belongs to nobody: the process that made it may be long gone."""
+"""Frozen file systems. A freeze outlives the process that made it."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from soak.machine.changes.entry import Facts, Kind, Machine, Outcome, UnchangedE
 from soak.process.helper import HelperError, in_helper
 
 _SECONDS: Final = 20.0
-# A freeze that is under way cannot be thawed yet, and takes effect though its process was killed. So
-# what was thawed is tried, and thawed again.
+# A freeze in progress cannot be thawed yet, and takes effect even if its process was killed: so check
+# after each thaw, and thaw again.
 _ATTEMPTS: Final = 4
 _TRY_SECONDS: Final = 3.0
 
@@ -31,7 +31,7 @@ def _apply(_machine: Machine, mount_point: str, _facts: Facts) -> None:
     try:
         freeze(mount_point)
     except OSError as error:
-        # EBUSY: somebody else has frozen it, and it is not ours to thaw.
+        # EBUSY: another program has frozen it, and will thaw it.
         raise UnchangedError(
             f"The file system {mount_point} cannot be frozen: {error.strerror}."
         ) from None
@@ -40,8 +40,8 @@ def _apply(_machine: Machine, mount_point: str, _facts: Facts) -> None:
 def _undo(_machine: Machine, mount_point: str, facts: Facts) -> tuple[Outcome, str]:
     path = Path(mount_point)
     if not path.is_mount() or device_number(path) != facts["device"]:
-        # It stays frozen while it is not mounted, and is so again at its next mount.
-        raise UsageError(f"the file system {facts['device']} is not mounted there any more")
+        # It stays frozen while unmounted, and at its next mount.
+        raise UsageError(f"file system {facts['device']} is no longer mounted there")
     for _ in range(_ATTEMPTS):
         try:
             thaw(mount_point)
@@ -53,7 +53,7 @@ def _undo(_machine: Machine, mount_point: str, facts: Facts) -> tuple[Outcome, s
         except HelperError:
             continue
         return Outcome.RESTORED, f"file system {mount_point} is not frozen"
-    raise UsageError("it does not take a new file")
+    raise UsageError("no file can be created on it")
 
 
 FROZEN: Final = Kind(
@@ -61,7 +61,7 @@ FROZEN: Final = Kind(
     apply=_apply,
     undo=_undo,
     by_hand=lambda mount_point, _: (
-        f"thaw it, once whatever waits for it has ended, with: fsfreeze -u {mount_point}"
+        f"once its pending operations have ended, thaw it with: fsfreeze -u {mount_point}"
     ),
     facts={"device": str},
     outlives_boot=False,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The kinds of change that the soak makes to a machine: the one list of them."""
+"""The one list of the kinds of change."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Who may change this machine: one soak at a time, and no helper that a dead one left behind."""
+"""Locks that let one soak at a time change this machine, and detect helpers of a dead one."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def lock_machine(state: Path, run_id: str) -> ProcessLock:
     """Take the lock of this machine, on a file beside the record.
 
     Raises:
-        UsageError: another soak has it; the sentence names it.
+        UsageError: another soak holds it; the message names that soak.
         OSError: the file cannot be opened.
     """
     path = state / _LOCK
@@ -34,15 +34,15 @@ def lock_machine(state: Path, run_id: str) -> ProcessLock:
     except LockedError as error:
         raise UsageError(
             f"Another soak has this machine ({error}, by {path}): only one can change it at a time. "
-            f"End that one with 'dax-soak stop', or wait for it."
+            f"Stop it with 'dax-soak stop', or wait for it."
         ) from None
 
 
 class Busy:
-    """A lock that helpers share while they change something, in order that nobody works beside them.
+    """A lock that helpers share while they change something.
 
-    A helper of a soak that was killed may still be in a system call. Unlike the machine's lock this one
-    is inherited, by helpers and by the programs that they start: it is free when all of them are gone.
+    A helper of a killed soak may still be in a system call. Unlike the machine's lock, helpers and the
+    programs that they start inherit this one: it is free when all of them have ended.
     """
 
     def __init__(self, state: Path) -> None:
@@ -50,7 +50,7 @@ class Busy:
 
     @contextlib.contextmanager
     def shared(self) -> Iterator[int]:
-        """Hold the lock by the descriptor given; a child forked meanwhile keeps it until it ends."""
+        """Hold the lock and yield its descriptor; a child forked meanwhile holds it until it ends."""
         descriptor = open_lock(self._path)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_SH)
@@ -60,7 +60,7 @@ class Busy:
             os.close(descriptor)
 
     def wait(self, seconds: float) -> bool:
-        """Wait until no helper of an earlier soak is left; False when one still is."""
+        """Wait until all helpers of an earlier soak have ended; False on timeout."""
         descriptor = open_lock(self._path)
         deadline = time.monotonic() + seconds
         try:

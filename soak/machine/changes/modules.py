@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Kernel modules that the soak loads, and takes out again where nobody came to use them."""
+"""Kernel modules that the soak loads, and unloads again if unused."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _SECONDS: Final = 60.0
 
 @dataclass(frozen=True)
 class Module:
-    """A module that the soak may load. `shows` is there below /sys when the kernel has it.
+    """A module that the soak may load. The path `shows` below /sys exists when the kernel has it.
 
-    `brings` are all modules that may come with it, those that use others first: only these are taken out.
+    `brings` lists it and its possible dependencies, users before the modules they use: the unload order.
     """
 
     shows: str
@@ -41,7 +41,7 @@ def is_there(machine: Machine, name: str) -> bool:
 
 
 def _is_loaded(machine: Machine, name: str) -> bool:
-    """Say whether a module is loaded: what is built in has no state of initialisation."""
+    """Return whether a module is loaded; a built-in one has no `initstate`."""
     return (machine.sysfs / "module" / name / "initstate").exists()
 
 
@@ -51,18 +51,16 @@ def _look(machine: Machine, name: str, _wanted: Facts) -> Facts:
 
 
 def _apply(machine: Machine, name: str, _facts: Facts) -> None:
-    # The lock that says that a helper is at work is for modprobe as well: it may outlive the helper.
+    # modprobe inherits the lock of helpers (close_fds=False), because it may outlive this helper.
     try:
         done = subprocess.run(
             ["modprobe", name], check=False, capture_output=True, text=True, close_fds=False
         )
-        told = done.stderr.strip()
+        reason = done.stderr.strip()
     except FileNotFoundError:
-        told = "there is no modprobe: install kmod"
+        reason = "modprobe is missing, install kmod"
     if not is_there(machine, name):
-        raise UsageError(
-            f"The kernel module {name} cannot be loaded: {told or 'modprobe gave no reason'}."
-        )
+        raise UsageError(f"Kernel module {name} cannot be loaded: {reason or 'modprobe gave no reason'}.")
 
 
 def _undo(machine: Machine, name: str, facts: Facts) -> tuple[Outcome, str]:
@@ -86,10 +84,10 @@ def _undo(machine: Machine, name: str, facts: Facts) -> tuple[Outcome, str]:
 
 
 def _has_devices(machine: Machine, module: str) -> bool:
-    """Say whether a driver of the module has a device: unloading would take it away, and be allowed."""
+    """Return whether a driver of the module has a device, which the kernel would let unloading unbind."""
     with contextlib.suppress(FileNotFoundError):
         for driver in (machine.sysfs / "module" / module / "drivers").iterdir():
-            # Devices are links to below /sys/devices; `module` is one to below /sys/module.
+            # Devices are symbolic links; `module` is the only other one.
             links = [path for path in driver.iterdir() if path.is_symlink()]
             if any(path.name != "module" for path in links):
                 return True
@@ -100,7 +98,7 @@ KERNEL_MODULE: Final = Kind(
     look=_look,
     apply=_apply,
     undo=_undo,
-    by_hand=lambda _, facts: f"unload what is not needed with: rmmod {' '.join(facts['new'])}",
+    by_hand=lambda _, facts: f"unload the modules with: rmmod {' '.join(facts['new'])}",
     facts={"new": list},
     outlives_boot=False,
     seconds=_SECONDS,

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The write-ahead record: what the soak has changed on this machine and not yet put back.
+"""The write-ahead record of changes that the soak has not yet undone.
 
-A change is on disk here before it is made, and leaves the record after it was undone. The file is
-replaced as a whole, so that a power cut leaves the old one or the new one.
+A change is on disk before it is made, and leaves the record after it is undone. The file is replaced as a
+whole, so a power cut leaves the old one or the new one.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ _TYPES: Final = {"number": int, "kind": str, "target": str, "facts": dict, "boot
 
 
 class Record:
-    """The entries, in the order in which the changes were made. Whoever has the lock owns it."""
+    """The entries, in the order of the changes. The holder of the machine's lock owns it."""
 
     def __init__(self, state: Path, kinds: Mapping[str, Kind]) -> None:
-        """Read the record in the directory `state`. A damaged one is kept under another name.
+        """Read the record in the directory `state`. A damaged one is renamed and kept.
 
         Raises:
-            UsageError: it cannot be read, or a later version of this program wrote it.
+            UsageError: it cannot be read, or another version of this program wrote it.
         """
         self._path = state / _NAME
         self._state = state
         self.entries: list[Entry] = []
-        # Where a damaged record was set aside, and what is wrong with it: a sentence, or nothing.
+        # Where a damaged record is kept, and what is wrong with it; empty if it is intact.
         self.damage = ""
         try:
             text = self._read()
@@ -47,29 +47,29 @@ class Record:
             return
         except OSError as error:
             raise UsageError(
-                f"The record of what is to be put back, {self._path}, cannot be read: {error.strerror}."
+                f"The record of changes {self._path} cannot be read: {error.strerror}."
             ) from None
         self.entries, wrong = _parsed(text, self._path, kinds)
         if wrong:
             aside = self._set_aside()
             self.damage = (
-                f"The record of what is to be put back was damaged ({wrong}); it is kept as {aside}: "
-                f"look there for what an earlier soak changed on this machine and could not put back."
+                f"The record of changes is damaged ({wrong}) and kept as {aside}: look there for "
+                f"changes of an earlier soak, and undo them by hand."
             )
 
     def add(self, entry: Entry) -> None:
-        """Write an entry down. When this returns it outlives a power cut.
+        """Add an entry. On return it is on disk.
 
         Raises:
-            OSError: it could not be written; the record is as it was.
+            OSError: the file could not be written; the record is unchanged.
         """
         self._save([*self.entries, entry])
 
     def remove(self, number: int) -> None:
-        """Take an entry out.
+        """Remove an entry.
 
         Raises:
-            OSError: it could not be written; the record is as it was.
+            OSError: the file could not be written; the record is unchanged.
         """
         self._save([entry for entry in self.entries if entry.number != number])
 
@@ -86,7 +86,7 @@ class Record:
         unfinished.unlink(missing_ok=True)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         content = {"format": _FORMAT, "entries": [entry.to_json() for entry in entries]}
-        # No byte can be left to a write that fails later: closing flushes, then comes fsync.
+        # flush and fsync report every write error before the rename.
         with os.fdopen(os.open(unfinished, flags, 0o600), "w") as file:
             json.dump(content, file, indent=1)
             file.write("\n")
@@ -97,18 +97,18 @@ class Record:
         self.entries = entries
 
     def _set_aside(self) -> Path:
-        """Keep the damaged file under a name of its own; what could be read of it stays recorded."""
+        """Keep the damaged file under another name; the readable entries stay recorded."""
         stamp = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
         names = (f"{_NAME}.damaged-{stamp}{more}" for more in ("", *(f"-{n}" for n in range(1, 100))))
         aside = next(path for name in names if not (path := self._state / name).exists())
-        # A second name first: whatever happens in between, one of both is there.
+        # Link before replacing, so that a crash in between loses neither file.
         aside.hardlink_to(self._path)
         self._save(self.entries)
         return aside
 
 
 def sync_directory(path: Path) -> None:
-    """Have the names in a directory outlive a power cut."""
+    """Write the names in a directory to disk."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
@@ -117,26 +117,26 @@ def sync_directory(path: Path) -> None:
 
 
 def _parsed(text: bytes, path: Path, kinds: Mapping[str, Kind]) -> tuple[list[Entry], str]:
-    """Return the entries that can be read, and what is wrong with the rest."""
+    """Return the readable entries, and what is wrong with the others."""
     try:
         content = json.loads(text)
     except ValueError:
-        return [], "it is no JSON"
+        return [], "it is not JSON"
     if not isinstance(content, dict) or not isinstance(content.get("entries"), list):
         return [], "it has no list of entries"
     if content.get("format") != _FORMAT:
         raise UsageError(
-            f"{path} has format {content.get('format')!r} and this dax-soak writes format {_FORMAT}: "
+            f"{path} has format {content.get('format')!r}, and this dax-soak reads format {_FORMAT}: "
             f"run 'dax-soak restore' of the version that wrote it."
         )
     good = [Entry(**item) for item in content["entries"] if _is_entry(item, kinds)]
     bad = len(content["entries"]) - len(good)
     if len({entry.number for entry in good}) < len(good):
-        return [], "two entries have one number"
-    return good, f"{bad} of its {bad + len(good)} entries make no sense" if bad else ""
+        return [], "two entries have the same number"
+    return good, f"{bad} of its {bad + len(good)} entries are malformed" if bad else ""
 
 
-def _is_entry(item: Any, kinds: Mapping[str, Kind]) -> bool:  # noqa: ANN401 - whatever JSON has
+def _is_entry(item: Any, kinds: Mapping[str, Kind]) -> bool:  # noqa: ANN401 - any JSON value
     if not isinstance(item, dict) or set(item) != {field.name for field in fields(Entry)}:
         return False
     if not all(isinstance(item[name], kind) for name, kind in _TYPES.items()):

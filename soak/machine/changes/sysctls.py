@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Kernel settings: which a soak needs otherwise than they are, and how one is set and set back."""
+"""Kernel settings that a soak needs to change, and how each is set and restored."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SECONDS: Final = 10.0
 
 
 class Span(StrEnum):
-    """For how long a setting is needed."""
+    """How long a setting is needed."""
 
     RUN = "run"
     READING_ADDRESSES = "reading-addresses"
@@ -31,10 +31,10 @@ class Span(StrEnum):
 
 @dataclass(frozen=True)
 class Demand:
-    """What a soak is going to use.
+    """What a run is going to use.
 
-    `aio_contexts`: processes that take asynchronous transfers, each with a context of one event.
-    `mappings`: the most files that one worker maps at once, each a mapping of its own.
+    `aio_contexts`: processes with asynchronous transfers, each with a context of one event.
+    `mappings`: the maximum number of files that one worker maps at a time.
     """
 
     aio_contexts: int
@@ -43,7 +43,7 @@ class Demand:
 
 @dataclass(frozen=True)
 class Need:
-    """A setting that must not be above, or below, some value, for some time."""
+    """An upper or lower bound of a setting during a span."""
 
     name: str
     at_most: int | None
@@ -52,16 +52,15 @@ class Need:
     reason: str
 
 
-# kernel.io_uring_disabled is left alone: where an administrator forbids io_uring, the soak goes without.
-# kernel.yama.ptrace_scope and the limits on pipes do not bind: a worker copies from itself, and takes
-# pipes of the default size.
+# Not changed: kernel.io_uring_disabled (if an administrator forbids io_uring, the soak does not use it);
+# kernel.yama.ptrace_scope and the pipe limits (a worker copies from itself, with pipes of default size).
 NEEDS: Final = (
     Need(
         "kernel.kptr_restrict",
         1,
         None,
         Span.READING_ADDRESSES,
-        "at 2 /proc/kallsyms shows no address even to root, and the leak detector starts from that of "
+        "at 2 /proc/kallsyms shows no address even to root, and the leak detector needs that of "
         "vmemmap_base (kallsyms_show_value(), kernel/ksyms_common.c)",
     ),
     Need(
@@ -69,27 +68,27 @@ NEEDS: Final = (
         None,
         lambda demand, read: read("fs.aio-nr") + demand.aio_contexts,
         Span.RUN,
-        "io_setup() of a holder fails with EAGAIN when the contexts of the whole system would have "
-        "more events than that (ioctx_alloc(), fs/aio.c)",
+        "io_setup() of a holder fails with EAGAIN if the contexts of the whole system would exceed it "
+        "(ioctx_alloc(), fs/aio.c)",
     ),
     Need(
         "vm.max_map_count",
         None,
         lambda demand, _: demand.mappings + _OTHER_MAPPINGS,
         Span.RUN,
-        "each file of an fs-dax region is a mapping of its own in each worker, and mmap() fails with "
-        "ENOMEM beyond that many (do_mmap(), mm/mmap.c)",
+        "each worker maps each file of an fs-dax region, and mmap() fails with ENOMEM beyond this many "
+        "mappings (do_mmap(), mm/mmap.c)",
     ),
 )
 
 
 def wanted_values(machine: Machine, demand: Demand, span: Span) -> Iterator[tuple[str, int]]:
-    """Yield the settings that have to be changed, with their new values. Reads, changes nothing.
+    """Yield the settings to change, with their new values. Changes nothing.
 
-    A setting that this kernel does not have is none to change: what it is for says so when it is used.
+    Skips a setting that this kernel lacks: the feature itself reports that when it is used.
 
     Raises:
-        UsageError: a value is no number.
+        UsageError: a value is not a number.
     """
     for need in NEEDS:
         if need.span is not span or not _path(machine, need.name).exists():
@@ -112,16 +111,16 @@ def _number(machine: Machine, name: str) -> int:
     try:
         return int(text)
     except ValueError:
-        raise UsageError(f"The kernel setting {name} is {text!r}, where a number was expected.") from None
+        raise UsageError(f"Kernel setting {name} is {text!r}, expected a number.") from None
 
 
 def _read(machine: Machine, name: str) -> str:
-    """Return a value with its words apart by one space: the kernel prints tabs."""
+    """Return a value with single spaces between words; the kernel prints tabs."""
     return " ".join(_path(machine, name).read_text().split())
 
 
 def _write(machine: Machine, name: str, value: str) -> None:
-    """Write a value in one call, without O_TRUNC, as the kernel reads it."""
+    """Write a value in one call, without O_TRUNC."""
     descriptor = os.open(_path(machine, name), os.O_WRONLY | os.O_CLOEXEC)
     try:
         os.write(descriptor, f"{value}\n".encode())
@@ -131,16 +130,14 @@ def _write(machine: Machine, name: str, value: str) -> None:
 
 def _look(machine: Machine, name: str, wanted: Facts) -> Facts:
     if not _NAME.fullmatch(name) or not _path(machine, name).exists():
-        raise UsageError(f"There is no kernel setting {name!r} on this machine: 'sysctl -a' lists them.")
+        raise UsageError(f"This machine has no kernel setting {name!r}: 'sysctl -a' lists them.")
     return {"before": _read(machine, name), "wanted": wanted["wanted"]}
 
 
 def _apply(machine: Machine, name: str, facts: Facts) -> None:
     _write(machine, name, facts["wanted"])
     if (now := _read(machine, name)) != facts["wanted"]:
-        raise UsageError(
-            f"The kernel setting {name} should be {facts['wanted']} and stays {now}: set it by hand."
-        )
+        raise UsageError(f"Kernel setting {name} stays {now}, wanted {facts['wanted']}: set it by hand.")
 
 
 def _undo(machine: Machine, name: str, facts: Facts) -> tuple[Outcome, str]:
@@ -149,12 +146,12 @@ def _undo(machine: Machine, name: str, facts: Facts) -> tuple[Outcome, str]:
         return Outcome.RESTORED, f"kernel setting {name} is {before}, as before"
     if now != facts["wanted"]:
         return Outcome.LEFT, (
-            f"kernel setting {name} is {now}, which is not what the soak had set "
-            f"({facts['wanted']}): another program has changed it, and it stays so"
+            f"kernel setting {name} is left at {now}: another program has changed it since the soak "
+            f"set it to {facts['wanted']}"
         )
     _write(machine, name, before)
     if (now := _read(machine, name)) != before:
-        raise UsageError(f"the kernel setting {name} stays {now}")
+        raise UsageError(f"kernel setting {name} stays {now}")
     return Outcome.RESTORED, f"kernel setting {name} is {before} again"
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Directories that the soak makes on file systems of others, and removes with all that is in them.
+"""Directories that the soak makes on existing file systems, and removes with their contents.
 
-A directory is known again by a random mark: its name while it is made or removed, and a file in it that
-only its owner can read. So a directory or a link that somebody put in its place is never taken for it.
+A random mark identifies a directory: its name while it is made or removed, and a file in it that only its
+owner can read. So another directory or a link in its place is never removed.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ def _look(_machine: Machine, target: str, _wanted: Facts) -> Facts:
         raise UsageError(f"The directory {path} cannot be made: {error.strerror}.") from None
     if found.st_mode & _OTHERS_WRITE and not found.st_mode & stat.S_ISVTX:
         raise UsageError(
-            f"The directory {path} cannot be made: others may write to {path.parent} and could put "
-            f"something else in its place. Take that away with 'chmod go-w', or give another one."
+            f"The directory {path} cannot be made: other users may write to {path.parent} and could "
+            f"replace it. Run 'chmod go-w {path.parent}', or give another directory."
         )
     if os.path.lexists(path):
         raise UsageError(
-            f"The directory {path} is there already and was not made by this soak: move it away, or give "
-            f"another place."
+            f"The directory {path} exists and was not made by this soak: move it away, or give another "
+            f"directory."
         )
     mount = max((m for m in _mount_points() if path.is_relative_to(m)), key=len, default="")
     return {"mark": secrets.token_hex(16), "mount": mount}
@@ -71,7 +71,7 @@ def _undo(_machine: Machine, target: str, facts: Facts) -> tuple[Outcome, str]:
     path, unfinished = Path(target), _marked_name(facts)
     mounts = _mount_points()
     if facts["mount"] and facts["mount"] not in mounts:
-        raise UsageError(f"the file system {facts['mount']} that holds it is not mounted")
+        raise UsageError(f"its file system {facts['mount']} is not mounted")
     if below := [mount for mount in mounts if Path(mount).is_relative_to(path)]:
         raise UsageError(f"a file system is mounted there: {', '.join(below)}")
     gone = Outcome.RESTORED, f"directory {path} is removed"
@@ -80,17 +80,14 @@ def _undo(_machine: Machine, target: str, facts: Facts) -> tuple[Outcome, str]:
         with opened as parent:
             state = _state_of(path.name, parent, facts["mark"])
             if state is _OURS:
-                # From here on its name is its mark: what is half removed is known again.
+                # From here on its name is its mark, which identifies a half-removed directory.
                 rename_to_new(path.name, unfinished, parent)
             _remove_marked(unfinished, parent, facts["mark"])
             os.fsync(parent)
     except FileNotFoundError:
         return gone
     if state is _FOREIGN:
-        return Outcome.LEFT, (
-            f"{path} is not the directory that the soak made: another one is in its place, and is left"
-            f" alone"
-        )
+        return Outcome.LEFT, (f"{path} is left alone: it is not the directory that the soak made")
     return gone
 
 
@@ -100,10 +97,10 @@ _ABSENT: Final = "absent"
 
 
 def _state_of(name: str, parent: int, mark: str) -> str:
-    """Say whether a name in `parent` is the directory with this mark.
+    """Return whether a name in `parent` is the directory with this mark, another file, or absent.
 
     Raises:
-        OSError: EXDEV where something is mounted on it, or it cannot be looked at.
+        OSError: it cannot be opened; EXDEV if it is a mount point.
     """
     try:
         directory = open_own_directory(name, parent)
@@ -121,7 +118,7 @@ def _state_of(name: str, parent: int, mark: str) -> str:
 
 
 def _mark_in(directory: int) -> str | None:
-    """Read the mark of a directory: only from a plain file that nobody else owns."""
+    """Read the mark of a directory from a regular file of this user."""
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
         descriptor = os.open(MARK_FILE, flags, dir_fd=directory)
@@ -135,18 +132,18 @@ def _mark_in(directory: int) -> str | None:
 
 
 def _remove_marked(name: str, parent: int, mark: str) -> None:
-    """Remove a directory that has its mark for a name, if it is there; the file with the mark comes last.
+    """Remove a directory named by its mark, if it exists; its mark file last.
 
     Raises:
-        UsageError: it was put there by somebody else.
-        OSError: EXDEV where a file system is mounted in it, or it cannot be removed.
+        UsageError: it belongs to another user.
+        OSError: it cannot be removed; EXDEV if a file system is mounted in it.
     """
     try:
         directory = open_own_directory(name, parent)
     except FileNotFoundError:
         return
     try:
-        # Without its whole mark it was never finished, or is almost gone: then nothing else is in it.
+        # Without a whole mark it was never finished or is almost removed, and holds nothing else.
         if os.fstat(directory).st_uid != os.geteuid():
             raise UsageError(f"{name} beside it belongs to another user")
         if _mark_in(directory) == mark:
@@ -159,7 +156,7 @@ def _remove_marked(name: str, parent: int, mark: str) -> None:
 
 
 def _remove_contents(directory: int, keep: str = "") -> None:
-    """Remove what is in a directory, through no link and no mount."""
+    """Remove the contents of a directory, following no link and crossing no mount."""
     with os.scandir(directory) as entries:
         listed = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
     for name, is_directory in listed:
@@ -190,7 +187,7 @@ def _opened(path: Path) -> Iterator[int]:
 
 
 def _mount_points() -> list[str]:
-    """Return where file systems are mounted (/proc/self/mountinfo, proc(5))."""
+    """Return all mount points (/proc/self/mountinfo, proc(5))."""
     lines = Path("/proc/self/mountinfo").read_text().splitlines()
     return [_OCTAL.sub(lambda code: chr(int(code[1], 8)), line.split()[4]) for line in lines]
 
@@ -200,8 +197,8 @@ TREE: Final = Kind(
     apply=_apply,
     undo=_undo,
     by_hand=lambda target, facts: (
-        f"remove by hand what is left of {target} (or of {_marked_name(facts)} beside it); a file whose "
-        f"pages stay pinned goes only after a reboot"
+        f"remove {target} (or {_marked_name(facts)} beside it) by hand; a file with pinned pages can be "
+        f"removed only after a reboot"
     ),
     facts={"mark": str, "mount": str},
     outlives_boot=True,

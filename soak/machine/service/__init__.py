@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The soak as a service: what it tells systemd, and the units that `dax-soak install` writes."""
+"""The soak as a systemd service: the units that `dax-soak install` writes."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""`dax-soak install`: writes the units and what they need, or takes them away. It starts nothing."""
+"""`dax-soak install`: writes or removes the systemd units and their files. It starts nothing."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 _FILE_MODE: Final = 0o644
-# Where the exporter's unit lets nobody look (ProtectHome=, PrivateTmp=), whatever the modes are.
+# The exporter's unit hides these (ProtectHome=, PrivateTmp=), whatever their modes.
 _HIDDEN: Final = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")  # noqa: S108 - to refuse them
 _WANTS: Final = UNIT_DIRECTORY / "multi-user.target.wants"
 _NEXT: Final = f"""
-Say in {{config}} what to soak, then, as root:
+Configure what to soak in {{config}}, then, as root:
     systemd-sysusers {SYSUSERS}
     systemd-tmpfiles --create {TMPFILES}
     systemctl daemon-reload
@@ -42,10 +42,10 @@ Say in {{config}} what to soak, then, as root:
 def install(
     *, root: Path | None = None, config: Path | None = None, listen: str, dry_run: bool = False
 ) -> int:
-    """Write the units, or with `dry_run` print them; below `root` where that is given.
+    """Write the units, below `root` if given; with `dry_run` only print them.
 
     Raises:
-        UsageError: it must not or cannot be done; nothing was written then.
+        UsageError: a check failed and nothing was written, or a file cannot be written.
     """
     service = Service(_interpreter(), _config_place(config, root), listen)
     files = service.files()
@@ -69,10 +69,10 @@ def install(
 
 
 def uninstall(*, root: Path | None = None, dry_run: bool = False) -> int:
-    """Remove what `install` wrote, but for the configuration and the runs.
+    """Remove the files of `install`, except the configuration and the runs.
 
     Raises:
-        UsageError: it must not or cannot be done; nothing was removed then.
+        UsageError: a check failed and nothing was removed, or a file cannot be removed.
     """
     paths = [path for place in PLACES if _is_there(path := below(root, place))]
     enabled = [name for name in UNITS if below(root, _WANTS / name).is_symlink()]
@@ -81,7 +81,7 @@ def uninstall(*, root: Path | None = None, dry_run: bool = False) -> int:
         _refuse_others(root)
         if enabled:
             raise UsageError(
-                f"Enabled: {' and '.join(enabled)}. Run 'systemctl disable --now "
+                f"Still enabled: {', '.join(enabled)}. Run 'systemctl disable --now "
                 f"{' '.join(UNITS)}' first."
             )
     for path in paths:
@@ -89,7 +89,7 @@ def uninstall(*, root: Path | None = None, dry_run: bool = False) -> int:
             _unlink(path)
         print(f"{'would remove' if dry_run else 'removed'} {path}")  # noqa: T201 - the same
     print(  # noqa: T201 - the same
-        "The configuration, the runs and the group dax-soak are left. Now run, as root: "
+        "The configuration, the runs and the group dax-soak remain. Now run, as root: "
         "systemctl daemon-reload"
     )
     return 0
@@ -103,34 +103,34 @@ def _is_there(path: Path) -> bool:
     try:
         return path.exists()
     except OSError as error:
-        raise UsageError(f"{path} cannot be looked at: {error.strerror}.") from None
+        raise UsageError(f"{path} cannot be read: {error.strerror}.") from None
 
 
 def refuse_hidden(places: Iterable[Path]) -> None:
-    """Refuse a program that the exporter's user, who is nobody in particular, cannot read.
+    """Refuse a program that the exporter's dynamic user cannot read.
 
     Raises:
-        UsageError: says which of the places it is.
+        UsageError: with the unreadable directory.
     """
     for place in places:
         hidden = any(place.is_relative_to(directory) for directory in _HIDDEN)
-        # A link is passed through by whoever may look at where it lies, and at where it leads.
+        # Following a link needs search permission on its own path and on its target's.
         for path in {*place.parents, place, *place.resolve().parents, place.resolve()}:
             if hidden or not path.stat().st_mode & stat.S_IXOTH:
                 raise UsageError(
-                    f"dax-soak is installed in {place}, where the exporter's user may not look: "
-                    f"install it in a place that everybody may read, such as /opt/dax-soak."
+                    f"dax-soak is installed in {place}, which the exporter's user cannot read: install "
+                    f"it in a directory that all users can read, such as /opt/dax-soak."
                 )
 
 
 def _program_places() -> list[Path]:
-    """Return the directories in which this program, its interpreter and its libraries lie."""
+    """Return the directories of this program, its interpreter and its libraries."""
     package = Path(soak.__file__).parent.absolute()
     return [_interpreter().parent, Path(sys.base_prefix), package]
 
 
 def _interpreter() -> Path:
-    # The link in an environment is what makes the interpreter find the environment's packages.
+    # Unresolved: through the link of its environment the interpreter finds the environment's packages.
     return Path(sys.executable).absolute()
 
 
@@ -139,7 +139,7 @@ def _config_place(config: Path | None, root: Path | None) -> PurePosixPath:
         return DEFAULT_CONFIG
     if root is not None and not config.is_absolute():
         raise UsageError(
-            f"--config {str(config)!r} is relative, and means a file below --root: give an absolute path."
+            f"--config {str(config)!r} is relative; with --root it must be an absolute path below it."
         )
     return PurePosixPath(config.absolute())
 
@@ -147,11 +147,11 @@ def _config_place(config: Path | None, root: Path | None) -> PurePosixPath:
 def _refuse_others(root: Path | None) -> None:
     if root is None and os.geteuid() != 0:
         raise UsageError(
-            "Only root may change the services of this machine: use sudo, or --root DIR to write "
-            "somewhere else, or --dry-run to look."
+            "Only root may change the services of this machine: use sudo, --root DIR to write to "
+            "another directory, or --dry-run."
         )
     if root is not None and not (_is_there(root) and root.is_dir()):
-        raise UsageError(f"--root {str(root)!r} is no directory: make it first.")
+        raise UsageError(f"--root {str(root)!r} is not a directory: make it first.")
 
 
 def _refuse_foreign(paths: Iterable[Path]) -> None:
@@ -171,7 +171,7 @@ def _is_ours(path: Path) -> bool:
 
 
 def _write(files: Mapping[Path, str]) -> None:
-    """Put each file in its place at once, so that no reader sees half of one."""
+    """Replace each file as a whole, so that no reader sees half of one."""
     for path, text in files.items():
         unfinished = path.with_name(f".{path.name}.{os.getpid()}")
         try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What `dax-soak install` writes: templates with a few words filled in, and where each belongs."""
+"""The files of `dax-soak install`: their templates, substitutions and paths."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ UNIT_DIRECTORY: Final = PurePosixPath("/etc/systemd/system")
 SYSUSERS: Final = PurePosixPath("/etc/sysusers.d/dax-soak.conf")
 TMPFILES: Final = PurePosixPath("/etc/tmpfiles.d/dax-soak.conf")
 DEFAULT_CONFIG: Final = PurePosixPath("/etc/dax-soak/soak.toml")
-# By this, in its first line, a file is known to be ours to replace and to remove.
+# The first line of a file that `install` may replace and remove.
 MARKER: Final = "# Written by 'dax-soak install'"
 _TEMPLATES: Final = {
     **{UNIT_DIRECTORY / name: name for name in UNITS},
     SYSUSERS: "sysusers.conf",
     TMPFILES: "tmpfiles.conf",
 }
-# systemd.service(5) says so of none but the dollar; what it says is "special characters".
+# systemd.service(5) names only "special characters" and the dollar.
 _NOT_IN_PROGRAMS: Final = "\"'\\$"
 PLACES: Final = tuple(_TEMPLATES)
 _DEVICE_DAX = '[[region]]\nname = "dax"\nkind = "device-dax"\npath = "/dev/dax0.0"\n'
@@ -42,23 +42,23 @@ _ANONYMOUS = '[[region]]\nname = "control"\nkind = "anonymous"\nsize = "16M"\n'
 
 @dataclass(frozen=True)
 class Service:
-    """What the units are filled in with. `listen` is HOST:PORT of the exporter."""
+    """Values for the templates. `listen` is HOST:PORT of the exporter."""
 
     interpreter: Path
     config: PurePosixPath
     listen: str
 
     def files(self) -> dict[PurePosixPath, str]:
-        """Return the text of each file by its place.
+        """Return the text of each file by its path.
 
         Raises:
-            UsageError: a path cannot stand in a unit.
+            UsageError: a path cannot be written in a unit.
         """
         program = str(self.interpreter)
         if any(mark in program for mark in _NOT_IN_PROGRAMS):
             raise UsageError(
-                f"systemd starts no program such as {program}, with quotes, backslashes or dollars "
-                f"in its path: install dax-soak in another place."
+                f"systemd cannot start {program}: its path has a quote, backslash or dollar. Install "
+                f"dax-soak in another directory."
             )
         words = {
             "marker": f"{MARKER} of version {__version__}: changes are lost, use 'systemctl edit'.",
@@ -73,27 +73,27 @@ class Service:
 
 
 def command_line(words: Sequence[str]) -> str:
-    """Return words as a unit's ExecStart= reads them back (systemd.service(5), "Command lines").
+    """Quote words for ExecStart= of a unit (systemd.service(5), "Command lines").
 
     Raises:
-        UsageError: a word has characters that no unit can hold.
+        UsageError: a word has characters that cannot be quoted.
     """
     return " ".join(_quoted(word) for word in words)
 
 
 def example_config() -> str:
-    """Return a soak.toml in which every key is explained, and none is set."""
+    """Return a soak.toml that explains every key and sets none."""
     lines = [
-        "# What 'dax-soak run' soaks on this machine. The values shown are those that hold",
-        "# where nothing is said. Only what is named here is touched.",
+        "# What 'dax-soak run' soaks on this machine. The values shown are the defaults.",
+        "# Only the hardware named here is touched.",
     ]
     for section in fields(Config):
         defaults = getattr(Config(), section.name)
         if is_dataclass(defaults):
             spelled = section.name.replace("_", "-")
             lines += ["", f"[{spelled}]", *_explained(fields(defaults))]
-    lines += ["", "[known-issues]", "# NAME = false turns one off: 'dax-soak known-issues'.", ""]
-    lines += ["# What to soak. Each region has a table of its own:"]
+    lines += ["", "[known-issues]", "# NAME = false disables one: 'dax-soak known-issues'.", ""]
+    lines += ["# What to soak: one table for each region."]
     lines += [f"#   {item.name}: {item.metadata['meaning']}" for item in fields(RegionSection)]
     for region in (_DEVICE_DAX, _FS_DAX, _ANONYMOUS):
         lines += ["", *(f"#{line}" for line in region.splitlines())]
@@ -115,7 +115,9 @@ def _template(name: str) -> str:
 
 def _quoted(word: str) -> str:
     if not word.isprintable():
-        raise UsageError(f"{word!r} cannot stand in a systemd unit: use a path without such characters.")
+        raise UsageError(
+            f"{word!r} has unprintable characters, which a systemd unit cannot hold: use another path."
+        )
     for found, written in (("\\", "\\\\"), ('"', '\\"'), ("%", "%%"), ("$", "$$")):
         word = word.replace(found, written)
     return f'"{word}"' if any(mark in word for mark in " '\"\\;") else word

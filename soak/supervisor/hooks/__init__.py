@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What goes along with a run: called at its start, at each beat, and at its end."""
+"""Hooks of a run: called at its start, at each beat, at each sample and at its end."""

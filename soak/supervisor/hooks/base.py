@@ -1,21 +1,21 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What goes along with a supervisor: told at each moment of its life, never holding it up."""
+"""The interface of a supervisor's hook."""
 
 from __future__ import annotations
 
 
 class Hook:
-    """Does nothing, at every moment; others do something at some. No method may block."""
+    """Base class, which does nothing. No method may block."""
 
     def started(self) -> None:
-        """Take note that the workers have started."""
+        """Called when the workers have started."""
 
     def beat(self) -> str | None:
-        """Take part in a heartbeat; return why the run must end, where it must."""
+        """Called at each heartbeat; returns a reason to end the run, or None."""
         return None
 
     def sampled(self) -> None:
-        """Take note that everything found so far is in journal and ledger."""
+        """Called when journal and ledger have everything found so far."""
 
     def ended(self) -> None:
-        """Take note that the workers are gone and all has been judged."""
+        """Called when the workers have ended and everything is judged."""

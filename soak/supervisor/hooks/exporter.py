@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The exporter of a run: a process of its own, started with the run and ended with it."""
+"""The exporter process of a run: starts, restarts and ends with it."""
 
 from __future__ import annotations
 
@@ -20,32 +20,31 @@ from soak.supervisor.hooks.base import Hook
 if TYPE_CHECKING:
     from soak.journal.writer import Journal
 
-# Where this program is, which may not be where Python looks by itself.
+# The directory of this program, which may not be on Python's own path.
 _PROGRAM: Final = str(Path(__file__).parents[1])
 _END_SECONDS: Final = 60.0
 _RESTART_SECONDS: Final = 5.0
 
 
 class ExporterProcess:
-    """Serves a run directory. It gives up its privileges, and dies with this program."""
+    """An exporter that serves a run directory, drops its privileges, and dies with this process."""
 
     def __init__(self, directory: Path, listen: str, *, bind_seconds: float = 0.0) -> None:
-        """Start the exporter, whose imports take a while; `address` has it listen.
+        """Start the exporter, whose imports take a while; `address` makes it listen.
 
-        An address that is in use is tried again for `bind_seconds`.
+        It retries an address in use for `bind_seconds`.
 
         Raises:
-            UsageError: there is no place for what it says.
+            UsageError: no temporary file can be made for its output.
         """
         self._directory = directory.absolute()
         self._bind_seconds = bind_seconds
         try:
-            # A file, not a pipe: nobody reads it while the exporter runs.
-            self._said = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
+            # A file, not a pipe, which has no reader while the exporter runs.
+            self._output = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
         except OSError as error:
             raise UsageError(
-                f"There is no place for temporary files ({error.strerror}): have TMPDIR name a directory "
-                f"that may be written to."
+                f"No temporary file can be made ({error.strerror}): set TMPDIR to a writable directory."
             ) from None
         self._ready, ready = os.pipe()
         go, self._go = os.pipe()
@@ -57,7 +56,7 @@ class ExporterProcess:
 
     @functools.cached_property
     def address(self) -> str:
-        """Where it listens. The ledger must be there: the exporter opens it while it is still root.
+        """Where it listens. The ledger must exist: the exporter opens it while it is still root.
 
         Raises:
             UsageError: it cannot listen there.
@@ -68,10 +67,10 @@ class ExporterProcess:
             address = ready.readline().strip()
         if not address:
             code = self._process.wait(_END_SECONDS)
-            self._said.seek(0)
-            said = self._said.read().decode(errors="replace").strip().splitlines()
+            self._output.seek(0)
+            lines = self._output.read().decode(errors="replace").strip().splitlines()
             raise UsageError(
-                said[-1] if said else f"The exporter ended before it listened (exit code {code})."
+                lines[-1] if lines else f"The exporter ended before it listened (exit code {code})."
             )
         return address
 
@@ -81,11 +80,10 @@ class ExporterProcess:
 
     @property
     def ended(self) -> bool:
-        """Whether it has died."""
         return self._process.poll() is not None
 
     def restart(self) -> None:
-        """Start another in the place of one that died; nobody waits until it listens."""
+        """Replace a dead exporter, without waiting until the new one listens."""
         self._process = self._start(self.address)
 
     def close(self) -> None:
@@ -95,7 +93,7 @@ class ExporterProcess:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        self._said.close()
+        self._output.close()
         os.close(self._ready)
         os.close(self._go)
 
@@ -113,7 +111,7 @@ class ExporterProcess:
                 "exporter",
                 "--run-dir",
                 str(self._directory),
-                # By its number: it may be killed before the exporter asks who its parent is.
+                # By pid: this process may die before the exporter reads its parent's.
                 "--listen",
                 listen,
                 "--die-with-parent",
@@ -123,18 +121,18 @@ class ExporterProcess:
                 *(word for name, port in given.items() for word in (name, str(port))),
             ],
             pass_fds=list(given.values()),
-            # Not the directory in which root happens to be: a module there is somebody else's.
+            # Not the current directory, where another user could put a module.
             cwd="/",
             env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
             stdin=subprocess.DEVNULL,
-            stderr=self._said,
-            # Ctrl-C in the terminal is for the soak, which ends the exporter when it is done.
+            stderr=self._output,
+            # Ctrl-C must reach the soak alone, which ends the exporter last.
             start_new_session=True,
         )
 
 
 class ExporterKeeper(Hook):
-    """Puts another exporter in the place of one that died, and says so."""
+    """Replaces an exporter that died, and logs that."""
 
     def __init__(self, exporter: ExporterProcess, journal: Journal) -> None:
         self._exporter, self._journal = exporter, journal
@@ -147,17 +145,17 @@ class ExporterKeeper(Hook):
         try:
             self._exporter.restart()
         except OSError as error:
-            # A machine that is short of processes or memory just now is no reason to end a run.
+            # A shortage of processes or memory must not end a run.
             self._journal.write(
                 "exporter.failed",
                 Level.WARNING,
                 address=self._exporter.address,
-                summary=f"the exporter has died, and no other can be started yet: {error.strerror}",
+                summary=f"the exporter died and cannot be restarted ({error.strerror}); retrying",
             )
             return
         self._journal.write(
             "exporter.restarted",
             Level.WARNING,
             address=self._exporter.address,
-            summary="the exporter had died: another one serves now",
+            summary="the exporter died and was restarted",
         )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A soak as a service: what the service manager is told, and when its watchdog is fed."""
+"""Reports a soak's state to the service manager, and feeds its watchdog."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
 
 
 class Service(Hook):
-    """Tells when the soak is up and when it ends; feeds the watchdog while everything moves."""
+    """Reports the start and the end of the soak; feeds the watchdog while all sources progress."""
 
     def __init__(self, block: BlockWriter, journal: FileJournal, exporter: ExporterProbe | None) -> None:
-        """Take the supervisor's block, and whom to ask for the exporter where that is watched.
+        """Watch the supervisor's block, the journal, and the exporter if a probe is given.
 
         Raises:
-            UsageError: the service manager's address or its patience is none.
+            UsageError: NOTIFY_SOCKET or the watchdog's interval is invalid.
         """
         self._notifier = Notifier.from_environment()
         sources: dict[str, Callable[[], int]] = {
             "the supervisor": lambda: block.get("heartbeats"),
-            # Samples are taken all the time. On a full disk they wait in memory, which moves as well.
+            # Periodic samples advance it; on a full disk, where they wait in memory, too.
             "the journal": lambda: journal.seq,
         }
         if exporter is not None:

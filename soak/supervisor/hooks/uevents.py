@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Devices that come and go while a soak runs, heard from the kernel and written down.
+"""Logs devices that come and go during a run, and ends a run that loses its own device.
 
-A run whose own device goes ends with a sentence. A process of its own listens, because pyroute2 is slow
-to import in a guest and wants one thread for a socket, from its making to its end. It hands on lines of
-JSON over a pipe.
+A child process listens to uevents and sends lines of JSON over a pipe: pyroute2 is slow to import in a
+guest, and ties a socket to one thread.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
 _CHUNK: Final = 65536
 _NICENESS: Final = 19
 _SUBSYSTEMS: Final = frozenset(("nd", "dax", "pci", "vfio", "vfio-dev", "iommu", "block"))
-# Lines that a kernel which talks a lot may have written in one beat; the rest has its turn later.
+# Lines handled in one beat; the rest wait for later ones.
 _MOST_AT_ONCE: Final = 64
 _GOING: Final = frozenset(("remove", "unbind", "offline"))
 _PCI: Final = Path("/sys/bus/pci/devices")
@@ -37,8 +36,8 @@ _DAX: Final = Path("/sys/bus/dax/devices")
 _VFIO: Final = "vfio-pci"
 
 
-def things_in_use(regions: Sequence[Region], functions: Iterable[str]) -> dict[str, Path]:
-    """Return what a run cannot do without: names that uevents use, and the driver that proves them."""
+def devices_in_use(regions: Sequence[Region], functions: Iterable[str]) -> dict[str, Path]:
+    """Return the devices that a run needs: their uevent names, and a path that exists while they work."""
     used = {function: _PCI / function / "driver" for function in functions}
     for region in regions:
         if isinstance(region, DeviceDaxRegion):
@@ -51,10 +50,9 @@ def things_in_use(regions: Sequence[Region], functions: Iterable[str]) -> dict[s
 
 
 class UeventWatch(Hook):
-    """Listens from the moment when the workers have started to their end."""
+    """Listens from the start of the workers to their end. `used` is of `devices_in_use`."""
 
     def __init__(self, journal: Journal, used: Mapping[str, Path]) -> None:
-        """Take what the run uses, by name, with a place below /sys that is there as long as it is."""
         self._journal = journal
         self._used = used
         self._reader = -1
@@ -73,9 +71,9 @@ class UeventWatch(Hook):
         self._reader = reader
 
     def beat(self) -> str | None:
-        """Write down what was heard; return a sentence where the run has lost what it works on."""
+        """Log the new uevents; return a reason to end if a device of the run is gone."""
         gone = None
-        for event in self._heard():
+        for event in self._new_events():
             device = Path(str(event["DEVPATH"])).name
             in_use = device in self._used
             self._journal.write(
@@ -86,12 +84,12 @@ class UeventWatch(Hook):
                 **{key.lower(): event.get(key) for key in ("ACTION", "SUBSYSTEM", "DRIVER")},
                 summary=f"{event['ACTION']} of {device}" + (", which this run uses" if in_use else ""),
             )
-            # The soak itself takes a device from its driver to recycle it, and gives it back.
+            # The soak itself unbinds and rebinds a device to recycle it.
             if in_use and event["ACTION"] in _GOING and not self._used[device].exists():
                 gone = device
         if gone is None:
             return None
-        why = f"{gone}, which this run works on, has gone away"
+        why = f"{gone}, which this run uses, is gone"
         self._journal.write("limit.reached", Level.ERROR, limit="devices", summary=why)
         return why
 
@@ -99,7 +97,7 @@ class UeventWatch(Hook):
         self.close()
 
     def close(self) -> None:
-        """End the process that listens, and wait for it."""
+        """Kill the listening process, and wait for it."""
         if self._pid:
             os.kill(self._pid, signal.SIGKILL)
             os.waitpid(self._pid, 0)
@@ -108,7 +106,7 @@ class UeventWatch(Hook):
             os.close(self._reader)
             self._reader = -1
 
-    def _heard(self) -> list[dict[str, Any]]:
+    def _new_events(self) -> list[dict[str, Any]]:
         if self._reader < 0:
             return []
         try:
@@ -117,13 +115,13 @@ class UeventWatch(Hook):
             data = b""
         else:
             if not data:
-                self._note_end("has died")
+                self._note_end("died")
         self._received += data
         *lines, self._received = self._received.split(b"\n", _MOST_AT_ONCE)
         return [json.loads(line) for line in lines]
 
     def _note_end(self, how: str) -> None:
-        """Say that nobody listens any more; the run goes on without."""
+        """Log that the listener has ended; the run goes on without it."""
         self.close()
         self._journal.write(
             "uevents.failed",
@@ -133,7 +131,7 @@ class UeventWatch(Hook):
 
 
 def _listen(writer: int, parent: int) -> None:
-    """Be the process that listens: at the lowest priority, for the workers are what counts."""
+    """Listen, in the child process, at the lowest priority to leave the processors to the workers."""
     serve_parent(parent)
     os.setpriority(os.PRIO_PROCESS, 0, _NICENESS)
     for event in uevents():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The verdict so far, kept where an exporter sees it: in the ledger."""
+"""Keeps the current verdict in the ledger, for the exporter."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class VerdictKeeper(Hook):
-    """Has the judge speak after each sample. The lab's host does that for its guest."""
+    """Writes the judge's verdict to the ledger after each sample. In a lab the host does that."""
 
     def __init__(self, judge: Judge, block: BlockWriter) -> None:
         self._judge, self._block = judge, block
