@@ -256,10 +256,8 @@ def _load_modules(order: Order) -> None:
     modules = Path("/usr/lib/modules") / os.uname().release
     if not modules.exists():
         return
-    from soak.lab.guest.modules import (  # noqa: PLC0415 - only where there are modules
-        BASE_MODULES,
-        SCRIPT_MODULES,
-    )
+    # Imported only where there are modules: imports are slow here.
+    from soak.lab.guest.modules import BASE_MODULES, SCRIPT_MODULES  # noqa: PLC0415
 
     # Ignore missing modules: their users report them, and the console has modprobe's messages.
     wanted = [*BASE_MODULES, order.filesystem, *(SCRIPT_MODULES if order.script else ())]
