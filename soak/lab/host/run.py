@@ -26,8 +26,8 @@ from soak.lab.host.console import EVIDENCE_LINES, SHOWN_LINES, begin_console, co
 from soak.lab.host.guest_clock import GuestClock
 from soak.lab.host.guest_messages import GuestListener
 from soak.lab.host.guest_state import GuestState
-from soak.lab.host.qemu import Machine
-from soak.lab.host.scratch import CRASH_STORE_SIZE, Scratch
+from soak.lab.host.machine import Machine
+from soak.lab.host.scratch import Scratch
 from soak.lab.host.signs_of_life import BEAT_SECONDS, Life, SignsOfLife
 from soak.lab.host.vm import VirtualMachine, signal_name
 from soak.lab.progress import EventLines, Progress
@@ -156,25 +156,7 @@ class LabRun:
     async def _boot_and_watch(self, scratch: Scratch) -> None:
         request = self._request
         begin_console(self._console)
-        machine = Machine(
-            kernel=request.kernel.image,
-            initrd=scratch.initrd,
-            nvdimm=scratch.nvdimm,
-            nvdimm_size=scratch.nvdimm_size,
-            nvdimm_alignment=scratch.nvdimm_alignment,
-            crash_store=scratch.crash_store,
-            crash_store_size=CRASH_STORE_SIZE,
-            ledger=self._ledger_path,
-            ledger_size=self._ledger.layout.size,
-            console=self._console,
-            functions=request.config.workload.mappers + 1,
-            accelerator=self._accelerator,
-            append=request.append,
-            monitor_port=-1,
-            journal_port=-1,
-            control_port=-1,
-            devices=request.devices,
-        )
+        machine = Machine.of_boot(request, self._accelerator, scratch, self._ledger.layout.size)
         vm = self._vm = VirtualMachine(machine)
         tasks: list[asyncio.Task[None]] = []
         try:
