@@ -29,6 +29,13 @@ class Display:
         """Seconds since the command was given."""
         return time.monotonic() - self._request.began
 
+    def answered(self, release: str) -> None:
+        """Show that the guest's first process runs, and on which kernel."""
+        self._progress.say(f"Linux {release} answers after {self.elapsed:.1f} s")
+
+    def covered(self) -> None:
+        self._progress.say("Everything promised was covered: the soak ends.")
+
     def show(self, reader: LedgerReader, *, booted: bool, ready: bool) -> float | None:
         """Show the state of now; return the seconds to the first operation when it is first seen."""
         ledger = LedgerView(reader, time.time_ns())

@@ -18,6 +18,7 @@ from soak.lab.host.machine import Ports
 from soak.lab.host.port import Port
 from soak.lab.host.processor_share import ProcessorShare
 from soak.lab.host.standstill import Standstill
+from soak.lab.host.timing import DEFAULT_TIMING
 
 if TYPE_CHECKING:
     from soak.lab.host.machine import Machine
@@ -28,7 +29,6 @@ _LOG_FLAGS: Final = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
 _MOST_SAID: Final = 1 << 20
 _MOST_SHOWN: Final = 2000
 _CONNECT_SECONDS: Final = 30.0
-COMMAND_SECONDS: Final = 10.0
 # QEMU tells its reason before it ends; the message may be read a moment after.
 _REASON_POLLS: Final = 20
 _REASON_POLL_SECONDS: Final = 0.05
@@ -46,7 +46,7 @@ _MONITOR_ERRORS = (
 class VirtualMachine:
     """Owns QEMU from start to end; `stop` always ends it, by its own process id."""
 
-    def __init__(self, machine: Machine, command_seconds: float = COMMAND_SECONDS) -> None:
+    def __init__(self, machine: Machine, command_seconds: float = DEFAULT_TIMING.command_seconds) -> None:
         """Make the ports; QEMU has `command_seconds` for each command, and to end at the last one."""
         self._machine = machine
         self._command_seconds = command_seconds
