@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from soak import run_directory
 from soak.lab.display import Display
@@ -35,6 +35,8 @@ from soak.supervisor.hooks.exporter import ExporterProcess
 if TYPE_CHECKING:
     from soak.lab.progress import Progress
     from soak.verdict import Verdict
+
+_SIGNAL_SECONDS: Final = 0.01
 
 
 class LabRun:
@@ -77,8 +79,8 @@ class LabRun:
             self._progress.say(f"Metrics at http://{exporter.address}/metrics")
             record.event("exporter.started", address=exporter.address)
             with Scratch(directory, request.layers, self._order(), keep=request.keep) as scratch:
-                # The loop now handles a signal that came meanwhile.
-                await asyncio.sleep(0)
+                # The loop handles a signal that came meanwhile; after sleep(0) it would not have yet.
+                await asyncio.sleep(_SIGNAL_SECONDS)
                 if not self._ending.requested:
                     await self._boot_and_watch(scratch, record, control, display)
             verdict = record.conclude(lost=self._guest.lost, finished=self._guest.exit_code == 0)
@@ -127,7 +129,8 @@ class LabRun:
             await self._start(vm, record)
             async with GuestPumps(vm, record, intake) as pumps:
                 await monitor.watch()
-                await pumps.drain(timing.drain_seconds)
+                if vm.ended:
+                    await pumps.drain(timing.drain_seconds)
                 await judge.judge(vm)
         finally:
             commands.close()
