@@ -14,11 +14,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 import pytest
 
-from soak.cli import main
 from soak.journal.writer import read_journal
 from soak.lab import protocol
 from soak.lab.cache import Cache, cache_directory
-from soak.lab.host import run as host
 from soak.lab.image.root import GuestRoot
 from soak.model.exit_codes import INTERRUPTED
 from soak.run_directory import RunDirectory
@@ -26,7 +24,19 @@ from soak.supervisor.control import CONTINUE, PAUSE, STOP, Question
 from tests.journal_support import valid_line
 from tests.lab_support import QUICK_KERNEL, ROOT, WITH_THE_TEST, end_process
 from tests.soak_support import DEADLINE
-from tests.stand_in_qemu import COMPLAIN, END, PRINT, SAY, SCRIBBLE, STEPS, WAIT_FOR, install
+from tests.stand_in_qemu import (
+    COMPLAIN,
+    END,
+    POWERED_OFF,
+    PRINT,
+    RESET,
+    SAY,
+    SCRIBBLE,
+    WAIT_FOR,
+    Step,
+    message,
+    prepare,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,7 +44,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.lab(seconds=10)
 
 PROGRAM = Path(sys.executable).with_name("dax-soak")
-Step = tuple[str, str]
 LABEL = "map device-dax vfio-type1"
 EVENTS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("machine.booted", {"kernel": "6.1.0"}),
@@ -44,12 +53,8 @@ EVENTS: tuple[tuple[str, dict[str, Any]], ...] = (
 )
 
 
-def message(word: str, **fields: object) -> Step:
-    return SAY, json.dumps({"message": word, **fields})
-
-
 BOOTED = [message(protocol.BOOTED, release="6.1.0", uptime=1), message(protocol.READY, uptime=2)]
-ENDED = [message(protocol.EXITED, code=0), (END, "")]
+ENDED = [message(protocol.EXITED, code=0), (END, POWERED_OFF)]
 
 
 def journal() -> list[Step]:
@@ -78,13 +83,6 @@ def arguments(directory: Path) -> list[str]:
         "--run-dir",
         str(directory),
     ]
-
-
-def prepare(place: Path, steps: list[Step]) -> dict[str, str]:
-    """Write down the steps, and return the environment in which they are played."""
-    install(place / "bin")
-    (place / "steps.json").write_text(json.dumps(steps))
-    return {"PATH": f"{place / 'bin'}:{os.environ['PATH']}", STEPS: str(place / "steps.json")}
 
 
 class Played:
@@ -222,7 +220,7 @@ def test_invalid_messages_only_make_it_unknown(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", ["ff", "a5"])
 def test_a_kernel_overwriting_the_ledger_is_lost(tmp_path: Path, value: str) -> None:
-    steps = [*BOOTED, *journal()[:2], (SCRIBBLE, value), (END, "")]
+    steps = [*BOOTED, *journal()[:2], (SCRIBBLE, value), (END, RESET)]
     with Played(tmp_path, steps) as played:
         code, said = played.finish()
         found = played.events("violation.found")
@@ -258,20 +256,6 @@ def test_any_amount_of_qemu_output_is_read(tmp_path: Path) -> None:
         told = (played.directory / "qemu.log").read_text()
     assert (code, "verdict PASS" in said) == (0, True), said
     assert told.startswith("the first\nx")
-
-
-def test_an_endless_run_is_ended(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """The host has a deadline of its own: a guest may go on beating for ever."""
-    monkeypatch.setattr(host, "_BESIDE_SECONDS", 2.0)
-    never = [*BOOTED, *journal()[:2], (WAIT_FOR, str(tmp_path / "never"))]
-    for name, value in prepare(tmp_path, never).items():
-        monkeypatch.setenv(name, value)
-    short = ("--duration", "1s", "--boot-timeout", "1s")
-    assert main([*arguments(tmp_path / "run"), *short]) == 3
-    said = " ".join(capfd.readouterr().out.split())
-    assert "because the run did not end in the time that it had" in said
 
 
 def allocated(directory: Path) -> int:

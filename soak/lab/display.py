@@ -31,6 +31,13 @@ class Display:
         """Seconds since the command started."""
         return time.monotonic() - self._request.began
 
+    def answered(self, release: str) -> None:
+        """Show that the guest's first process runs, and on which kernel."""
+        self._progress.say(f"Linux {release} answers after {self.elapsed:.1f} s")
+
+    def covered(self) -> None:
+        self._progress.say("Everything promised was covered: the soak ends.")
+
     def show(self, reader: LedgerReader, *, booted: bool, ready: bool) -> float | None:
         """Show the current state; return the elapsed seconds when the first operation appears."""
         ledger = LedgerView(reader, time.time_ns())

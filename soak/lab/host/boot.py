@@ -12,6 +12,7 @@ from soak.errors import UsageError
 from soak.lab.host.boot_error import BootError
 from soak.lab.host.qemu import accelerators, find_qemu
 from soak.lab.host.run import LabRun
+from soak.lab.host.timing import DEFAULT_TIMING, Timing
 from soak.lab.image.root import GuestRoot, program_layers
 from soak.lab.kernels.store import KernelStore
 from soak.lab.request import space_needed
@@ -69,14 +70,16 @@ def find_parts(options: argparse.Namespace, kernel: str, cache: Cache, progress:
     return Parts(found, (root.layer, *modules, *program_layers(cache, root)), tuple(tried))
 
 
-def soak_once(request: LabRequest, accelerator: str, progress: Progress) -> Booted:
+def soak_once(
+    request: LabRequest, accelerator: str, progress: Progress, timing: Timing = DEFAULT_TIMING
+) -> Booted:
     """Boot, and see the guest do what it is asked to.
 
     Raises:
         BootError: it did not come up.
         KeyboardInterrupt: somebody ended it before it was up.
     """
-    run = LabRun(request, accelerator, progress)
+    run = LabRun(request, accelerator, progress, timing)
     try:
         verdict = asyncio.run(run.run())
     except BootError:

@@ -8,12 +8,15 @@ boots: 2.7 times too fast), and then all durations that it measures are wrong.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 _NANOSECONDS: Final = 1_000_000_000
 # Seconds of the host to compare over, and by which factor the guest's may differ: a short span shows
 # what is far off, before a soak that runs too fast is over.
-_SPANS: Final = ((4.0, 1.5), (30.0, 1.1))
+SPANS: Final = ((4.0, 1.5), (30.0, 1.1))
 # One span may have a pause of the virtual machine in it, during which its clock stands still.
 _IN_A_ROW: Final = 3
 
@@ -67,8 +70,8 @@ class _Span:
 class GuestClock:
     """Sees the heartbeats of one boot, each of which has the guest's time."""
 
-    def __init__(self) -> None:
-        self._spans = [_Span(seconds, factor) for seconds, factor in _SPANS]
+    def __init__(self, spans: Iterable[tuple[float, float]] = SPANS) -> None:
+        self._spans = [_Span(seconds, factor) for seconds, factor in spans]
         self._looked: float | None = None
         self._beats = 0
 

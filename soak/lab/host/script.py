@@ -16,8 +16,8 @@ from soak.lab import protocol
 from soak.lab.host.boot_error import STOOD_STILL, BootError
 from soak.lab.host.console import begin_console, console_tail
 from soak.lab.host.guest_messages import GarbledError, parse_message
-from soak.lab.host.qemu import Machine
-from soak.lab.host.scratch import CRASH_STORE_SIZE, Scratch
+from soak.lab.host.machine import Machine
+from soak.lab.host.scratch import Scratch
 from soak.lab.host.vm import VirtualMachine
 from soak.lab.protocol import Order
 from soak.lab.request import namespaces
@@ -67,25 +67,7 @@ async def run_script(
         memory.truncate(_LEDGER_SIZE)
     order = _order(request, nvdimm)
     with Scratch(directory, request.layers, order, script=files, nvdimm=nvdimm) as scratch:
-        machine = Machine(
-            kernel=request.kernel.image,
-            initrd=scratch.initrd,
-            nvdimm=scratch.nvdimm,
-            nvdimm_size=scratch.nvdimm_size,
-            nvdimm_alignment=scratch.nvdimm_alignment,
-            crash_store=scratch.crash_store,
-            crash_store_size=CRASH_STORE_SIZE,
-            ledger=ledger,
-            ledger_size=_LEDGER_SIZE,
-            console=console,
-            functions=request.config.workload.mappers + 1,
-            accelerator=accelerator,
-            append=request.append,
-            monitor_port=-1,
-            journal_port=-1,
-            control_port=-1,
-            devices=request.devices,
-        )
+        machine = Machine.of_boot(request, accelerator, scratch, _LEDGER_SIZE)
         vm = VirtualMachine(machine)
         try:
             await vm.start()

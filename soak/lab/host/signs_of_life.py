@@ -4,12 +4,8 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Final
 
-BEAT_SECONDS: Final = 0.5
-_PREPARE_BEATS: Final = 600
-_SILENT_BEATS: Final = 60
-_STUCK_BEATS: Final = 180
+from soak.lab.host.timing import DEFAULT_TIMING, Timing
 
 
 class Life(StrEnum):
@@ -27,7 +23,8 @@ class SignsOfLife:
     is slow, and not silent. A host that stood still makes no guest silent either, for it counted nothing.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, timing: Timing = DEFAULT_TIMING) -> None:
+        self._timing = timing
         self._signs = (0, 0)
         self._silent = 0.0
         self._stuck = 0.0
@@ -37,7 +34,7 @@ class SignsOfLife:
         before, self._signs = self._signs, (alive, heartbeats)
         self._silent = 0.0 if self._signs != before else self._silent + beat
         self._stuck = 0.0 if heartbeats != before[1] else self._stuck + beat
-        if self._silent >= (_SILENT_BEATS if ready else _PREPARE_BEATS):
+        if self._silent >= (self._timing.silent_beats if ready else self._timing.prepare_beats):
             self._silent = 0.0
             return Life.SILENT
-        return Life.STUCK if self._stuck >= _STUCK_BEATS else Life.MOVES
+        return Life.STUCK if self._stuck >= self._timing.stuck_beats else Life.MOVES

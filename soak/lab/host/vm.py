@@ -9,18 +9,19 @@ import logging
 import os
 import signal
 import socket
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from qemu.qmp import ConnectError, ExecInterruptedError, ExecuteError, QMPClient, StateError
 
 from soak.lab.host.console import keep_console_short
+from soak.lab.host.machine import Ports
 from soak.lab.host.port import Port
 from soak.lab.host.processor_share import ProcessorShare
 from soak.lab.host.standstill import Standstill
+from soak.lab.host.timing import DEFAULT_TIMING
 
 if TYPE_CHECKING:
-    from soak.lab.host.qemu import Machine
+    from soak.lab.host.machine import Machine
 
 # What QEMU itself says, beside the guest's console; the first of it matters most.
 _LOG: Final = "qemu.log"
@@ -28,7 +29,6 @@ _LOG_FLAGS: Final = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
 _MOST_SAID: Final = 1 << 20
 _MOST_SHOWN: Final = 2000
 _CONNECT_SECONDS: Final = 30.0
-_COMMAND_SECONDS: Final = 10.0
 # QEMU tells its reason before it ends; the message may be read a moment after.
 _REASON_POLLS: Final = 20
 _REASON_POLL_SECONDS: Final = 0.05
@@ -46,9 +46,10 @@ _MONITOR_ERRORS = (
 class VirtualMachine:
     """Owns QEMU from start to end; `stop` always ends it, by its own process id."""
 
-    def __init__(self, machine: Machine) -> None:
-        """Prepare; `machine` comes without ports, which are made here."""
+    def __init__(self, machine: Machine, command_seconds: float = DEFAULT_TIMING.command_seconds) -> None:
+        """Make the ports; QEMU has `command_seconds` for each command, and to end at the last one."""
         self._machine = machine
+        self._command_seconds = command_seconds
         self._log = machine.console.with_name(_LOG)
         self._said = -1
         self._process: asyncio.subprocess.Process | None = None
@@ -69,20 +70,16 @@ class VirtualMachine:
         self._said = os.open(self._log, _LOG_FLAGS, 0o640)
         monitor, monitor_end = socket.socketpair()
         theirs = (monitor_end, self._journal_end, self._control_end)
-        machine = replace(
-            self._machine,
-            monitor_port=monitor_end.fileno(),
-            journal_port=self._journal_end.fileno(),
-            control_port=self._control_end.fileno(),
-        )
+        machine = self._machine
+        ports = Ports(*(end.fileno() for end in theirs))
         try:
             self._process = await asyncio.create_subprocess_exec(
-                *machine.arguments(),
+                *machine.arguments(ports),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.DEVNULL,
                 # A file, not a pipe: nobody need read it for QEMU to go on.
                 stderr=self._said,
-                pass_fds=machine.inherited,
+                pass_fds=(*machine.files, *ports),
                 # Ctrl-C in the terminal is for this program, which ends the guest in order.
                 start_new_session=True,
             )
@@ -143,7 +140,7 @@ class VirtualMachine:
         if process.returncode is None:
             await self._execute("quit")
             try:
-                await asyncio.wait_for(process.wait(), _COMMAND_SECONDS)
+                await asyncio.wait_for(process.wait(), self._command_seconds)
             except TimeoutError:
                 process.kill()
                 await process.wait()
@@ -177,7 +174,7 @@ class VirtualMachine:
 
     async def _execute(self, command: str) -> object:
         with contextlib.suppress(*_MONITOR_ERRORS):
-            return await asyncio.wait_for(self._monitor.execute(command), _COMMAND_SECONDS)
+            return await asyncio.wait_for(self._monitor.execute(command), self._command_seconds)
         return None
 
     async def _watch_events(self) -> None:
