@@ -60,7 +60,7 @@ def check_ended(host: HostRun) -> None:
     """Nothing of a run goes on, and its directory takes no more requests."""
     assert [is_alive(event["qemu_pid"]) for event in host.events("lab.started")] in ([], [False])
     assert not is_served(host.events("exporter.started")[0]["address"])
-    with pytest.raises(UsageError, match="No soak is running"):
+    with pytest.raises(UsageError, match="no soak is running"):
         ask(host.directory, PAUSE, DEADLINE)
 
 
@@ -150,7 +150,7 @@ def test_a_second_signal_ends_it_at_once(run: Callable[..., HostRun]) -> None:
     host.until_shown(STOPPING)
     host.signal(signal.SIGINT)
     verdict, reasons = host.judged()
-    assert (verdict, reasons[0]) == ("unknown", "the run did not come to its end")
+    assert (verdict, reasons[0]) == ("unknown", "the run did not finish")
     # The guest is not to blame for that, nor is the harness.
     assert host.events("violation.found") == host.events("harness.failed") == []
     check_ended(host)
