@@ -251,7 +251,7 @@ def test_unknown_key_is_an_error_in_every_section(section: str, key: str, value:
         parse_config(table, "/etc/some.toml")
     sentence = str(caught.value)
     assert sentence.startswith("/etc/some.toml: ")
-    assert key in sentence or repr(key) in sentence
+    assert key in sentence or shown(key) in sentence
     assert sentence.isprintable()
     for name in known:
         assert name in sentence
