@@ -30,7 +30,7 @@ from soak.config.sections import (
 from soak.config.values import parse_duration, parse_size
 from soak.errors import UsageError
 from soak.files.printable import shown
-from soak.model.vocabulary import RegionKind
+from soak.model.vocabulary import LONG_TERM_PINS, RegionKind
 from soak.workload.plan import make_plan
 from tests.soak_support import KNOWN_ISSUE, deterministic
 
@@ -120,6 +120,11 @@ sizes = st.integers(0, 1 << 62)
 regions = st.builds(RegionSection, names, st.sampled_from(RegionKind), texts, sizes) | st.builds(
     RegionSection, names, st.just(RegionKind.ANONYMOUS), st.just(""), sizes
 )
+workload: dict[str, st.SearchStrategy[Any]] = {
+    "scenario": names,
+    "interfaces": st.lists(st.sampled_from(LONG_TERM_PINS), unique=True).map(tuple),
+    **dict.fromkeys(("mappers", "invalidators", "holders", "trials"), st.integers(0, 64)),
+}
 configs = st.builds(
     Config,
     st.builds(RunSection, seconds.map(float), st.integers(0, 2**63 - 1)),
@@ -127,13 +132,13 @@ configs = st.builds(
     st.builds(VfioSection, st.lists(functions, max_size=3).map(tuple)),
     st.builds(
         WorkloadSection,
-        names,
-        *[st.integers(0, 64)] * 4,
-        st.floats(0, 1e6),
+        **workload,
+        rate=st.floats(0, 1e6),
         # Slow and quick devices come together.
-        *[st.lists(texts, min_size=1, max_size=2).map(tuple)] * 2,
+        slow_devices=st.lists(texts, min_size=1, max_size=2).map(tuple),
+        fast_devices=st.lists(texts, min_size=1, max_size=2).map(tuple),
     )
-    | st.builds(WorkloadSection, names, *[st.integers(0, 64)] * 4),
+    | st.builds(WorkloadSection, **workload),
     st.builds(StallSection, st.floats(0.001, 1.0), st.floats(1.5, YEAR)),
     st.builds(LeaksSection, seconds.map(float)),
     st.builds(CanariesSection, st.just(0.0) | seconds.map(float)),
@@ -251,7 +256,7 @@ def test_unknown_key_is_an_error_in_every_section(section: str, key: str, value:
         parse_config(table, "/etc/some.toml")
     sentence = str(caught.value)
     assert sentence.startswith("/etc/some.toml: ")
-    assert key in sentence or repr(key) in sentence
+    assert key in sentence or shown(key) in sentence
     assert sentence.isprintable()
     for name in known:
         assert name in sentence
