@@ -125,7 +125,7 @@ def test_a_device_dax_as_ram_is_refused(told: Mapping[str, Any]) -> None:
     assert "it has no driver" in told["dax.unbound"]
 
 
-def test_what_is_no_device_dax(told: Mapping[str, Any]) -> None:
+def test_other_files_are_refused_as_device_dax(told: Mapping[str, Any]) -> None:
     assert "/dev/null, which is not a device-dax" in told["dax.no-device"]
     assert "/dev/dax9.9, which does not exist" in told["dax.nowhere"]
 

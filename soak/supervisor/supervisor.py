@@ -278,20 +278,20 @@ class Supervisor:
             self._end_reason = self._end_reason or hook.beat()
 
     def _guarded(self, detector: Detector, work: Callable[[], None]) -> None:
-        """Run a step of a detector that looks at something, and note how it went."""
+        """Run a step of a detector, and record its success and duration."""
         name = detector.name
         start = time.monotonic_ns()
-        if self._survives(detector, work):
+        if self._succeeds(detector, work):
             self._block.set_at("detectors", 1, name, "success")
         self._block.add_at("detectors", 1, name, "runs")
         self._block.set_at("detectors", time.monotonic_ns() - start, name, "duration_ns")
 
-    def _survives(self, detector: Detector, work: Callable[[], None]) -> bool:
-        """Run a part of a detector; when it raises, that is a fact of the run, not the run's end."""
+    def _succeeds(self, detector: Detector, work: Callable[[], None]) -> bool:
+        """Run a part of a detector; if it raises, record the failure and return False."""
         try:
             work()
         except Exception as error:  # noqa: BLE001 - a detector that failed makes the verdict unknown
-            self._fail(detector.name, f"the detector {detector.name} failed: {error!r}")
+            self._fail(detector.name, f"detector {detector.name} failed: {error!r}")
             return False
         return True
 
@@ -337,7 +337,7 @@ class Supervisor:
         """
         self._last_commit = time.monotonic()
         for detector in self._detectors:
-            self._survives(detector, detector.commit)
+            self._succeeds(detector, detector.commit)
 
     def _report_death(self, death: Death) -> None:
         index = self._block.index("restarts", death.worker)
@@ -430,7 +430,7 @@ class Supervisor:
             late = self._pool.pause(_BARRIER_SECONDS, self._watch_and_replace)
             for worker in late:
                 for detector in self._detectors:
-                    self._survives(detector, partial(detector.free, self._pool.worker(worker)))
+                    self._succeeds(detector, partial(detector.free, self._pool.worker(worker)))
             if late:
                 late = self._pool.pause(_FREED_SECONDS, self._watch_and_replace)
             yield late
