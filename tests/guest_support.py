@@ -21,7 +21,7 @@ from soak.ledger.reader import LedgerReader
 from soak.machine.pci import objections
 from soak.verdict import Judge
 from tests.journal_tail import JournalTail
-from tests.patience import LateError, Patience, Signs
+from tests.support.patience import LateError, Patience, Signs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

@@ -27,8 +27,8 @@ from soak.ledger.schema import SUPERVISOR
 from soak.supervisor.control import PLANT, ask
 from soak.verdict import Judge
 from tests.journal_tail import JournalTail
-from tests.patience import MOST_BEATS, LateError, Patience, Signs
 from tests.progress_lines import keep, say
+from tests.support.patience import MOST_BEATS, LateError, Patience, Signs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

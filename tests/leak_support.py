@@ -20,8 +20,8 @@ from soak.regions import DeviceDaxRegion
 from soak.regions.pages import PageSpan
 from soak.workload.loop import outcome_columns
 from soak.workload.pool import WorkerPool, WorkerProcess
-from tests.idle_operators import Idle
-from tests.soak_support import KNOWN_ISSUE, make_ledger, workers
+from tests.support.idle_operators import Idle
+from tests.support.soak import KNOWN_ISSUE, make_ledger, workers
 
 if TYPE_CHECKING:
     from soak.detectors.leaks.struct_pages import StructPages

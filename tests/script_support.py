@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 from soak.lab.host.console import EVIDENCE_LINES, console_tail
 from tests.lab_support import QUICK_KERNEL, ROOT, WITH_THE_TEST, end_process, shown
-from tests.patience import LateError, Patience, Signs
 from tests.progress_lines import keep, say
+from tests.support.patience import LateError, Patience, Signs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -63,7 +63,7 @@ class GuestScript:
             "--script",
             str(file),
             "tests/guest_support.py",
-            "tests/patience.py",
+            "tests/support/patience.py",
             "tests/journal_tail.py",
             "--run-dir",
             str(self.place / "script-run"),

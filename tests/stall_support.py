@@ -38,8 +38,8 @@ from soak.verdict import judge
 from soak.workload.choices import Choice
 from soak.workload.loop import outcome_columns
 from soak.workload.pool import WorkerPool, WorkerProcess
-from tests.idle_operators import Idle
-from tests.soak_support import DEADLINE, REGIONS, planned
+from tests.support.idle_operators import Idle
+from tests.support.soak import DEADLINE, REGIONS, planned
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

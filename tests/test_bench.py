@@ -15,7 +15,7 @@ from soak.lab.bench.contenders import LENGTH, Subject
 from soak.lab.bench.report import Bench, Scrape, json_report, rows, text_report
 from soak.lab.bench.series import Series, take_turns
 from soak.model.vocabulary import Operation, RegionKind, Role
-from tests.soak_support import deterministic, workers
+from tests.support.soak import deterministic, workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -39,8 +39,8 @@ from soak.regions import AnonymousRegion, FsDaxRegion
 from soak.regions.pages import PageSpan
 from soak.verdict import judge
 from soak.workload.pins.vfio_type1 import VFIO_TYPE1
-from tests.journal_support import valid_line
-from tests.soak_support import DEADLINE, make_ledger
+from tests.support.journal import valid_line
+from tests.support.soak import DEADLINE, make_ledger
 from tests.test_helper import children
 
 if TYPE_CHECKING:

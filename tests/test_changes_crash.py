@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from soak.machine.changes import FAILED, restore_only
 from tests.changes_support import LATER_BOOT, SETTINGS, Place, killed_at, perform
-from tests.soak_support import deterministic
+from tests.support.soak import deterministic
 
 if TYPE_CHECKING:
     from collections.abc import Callable

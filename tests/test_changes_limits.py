@@ -14,7 +14,7 @@ import pytest
 from soak.machine.changes import limit_worker, protect_supervisor, raise_limits
 from soak.process.helper import HelperError, in_helper
 from soak.process.limits import LIMITS, OOM_SCORES, private_bytes
-from tests.soak_support import DEADLINE
+from tests.support.soak import DEADLINE
 
 MIB = 1 << 20
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from soak.errors import UsageError
 from soak.machine.changes import restore_only
 from tests.changes_support import Place
-from tests.soak_support import deterministic
+from tests.support.soak import deterministic
 
 
 def left_behind(root: Path) -> Place:

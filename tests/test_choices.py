@@ -19,7 +19,7 @@ from soak.regions.pages import PAGE_SIZE
 from soak.workload.choices import SLOTS, Choice, PlannedRegion
 from soak.workload.pins.methods import METHODS
 from soak.workload.scenarios import SCENARIOS
-from tests.soak_support import REGIONS, deterministic, planned, workers
+from tests.support.soak import REGIONS, deterministic, planned, workers
 
 if TYPE_CHECKING:
     from pathlib import Path

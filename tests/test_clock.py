@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from soak.detectors.clock import MOST_NS_PER_BEAT, SoakClock
-from tests.soak_support import deterministic
+from tests.support.soak import deterministic
 
 BEAT = 100_000_000
 steps = st.lists(st.integers(1, 100 * BEAT), min_size=2, max_size=50)

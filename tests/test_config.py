@@ -32,7 +32,7 @@ from soak.errors import UsageError
 from soak.files.printable import shown
 from soak.model.vocabulary import RegionKind
 from soak.workload.plan import make_plan
-from tests.soak_support import KNOWN_ISSUE, deterministic
+from tests.support.soak import KNOWN_ISSUE, deterministic
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -22,7 +22,7 @@ from soak.lab import command
 from soak.lab.host.boot_error import BootError
 from soak.model.exit_codes import BISECT, INTERRUPTED, PLAIN, is_bisecting
 from soak.model.vocabulary import VerdictWord
-from tests.soak_support import DEADLINE
+from tests.support.soak import DEADLINE
 from tests.test_exporter_support import ROOT
 
 if TYPE_CHECKING:

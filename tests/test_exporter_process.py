@@ -21,7 +21,7 @@ from soak import run_directory
 from soak.errors import UsageError
 from soak.journal.writer import FileJournal, read_journal
 from soak.supervisor.hooks.exporter import ExporterKeeper, ExporterProcess
-from tests.soak_support import DEADLINE
+from tests.support.soak import DEADLINE
 from tests.test_exporter_support import eventually, make_ledger
 
 if TYPE_CHECKING:

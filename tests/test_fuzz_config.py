@@ -13,8 +13,8 @@ from soak.config.sections import SECTIONS, RegionSection, load_config
 from soak.errors import UsageError
 from soak.ledger.layout import MAX_SIZE
 from soak.workload.plan import make_plan
-from tests.fuzz_support import damaged_bytes, fuzz, many_inputs
-from tests.soak_support import KNOWN_ISSUE
+from tests.support.fuzz import damaged_bytes, fuzz, many_inputs
+from tests.support.soak import KNOWN_ISSUE
 
 if TYPE_CHECKING:
     import random

@@ -17,8 +17,8 @@ from soak.lab.progress import EventLines, Progress
 from soak.model.vocabulary import VerdictWord
 from soak.report.text import text_report
 from soak.verdict import Judge, judge
-from tests.fuzz_support import ODD_JSON, damaged_bytes, damaged_json, fuzz, many_inputs
-from tests.journal_support import valid_line
+from tests.support.fuzz import ODD_JSON, damaged_bytes, damaged_json, fuzz, many_inputs
+from tests.support.journal import valid_line
 from tests.test_fuzz_journal import LINES
 from tests.test_guest_messages import Host, as_lines
 

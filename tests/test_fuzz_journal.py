@@ -16,9 +16,9 @@ from soak.report.text import text_report
 from soak.run_directory import JOURNAL
 from soak.supervisor.resume import RunHistory
 from soak.verdict import Verdict, judge
-from tests.fuzz_support import damaged_bytes, damaged_json, fuzz, many_inputs, odd_sequence
-from tests.journal_support import valid_line
-from tests.soak_support import KNOWN_ISSUE
+from tests.support.fuzz import damaged_bytes, damaged_json, fuzz, many_inputs, odd_sequence
+from tests.support.journal import valid_line
+from tests.support.soak import KNOWN_ISSUE
 
 if TYPE_CHECKING:
     import random

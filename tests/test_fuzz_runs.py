@@ -28,8 +28,8 @@ from soak.lab.resume import past_run
 from soak.model.exit_codes import PLAIN
 from soak.model.vocabulary import VerdictWord
 from soak.supervisor.resume import choose_run
-from tests.fuzz_support import damaged_bytes, fuzz, many_inputs
-from tests.soak_support import make_ledger
+from tests.support.fuzz import damaged_bytes, fuzz, many_inputs
+from tests.support.soak import make_ledger
 from tests.test_fuzz_journal import TEXTS, run_of
 from tests.test_lab_ports import BOOTED, ENDED, Played, is_running, journal
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from soak.lab.host.guest_clock import GuestClock
 from soak.model.vocabulary import VerdictWord
 from soak.verdict import judge
-from tests.journal_support import BOOT, valid_line
-from tests.soak_support import KNOWN_ISSUE, deterministic
+from tests.support.journal import BOOT, valid_line
+from tests.support.soak import KNOWN_ISSUE, deterministic
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -16,8 +16,8 @@ from soak.lab import protocol
 from soak.lab.host.guest_messages import GarbledError, GuestListener, parse_event, parse_message
 from soak.lab.host.port import Port
 from soak.verdict import judge
-from tests.journal_support import valid_line
-from tests.soak_support import DEADLINE, deterministic
+from tests.support.journal import valid_line
+from tests.support.soak import DEADLINE, deterministic
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

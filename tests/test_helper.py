@@ -16,7 +16,7 @@ import pytest
 
 from soak.abi.libc import die_with_parent
 from soak.process.helper import HelperError, in_helper
-from tests.soak_support import DEADLINE
+from tests.support.soak import DEADLINE
 
 
 def descriptors() -> set[Path]:

@@ -39,8 +39,8 @@ from tests.host_support import (
     is_served,
     lab_request,
 )
-from tests.soak_support import DEADLINE
 from tests.stand_in_qemu import END, EXPECT, POWERED_OFF, RESET, STOP_BEATING, WAIT_FOR, message
+from tests.support.soak import DEADLINE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

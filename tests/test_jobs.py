@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from soak.journal.writer import FileJournal, read_journal
 from soak.ledger.schema import JOBS
 from soak.supervisor.jobs import Jobs
-from tests.soak_support import DEADLINE, deterministic, make_ledger
+from tests.support.soak import DEADLINE, deterministic, make_ledger
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

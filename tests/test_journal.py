@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from soak.journal import writer as journal_module
 from soak.journal.reading import UNFINISHED
 from soak.journal.writer import FileJournal, Level, PortJournal, read_journal
-from tests.soak_support import DEADLINE, deterministic
+from tests.support.soak import DEADLINE, deterministic
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -25,7 +25,7 @@ from soak.journal.writer import OWN_EVENTS, FileJournal, Level, read_journal
 from soak.process.helper import in_helper
 from tests import full_disk
 from tests.script_support import run_script
-from tests.soak_support import DEADLINE
+from tests.support.soak import DEADLINE
 from tests.test_exporter_support import ROOT
 
 if TYPE_CHECKING:

@@ -20,8 +20,8 @@ from soak.journal.line import MAX_NUMBER, CutLineError, LineError, decode_line, 
 from soak.journal.writer import FileJournal, Level, read_journal
 from soak.model.vocabulary import VerdictWord
 from soak.verdict import judge
-from tests.journal_support import valid_fields, valid_line
-from tests.soak_support import deterministic
+from tests.support.journal import valid_fields, valid_line
+from tests.support.soak import deterministic
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

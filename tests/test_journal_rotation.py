@@ -21,7 +21,7 @@ from soak.journal.line import encode_line
 from soak.journal.reading import journal_exists, last_number, rotated_files
 from soak.journal.writer import FileJournal, Level, read_journal
 from soak.verdict import judge
-from tests.soak_support import DEADLINE
+from tests.support.soak import DEADLINE
 
 if TYPE_CHECKING:
     from pathlib import Path

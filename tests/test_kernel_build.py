@@ -23,7 +23,7 @@ from soak.lab.kernels import build as kernel_build
 from soak.lab.kernels.boot_image import boot_image_release
 from soak.lab.kernels.build import build_kernel, built_kernel
 from soak.lab.progress import Progress
-from tests.soak_support import DEADLINE
+from tests.support.soak import DEADLINE
 from tests.test_kernel_names import boot_image
 
 if TYPE_CHECKING:

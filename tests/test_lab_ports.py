@@ -21,9 +21,7 @@ from soak.lab.image.root import GuestRoot
 from soak.model.exit_codes import INTERRUPTED
 from soak.run_directory import RunDirectory
 from soak.supervisor.control import CONTINUE, PAUSE, STOP, Question
-from tests.journal_support import valid_line
 from tests.lab_support import QUICK_KERNEL, ROOT, WITH_THE_TEST, end_process
-from tests.soak_support import DEADLINE
 from tests.stand_in_qemu import (
     COMPLAIN,
     END,
@@ -37,6 +35,8 @@ from tests.stand_in_qemu import (
     message,
     prepare,
 )
+from tests.support.journal import valid_line
+from tests.support.soak import DEADLINE
 
 if TYPE_CHECKING:
     from collections.abc import Callable

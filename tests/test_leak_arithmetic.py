@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from soak.detectors.leaks.measure import Held, Idle, RegionLeaks
 from soak.regions import AnonymousRegion
 from soak.regions.pages import PageSpan
-from tests.soak_support import deterministic
+from tests.support.soak import deterministic
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

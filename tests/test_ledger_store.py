@@ -15,8 +15,8 @@ from soak.ledger.schema import NO_KNOWN_ISSUE, SUPERVISOR
 from soak.machine.changes import FAILED, FORGOTTEN, RESTORED
 from soak.model.vocabulary import Violation
 from soak.supervisor.ledger_store import LedgerStore, rescue_ledgers
-from tests.journal_support import valid_fields
-from tests.soak_support import make_ledger
+from tests.support.journal import valid_fields
+from tests.support.soak import make_ledger
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.soak_support import DEADLINE
+from tests.support.soak import DEADLINE
 from tests.test_exporter_support import ROOT
 
 SECRET = "a-local-variable"  # noqa: S105 - it is none

@@ -30,7 +30,7 @@ from soak.machine.proposal import Proposal, write_proposal
 from soak.machine.survey import Section, json_of, survey, text_of
 from soak.model.vocabulary import RegionKind
 from soak.workload.plan import make_plan
-from tests.soak_support import deterministic
+from tests.support.soak import deterministic
 from tests.test_exporter_support import ROOT
 
 LINE = (

@@ -13,9 +13,9 @@ from soak.cli import main
 from soak.files.printable import printable
 from soak.journal.line import encode_line
 from soak.journal.writer import FileJournal
-from tests.journal_support import valid_line
 from tests.lab_support import ROOT
-from tests.soak_support import DEADLINE
+from tests.support.journal import valid_line
+from tests.support.soak import DEADLINE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from soak.regions.pages import PageSpan
-from tests.soak_support import deterministic
+from tests.support.soak import deterministic
 
 
 @given(*[st.integers(0, 20)] * 2, *[st.integers(1, 20)] * 2)

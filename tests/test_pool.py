@@ -22,8 +22,8 @@ from soak.process.limits import private_bytes
 from soak.workload.loop import outcome_columns
 from soak.workload.pool import WorkerPool, WorkerProcess
 from soak.workload.worker import FREE, WorkerLimits
-from tests.idle_operators import Idle, Stuck
-from tests.soak_support import make_ledger, workers
+from tests.support.idle_operators import Idle, Stuck
+from tests.support.soak import make_ledger, workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

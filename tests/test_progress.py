@@ -12,7 +12,7 @@ import pytest
 from soak.lab.progress import Progress
 from soak.ledger.reader import LedgerReader
 from soak.ledger.view import NANOSECONDS, LedgerView
-from tests.soak_support import make_ledger
+from tests.support.soak import make_ledger
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -10,7 +10,7 @@ from hypothesis import given
 
 from soak.report.text import publish, text_report
 from soak.verdict import judge
-from tests.soak_support import KNOWN_ISSUE, deterministic
+from tests.support.soak import KNOWN_ISSUE, deterministic
 from tests.test_verdict import ENDED, GOOD, Event, event_lists, lines, violation, word
 
 if TYPE_CHECKING:

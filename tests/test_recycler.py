@@ -16,7 +16,7 @@ from soak.ledger.schema import NO_KNOWN_ISSUE
 from soak.model.vocabulary import Role
 from soak.process.child import fork
 from tests.leak_support import REFUTED, Desk
-from tests.soak_support import DEADLINE
+from tests.support.soak import DEADLINE
 
 if TYPE_CHECKING:
     from pathlib import Path

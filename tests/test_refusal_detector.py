@@ -18,7 +18,7 @@ from soak.ledger.schema import COUNT_COLUMNS, RECORDER_COLUMNS, RECORDER_LENGTH,
 from soak.model.cell import Cell
 from soak.model.vocabulary import ERRNOS, Interface, Operation, RegionKind, Violation
 from soak.workload.expectations import EXPECTATIONS
-from tests.soak_support import deterministic, make_ledger
+from tests.support.soak import deterministic, make_ledger
 
 if TYPE_CHECKING:
     from soak.ledger.writer import BlockWriter

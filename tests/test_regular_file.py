@@ -28,7 +28,7 @@ from soak.ledger.layout import LedgerError
 from soak.ledger.reader import LedgerReader
 from soak.ledger.writer import Ledger
 from soak.report.top.terminal import watch
-from tests.soak_support import make_ledger
+from tests.support.soak import make_ledger
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -19,7 +19,7 @@ from soak.detectors.reporter import Reporter
 from soak.journal.writer import Level
 from soak.ledger.schema import NO_KNOWN_ISSUE
 from soak.model.vocabulary import Interface, Operation, RegionKind, Violation
-from tests.soak_support import KNOWN_ISSUE, deterministic, make_ledger
+from tests.support.soak import KNOWN_ISSUE, deterministic, make_ledger
 
 if TYPE_CHECKING:
     from soak.ledger.writer import BlockWriter

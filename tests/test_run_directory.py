@@ -15,7 +15,7 @@ from soak import run_directory
 from soak.errors import UsageError
 from soak.journal.writer import FileJournal
 from soak.run_directory import RunDirectory
-from tests.journal_support import valid_fields
+from tests.support.journal import valid_fields
 from tests.test_cli import left_behind
 
 SOMEBODY = 4242

@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from soak.detectors.stalls.judge import Judgement, Overdue, StallDetector
 from soak.ledger.schema import HOLDS_LENGTH
 from soak.model.vocabulary import INVALIDATIONS, SHORT_PINS, Interface, Operation, Violation
-from tests.soak_support import deterministic
 from tests.stall_support import (
     HOLDER,
     INVALIDATOR,
@@ -28,6 +27,7 @@ from tests.stall_support import (
     plan_pairs,
     write_hold,
 )
+from tests.support.soak import deterministic
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -13,7 +13,7 @@ import pytest
 from soak.process.helper import HelperError
 from soak.process.step_helper import StepHelper
 from tests.lab_support import alive
-from tests.soak_support import DEADLINE
+from tests.support.soak import DEADLINE
 from tests.test_helper import children, descriptors
 
 if TYPE_CHECKING:

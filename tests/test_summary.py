@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from soak.journal.writer import FileJournal, read_journal
 from soak.ledger.schema import SUPERVISOR, leaks_field
 from soak.supervisor.summary import Summary
-from tests.soak_support import KNOWN_ISSUE, make_ledger
+from tests.support.soak import KNOWN_ISSUE, make_ledger
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -32,8 +32,8 @@ from soak.supervisor.supervisor import Supervisor
 from soak.verdict import judge
 from soak.workload.loop import outcome_columns
 from soak.workload.pool import WorkerPool, WorkerProcess
-from tests.idle_operators import Idle, Stuck
-from tests.soak_support import DEADLINE, make_ledger, workers
+from tests.support.idle_operators import Idle, Stuck
+from tests.support.soak import DEADLINE, make_ledger, workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

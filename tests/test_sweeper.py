@@ -20,7 +20,7 @@ from soak.model.vocabulary import Violation
 from soak.process.child import fork
 from soak.process.helper import HelperError
 from tests.leak_support import CONFIRMED, INCONCLUSIVE, PAGES, REFUTED, SPAN, Desk
-from tests.soak_support import DEADLINE, KNOWN_ISSUE
+from tests.support.soak import DEADLINE, KNOWN_ISSUE
 
 if TYPE_CHECKING:
     from pathlib import Path

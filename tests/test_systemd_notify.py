@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from soak.errors import UsageError
 from soak.process.notify import Notifier, watchdog_seconds
-from tests.soak_support import deterministic
+from tests.support.soak import deterministic
 from tests.systemd_support import listening_manager
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from soak.machine.service import install as install_module
 from soak.machine.service.install import refuse_hidden
 from soak.machine.service.units import MARKER, PLACES, UNITS, Service, command_line, example_config
 from soak.model.exit_codes import PLAIN
-from tests.soak_support import DEADLINE, deterministic
+from tests.support.soak import DEADLINE, deterministic
 
 # Exposure levels as systemd-analyze takes them, in tenths. The soak is root and drives vfio, BPF and
 # mounts; its unit says, setting by setting, what it cannot bear.

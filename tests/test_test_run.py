@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.lab_support import ROOT
-from tests.soak_support import DEADLINE
+from tests.support.soak import DEADLINE
 
 if TYPE_CHECKING:
     from pathlib import Path

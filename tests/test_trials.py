@@ -14,7 +14,7 @@ from soak.regions.fs_dax import TRIAL_FILE_SIZE
 from soak.regions.pages import PAGE_SIZE
 from soak.workload.pins.methods import INTO_MEMORY, METHODS, available
 from soak.workload.trials import TrialPlan, pairings
-from tests.soak_support import deterministic, planned
+from tests.support.soak import deterministic, planned
 
 if TYPE_CHECKING:
     from soak.workload.worker_plan import WorkerPlan

@@ -11,7 +11,7 @@ from pathlib import Path
 from soak.journal.writer import FileJournal, read_journal
 from soak.process.helper import in_helper
 from soak.supervisor.hooks.uevents import UeventWatch
-from tests.soak_support import DEADLINE
+from tests.support.soak import DEADLINE
 from tests.test_exporter_support import eventually
 
 

@@ -12,7 +12,7 @@ from soak.config.sections import Config, RunSection
 from soak.errors import UsageError
 from soak.journal.writer import FileJournal
 from soak.supervisor.resume import choose_run
-from tests.journal_support import valid_fields
+from tests.support.journal import valid_fields
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -18,8 +18,8 @@ from soak.model.exit_codes import PLAIN
 from soak.model.vocabulary import VerdictWord, Violation
 from soak.report.text import text_report
 from soak.verdict import REQUIRED_ATTEMPTS, Judge, judge, lost_machine_event
-from tests.journal_support import BOOT, valid_fields, valid_line
-from tests.soak_support import KNOWN_ISSUE, deterministic
+from tests.support.journal import BOOT, valid_fields, valid_line
+from tests.support.soak import KNOWN_ISSUE, deterministic
 
 MAP, PUNCH = "map device-dax vfio-type1", "punch-hole fs-dax none"
 PROMISED = {MAP: REQUIRED_ATTEMPTS, PUNCH: REQUIRED_ATTEMPTS}

@@ -33,7 +33,7 @@ from soak.ledger.writer import Ledger
 from soak.model.vocabulary import ERRNOS, OTHER_ERRNO, RegionKind, Role, errno_name
 from soak.workload.choices import Choice
 from soak.workload.loop import SKIPPED, outcome_columns, work
-from tests.soak_support import DEADLINE, deterministic, make_ledger, workers
+from tests.support.soak import DEADLINE, deterministic, make_ledger, workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

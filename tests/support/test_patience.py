@@ -8,7 +8,7 @@ from itertools import count
 
 import pytest
 
-from tests.patience import LateError, Patience, Signs
+from tests.support.patience import LateError, Patience, Signs
 
 # Of a machine on which nothing moves, and long enough for one look at it.
 SHORT = 2.5
