@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from soak.errors import UsageError
 from soak.process.notify import Notifier, watchdog_seconds
+from tests.process.support import listening_manager
 from tests.support.soak import deterministic
-from tests.systemd_support import listening_manager
 
 if TYPE_CHECKING:
     from pathlib import Path

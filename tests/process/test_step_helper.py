@@ -13,8 +13,8 @@ import pytest
 from soak.process.helper import HelperError
 from soak.process.step_helper import StepHelper
 from tests.lab_support import alive
+from tests.process.test_helper import children, descriptors
 from tests.support.soak import DEADLINE
-from tests.test_helper import children, descriptors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -17,14 +17,14 @@ from soak.journal.writer import FileJournal
 from soak.process.http_probe import ExporterProbe
 from soak.process.notify import Notifier
 from soak.process.watchdog import Watchdog
-from tests.systemd_support import listening_manager
+from tests.process.support import listening_manager
 from tests.test_exporter_support import eventually, make_ledger, running_exporter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from tests.systemd_support import Manager
+    from tests.process.support import Manager
 
 SECONDS = 120.0
 BEAT = 0.1
