@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from soak.ledger.layout import WORD
 from soak.ledger.reader import LedgerReader
-from tests.ledger_support import (
+from tests.ledger.support import (
     DEADLINE_SECONDS,
     GROUP_NAMES,
     MASK,

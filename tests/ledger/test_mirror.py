@@ -14,7 +14,7 @@ import pytest
 from soak.ledger.layout import Block, Field, Layout
 from soak.ledger.reader import LedgerReader
 from soak.ledger.writer import Ledger
-from tests.ledger_support import (
+from tests.ledger.support import (
     LONG_GROUP_WORDS,
     MASK,
     MIRROR_PAUSE_SECONDS,

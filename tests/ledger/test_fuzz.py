@@ -28,8 +28,8 @@ from soak.model.vocabulary import RegionKind, RunState, VerdictWord, WorkerState
 from soak.report.top.terminal import watch
 from soak.report.top.view import Reading, make_view
 from soak.workload.plan import make_plan
+from tests.ledger.test_damage import PREFIX, read_all
 from tests.support.fuzz import damaged_bytes, damaged_json, fuzz, many_inputs
-from tests.test_ledger_damage import PREFIX, read_all
 
 if TYPE_CHECKING:
     from pathlib import Path
