@@ -28,9 +28,9 @@ from soak.lab.resume import past_run
 from soak.model.exit_codes import PLAIN
 from soak.model.vocabulary import VerdictWord
 from soak.supervisor.resume import choose_run
+from tests.journal.test_fuzz import TEXTS, run_of
 from tests.support.fuzz import damaged_bytes, fuzz, many_inputs
 from tests.support.soak import make_ledger
-from tests.test_fuzz_journal import TEXTS, run_of
 from tests.test_lab_ports import BOOTED, ENDED, Played, is_running, journal
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from hypothesis.stateful import RuleBasedStateMachine, rule
 from soak.journal.reading import DAMAGED, UNFINISHED
 from soak.journal.writer import OWN_EVENTS, FileJournal, Level, read_journal
 from soak.process.helper import in_helper
-from tests import full_disk
+from tests.journal import full_disk
 from tests.script_support import run_script
 from tests.support.soak import DEADLINE
 from tests.test_exporter_support import ROOT
@@ -169,7 +169,7 @@ def on_a_small_tmpfs(size: str) -> dict[str, Any]:
             sys.executable,
             directory,
             "-m",
-            "tests.full_disk",
+            "tests.journal.full_disk",
             directory,
         ]
         tried = [*command[: command.index("sh")], "true"]
