@@ -23,7 +23,7 @@ from soak.detectors.stalls.probe import WakeupAnswer
 from soak.ledger.recorder import RECORDER
 from soak.model.known_issues import O_DIRECT_LOST_WAKEUP, REMAPPED_PAGE_STALL
 from soak.model.vocabulary import Backing, Interface, Operation, VerdictWord, Violation
-from tests.stall_support import (
+from tests.detectors.stall_support import (
     ALL_ISSUES,
     HOLDER,
     INVALIDATOR,
@@ -37,7 +37,7 @@ from tests.stall_support import (
     wait_for,
     write_hold,
 )
-from tests.test_probes import ASLEEP, LOST, STARVED, WOKEN
+from tests.detectors.test_probes import ASLEEP, LOST, STARVED, WOKEN
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

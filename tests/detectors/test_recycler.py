@@ -15,7 +15,7 @@ from soak.detectors.leaks.recycler import Recycler
 from soak.ledger.schema import NO_KNOWN_ISSUE
 from soak.model.vocabulary import Role
 from soak.process.child import fork
-from tests.leak_support import REFUTED, Desk
+from tests.detectors.leak_support import REFUTED, Desk
 from tests.support.soak import DEADLINE
 
 if TYPE_CHECKING:

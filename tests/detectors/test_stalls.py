@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from soak.detectors.stalls.judge import Judgement, Overdue, StallDetector
 from soak.ledger.schema import HOLDS_LENGTH
 from soak.model.vocabulary import INVALIDATIONS, SHORT_PINS, Interface, Operation, Violation
-from tests.stall_support import (
+from tests.detectors.stall_support import (
     HOLDER,
     INVALIDATOR,
     PLACE,

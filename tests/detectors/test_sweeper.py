@@ -19,7 +19,7 @@ from soak.ledger.schema import NO_KNOWN_ISSUE
 from soak.model.vocabulary import Violation
 from soak.process.child import fork
 from soak.process.helper import HelperError
-from tests.leak_support import CONFIRMED, INCONCLUSIVE, PAGES, REFUTED, SPAN, Desk
+from tests.detectors.leak_support import CONFIRMED, INCONCLUSIVE, PAGES, REFUTED, SPAN, Desk
 from tests.support.soak import DEADLINE, KNOWN_ISSUE
 
 if TYPE_CHECKING:
