@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from soak.errors import UsageError
 from soak.machine.changes import restore_only
-from tests.changes_support import Place
+from tests.machine.support import Place
 from tests.support.soak import deterministic
 
 

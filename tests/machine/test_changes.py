@@ -16,7 +16,7 @@ from soak.machine.changes import Demand, MachineChanges, Span, restore_only
 from soak.machine.changes.kinds import KINDS
 from soak.machine.changes.sysctls import NEEDS
 from soak.machine.changes.trees import MARK_FILE
-from tests.changes_support import LATER_BOOT, Place
+from tests.machine.support import LATER_BOOT, Place
 
 if TYPE_CHECKING:
     from pathlib import Path

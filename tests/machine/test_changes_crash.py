@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from soak.machine.changes import FAILED, restore_only
-from tests.changes_support import LATER_BOOT, SETTINGS, Place, killed_at, perform
+from tests.machine.support import LATER_BOOT, SETTINGS, Place, killed_at, perform
 from tests.support.soak import deterministic
 
 if TYPE_CHECKING:
