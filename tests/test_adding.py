@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.test_exporter_support import DEADLINE, ROOT
+from tests.exporter.support import DEADLINE, ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -22,8 +22,8 @@ from soak.lab import command
 from soak.lab.host.boot_error import BootError
 from soak.model.exit_codes import BISECT, INTERRUPTED, PLAIN, is_bisecting
 from soak.model.vocabulary import VerdictWord
+from tests.exporter.support import ROOT
 from tests.support.soak import DEADLINE
-from tests.test_exporter_support import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
+from tests.exporter.support import ROOT
 from tests.support.soak import DEADLINE
-from tests.test_exporter_support import ROOT
 
 SECRET = "a-local-variable"  # noqa: S105 - it is none
 PROGRAM = """

@@ -18,15 +18,7 @@ from soak.ledger.schema import NO_KNOWN_ISSUE, RECORDER_COLUMNS, leaks_field
 from soak.ledger.view import HEARTBEAT_LIMIT_NS, NANOSECONDS, LedgerView
 from soak.model.vocabulary import RunState, VerdictWord, Violation, WorkerState
 from soak.report.top.view import Reading, View, make_view
-from tests.test_exporter_support import (
-    KNOWN_ISSUE,
-    MAP_FS_DAX,
-    OFFSET_NS,
-    Samples,
-    make_ledger,
-    parse,
-    value,
-)
+from tests.exporter.support import KNOWN_ISSUE, MAP_FS_DAX, OFFSET_NS, Samples, make_ledger, parse, value
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

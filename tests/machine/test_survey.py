@@ -30,8 +30,8 @@ from soak.machine.proposal import Proposal, write_proposal
 from soak.machine.survey import Section, json_of, survey, text_of
 from soak.model.vocabulary import RegionKind
 from soak.workload.plan import make_plan
+from tests.exporter.support import ROOT
 from tests.support.soak import deterministic
-from tests.test_exporter_support import ROOT
 
 LINE = (
     rb"36 35 98:0 /mnt1 /mnt/with\040blank rw,noatime master:1 shared:2 - ext4 /dev/root\134x "

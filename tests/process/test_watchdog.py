@@ -17,8 +17,8 @@ from soak.journal.writer import FileJournal
 from soak.process.http_probe import ExporterProbe
 from soak.process.notify import Notifier
 from soak.process.watchdog import Watchdog
+from tests.exporter.support import eventually, make_ledger, running_exporter
 from tests.process.support import listening_manager
-from tests.test_exporter_support import eventually, make_ledger, running_exporter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -22,7 +22,7 @@ import pytest
 
 from soak.model.exit_codes import PLAIN
 from soak.model.vocabulary import VerdictWord
-from tests.test_exporter_support import DEADLINE, make_ledger
+from tests.exporter.support import DEADLINE, make_ledger
 
 if TYPE_CHECKING:
     from collections.abc import Callable

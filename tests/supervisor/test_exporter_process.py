@@ -21,8 +21,8 @@ from soak import run_directory
 from soak.errors import UsageError
 from soak.journal.writer import FileJournal, read_journal
 from soak.supervisor.hooks.exporter import ExporterKeeper, ExporterProcess
+from tests.exporter.support import eventually, make_ledger
 from tests.support.soak import DEADLINE
-from tests.test_exporter_support import eventually, make_ledger
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -11,8 +11,8 @@ from pathlib import Path
 from soak.journal.writer import FileJournal, read_journal
 from soak.process.helper import in_helper
 from soak.supervisor.hooks.uevents import UeventWatch
+from tests.exporter.support import eventually
 from tests.support.soak import DEADLINE
-from tests.test_exporter_support import eventually
 
 
 def children() -> set[int]:

@@ -10,7 +10,7 @@ import pytest
 
 from soak import run_directory
 from soak.run_directory import RunDirectory
-from tests.test_exporter_support import ROOT, RUN, Exporter, make_ledger, running_exporter, value
+from tests.exporter.support import ROOT, RUN, Exporter, make_ledger, running_exporter, value
 
 if TYPE_CHECKING:
     from pathlib import Path

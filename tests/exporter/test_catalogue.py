@@ -13,7 +13,7 @@ from exporter.catalogue import METRICS, PREFIX, Metric, MetricType
 from exporter.collector import LedgerCollector
 from soak.ledger.reader import LedgerReader
 from soak.model.vocabulary import ProbeResult
-from tests.test_exporter_support import KNOWN_ISSUE, ROOT, make_ledger
+from tests.exporter.support import KNOWN_ISSUE, ROOT, make_ledger
 
 if TYPE_CHECKING:
     from pathlib import Path

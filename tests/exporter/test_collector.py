@@ -25,7 +25,7 @@ from soak.ledger.view import LedgerView
 from soak.ledger.writer import Ledger
 from soak.model.vocabulary import INVALIDATIONS, SHORT_PINS, Interface, RunState, VerdictWord, WorkerState
 from soak.workload.plan import make_plan
-from tests.test_exporter_support import (
+from tests.exporter.support import (
     KNOWN_ISSUE,
     MAP_FS_DAX,
     OFFSET_NS,

@@ -22,7 +22,7 @@ from exporter.server import MAX_CONNECTIONS, ExporterServer
 from soak.config.listen import parse_listen
 from soak.errors import UsageError
 from soak.ledger.reader import LedgerReader
-from tests.test_exporter_support import (
+from tests.exporter.support import (
     DEADLINE,
     MAP_FS_DAX,
     ROOT,

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from soak.ledger.writer import BlockWriter
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 DEADLINE = 60.0
 
 RUN: dict[str, Any] = {
