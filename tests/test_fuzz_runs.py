@@ -29,9 +29,9 @@ from soak.model.exit_codes import PLAIN
 from soak.model.vocabulary import VerdictWord
 from soak.supervisor.resume import choose_run
 from tests.journal.test_fuzz import TEXTS, run_of
+from tests.lab.test_ports import BOOTED, ENDED, Played, is_running, journal
 from tests.support.fuzz import damaged_bytes, fuzz, many_inputs
 from tests.support.soak import make_ledger
-from tests.test_lab_ports import BOOTED, ENDED, Played, is_running, journal
 
 if TYPE_CHECKING:
     from collections.abc import Callable

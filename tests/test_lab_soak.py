@@ -16,6 +16,7 @@ import pytest
 
 from soak.journal.writer import read_journal
 from soak.verdict import judge
+from tests.lab.test_build_tree import shown
 from tests.lab_support import (
     ROOT,
     STALLING,
@@ -26,7 +27,6 @@ from tests.lab_support import (
     lab,
     total,
 )
-from tests.test_build_tree import shown
 from tests.tree_support import build
 
 if TYPE_CHECKING:

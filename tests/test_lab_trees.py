@@ -19,9 +19,9 @@ from soak.lab.cache import Cache, cache_directory
 from soak.lab.image.root import GuestRoot
 from soak.lab.kernels.build_tree import open_build_tree
 from soak.lab.kernels.module_layer import layer_of_tree
+from tests.lab.test_build_tree import STYLES, shown
+from tests.lab.test_cpio import parse
 from tests.lab_support import QUICK_KERNEL, ROOT, alive, lab
-from tests.test_build_tree import STYLES, shown
-from tests.test_cpio import parse
 from tests.tree_support import build
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from soak.lab.cache import Cache, cache_directory
 from soak.lab.image.root import GuestRoot
 from soak.lab.kernels.store import Kernel, KernelStore
-from tests.test_build_tree import STYLES
-from tests.test_cpio import parse
+from tests.lab.test_build_tree import STYLES
+from tests.lab.test_cpio import parse
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -18,8 +18,8 @@ from soak.lab.image.root import GuestRoot
 from soak.lab.kernels.build_tree import open_build_tree
 from soak.lab.kernels.module_layer import layer_of_tree
 from soak.lab.kernels.store import KernelStore, check_kernel
-from tests.test_cpio import parse
-from tests.test_kernel_names import boot_image, check_sentence
+from tests.lab.test_cpio import parse
+from tests.lab.test_kernel_names import boot_image, check_sentence
 
 deterministic = settings(derandomize=True, database=None, deadline=None, max_examples=100)
 

@@ -55,9 +55,9 @@ def install(directory: Path) -> None:
     """Put it where a PATH that begins with the directory finds it."""
     directory.mkdir()
     program = directory / "qemu-system-x86_64"
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     program.write_text(
-        f'#!/bin/sh\nPYTHONPATH={root} exec {sys.executable} -P -m tests.stand_in_qemu "$@"\n'
+        f'#!/bin/sh\nPYTHONPATH={root} exec {sys.executable} -P -m tests.lab.stand_in_qemu "$@"\n'
     )
     program.chmod(0o755)
 

@@ -23,8 +23,8 @@ from soak.lab.kernels import build as kernel_build
 from soak.lab.kernels.boot_image import boot_image_release
 from soak.lab.kernels.build import build_kernel, built_kernel
 from soak.lab.progress import Progress
+from tests.lab.test_kernel_names import boot_image
 from tests.support.soak import DEADLINE
-from tests.test_kernel_names import boot_image
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,23 +11,7 @@ import pytest
 
 from soak import run_directory
 from soak.lab import protocol
-from tests.host_support import (
-    BOOTED,
-    COVERED,
-    ENDED,
-    EXITED,
-    HANG,
-    LABEL,
-    PATIENT,
-    READY,
-    RUN_ENDED,
-    SOAKING,
-    HostRun,
-    HostRuns,
-    is_alive,
-    is_served,
-)
-from tests.stand_in_qemu import (
+from tests.lab.stand_in_qemu import (
     ALIVE,
     CLOCK_RATE,
     COMPLAIN,
@@ -47,6 +31,22 @@ from tests.stand_in_qemu import (
     WAIT_FOR,
     Step,
     message,
+)
+from tests.lab.support import (
+    BOOTED,
+    COVERED,
+    ENDED,
+    EXITED,
+    HANG,
+    LABEL,
+    PATIENT,
+    READY,
+    RUN_ENDED,
+    SOAKING,
+    HostRun,
+    HostRuns,
+    is_alive,
+    is_served,
 )
 
 if TYPE_CHECKING:

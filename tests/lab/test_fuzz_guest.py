@@ -18,9 +18,9 @@ from soak.model.vocabulary import VerdictWord
 from soak.report.text import text_report
 from soak.verdict import Judge, judge
 from tests.journal.test_fuzz import LINES
+from tests.lab.test_guest_messages import Host, as_lines
 from tests.support.fuzz import ODD_JSON, damaged_bytes, damaged_json, fuzz, many_inputs
 from tests.support.journal import valid_line
-from tests.test_guest_messages import Host, as_lines
 
 if TYPE_CHECKING:
     import random

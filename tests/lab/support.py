@@ -28,7 +28,7 @@ from soak.ledger.reader import LedgerReader
 from soak.ledger.schema import HOST
 from soak.model.vocabulary import RegionKind
 from soak.process.child import fork
-from tests.stand_in_qemu import END, POWERED_OFF, PRINT, WAIT_FOR, Step, message, prepare
+from tests.lab.stand_in_qemu import END, POWERED_OFF, PRINT, WAIT_FOR, Step, message, prepare
 from tests.support.journal import valid_line
 from tests.support.soak import DEADLINE
 

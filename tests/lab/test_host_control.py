@@ -24,7 +24,8 @@ from soak.lab.host.pumps import GuestIntake
 from soak.lab.host.record import RunRecord
 from soak.lab.progress import Progress
 from soak.supervisor.control import CONTINUE, PAUSE, PLANT, STOP, ControlSocket, Question, ask
-from tests.host_support import (
+from tests.lab.stand_in_qemu import END, EXPECT, POWERED_OFF, RESET, STOP_BEATING, WAIT_FOR, message
+from tests.lab.support import (
     BOOTED,
     COVERED,
     ENDED,
@@ -39,7 +40,6 @@ from tests.host_support import (
     is_served,
     lab_request,
 )
-from tests.stand_in_qemu import END, EXPECT, POWERED_OFF, RESET, STOP_BEATING, WAIT_FOR, message
 from tests.support.soak import DEADLINE
 
 if TYPE_CHECKING:
