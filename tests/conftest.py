@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from tests.lab_support import MODULELESS_KERNEL, QUICK_KERNEL
-from tests.progress_lines import ProgressPrinter, kept, say
-from tests.shared_setups import SharedSetUps
+from tests.boots.harness.lab import MODULELESS_KERNEL, QUICK_KERNEL
+from tests.boots.harness.progress_lines import ProgressPrinter, kept, say
+from tests.boots.harness.shared_setups import SharedSetUps
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator

@@ -22,7 +22,7 @@ from soak.regions import open_regions
 from soak.supervisor.assembly import Setting, run_soak
 from soak.supervisor.workers import RunWorkers
 from soak.workload.plan import make_plan
-from tests.guest_support import step, tell
+from tests.boots.harness.in_guest import step, tell
 
 if TYPE_CHECKING:
     from soak.detectors.leaks.measure import Held, Measurement

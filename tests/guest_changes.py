@@ -27,7 +27,7 @@ from soak.errors import UsageError
 from soak.machine.changes import Demand, MachineChanges, Settled, raise_limits, restore_only
 from soak.machine.changes.modules import MODULES
 from soak.process.helper import HelperError, in_helper
-from tests.guest_support import play, step, tell
+from tests.boots.harness.in_guest import play, step, tell
 
 if TYPE_CHECKING:
     from collections.abc import Callable

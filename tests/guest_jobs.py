@@ -20,7 +20,7 @@ from soak.journal.writer import FileJournal
 from soak.ledger.schema import soak_layout
 from soak.ledger.writer import Ledger
 from soak.supervisor.jobs import Jobs
-from tests.guest_support import play
+from tests.boots.harness.in_guest import play
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -26,7 +26,7 @@ from soak.machine.survey import json_of, survey, text_of
 from soak.model.vocabulary import RegionKind
 from soak.regions import DeviceDaxRegion, examine_region, open_regions
 from soak.workload.plan import make_plan
-from tests.guest_support import elsewhere, run_tool, tell, told
+from tests.boots.harness.in_guest import elsewhere, run_tool, tell, told
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

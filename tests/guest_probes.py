@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from soak.lab.guest.disks import make_disks
-from tests.guest_support import COVERING, Run, configure, listen_on_loopback, metrics, tell
+from tests.boots.harness.in_guest import COVERING, Run, configure, listen_on_loopback, metrics, tell
 
 CONFIG: Final = Path("/run/soak.toml")
 SLOW: Final = Path("/run/slow")

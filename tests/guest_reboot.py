@@ -16,7 +16,7 @@ from typing import Final
 
 from soak.abi.libc import LIBC, checked
 from soak.ledger.reader import LedgerReader
-from tests.guest_support import (
+from tests.boots.harness.in_guest import (
     DEADLINE,
     STATE,
     Newest,

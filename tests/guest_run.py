@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from soak.abi.libc import LIBC, checked
-from tests.guest_support import (
+from tests.boots.harness.in_guest import (
     COVERING,
     DEADLINE,
     Run,

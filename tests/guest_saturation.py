@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from soak.abi.mmap import MAP_FIXED, MAP_SHARED, PROT_READ, PROT_WRITE, Mapping
 from soak.abi.vfio import VFIO_DMA_MAP_FLAG_READ, VFIO_DMA_MAP_FLAG_WRITE, Container
-from tests.guest_support import (
+from tests.boots.harness.in_guest import (
     COVERING,
     Newest,
     Run,

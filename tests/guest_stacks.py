@@ -19,7 +19,7 @@ from pyroute2 import IPRoute
 from soak.abi.libc import LIBC, checked
 from soak.machine.fitness import disk_objections
 from soak.machine.pci import PciFunction, pci_functions
-from tests.guest_support import elsewhere, run_tool, tell, told
+from tests.boots.harness.in_guest import elsewhere, run_tool, tell, told
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

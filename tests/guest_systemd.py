@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from soak.abi.libc import LIBC, checked
-from tests.guest_support import (
+from tests.boots.harness.in_guest import (
     DEADLINE,
     PROGRAM,
     Newest,

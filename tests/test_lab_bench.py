@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.lab_support import QUICK_KERNEL, ROOT
-from tests.progress_lines import say
+from tests.boots.harness.lab import QUICK_KERNEL, ROOT
+from tests.boots.harness.progress_lines import say
 
 if TYPE_CHECKING:
-    from tests.shared_setups import SharedSetUps
+    from tests.boots.harness.shared_setups import SharedSetUps
 
 pytestmark = pytest.mark.lab
 # It ends what would hang for ever.

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from soak.verdict import judge
-from tests.lab_support import CALM, QUICK_KERNEL, check_lost_wakeups, lab, total
-from tests.script_support import seen_in_guest
+from tests.boots.harness.lab import CALM, QUICK_KERNEL, check_lost_wakeups, lab, total
+from tests.boots.harness.script import seen_in_guest
 
 if TYPE_CHECKING:
-    from tests.lab_support import LabProcess
+    from tests.boots.harness.lab import LabProcess
 
 pytestmark = pytest.mark.lab
 

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.lab_support import QUICK_KERNEL
-from tests.script_support import seen_in_guest
+from tests.boots.harness.lab import QUICK_KERNEL
+from tests.boots.harness.script import seen_in_guest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from tests.shared_setups import SharedSetUps
+    from tests.boots.harness.shared_setups import SharedSetUps
 
 pytestmark = pytest.mark.lab(seconds=100)
 SCRIPT = Path(__file__).with_name("guest_changes.py")

@@ -11,14 +11,14 @@ import pytest
 
 from soak.journal.writer import read_journal
 from soak.ledger.reader import LedgerReader
-from tests.lab_support import QUICK_KERNEL, LabProcess, alive, check_stall_evidence, is_lost, lab
-from tests.script_support import run_script
+from tests.boots.harness.lab import QUICK_KERNEL, LabProcess, alive, check_stall_evidence, is_lost, lab
+from tests.boots.harness.script import run_script
 
 if TYPE_CHECKING:
     from contextlib import ExitStack
     from pathlib import Path
 
-    from tests.shared_setups import SharedSetUps
+    from tests.boots.harness.shared_setups import SharedSetUps
 
 pytestmark = pytest.mark.lab
 
@@ -265,7 +265,7 @@ import time
 from pathlib import Path
 
 from soak.abi.vfio import Container
-from tests.guest_support import functions
+from tests.boots.harness.in_guest import functions
 
 pci = Path("/sys/bus/pci")
 function = functions()[0]

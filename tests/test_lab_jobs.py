@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.script_support import seen_in_guest
+from tests.boots.harness.script import seen_in_guest
 
 pytestmark = pytest.mark.lab
 

@@ -17,8 +17,8 @@ import pytest
 from soak.lab.cache import Cache, cache_directory
 from soak.lab.image.root import GuestRoot
 from soak.lab.kernels.store import KernelStore
+from tests.boots.harness.lab import QUICK_KERNEL, ROOT, lab
 from tests.lab.test_cpio import parse
-from tests.lab_support import QUICK_KERNEL, ROOT, lab
 
 if TYPE_CHECKING:
     from pathlib import Path

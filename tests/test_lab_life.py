@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.lab_support import COVERING, QUICK_KERNEL, ROOT, LabProcess, is_lost, lab, total
-from tests.script_support import run_script
+from tests.boots.harness.lab import COVERING, QUICK_KERNEL, ROOT, LabProcess, is_lost, lab, total
+from tests.boots.harness.script import run_script
 
 if TYPE_CHECKING:
     from contextlib import ExitStack
 
-    from tests.lab_support import Scrape
-    from tests.shared_setups import SharedSetUps
+    from tests.boots.harness.lab import Scrape
+    from tests.boots.harness.shared_setups import SharedSetUps
 
 pytestmark = pytest.mark.lab
 

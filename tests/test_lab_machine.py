@@ -16,12 +16,12 @@ from soak.config.sections import parse_config
 from soak.machine.changes import RESTORED
 from soak.machine.changes.trees import MARK_FILE
 from soak.model.vocabulary import RegionKind
-from tests.script_support import seen_in_guest, told_in_guest
+from tests.boots.harness.script import seen_in_guest, told_in_guest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from tests.shared_setups import SharedSetUps
+    from tests.boots.harness.shared_setups import SharedSetUps
 
 pytestmark = pytest.mark.lab
 
@@ -39,7 +39,7 @@ HARDWARE = (
 WITHOUT_IOMMU = """
 from soak.machine.pci import objections, pci_functions
 from soak.machine.survey import survey, text_of
-from tests.guest_support import tell
+from tests.boots.harness.in_guest import tell
 edu = [entry.address for entry in pci_functions() if entry.device == "11e8"]
 tell("reasons", [objection.text() for objection in objections(edu[0])])
 tell("survey", text_of(survey()))

@@ -16,8 +16,8 @@ import pytest
 
 from soak.journal.writer import read_journal
 from soak.verdict import judge
-from tests.lab.test_build_tree import shown
-from tests.lab_support import (
+from tests.boots.harness.build_tree import build
+from tests.boots.harness.lab import (
     ROOT,
     STALLING,
     LabProcess,
@@ -27,13 +27,13 @@ from tests.lab_support import (
     lab,
     total,
 )
-from tests.tree_support import build
+from tests.lab.test_build_tree import shown
 
 if TYPE_CHECKING:
     from contextlib import ExitStack
     from pathlib import Path
 
-    from tests.shared_setups import SharedSetUps
+    from tests.boots.harness.shared_setups import SharedSetUps
 
 pytestmark = pytest.mark.lab(seconds=100)
 

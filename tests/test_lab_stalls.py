@@ -7,13 +7,21 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.lab_support import CALM, COVERING, FULL_LOAD, QUICK_KERNEL, ROOT, check_stall_evidence, lab
-from tests.script_support import seen_in_guest
+from tests.boots.harness.lab import (
+    CALM,
+    COVERING,
+    FULL_LOAD,
+    QUICK_KERNEL,
+    ROOT,
+    check_stall_evidence,
+    lab,
+)
+from tests.boots.harness.script import seen_in_guest
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.lab_support import LabProcess
+    from tests.boots.harness.lab import LabProcess
 
 pytestmark = pytest.mark.lab
 

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.script_support import seen_in_guest
+from tests.boots.harness.script import seen_in_guest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from tests.shared_setups import SharedSetUps
+    from tests.boots.harness.shared_setups import SharedSetUps
 
 pytestmark = pytest.mark.lab(seconds=200)
 

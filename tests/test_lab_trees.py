@@ -19,16 +19,16 @@ from soak.lab.cache import Cache, cache_directory
 from soak.lab.image.root import GuestRoot
 from soak.lab.kernels.build_tree import open_build_tree
 from soak.lab.kernels.module_layer import layer_of_tree
+from tests.boots.harness.build_tree import build
+from tests.boots.harness.lab import QUICK_KERNEL, ROOT, alive, lab
 from tests.lab.test_build_tree import STYLES, shown
 from tests.lab.test_cpio import parse
-from tests.lab_support import QUICK_KERNEL, ROOT, alive, lab
-from tests.tree_support import build
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.shared_setups import SharedSetUps
-    from tests.tree_support import Built
+    from tests.boots.harness.build_tree import Built
+    from tests.boots.harness.shared_setups import SharedSetUps
 
 pytestmark = pytest.mark.lab
 

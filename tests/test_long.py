@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from soak.config.values import parse_duration
-from tests.lab_support import FULL_LOAD, lab
+from tests.boots.harness.lab import FULL_LOAD, lab
 
 if TYPE_CHECKING:
     from pathlib import Path

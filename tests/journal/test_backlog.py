@@ -23,9 +23,9 @@ from hypothesis.stateful import RuleBasedStateMachine, rule
 from soak.journal.reading import DAMAGED, UNFINISHED
 from soak.journal.writer import OWN_EVENTS, FileJournal, Level, read_journal
 from soak.process.helper import in_helper
+from tests.boots.harness.script import run_script
 from tests.exporter.support import ROOT
 from tests.journal import full_disk
-from tests.script_support import run_script
 from tests.support.soak import DEADLINE
 
 if TYPE_CHECKING:

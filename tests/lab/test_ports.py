@@ -21,6 +21,7 @@ from soak.lab.image.root import GuestRoot
 from soak.model.exit_codes import INTERRUPTED
 from soak.run_directory import RunDirectory
 from soak.supervisor.control import CONTINUE, PAUSE, STOP, Question
+from tests.boots.harness.lab import QUICK_KERNEL, ROOT, WITH_THE_TEST, end_process
 from tests.lab.stand_in_qemu import (
     COMPLAIN,
     END,
@@ -34,7 +35,6 @@ from tests.lab.stand_in_qemu import (
     message,
     prepare,
 )
-from tests.lab_support import QUICK_KERNEL, ROOT, WITH_THE_TEST, end_process
 from tests.support.journal import valid_line
 from tests.support.soak import DEADLINE
 

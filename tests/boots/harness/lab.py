@@ -26,14 +26,14 @@ from soak.ledger.reader import LedgerReader
 from soak.ledger.schema import SUPERVISOR
 from soak.supervisor.control import PLANT, ask
 from soak.verdict import Judge
-from tests.journal_tail import JournalTail
-from tests.progress_lines import keep, say
+from tests.boots.harness.journal_tail import JournalTail
+from tests.boots.harness.progress_lines import keep, say
 from tests.support.patience import MOST_BEATS, LateError, Patience, Signs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[3]
 SHARED_KERNEL = ROOT.parent / "shared/kernels/6.12-iommufd/bzImage"
 # It has everything built in; the shared one spares the minutes that `build:` takes.
 MODULELESS_KERNEL = (

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.lab_support import ROOT
+from tests.boots.harness.lab import ROOT
 from tests.support.soak import DEADLINE
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def test_flaky_{name}():
     assert times("{name}") > 1, "the guest was late"
 """
 TELLING = """
-from tests.progress_lines import say
+from tests.boots.harness.progress_lines import say
 
 @pytest.mark.lab
 def test_telling():
@@ -45,7 +45,7 @@ def test_unit():
     assert times("unit") > 1
 """
 SHARED = """
-from tests.progress_lines import keep, say
+from tests.boots.harness.progress_lines import keep, say
 
 @pytest.fixture
 def guest(request, shared):

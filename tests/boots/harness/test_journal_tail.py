@@ -7,7 +7,7 @@ import json
 import shutil
 from typing import TYPE_CHECKING
 
-from tests.journal_tail import JournalTail
+from tests.boots.harness.journal_tail import JournalTail
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -20,7 +20,7 @@ from soak.ledger.layout import LedgerError
 from soak.ledger.reader import LedgerReader
 from soak.machine.pci import objections
 from soak.verdict import Judge
-from tests.journal_tail import JournalTail
+from tests.boots.harness.journal_tail import JournalTail
 from tests.support.patience import LateError, Patience, Signs
 
 if TYPE_CHECKING:

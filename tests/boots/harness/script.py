@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
 from soak.lab.host.console import EVIDENCE_LINES, console_tail
-from tests.lab_support import QUICK_KERNEL, ROOT, WITH_THE_TEST, end_process, shown
-from tests.progress_lines import keep, say
+from tests.boots.harness.lab import QUICK_KERNEL, ROOT, WITH_THE_TEST, end_process, shown
+from tests.boots.harness.progress_lines import keep, say
 from tests.support.patience import LateError, Patience, Signs
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class GuestScript:
         """Boot the lab, run the script as root there, and wait for it as long as something moves.
 
         It has a namespace of device DAX, a DAX file system at /mnt/dax and unbound edu functions, and
-        may import `tests.guest_support`, with whose `tell` it tells facts.
+        may import `tests.boots.harness.in_guest`, with whose `tell` it tells facts.
 
         Raises:
             LateError: nothing moved any more.
@@ -62,9 +62,9 @@ class GuestScript:
             kernel,
             "--script",
             str(file),
-            "tests/guest_support.py",
+            "tests/boots/harness/in_guest.py",
             "tests/support/patience.py",
-            "tests/journal_tail.py",
+            "tests/boots/harness/journal_tail.py",
             "--run-dir",
             str(self.place / "script-run"),
             "--duration",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import pytest
 
-from tests.progress_lines import keep
+from tests.boots.harness.progress_lines import keep
 
 if TYPE_CHECKING:
     from collections.abc import Callable
