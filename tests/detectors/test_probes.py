@@ -22,8 +22,8 @@ from soak.ledger.schema import NO_KNOWN_ISSUE
 from soak.model.known_issues import KNOWN_ISSUES
 from soak.model.vocabulary import Interface, Operation, ProbeResult, RegionKind, VerdictWord, Violation
 from soak.verdict import judge
+from tests.program.test_verdict import BOOTED, ENDED, STARTED, Event, lines, sample, violation
 from tests.support.soak import KNOWN_ISSUE, make_ledger
-from tests.test_verdict import BOOTED, ENDED, STARTED, Event, lines, sample, violation
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,8 +10,8 @@ from hypothesis import given
 
 from soak.report.text import publish, text_report
 from soak.verdict import judge
+from tests.program.test_verdict import ENDED, GOOD, Event, event_lists, lines, violation, word
 from tests.support.soak import KNOWN_ISSUE, deterministic
-from tests.test_verdict import ENDED, GOOD, Event, event_lists, lines, violation, word
 
 if TYPE_CHECKING:
     import pytest

@@ -15,8 +15,8 @@ from soak import run_directory
 from soak.errors import UsageError
 from soak.journal.writer import FileJournal
 from soak.run_directory import RunDirectory
+from tests.program.test_cli import left_behind
 from tests.support.journal import valid_fields
-from tests.test_cli import left_behind
 
 SOMEBODY = 4242
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
