@@ -248,7 +248,7 @@ def test_a_guest_with_a_wrong_clock_is_unknown(tmp_path: Path) -> None:
 
 
 def test_a_guest_that_never_boots_ends_with_2(tmp_path: Path) -> None:
-    """One that panics at boot is seen in test_lab_trees.py."""
+    """One that panics at boot is seen in test_trees.py."""
     run_dir = tmp_path / "run"
     append = ("--append", "rdinit=/usr/bin/python3.11", "--boot-timeout", "5s")
     with lab(run_dir, "--kernel", QUICK_KERNEL, *append) as process:

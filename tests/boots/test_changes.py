@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tests.boots.harness.shared_setups import SharedSetUps
 
 pytestmark = pytest.mark.lab(seconds=100)
-SCRIPT = Path(__file__).with_name("guest_changes.py")
+SCRIPT = Path(__file__).parent / "guest/changes.py"
 # Debian's has vfio-pci as a module; where it is built in, the rest is seen once more.
 KERNELS = ("debian:6.1", pytest.param(QUICK_KERNEL, marks=pytest.mark.long))
 

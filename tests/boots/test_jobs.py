@@ -11,7 +11,7 @@ from tests.boots.harness.script import seen_in_guest
 
 pytestmark = pytest.mark.lab
 
-SCRIPT = (Path(__file__).parent / "guest_jobs.py").read_text()
+SCRIPT = (Path(__file__).parent / "guest/jobs.py").read_text()
 
 
 def test_clock_jumps_and_summer_time_change_nothing(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Kernel build trees in the lab, and a lab that `git bisect run` asks.
 
-A good commit, in a tree, is in test_lab_soak.py; a bad one in test_lab_stalls.py.
+A good commit, in a tree, is in test_soak.py; a bad one in test_stalls.py.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def test_a_commit_that_cannot_be_judged_is_skipped(tmp_path: Path) -> None:
 def test_ctrl_c_stops_a_bisection_that_boots(tmp_path: Path) -> None:
     """What was seen up to then would be unknown, which was not asked for.
 
-    One that soaks is stopped in test_lab_kernels.py.
+    One that soaks is stopped in test_kernels.py.
     """
     arguments = ("--kernel", QUICK_KERNEL, "--duration", "1h", "--bisect")
     with lab(tmp_path / "run", *arguments) as process:

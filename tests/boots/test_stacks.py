@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """What is built on a function's network card or disk keeps it from vfio, on a real kernel.
 
-`guest_stacks.py` builds everything in one guest; each test looks at what was told of one rule.
+`guest/stacks.py` builds everything in one guest; each test looks at what was told of one rule.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.lab
 
-SCRIPT = (Path(__file__).parent / "guest_stacks.py").read_text()
+SCRIPT = (Path(__file__).parent / "guest/stacks.py").read_text()
 # It has what is built here as modules.
 KERNEL = "debian:6.1"
 HARDWARE = (

@@ -92,7 +92,7 @@ def seen(process: LabProcess, detector: str) -> int:
     return sum(event["detector"] == detector for event in process.events("canary.seen"))
 
 
-BLIND = (Path(__file__).parent / "guest_blind.py").read_text()
+BLIND = (Path(__file__).parent / "guest/blind.py").read_text()
 
 
 def test_broken_detectors_miss_their_canaries(tmp_path: Path) -> None:

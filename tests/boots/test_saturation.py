@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.lab(seconds=80)
 
-SCRIPT = (Path(__file__).parent / "guest_saturation.py").read_text()
+SCRIPT = (Path(__file__).parent / "guest/saturation.py").read_text()
 # With 4 KiB alignment each page has a count of its own, and a pin is 1024 references.
 SMALL_PAGES = """
 [[region]]

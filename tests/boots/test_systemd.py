@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.lab(seconds=200)
 
-SCRIPT = (Path(__file__).parent / "guest_systemd.py").read_text()
+SCRIPT = (Path(__file__).parent / "guest/systemd.py").read_text()
 # systemd asks for seccomp, among others, which a kernel made for a lab need not have.
 KERNEL = "debian:6.1"
 NOTHING: dict[str, list[str]] = {"bound": [], "files": [], "memory": [], "exporters": []}

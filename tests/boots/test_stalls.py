@@ -50,7 +50,7 @@ def waits(process: LabProcess) -> list[dict[str, object]]:
 
 @pytest.mark.parametrize(
     "filesystem",
-    # A resumed run shows the same on xfs, in test_lab_life.py.
+    # A resumed run shows the same on xfs, in test_life.py.
     [pytest.param(name, marks=pytest.mark.long) for name in ("ext4", "xfs")],
 )
 def test_a_correct_kernel_has_no_stalls(tmp_path: Path, filesystem: str) -> None:
@@ -68,7 +68,7 @@ def test_a_correct_kernel_has_no_stalls(tmp_path: Path, filesystem: str) -> None
 @pytest.mark.long
 def test_an_inconclusive_probe_is_settled_later(tmp_path: Path) -> None:
     """A transfer that ends at once leaves nothing to wait for: no stall of that run fails it."""
-    script = (ROOT / "tests/guest_probes.py").read_text()
+    script = (ROOT / "tests/boots/guest/probes.py").read_text()
     seen = seen_in_guest(tmp_path, script, kernel="debian:6.1")
     tried, shown = seen["inconclusive"]
     assert set(tried) == {"inconclusive"}

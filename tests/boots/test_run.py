@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.lab(seconds=200)
 
-SCRIPT = (Path(__file__).parent / "guest_run.py").read_text()
+SCRIPT = (Path(__file__).parent / "guest/run.py").read_text()
 NOTHING: dict[str, list[str]] = {"bound": [], "files": [], "memory": [], "exporters": []}
 KNOWN_LEAK = "type1-device-dax-leak"
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """On a real kernel: what must not be touched is refused, with a sentence that says why and what to do.
 
-`guest_machine.py` tries everything in one guest; each test looks at what it told of one rule.
+`guest/machine.py` tries everything in one guest; each test looks at what it told of one rule.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.lab
 
-SCRIPT = (Path(__file__).parent / "guest_machine.py").read_text()
+SCRIPT = (Path(__file__).parent / "guest/machine.py").read_text()
 # A bridge hides which of the functions behind it asks, so they share a group.
 HARDWARE = (
     "virtio-net-pci,addr=1c.0",

@@ -264,7 +264,7 @@ def test_a_leaking_region_is_recycled_in_time(tmp_path: Path) -> None:
 
 def test_a_run_continues_after_its_machine_crashed(tmp_path: Path) -> None:
     """Memory is gone: the counters go on from the last copy on disk, and the crash log is found."""
-    script = (Path(__file__).parent / "guest_reboot.py").read_text()
+    script = (Path(__file__).parent / "guest/reboot.py").read_text()
     nvdimm = ("--nvdimm", str(tmp_path / "nvdimm"))
     crashed = run_script(tmp_path, script, *nvdimm)
     assert crashed.code == 2
