@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What is read of a machine, and what is written for it; what is refused is in test_lab_machine."""
+"""What is read of a machine, and what is written for it; what is refused is in boots/test_machine.py."""
 
 from __future__ import annotations
 
