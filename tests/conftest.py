@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from tests.boots.harness.lab import MODULELESS_KERNEL, QUICK_KERNEL
+from tests.boots.harness.kernels import MODULELESS_KERNEL, QUICK_KERNEL
 from tests.boots.harness.progress_lines import ProgressPrinter, kept, say
 from tests.boots.harness.shared_setups import SharedSetUps
 

@@ -4,14 +4,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.boots.harness.lab import QUICK_KERNEL, ROOT
+from tests.boots.harness.kernels import QUICK_KERNEL
 from tests.boots.harness.progress_lines import say
+from tests.support.program import dax_soak
 
 if TYPE_CHECKING:
     from tests.boots.harness.shared_setups import SharedSetUps
@@ -28,25 +27,8 @@ def report(request: pytest.FixtureRequest, shared: SharedSetUps) -> dict[str, An
 
 def measure() -> dict[str, Any]:
     say(f"dax-soak bench in a guest with {QUICK_KERNEL}")
-    result = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "soak.cli",
-            "bench",
-            "--kernel",
-            QUICK_KERNEL,
-            "--duration",
-            "6s",
-            "--format",
-            "json",
-        ],
-        cwd=ROOT,
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=DEADLINE_SECONDS,
-    )
+    words = ("--kernel", QUICK_KERNEL, "--duration", "6s", "--format", "json")
+    result = dax_soak("bench", *words, seconds=DEADLINE_SECONDS)
     assert result.returncode == 0, result.stderr
     shown: dict[str, Any] = json.loads(result.stdout)
     return shown

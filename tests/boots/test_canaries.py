@@ -4,16 +4,20 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from soak.verdict import judge
-from tests.boots.harness.lab import CALM, QUICK_KERNEL, check_lost_wakeups, lab, total
-from tests.boots.harness.script import seen_in_guest
+from tests.boots.harness.evidence import check_lost_wakeups
+from tests.boots.harness.kernels import QUICK_KERNEL
+from tests.boots.harness.lab import CALM, lab
+from tests.boots.harness.scrape import total
+from tests.boots.harness.script import guest_program, seen_in_guest
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.boots.harness.lab import LabProcess
 
 pytestmark = pytest.mark.lab
@@ -92,7 +96,7 @@ def seen(process: LabProcess, detector: str) -> int:
     return sum(event["detector"] == detector for event in process.events("canary.seen"))
 
 
-BLIND = (Path(__file__).parent / "guest/blind.py").read_text()
+BLIND = guest_program("blind")
 
 
 def test_broken_detectors_miss_their_canaries(tmp_path: Path) -> None:

@@ -4,13 +4,12 @@
 from __future__ import annotations
 
 import resource
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.boots.harness.lab import QUICK_KERNEL
-from tests.boots.harness.script import seen_in_guest
+from tests.boots.harness.kernels import QUICK_KERNEL
+from tests.boots.harness.script import guest_program, seen_in_guest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
     from tests.boots.harness.shared_setups import SharedSetUps
 
 pytestmark = pytest.mark.lab(seconds=100)
-SCRIPT = Path(__file__).parent / "guest/changes.py"
+SCRIPT = guest_program("changes")
 # Debian's has vfio-pci as a module; where it is built in, the rest is seen once more.
 KERNELS = ("debian:6.1", pytest.param(QUICK_KERNEL, marks=pytest.mark.long))
 
@@ -26,11 +25,11 @@ KERNELS = ("debian:6.1", pytest.param(QUICK_KERNEL, marks=pytest.mark.long))
 @pytest.fixture(params=KERNELS)
 def seen(request: pytest.FixtureRequest, shared: SharedSetUps) -> Mapping[str, Any]:
     """Boot once for each kernel, and have everything tried that this file is about."""
-    kernel, script = request.param, SCRIPT.read_text()
+    kernel = request.param
     return shared.get(
         request,
         f"changes-{kernel.replace('/', '_')}",
-        lambda place, _: seen_in_guest(place, script, kernel=kernel),
+        lambda place, _: seen_in_guest(place, SCRIPT, kernel=kernel),
     )
 
 

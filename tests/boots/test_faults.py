@@ -11,8 +11,11 @@ import pytest
 
 from soak.journal.writer import read_journal
 from soak.ledger.reader import LedgerReader
-from tests.boots.harness.lab import QUICK_KERNEL, LabProcess, alive, check_stall_evidence, is_lost, lab
+from tests.boots.harness.evidence import check_stall_evidence, is_lost
+from tests.boots.harness.kernels import QUICK_KERNEL
+from tests.boots.harness.lab import LabProcess, lab
 from tests.boots.harness.script import run_script
+from tests.support.processes import alive
 
 if TYPE_CHECKING:
     from contextlib import ExitStack
@@ -154,7 +157,7 @@ def test_violations_carry_evidence_and_fail_the_run(faulty: LabProcess) -> None:
 
 
 def test_counts_of_violations_are_those_of_the_ledger(faulty: LabProcess) -> None:
-    with LedgerReader.open(faulty.run_dir / "ledger") as reader:
+    with LedgerReader.open(faulty.directory / "ledger") as reader:
         counted = reader.block("supervisor").named_rows("violations")
     for kind, issues in counted.items():
         told = faulty.violations(kind)
@@ -184,7 +187,7 @@ def _check_lost(process: LabProcess) -> None:
     events = process.events()
     assert [event["seq"] for event in events] == list(range(1, len(events) + 1))
     assert next(event for event in events if event["event"] == "fault.planted")
-    with LedgerReader.open(process.run_dir / "ledger") as reader:
+    with LedgerReader.open(process.directory / "ledger") as reader:
         begun = {block.block.name: block.get("begun") for block in reader.blocks("worker")}
         assert reader.block("host").word("state") == "lost"
     assert all(begun.values())
@@ -197,7 +200,7 @@ def test_a_killed_supervisor_makes_the_verdict_unknown(tmp_path: Path) -> None:
     with lab(tmp_path / "run", *arguments) as process:
         process.soaks()
         process.plant("kill-supervisor")
-        process.wait_until("its death is noticed", (process.run_dir / "verdict.json").exists)
+        process.wait_until("its death is noticed", (process.directory / "verdict.json").exists)
         assert process.metric("up") == 1
         assert process.metric("run_active") == 0
         process.interrupt()
@@ -214,7 +217,7 @@ def test_ctrl_c_during_boot_ends_the_lab(tmp_path: Path) -> None:
         assert process.finish() == 3
         assert not alive(pid)
         assert process.verdict()["verdict"] == "unknown"
-        assert (process.run_dir / "run.toml").exists()
+        assert (process.directory / "run.toml").exists()
 
 
 def test_a_killed_labs_guest_and_exporter_end(tmp_path: Path) -> None:

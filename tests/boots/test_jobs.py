@@ -3,15 +3,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.boots.harness.script import seen_in_guest
+from tests.boots.harness.script import guest_program, seen_in_guest
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 pytestmark = pytest.mark.lab
 
-SCRIPT = (Path(__file__).parent / "guest/jobs.py").read_text()
+SCRIPT = guest_program("jobs")
 
 
 def test_clock_jumps_and_summer_time_change_nothing(tmp_path: Path) -> None:

@@ -17,8 +17,10 @@ import pytest
 from soak.lab.cache import Cache, cache_directory
 from soak.lab.image.root import GuestRoot
 from soak.lab.kernels.store import KernelStore
-from tests.boots.harness.lab import QUICK_KERNEL, ROOT, lab
+from tests.boots.harness.kernels import QUICK_KERNEL
+from tests.boots.harness.lab import lab
 from tests.lab.test_cpio import parse
+from tests.support.program import ROOT, dax_soak
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -115,28 +117,11 @@ def test_without_root_check_shows_the_install_command(tmp_path: Path) -> None:
 
 
 def test_check_finds_this_machine_fit() -> None:
-    told = subprocess.run(
-        [sys.executable, "-m", "soak.cli", "check", "--json"],
-        check=False,
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        timeout=120,
-    )
+    told = dax_soak("check", "--json")
     assert told.returncode == 0, told.stdout
     assert {line["state"] for line in json.loads(told.stdout)["lab"]} == {"ok"}
 
 
 def _lab(tmp_path: Path, *arguments: str, path: str | None = None) -> subprocess.CompletedProcess[str]:
-    environment = dict(os.environ)
-    if path is not None:
-        environment["PATH"] = path
-    return subprocess.run(
-        [sys.executable, "-m", "soak.cli", "lab", "--run-dir", str(tmp_path / "run"), *arguments],
-        check=False,
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        timeout=300,
-        env=environment,
-    )
+    environment = None if path is None else {**os.environ, "PATH": path}
+    return dax_soak("lab", "--run-dir", str(tmp_path / "run"), *arguments, environment=environment)

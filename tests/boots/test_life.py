@@ -5,21 +5,24 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.boots.harness.lab import COVERING, QUICK_KERNEL, ROOT, LabProcess, is_lost, lab, total
-from tests.boots.harness.script import run_script
+from tests.boots.harness.evidence import is_lost
+from tests.boots.harness.kernels import QUICK_KERNEL
+from tests.boots.harness.lab import COVERING, LabProcess, lab
+from tests.boots.harness.scrape import total
+from tests.boots.harness.script import guest_program, run_script
+from tests.support.program import dax_soak
 
 if TYPE_CHECKING:
+    import subprocess
     from contextlib import ExitStack
+    from pathlib import Path
 
-    from tests.boots.harness.lab import Scrape
+    from tests.boots.harness.scrape import Scrape
     from tests.boots.harness.shared_setups import SharedSetUps
 
 pytestmark = pytest.mark.lab
@@ -28,19 +31,12 @@ LEAK = "type1-device-dax-leak"
 
 
 def say(word: str, run: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "soak.cli", word, str(run)],
-        check=False,
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        timeout=300,
-    )
+    return dax_soak(word, str(run))
 
 
 def resume(first: LabProcess) -> LabProcess:
     """Go on with the run of a lab that has ended."""
-    return first.again("--resume", str(first.run_dir))
+    return first.again("--resume", str(first.directory))
 
 
 def operations(process: LabProcess) -> float:
@@ -112,14 +108,14 @@ def _live(place: Path, stack: ExitStack) -> Life:
     done = total(seen.before, "operations_total")
     second.wait_until("counters went on", lambda: operations(second) > done)
     seen.resumed = second.scrape()
-    seen.said.append(say("pause", second.run_dir).stdout)
+    seen.said.append(say("pause", second.directory).stdout)
     rested = operations(second)
-    seen.said.append(say("pause", second.run_dir).stdout)
+    seen.said.append(say("pause", second.directory).stdout)
     seen.rested = second.scrape()
     assert total(seen.rested, "operations_total") == rested
-    seen.said.append(say("continue", second.run_dir).stdout)
+    seen.said.append(say("continue", second.directory).stdout)
     second.wait_until("it goes on", lambda: operations(second) > rested)
-    seen.said.append(say("stop", second.run_dir).stdout)
+    seen.said.append(say("stop", second.directory).stdout)
     seen.codes.append(second.finish())
     return seen
 
@@ -177,7 +173,7 @@ def test_pause_continue_and_stop_work(life: Life, tmp_path: Path) -> None:
     ended = life.process.events("run.ended")[-1]
     assert [life.process.events(f"run.{what}") != [] for what in ("paused", "continued")] == [True] * 2
     assert ended["why"].startswith("stopped by")
-    again = say("pause", life.process.run_dir)
+    again = say("pause", life.process.directory)
     assert (again.returncode, again.stdout) == (2, "")
     assert "no soak is running" in again.stderr
     refused = say("stop", tmp_path / "nowhere")
@@ -211,7 +207,7 @@ def test_a_run_continues_after_its_lab_was_killed(tmp_path: Path) -> None:
         kinds = {entry["kind"] for entry in second.verdict()["violations"]}
         assert kinds.isdisjoint({"stall", "late-wakeup", "early-truncate"})
         assert second.events("crash-log.absent")
-    again = first.again("--resume", str(first.run_dir))
+    again = first.again("--resume", str(first.directory))
     with again:
         assert again.finish() == 2
         assert "has ended" in again.stderr
@@ -264,7 +260,7 @@ def test_a_leaking_region_is_recycled_in_time(tmp_path: Path) -> None:
 
 def test_a_run_continues_after_its_machine_crashed(tmp_path: Path) -> None:
     """Memory is gone: the counters go on from the last copy on disk, and the crash log is found."""
-    script = (Path(__file__).parent / "guest/reboot.py").read_text()
+    script = guest_program("reboot")
     nvdimm = ("--nvdimm", str(tmp_path / "nvdimm"))
     crashed = run_script(tmp_path, script, *nvdimm)
     assert crashed.code == 2

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import tomllib
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,16 +15,17 @@ from soak.config.sections import parse_config
 from soak.machine.changes import RESTORED
 from soak.machine.changes.trees import MARK_FILE
 from soak.model.vocabulary import RegionKind
-from tests.boots.harness.script import seen_in_guest, told_in_guest
+from tests.boots.harness.script import guest_program, hardware, seen_in_guest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from tests.boots.harness.shared_setups import SharedSetUps
 
 pytestmark = pytest.mark.lab
 
-SCRIPT = (Path(__file__).parent / "guest/machine.py").read_text()
+SCRIPT = guest_program("machine")
 # A bridge hides which of the functions behind it asks, so they share a group.
 HARDWARE = (
     "virtio-net-pci,addr=1c.0",
@@ -39,19 +39,21 @@ HARDWARE = (
 WITHOUT_IOMMU = """
 from soak.machine.pci import objections, pci_functions
 from soak.machine.survey import survey, text_of
-from tests.boots.harness.in_guest import tell
+from tests.boots.harness.in_guest import report
 edu = [entry.address for entry in pci_functions() if entry.device == "11e8"]
-tell("reasons", [objection.text() for objection in objections(edu[0])])
-tell("survey", text_of(survey()))
+report("reasons", [objection.text() for objection in objections(edu[0])])
+report("survey", text_of(survey()))
 """
 
 
 @pytest.fixture
 def told(request: pytest.FixtureRequest, shared: SharedSetUps) -> Mapping[str, Any]:
     """Boot a guest with more hardware, and return what was told there, by name."""
-    return shared.get(
-        request, "machine", lambda place, _: told_in_guest(place, SCRIPT, HARDWARE, 64 << 20)
-    )
+
+    def make(place: Path, _: object) -> Mapping[str, Any]:
+        return seen_in_guest(place, SCRIPT, *hardware(place, HARDWARE, 64 << 20))
+
+    return shared.get(request, "machine", make)
 
 
 def test_a_nic_in_use_is_refused(told: Mapping[str, Any]) -> None:

@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.boots.harness.script import seen_in_guest
+from tests.boots.harness.evidence import NOTHING_LEFT
+from tests.boots.harness.script import guest_program, seen_in_guest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,8 +17,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.lab(seconds=200)
 
-SCRIPT = (Path(__file__).parent / "guest/run.py").read_text()
-NOTHING: dict[str, list[str]] = {"bound": [], "files": [], "memory": [], "exporters": []}
+SCRIPT = guest_program("run")
 KNOWN_LEAK = "type1-device-dax-leak"
 
 
@@ -34,7 +33,7 @@ def test_a_run_changes_and_restores_the_machine(seen: Mapping[str, Any]) -> None
     functions = seen["ordinary"]["functions"]
     assert seen["ordinary"]["bound"] == functions
     ended = seen["killed"]
-    assert ended["left"] == NOTHING
+    assert ended["left"] == NOTHING_LEFT
     assert ended["events"].count("change.restored") >= len(functions)
     # SIGTERM ends a run in order, and what was seen so far is judged.
     assert ended["events"][-1] == "change.restored"
@@ -81,7 +80,7 @@ def test_kills_lose_no_acknowledged_line(seen: Mapping[str, Any]) -> None:
     assert killed["missing"] == []
     assert killed["in_order"]
     assert killed["gone_back"] == []
-    assert killed["left"] == NOTHING
+    assert killed["left"] == NOTHING_LEFT
 
 
 def test_killed_processes_are_no_violations(seen: Mapping[str, Any]) -> None:
@@ -102,9 +101,9 @@ def test_a_full_disk_keeps_run_and_verdict(seen: Mapping[str, Any]) -> None:
     assert "Traceback" not in full["said"]
     assert "program.crashed" not in full["said"]
     # All is given back but the ledger, which has no place to go yet.
-    assert {**full["left"], "memory": []} == NOTHING
+    assert {**full["left"], "memory": []} == NOTHING_LEFT
     assert len(full["left"]["memory"]) == 1
-    assert full["after"] == NOTHING
+    assert full["after"] == NOTHING_LEFT
     assert "was moved from memory to its run directory" in full["restore"]
     before, after = full["begun"]
     assert after >= before
@@ -115,7 +114,7 @@ def test_a_removed_device_ends_the_run(seen: Mapping[str, Any]) -> None:
     gone = seen["gone"]
     assert gone["why"] == f"{gone['device']}, which this run uses, is gone"
     assert gone["code"] in {1, 3}
-    assert gone["left"] == NOTHING
+    assert gone["left"] == NOTHING_LEFT
 
 
 def test_a_leak_waits_for_a_conclusive_probe(seen: Mapping[str, Any]) -> None:

@@ -3,21 +3,22 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.boots.harness.script import seen_in_guest
+from tests.boots.harness.evidence import NOTHING_LEFT
+from tests.boots.harness.script import guest_program, seen_in_guest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from tests.boots.harness.shared_setups import SharedSetUps
 
 pytestmark = pytest.mark.lab(seconds=80)
 
-SCRIPT = (Path(__file__).parent / "guest/saturation.py").read_text()
+SCRIPT = guest_program("saturation")
 # With 4 KiB alignment each page has a count of its own, and a pin is 1024 references.
 SMALL_PAGES = """
 [[region]]
@@ -31,7 +32,6 @@ name = "files"
 kind = "fs-dax"
 path = "the lab's"
 """
-NOTHING: dict[str, list[str]] = {"bound": [], "files": [], "memory": [], "exporters": []}
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def test_a_full_unrecyclable_region_is_not_soaked(seen: Mapping[str, Any]) -> No
     assert (alone["verdict"]["verdict"], alone["code"]) == ("unknown", 3)
     # That pins would be refused is no fault of the kernel's.
     assert alone["verdict"]["violations"] == []
-    assert alone["left"] == NOTHING
+    assert alone["left"] == NOTHING_LEFT
 
 
 def test_a_full_region_is_recycled_before_pinning(seen: Mapping[str, Any]) -> None:
@@ -83,4 +83,4 @@ def test_a_full_region_is_recycled_before_pinning(seen: Mapping[str, Any]) -> No
     assert recycled["started"] == 1
     assert unexplained(recycled["verdict"]) == []
     assert recycled["verdict"]["verdict"] == "pass", recycled["verdict"]["reasons"]
-    assert recycled["left"] == NOTHING
+    assert recycled["left"] == NOTHING_LEFT

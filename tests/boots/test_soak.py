@@ -7,8 +7,6 @@ The kernel comes out of a build tree, as that of a commit which a bisection find
 from __future__ import annotations
 
 import contextlib
-import subprocess
-import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -17,17 +15,13 @@ import pytest
 from soak.journal.writer import read_journal
 from soak.verdict import judge
 from tests.boots.harness.build_tree import build
-from tests.boots.harness.lab import (
-    ROOT,
-    STALLING,
-    LabProcess,
-    NvdimmReader,
-    alive,
-    check_lost_wakeups,
-    lab,
-    total,
-)
+from tests.boots.harness.evidence import check_lost_wakeups
+from tests.boots.harness.lab import STALLING, LabProcess, lab
+from tests.boots.harness.nvdimm import NvdimmReader
+from tests.boots.harness.scrape import total
 from tests.lab.test_build_tree import shown
+from tests.support.processes import alive
+from tests.support.program import dax_soak
 
 if TYPE_CHECKING:
     from contextlib import ExitStack
@@ -177,7 +171,7 @@ def test_until_covered_ends_a_run_early(soaked: Soaked) -> None:
 
 
 def test_strict_fails_on_the_known_issue(soaked: Soaked) -> None:
-    strict = judge(read_journal(soaked.process.run_dir / "journal.jsonl"), strict=True)
+    strict = judge(read_journal(soaked.process.directory / "journal.jsonl"), strict=True)
     assert strict.verdict == ("fail" if soaked.leaked_by_image else "pass")
 
 
@@ -238,28 +232,12 @@ def test_workers_follow_the_seed(soaked: Soaked) -> None:
     assert all(soaked.first_choices.values())
     assert soaked.first_choices.keys() >= {"mapper-0", "mapper-1", "invalidator-0"}
     count = 1 + max(row[0] for rows in soaked.first_choices.values() for row in rows)
-    printed = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "soak.cli",
-            "lab",
-            "--seed",
-            SEED,
-            "-c",
-            str(soaked.process.run_dir.with_suffix(".toml")),
-            "--print-choices",
-            str(count),
-        ],
-        check=True,
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        timeout=120,
-    ).stdout
+    configuration = str(soaked.process.directory.with_suffix(".toml"))
+    printed = dax_soak("lab", "--seed", SEED, "-c", configuration, "--print-choices", str(count))
+    assert printed.returncode == 0, printed.stderr
     told = {
         (words[0], int(words[1])): (int(_after(words, "offset")), int(_after(words, "length")))
-        for words in map(str.split, printed.splitlines())
+        for words in map(str.split, printed.stdout.splitlines())
     }
     for worker, rows in soaked.first_choices.items():
         for number, offset, length in rows:
@@ -280,7 +258,7 @@ def test_the_journal_is_numbered_and_complete(soaked: Soaked) -> None:
 
 
 def test_verdict_can_be_computed_from_the_journal(soaked: Soaked) -> None:
-    recomputed = judge(read_journal(soaked.process.run_dir / "journal.jsonl"))
+    recomputed = judge(read_journal(soaked.process.directory / "journal.jsonl"))
     written = soaked.process.verdict()
     assert recomputed.verdict == written["verdict"]
     assert [vars(entry) for entry in recomputed.violations] == written["violations"]
@@ -288,7 +266,7 @@ def test_verdict_can_be_computed_from_the_journal(soaked: Soaked) -> None:
 
 
 def test_the_run_directory_is_complete_without_scratch(soaked: Soaked) -> None:
-    left = {path.name for path in soaked.process.run_dir.iterdir()}
+    left = {path.name for path in soaked.process.directory.iterdir()}
     assert left == {
         "console.log",
         "journal.jsonl",
@@ -301,18 +279,11 @@ def test_the_run_directory_is_complete_without_scratch(soaked: Soaked) -> None:
 
 
 def test_the_report_fits_80_columns(soaked: Soaked) -> None:
-    shown = subprocess.run(
-        [sys.executable, "-m", "soak.cli", "report", str(soaked.process.run_dir)],
-        check=False,
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        timeout=120,
-    )
+    shown = dax_soak("report", str(soaked.process.directory))
     assert shown.returncode == soaked.code
     assert shown.stdout.endswith("\nverdict   PASS\n")
     for line in shown.stdout.splitlines():
-        assert len(line) < 80 or str(soaked.process.run_dir) in line
+        assert len(line) < 80 or str(soaked.process.directory) in line
     assert shown.stdout == soaked.process.stdout
 
 

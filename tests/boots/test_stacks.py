@@ -6,21 +6,21 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.boots.harness.script import told_in_guest
+from tests.boots.harness.script import guest_program, hardware, seen_in_guest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from tests.boots.harness.shared_setups import SharedSetUps
 
 pytestmark = pytest.mark.lab
 
-SCRIPT = (Path(__file__).parent / "guest/stacks.py").read_text()
+SCRIPT = guest_program("stacks")
 # It has what is built here as modules.
 KERNEL = "debian:6.1"
 HARDWARE = (
@@ -43,9 +43,11 @@ def told(request: pytest.FixtureRequest, shared: SharedSetUps) -> Mapping[str, A
     """Boot a guest with more hardware, and return what was told there, by name."""
     # It ends in the middle of a page, and its last sector is looked at all the same.
     size = (512 << 20) + 512
-    return shared.get(
-        request, "stacks", lambda place, _: told_in_guest(place, SCRIPT, HARDWARE, size, KERNEL)
-    )
+
+    def make(place: Path, _: object) -> Mapping[str, Any]:
+        return seen_in_guest(place, SCRIPT, *hardware(place, HARDWARE, size), kernel=KERNEL)
+
+    return shared.get(request, "stacks", make)
 
 
 @pytest.mark.parametrize(("kind", "name"), [("vlan", "vlan5"), ("bond", "upper"), ("bridge", "upper")])

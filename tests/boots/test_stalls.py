@@ -7,16 +7,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.boots.harness.lab import (
-    CALM,
-    COVERING,
-    FULL_LOAD,
-    QUICK_KERNEL,
-    ROOT,
-    check_stall_evidence,
-    lab,
-)
-from tests.boots.harness.script import seen_in_guest
+from tests.boots.harness.evidence import check_stall_evidence
+from tests.boots.harness.kernels import QUICK_KERNEL
+from tests.boots.harness.lab import CALM, COVERING, FULL_LOAD, lab
+from tests.boots.harness.script import guest_program, seen_in_guest
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -68,7 +62,7 @@ def test_a_correct_kernel_has_no_stalls(tmp_path: Path, filesystem: str) -> None
 @pytest.mark.long
 def test_an_inconclusive_probe_is_settled_later(tmp_path: Path) -> None:
     """A transfer that ends at once leaves nothing to wait for: no stall of that run fails it."""
-    script = (ROOT / "tests/boots/guest/probes.py").read_text()
+    script = guest_program("probes")
     seen = seen_in_guest(tmp_path, script, kernel="debian:6.1")
     tried, shown = seen["inconclusive"]
     assert set(tried) == {"inconclusive"}

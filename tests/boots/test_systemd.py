@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.boots.harness.script import seen_in_guest
+from tests.boots.harness.evidence import NOTHING_LEFT
+from tests.boots.harness.script import guest_program, seen_in_guest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,10 +17,9 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.lab(seconds=200)
 
-SCRIPT = (Path(__file__).parent / "guest/systemd.py").read_text()
+SCRIPT = guest_program("systemd")
 # systemd asks for seccomp, among others, which a kernel made for a lab need not have.
 KERNEL = "debian:6.1"
-NOTHING: dict[str, list[str]] = {"bound": [], "files": [], "memory": [], "exporters": []}
 RUNNING = {"ActiveState": "active", "SubState": "running"}
 
 
@@ -71,7 +70,7 @@ def test_stop_ends_the_run_in_order(seen: Mapping[str, Any]) -> None:
     assert stopped["soak"]["Result"] == "success"
     assert stopped["soak"]["ActiveState"] == "inactive"
     assert "run.ended" in stopped["events"]
-    assert stopped["left"] == NOTHING
+    assert stopped["left"] == NOTHING_LEFT
     assert stopped["verdict"]["verdict"] == "pass", stopped["verdict"]["reasons"]
     # Whoever scrapes still learns how it ended.
     assert stopped["exporters"] == 1

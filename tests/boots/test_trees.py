@@ -9,8 +9,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import subprocess
-import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -20,9 +18,12 @@ from soak.lab.image.root import GuestRoot
 from soak.lab.kernels.build_tree import open_build_tree
 from soak.lab.kernels.module_layer import layer_of_tree
 from tests.boots.harness.build_tree import build
-from tests.boots.harness.lab import QUICK_KERNEL, ROOT, alive, lab
+from tests.boots.harness.kernels import QUICK_KERNEL
+from tests.boots.harness.lab import lab
 from tests.lab.test_build_tree import STYLES, shown
 from tests.lab.test_cpio import parse
+from tests.support.processes import alive
+from tests.support.program import dax_soak
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -102,28 +103,10 @@ def test_a_qemu_that_cannot_start_stops_a_bisection(tmp_path: Path) -> None:
         "echo no memory left >&2\nexit 1\n"
     )
     (tools / "qemu-system-x86_64").chmod(0o755)
-    told = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "soak.cli",
-            "lab",
-            "--bisect",
-            "--listen",
-            "127.0.0.1:0",
-            "--kernel",
-            QUICK_KERNEL,
-            "--run-dir",
-            str(tmp_path / "run"),
-            "--accel",
-            "tcg",
-        ],
-        check=False,
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        timeout=300,
-        env={**os.environ, "PATH": f"{tools}:{os.environ['PATH']}"},
+    told = dax_soak(
+        *("lab", "--bisect", "--listen", "127.0.0.1:0", "--kernel", QUICK_KERNEL),
+        *("--run-dir", str(tmp_path / "run"), "--accel", "tcg"),
+        environment={**os.environ, "PATH": f"{tools}:{os.environ['PATH']}"},
     )
     assert told.returncode == 255, told.stderr
     assert re.search(r"^dax-soak: .*no memory left", told.stderr, re.MULTILINE)

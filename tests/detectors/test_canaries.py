@@ -39,8 +39,8 @@ from soak.regions import AnonymousRegion, FsDaxRegion
 from soak.regions.pages import PageSpan
 from soak.verdict import judge
 from soak.workload.pins.vfio_type1 import VFIO_TYPE1
-from tests.process.test_helper import children
 from tests.support.journal import valid_line
+from tests.support.processes import children
 from tests.support.soak import DEADLINE, make_ledger
 
 if TYPE_CHECKING:

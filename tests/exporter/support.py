@@ -11,7 +11,6 @@ import sys
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -29,14 +28,15 @@ from soak.model.vocabulary import (
     RunState,
     VerdictWord,
 )
+from tests.support.program import ROOT
+from tests.support.soak import DEADLINE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
 
     from soak.ledger.writer import BlockWriter
 
-ROOT = Path(__file__).parents[2]
-DEADLINE = 60.0
 
 RUN: dict[str, Any] = {
     "run_id": "run-1",

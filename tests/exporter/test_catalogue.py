@@ -13,7 +13,8 @@ from exporter.catalogue import METRICS, PREFIX, Metric, MetricType
 from exporter.collector import LedgerCollector
 from soak.ledger.reader import LedgerReader
 from soak.model.vocabulary import ProbeResult
-from tests.exporter.support import KNOWN_ISSUE, ROOT, make_ledger
+from tests.exporter.support import KNOWN_ISSUE, make_ledger
+from tests.support.program import ROOT
 
 if TYPE_CHECKING:
     from pathlib import Path

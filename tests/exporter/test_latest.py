@@ -10,7 +10,8 @@ import pytest
 
 from soak import run_directory
 from soak.run_directory import RunDirectory
-from tests.exporter.support import ROOT, RUN, Exporter, make_ledger, running_exporter, value
+from tests.exporter.support import RUN, Exporter, make_ledger, running_exporter, value
+from tests.support.program import ROOT
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -23,9 +23,7 @@ from soak.config.listen import parse_listen
 from soak.errors import UsageError
 from soak.ledger.reader import LedgerReader
 from tests.exporter.support import (
-    DEADLINE,
     MAP_FS_DAX,
-    ROOT,
     RUN,
     Exporter,
     command_line,
@@ -35,6 +33,8 @@ from tests.exporter.support import (
     running_exporter,
     value,
 )
+from tests.support.program import ROOT
+from tests.support.soak import DEADLINE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

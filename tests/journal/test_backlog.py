@@ -24,8 +24,8 @@ from soak.journal.reading import DAMAGED, UNFINISHED
 from soak.journal.writer import OWN_EVENTS, FileJournal, Level, read_journal
 from soak.process.helper import in_helper
 from tests.boots.harness.script import run_script
-from tests.exporter.support import ROOT
 from tests.journal import full_disk
+from tests.support.program import ROOT
 from tests.support.soak import DEADLINE
 
 if TYPE_CHECKING:

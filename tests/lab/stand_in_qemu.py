@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 from soak.lab import protocol
 from soak.ledger.schema import SUPERVISOR
 from soak.ledger.writer import Ledger
+from tests.support.program import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -55,9 +56,8 @@ def install(directory: Path) -> None:
     """Put it where a PATH that begins with the directory finds it."""
     directory.mkdir()
     program = directory / "qemu-system-x86_64"
-    root = Path(__file__).parents[2]
     program.write_text(
-        f'#!/bin/sh\nPYTHONPATH={root} exec {sys.executable} -P -m tests.lab.stand_in_qemu "$@"\n'
+        f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -P -m tests.lab.stand_in_qemu "$@"\n'
     )
     program.chmod(0o755)
 

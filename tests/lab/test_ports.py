@@ -21,7 +21,8 @@ from soak.lab.image.root import GuestRoot
 from soak.model.exit_codes import INTERRUPTED
 from soak.run_directory import RunDirectory
 from soak.supervisor.control import CONTINUE, PAUSE, STOP, Question
-from tests.boots.harness.lab import QUICK_KERNEL, ROOT, WITH_THE_TEST, end_process
+from tests.boots.harness.boot import WITH_THE_TEST, end_process
+from tests.boots.harness.kernels import QUICK_KERNEL
 from tests.lab.stand_in_qemu import (
     COMPLAIN,
     END,
@@ -36,6 +37,8 @@ from tests.lab.stand_in_qemu import (
     prepare,
 )
 from tests.support.journal import valid_line
+from tests.support.processes import alive, state
+from tests.support.program import ROOT
 from tests.support.soak import DEADLINE
 
 if TYPE_CHECKING:
@@ -131,10 +134,6 @@ class Played:
         path = self.directory / "journal.jsonl"
         lines = read_journal(path) if path.exists() else ()
         return [line for line in lines if line["event"] == name]
-
-
-def state(pid: int) -> str:
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0]
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
@@ -270,17 +269,10 @@ def test_a_killed_host_leaves_nothing_large(tmp_path: Path) -> None:
         (started,) = played.events("lab.started")
         played.signal(signal.SIGKILL)
         played.finish()
-        wait_until(lambda: not is_running(started["qemu_pid"]))
+        wait_until(lambda: not alive(started["qemu_pid"]))
         assert allocated(played.directory) < 4 << 20
         # Nobody has it any more.
         RunDirectory.take(played.directory, "").close()
-
-
-def is_running(pid: int) -> bool:
-    try:
-        return state(pid) != "Z"
-    except FileNotFoundError:
-        return False
 
 
 @pytest.mark.parametrize("ignored", [False, True], ids=["SIGHUP", "nohup"])

@@ -30,7 +30,7 @@ from soak.machine.proposal import Proposal, write_proposal
 from soak.machine.survey import Section, json_of, survey, text_of
 from soak.model.vocabulary import RegionKind
 from soak.workload.plan import make_plan
-from tests.exporter.support import ROOT
+from tests.support.program import ROOT, dax_soak
 from tests.support.soak import deterministic
 
 LINE = (
@@ -379,14 +379,7 @@ def test_a_refusal_has_every_reason_and_remedy() -> None:
 
 
 def check(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "soak.cli", "check", *arguments],
-        check=False,
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        timeout=120,
-    )
+    return dax_soak("check", *arguments)
 
 
 def test_a_configuration_is_checked_against_the_machine(tmp_path: Path) -> None:

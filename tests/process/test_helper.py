@@ -9,24 +9,17 @@ import resource
 import signal
 import sys
 import time
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from soak.abi.libc import die_with_parent
 from soak.process.helper import HelperError, in_helper
+from tests.support.processes import children, descriptors
 from tests.support.soak import DEADLINE
 
-
-def descriptors() -> set[Path]:
-    return set(Path("/proc/self/fd").iterdir())
-
-
-def children() -> set[int]:
-    """Return this process's children, those that ended and were not waited for included."""
-    found = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-    return {int(pid) for pid in found}
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @pytest.fixture(autouse=True)

@@ -13,8 +13,8 @@ from soak.cli import main
 from soak.files.printable import printable
 from soak.journal.line import encode_line
 from soak.journal.writer import FileJournal
-from tests.boots.harness.lab import ROOT
 from tests.support.journal import valid_line
+from tests.support.program import ROOT
 from tests.support.soak import DEADLINE
 
 if TYPE_CHECKING:

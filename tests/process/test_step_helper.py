@@ -12,8 +12,7 @@ import pytest
 
 from soak.process.helper import HelperError
 from soak.process.step_helper import StepHelper
-from tests.boots.harness.lab import alive
-from tests.process.test_helper import children, descriptors
+from tests.support.processes import alive, children, descriptors
 from tests.support.soak import DEADLINE
 
 if TYPE_CHECKING:

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.exporter.support import DEADLINE, ROOT
+from tests.support.program import ROOT
+from tests.support.soak import DEADLINE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from soak.workload.expectations import EXPECTATIONS
-from tests.exporter.support import ROOT
+from tests.support.program import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -16,7 +16,7 @@ from soak.lab.guest.faults import FAULTS, parse_fault
 from soak.model.known_issues import KNOWN_ISSUES
 from soak.workload.expectations import EXPECTATIONS
 from soak.workload.scenarios import SCENARIOS
-from tests.exporter.support import ROOT
+from tests.support.program import ROOT
 from tests.support.soak import DEADLINE
 
 if TYPE_CHECKING:

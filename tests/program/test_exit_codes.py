@@ -22,7 +22,7 @@ from soak.lab import command
 from soak.lab.host.boot_error import BootError
 from soak.model.exit_codes import BISECT, INTERRUPTED, PLAIN, is_bisecting
 from soak.model.vocabulary import VerdictWord
-from tests.exporter.support import ROOT
+from tests.support.program import ROOT
 from tests.support.soak import DEADLINE
 
 if TYPE_CHECKING:

@@ -29,8 +29,9 @@ from soak.model.exit_codes import PLAIN
 from soak.model.vocabulary import VerdictWord
 from soak.supervisor.resume import choose_run
 from tests.journal.test_fuzz import TEXTS, run_of
-from tests.lab.test_ports import BOOTED, ENDED, Played, is_running, journal
+from tests.lab.test_ports import BOOTED, ENDED, Played, journal
 from tests.support.fuzz import damaged_bytes, fuzz, many_inputs
+from tests.support.processes import alive
 from tests.support.soak import make_ledger
 
 if TYPE_CHECKING:
@@ -232,7 +233,7 @@ def test_signals_change_no_verdict(tmp_path: Path, count: int) -> None:
             assert code in {0, 3, 130} or (code < 0 and not begun), (number, code, said)
             assert "Traceback" not in said or not begun, (number, said)
             for event in played.events("lab.started"):
-                assert not is_running(event["qemu_pid"]), number
+                assert not alive(event["qemu_pid"]), number
 
 
 def disturb(draw: random.Random, played: Played) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.exporter.support import ROOT
+from tests.support.program import ROOT
 from tests.support.soak import DEADLINE
 
 SECRET = "a-local-variable"  # noqa: S105 - it is none

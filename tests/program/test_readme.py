@@ -15,7 +15,7 @@ from soak.lab.kernels.store import KERNEL_NAMES
 from soak.model.exit_codes import BISECT, INTERRUPTED, PLAIN
 from soak.model.vocabulary import DetectorName, VerdictWord, Violation
 from soak.report.reference import with_tables
-from tests.exporter.support import ROOT
+from tests.support.program import ROOT
 
 PAGES = {
     str(path.relative_to(ROOT)): path.read_text()

@@ -22,7 +22,8 @@ import pytest
 
 from soak.model.exit_codes import PLAIN
 from soak.model.vocabulary import VerdictWord
-from tests.exporter.support import DEADLINE, make_ledger
+from tests.exporter.support import make_ledger
+from tests.support.soak import DEADLINE
 
 if TYPE_CHECKING:
     from collections.abc import Callable

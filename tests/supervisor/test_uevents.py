@@ -6,18 +6,17 @@ from __future__ import annotations
 import os
 import resource
 import signal
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from soak.journal.writer import FileJournal, read_journal
 from soak.process.helper import in_helper
 from soak.supervisor.hooks.uevents import UeventWatch
 from tests.exporter.support import eventually
+from tests.support.processes import children
 from tests.support.soak import DEADLINE
 
-
-def children() -> set[int]:
-    found = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-    return {int(pid) for pid in found}
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def told(path: Path) -> list[str]:

@@ -22,7 +22,7 @@ from soak.regions import open_regions
 from soak.supervisor.assembly import Setting, run_soak
 from soak.supervisor.workers import RunWorkers
 from soak.workload.plan import make_plan
-from tests.boots.harness.in_guest import step, tell
+from tests.boots.harness.in_guest import report, step
 
 if TYPE_CHECKING:
     from soak.detectors.leaks.measure import Held, Measurement
@@ -85,7 +85,7 @@ def main() -> None:
     with FileJournal(HOME / "journal", on_line=heard) as journal:
         setting = Setting("blind", ledger, journal, HOME, (), nullcontext(), in_lab=False)
         run_soak(plan, regions, RunWorkers(plan, regions, ledger), setting)
-    tell("journal", list(read_journal(HOME / "journal")))
+    report("journal", list(read_journal(HOME / "journal")))
 
 
 main()

@@ -27,7 +27,7 @@ from soak.errors import UsageError
 from soak.machine.changes import Demand, MachineChanges, Settled, raise_limits, restore_only
 from soak.machine.changes.modules import MODULES
 from soak.process.helper import HelperError, in_helper
-from tests.boots.harness.in_guest import play, step, tell
+from tests.boots.harness.in_guest import play, report, step
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -302,12 +302,12 @@ def main() -> None:
         # What the lab has loaded: here the soak is to find a machine without it.
         with contextlib.suppress(OSError):
             delete_module(module)
-    tell("before", snapshot())
+    report("before", snapshot())
     scenes = (ordinary, killed, in_use, freeze_that_hangs, addresses, taken_by_somebody)
     play({scene.__name__: scene for scene in scenes})
     # Containers take root's right to this away; here it is there.
-    tell("limits", in_helper(raise_limits, SECONDS))
-    tell("most_files", int(Path("/proc/sys/fs/nr_open").read_text()))
+    report("limits", in_helper(raise_limits, SECONDS))
+    report("most_files", int(Path("/proc/sys/fs/nr_open").read_text()))
 
 
 if __name__ == "__main__":

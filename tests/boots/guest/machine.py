@@ -26,7 +26,7 @@ from soak.machine.survey import json_of, survey, text_of
 from soak.model.vocabulary import RegionKind
 from soak.regions import DeviceDaxRegion, examine_region, open_regions
 from soak.workload.plan import make_plan
-from tests.boots.harness.in_guest import elsewhere, run_tool, tell, told
+from tests.boots.harness.in_guest import elsewhere, objections_to, report, run_tool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -94,27 +94,27 @@ def network() -> None:
     from pyroute2 import IPRoute  # noqa: PLC0415 - takes seconds in a guest
 
     function = next(entry for entry in pci_functions() if entry.links)
-    tell("nic.idle", told(function.address))
+    report("nic.idle", objections_to(function.address))
     with IPRoute() as route:
         index = route.link_lookup(ifname=function.links[0])[0]
         route.link("set", index=index, state="up")
         route.addr("add", index=index, address="192.0.2.1", prefixlen=24)
         route.route("add", dst="198.51.100.0/24", oif=index)
-        tell("nic.used", told(function.address))
+        report("nic.used", objections_to(function.address))
         route.flush_addr(index=index)
         route.link("set", index=index, state="down")
-    tell("nic.down", told(function.address))
+    report("nic.down", objections_to(function.address))
 
 
 def disk() -> None:
     function = next(entry for entry in pci_functions() if entry.disks)
     path = f"/dev/{function.disks[0]}"
-    tell("disk.idle", told(function.address))
+    report("disk.idle", objections_to(function.address))
     with opened(path, "open") as pid:
-        tell("disk.open", [pid, told(function.address)])
+        report("disk.open", [pid, objections_to(function.address)])
     run_tool("mkfs.ext4", "-q", path)
     mount(path, DISK_MOUNT, "ext4", "")
-    tell("disk.mounted", told(function.address))
+    report("disk.mounted", objections_to(function.address))
     unmount(DISK_MOUNT)
 
     def mount_apart() -> None:
@@ -122,15 +122,15 @@ def disk() -> None:
         mount(path, DISK_MOUNT, "ext4", "")
 
     with elsewhere(mount_apart):
-        tell("disk.mounted-elsewhere", told(function.address))
+        report("disk.mounted-elsewhere", objections_to(function.address))
     sectors = int(Path(f"/sys/class/block/{function.disks[0]}/size").read_text())
     table = f"0 {sectors} linear {path} 0"
     run_tool("dmsetup", "create", "top", "--noudevsync", "--table", table)
     mount("/dev/dm-0", DISK_MOUNT, "ext4", "")
-    tell("disk.stacked", told(function.address))
+    report("disk.stacked", objections_to(function.address))
     unmount(DISK_MOUNT)
     run_tool("dmsetup", "remove", "--noudevsync", "top")
-    tell("disk.free", told(function.address))
+    report("disk.free", objections_to(function.address))
 
 
 def groups() -> None:
@@ -143,20 +143,20 @@ def groups() -> None:
             behind.setdefault(buses[parent].address, []).append(entry.address)
     (alone,) = next(entry for entry in behind.values() if len(entry) == 1)
     one, other = next(entry for entry in behind.values() if len(entry) == 2)
-    tell("group.bridge", told(bridges[0].address))
-    tell("group.host-bridge", told("0000:00:00.0"))
-    tell("group.nowhere", [told("0000:ff:1f.7"), told("nonsense")])
-    tell("group.alone", told(alone))
-    tell("group.shared", [other, told(one)])
+    report("group.bridge", objections_to(bridges[0].address))
+    report("group.host-bridge", objections_to("0000:00:00.0"))
+    report("group.nowhere", [objections_to("0000:ff:1f.7"), objections_to("nonsense")])
+    report("group.alone", objections_to(alone))
+    report("group.shared", [other, objections_to(one)])
     bind(other)
-    tell("group.both", told(one))
+    report("group.both", objections_to(one))
     with Container(other):
-        tell("group.both-used", told(one))
+        report("group.both-used", objections_to(one))
     bind(alone)
-    tell("vfio.free", told(alone))
+    report("vfio.free", objections_to(alone))
     with Container(alone):
-        tell("vfio.used", told(alone))
-    tell("vfio.free-again", told(alone))
+        report("vfio.used", objections_to(alone))
+    report("vfio.free-again", objections_to(alone))
 
 
 def directory() -> None:
@@ -169,25 +169,25 @@ def directory() -> None:
 
         place.mkdir()
         (place / "precious").write_text("somebody's")
-        tell("foreign.data", refusal(lambda: open_files(section)))
-        tell("foreign.kept", (place / "precious").read_text())
+        report("foreign.data", refusal(lambda: open_files(section)))
+        report("foreign.kept", (place / "precious").read_text())
         (place / "precious").unlink()
         place.rmdir()
         place.symlink_to(DAX / "nowhere")
-        tell("foreign.link", refusal(lambda: open_files(section)))
+        report("foreign.link", refusal(lambda: open_files(section)))
         place.unlink()
         twin = RegionSection("twin", RegionKind.FS_DAX, str(DAX), 16 << 20)
-        tell("twins", refusal(lambda: open_files(section, twin)))
-        tell("twins.left", listed(DAX))
+        report("twins", refusal(lambda: open_files(section, twin)))
+        report("twins.left", listed(DAX))
         open_files(section)
-        tell("directory.files", listed(place))
+        report("directory.files", listed(place))
         changes.leave_directory(place)
         changes.restore()
-        tell("directory.left", listed(place))
+        report("directory.left", listed(place))
     # As the next soak does, and 'dax-soak restore'.
     with MachineChanges.open(STATE, "run-2") as changes:
-        tell("directory.settled", [settled.event for settled in changes.recover()])
-    tell("directory.gone", listed(DAX))
+        report("directory.settled", [settled.event for settled in changes.recover()])
+    report("directory.gone", listed(DAX))
 
 
 def listed(path: Path) -> list[str]:
@@ -199,7 +199,7 @@ def refused_program() -> None:
     try:
         load_program(bytes((0xBF, 0x50, 0, 0, 0, 0, 0, 0, 0x95, 0, 0, 0, 0, 0, 0, 0)))
     except OSError as error:
-        tell("bpf.refused", str(error))
+        report("bpf.refused", str(error))
 
 
 def file_systems() -> None:
@@ -207,16 +207,16 @@ def file_systems() -> None:
         return refusal(lambda: examine_region(RegionSection("files", RegionKind.FS_DAX, path, 16 << 20)))
 
     (found,) = file_system_findings()
-    tell("fs.dax", [found.state, found.says, examine(str(DAX))])
-    tell("fs.tmpfs", examine("/tmp"))  # noqa: S108 - the guest's own
-    tell("fs.missing", examine("/no/such/place"))
+    report("fs.dax", [found.state, found.says, examine(str(DAX))])
+    report("fs.tmpfs", examine("/tmp"))  # noqa: S108 - the guest's own
+    report("fs.missing", examine("/no/such/place"))
     source = f"/dev/{found.facts['disk']}"
     unmount(DAX)
     (found,) = file_system_findings()
-    tell("fs.unmounted", [found.state, found.says])
+    report("fs.unmounted", [found.state, found.says])
     mount(source, DAX, "ext4", "dax=never")
     (found,) = file_system_findings()
-    tell("fs.never", [found.state, found.says, found.remedy, examine(str(DAX))])
+    report("fs.never", [found.state, found.says, found.remedy, examine(str(DAX))])
     unmount(DAX)
     mount(source, DAX, "ext4", "dax=always")
 
@@ -229,19 +229,19 @@ def device_dax() -> None:
         return refusal(lambda: DeviceDaxRegion.find(section))
 
     (found,) = device_findings()
-    tell("dax.free", [found.state, found.says, examine()])
+    report("dax.free", [found.state, found.says, examine()])
     for how in ("open", "map"):
         with opened(path, how) as pid:
             (found,) = device_findings()
-            tell(f"dax.{how}", [pid, found.state, found.says, examine()])
-    tell("dax.no-device", refusal(lambda: examine_region(replaced(section, "/dev/null"))))
-    tell("dax.nowhere", refusal(lambda: examine_region(replaced(section, "/dev/dax9.9"))))
+            report(f"dax.{how}", [pid, found.state, found.says, examine()])
+    report("dax.no-device", refusal(lambda: examine_region(replaced(section, "/dev/null"))))
+    report("dax.nowhere", refusal(lambda: examine_region(replaced(section, "/dev/dax9.9"))))
     (DAX_DRIVERS / "device_dax/unbind").write_text("dax0.0")
-    tell("dax.unbound", examine())
+    report("dax.unbound", examine())
     (DAX_DRIVERS / "device_dax/remove_id").write_text("dax0.0")
     (DAX_DRIVERS / "kmem/new_id").write_text("dax0.0")
     (found,) = device_findings()
-    tell("dax.ram", [found.facts["driver"], found.state, found.says, found.remedy, examine()])
+    report("dax.ram", [found.facts["driver"], found.state, found.says, found.remedy, examine()])
 
 
 def replaced(section: RegionSection, path: str) -> RegionSection:
@@ -253,20 +253,20 @@ def proposal() -> None:
         if function.address.startswith("0000:00:"):
             bind(function.address)
     sections = survey()
-    tell("survey", json.loads(json_of(sections)))
-    tell("text", text_of(sections))
+    report("survey", json.loads(json_of(sections)))
+    report("text", text_of(sections))
     path = Path("/run/proposal.toml")
     write_proposal(Proposal.of(sections), path)
-    tell("proposal", path.read_text())
-    tell("proposal.again", refusal(lambda: write_proposal(Proposal.of(sections), path)))
-    tell("proposal.fits", check_against(path, make_plan, as_json=False))
+    report("proposal", path.read_text())
+    report("proposal.again", refusal(lambda: write_proposal(Proposal.of(sections), path)))
+    report("proposal.fits", check_against(path, make_plan, as_json=False))
     with opened("/dev/dax0.0", "map"):
-        tell("proposal.in-use", check_against(path, make_plan, as_json=False))
+        report("proposal.in-use", check_against(path, make_plan, as_json=False))
 
 
 PARTS = (network, disk, groups, directory, file_systems, refused_program, proposal, device_dax)
 for part in PARTS:
     began = time.monotonic()
     part()
-    tell(f"seconds.{part.__name__}", time.monotonic() - began)
-tell("end", value=True)
+    report(f"seconds.{part.__name__}", time.monotonic() - began)
+report("end", value=True)

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from soak.lab.guest.disks import make_disks
-from tests.boots.harness.in_guest import COVERING, Run, configure, listen_on_loopback, metrics, tell
+from tests.boots.harness.guest_run import COVERING, Run, configure, listen_on_loopback, metrics
+from tests.boots.harness.in_guest import report
 
 CONFIG: Final = Path("/run/soak.toml")
 SLOW: Final = Path("/run/slow")
@@ -51,17 +52,17 @@ def main() -> None:
     run = Run(CONFIG)
     run.soaks()
     run.until("a stall, and another try", lambda: len(results(run)) > 1 and undecided(run))
-    tell("inconclusive", [results(run), exported()])
+    report("inconclusive", [results(run), exported()])
     # From now on it is as slow as it should be.
     replacement = SLOW.with_name("slower")
     replacement.symlink_to(slow)
     replacement.rename(SLOW)
     run.until("a result", lambda: results(run)[-1] != "inconclusive")
     run.until("its metric", lambda: not exported()["probe_inconclusive"])
-    tell("settled", [results(run)[-1], exported()])
-    tell("code", run.end(signal.SIGTERM))
-    tell("found", violations(run))
-    tell("verdict", run.verdict)
+    report("settled", [results(run)[-1], exported()])
+    report("code", run.end(signal.SIGTERM))
+    report("found", violations(run))
+    report("verdict", run.verdict())
 
 
 def undecided(run: Run) -> bool:

@@ -16,17 +16,8 @@ from typing import Final
 
 from soak.abi.libc import LIBC, checked
 from soak.ledger.reader import LedgerReader
-from tests.boots.harness.in_guest import (
-    DEADLINE,
-    STATE,
-    Newest,
-    Run,
-    bound,
-    configure,
-    left,
-    listen_on_loopback,
-    tell,
-)
+from tests.boots.harness.guest_run import STATE, Newest, Run, configure, left, listen_on_loopback
+from tests.boots.harness.in_guest import DEADLINE, bound, report
 
 KEPT: Final = Path("/mnt/dax/machine")
 CONFIG: Final = KEPT / "soak.toml"
@@ -58,7 +49,7 @@ def first_boot() -> None:
         begun = sum(block.get("begun") for block in reader.blocks("worker"))
     leaks = [event for event in run.events("violation.found") if event["kind"] == "leak"]
     seen = {"begun": begun, "leaked": sum(event["count"] for event in leaks), "now": counters(run)}
-    tell("first boot", seen)
+    report("first boot", seen)
     os.sync()
     time.sleep(0.5)
     Path("/proc/sysrq-trigger").write_text("c")
@@ -69,8 +60,8 @@ def second_boot() -> None:
     run.until("that it goes on", lambda: len(run.events("workers.started")) > 1)
     resumed = counters(run)
     code = run.process.wait(DEADLINE)
-    lines = run.journal
-    tell(
+    lines = run.events()
+    report(
         "second boot",
         {
             "resumed": resumed,
@@ -80,7 +71,7 @@ def second_boot() -> None:
             "events": [line["event"] for line in lines],
             "crash": [line for line in lines if line.get("kind") == "lost-machine"],
             "soaked": [line["soaked_seconds"] for line in run.events("run.resumed")],
-            "verdict": run.verdict,
+            "verdict": run.verdict(),
             "bound": bound(),
             "left": left()["files"],
         },

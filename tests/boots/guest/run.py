@@ -15,21 +15,17 @@ from pathlib import Path
 from typing import Any, Final
 
 from soak.abi.libc import LIBC, checked
-from tests.boots.harness.in_guest import (
+from tests.boots.harness.guest_run import (
     COVERING,
-    DEADLINE,
     Run,
-    bound,
     command,
     configure,
     exporters,
-    functions,
     left,
     listen_on_loopback,
     metrics,
-    play,
-    step,
 )
+from tests.boots.harness.in_guest import DEADLINE, bound, functions, play, step
 
 CONFIG: Final = Path("/run/soak.toml")
 PCI: Final = Path("/sys/bus/pci")
@@ -52,10 +48,10 @@ def ordinary() -> dict[str, Any]:
     seen: dict[str, Any] = {"functions": functions(), "bound": bound()}
     seen["served"] = "dax_soak_run_active 1.0" in metrics()
     seen["pause"] = command("pause", "latest").stdout
-    rested = run.begun()
-    seen["rests"] = run.begun() == rested
+    rested = run.operations()
+    seen["rests"] = run.operations() == rested
     seen["continue"] = command("continue", "latest").stdout
-    run.until("it goes on", lambda: run.begun() > rested)
+    run.until("it goes on", lambda: run.operations() > rested)
     second = command("run", "-c", str(CONFIG))
     seen["second"] = [second.returncode, second.stderr]
     scores = {
@@ -91,7 +87,7 @@ def killed() -> dict[str, Any]:
     def look(when: str) -> None:
         """Note where fewer operations have begun than had before."""
         nonlocal begun
-        before, begun = begun, run.begun()
+        before, begun = begun, run.operations()
         if begun < before:
             there = "" if run.ledger() else ", and there is no ledger"
             gone_back.append(f"{before} before, {begun} {when}{there}")
@@ -101,7 +97,7 @@ def killed() -> dict[str, Any]:
         time.sleep(choose.uniform(0.0, 0.3))
         look(f"before kill {number}")
         if number % SUPERVISOR_EVERY == 0:
-            acknowledged |= {line["seq"] for line in run.journal}
+            acknowledged |= {line["seq"] for line in run.events()}
             run.process.kill()
             run.process.wait(DEADLINE)
             kills["supervisor"] += 1
@@ -123,9 +119,9 @@ def killed() -> dict[str, Any]:
             look(f"when {name} was killed, {number}")
         look(f"after kill {number}")
     # Left alone for a while, it goes on as ever: all is covered, and each detector sees its canary.
-    run.until("all that a pass needs", lambda: not run.unmet())
+    run.until("all that a pass needs", lambda: not run.uncovered())
     code = run.end(signal.SIGTERM)
-    lines = run.journal
+    lines = run.events()
     numbers = [line["seq"] for line in lines]
     return {
         "tried": KILLS,
@@ -137,7 +133,7 @@ def killed() -> dict[str, Any]:
         "missing": sorted(acknowledged - set(numbers)),
         "in_order": numbers == list(range(1, len(numbers) + 1)),
         "left": left(),
-        "verdict": run.verdict,
+        "verdict": run.verdict(),
         "ledger": (run.directory / "ledger").is_symlink(),
         "events": [line["event"] for line in lines],
         "unexplained": [
@@ -191,7 +187,7 @@ def device_gone() -> dict[str, Any]:
         "left": left(),
         "probes": leak_probes(run),
         "leaks": [[event["known_issue"], event["undecided"]] for event in leaks],
-        "violations": run.verdict["violations"],
+        "violations": run.verdict()["violations"],
     }
     (Path("/sys/bus/dax/drivers/device_dax") / "bind").write_text(device.name)
     return seen
@@ -211,13 +207,13 @@ def full_disk() -> dict[str, Any]:
     samples = run.samples()
     # Samples are what fills the last block, and the ledger is copied with each.
     run.until("samples on a full disk", lambda: run.samples() > samples + 1)
-    begun = run.begun()
-    run.until("operations on a full disk", lambda: run.begun() > begun)
+    begun = run.operations()
+    run.until("operations on a full disk", lambda: run.operations() > begun)
     seen: dict[str, Any] = {"code": run.end(signal.SIGTERM), "said": run.said, "left": left()}
-    seen["verdict"] = run.verdict
+    seen["verdict"] = run.verdict()
     filler.unlink()
     seen["restore"] = command("restore").stdout
-    seen["begun"] = [begun, run.begun()]
+    seen["begun"] = [begun, run.operations()]
     seen["after"] = left()
     seen["report"] = command("report", str(run.directory)).stdout
     return seen

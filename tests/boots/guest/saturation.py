@@ -16,18 +16,8 @@ from typing import Any, Final
 
 from soak.abi.mmap import MAP_FIXED, MAP_SHARED, PROT_READ, PROT_WRITE, Mapping
 from soak.abi.vfio import VFIO_DMA_MAP_FLAG_READ, VFIO_DMA_MAP_FLAG_WRITE, Container
-from tests.boots.harness.in_guest import (
-    COVERING,
-    Newest,
-    Run,
-    bound,
-    configure,
-    functions,
-    left,
-    listen_on_loopback,
-    play,
-    run_tool,
-)
+from tests.boots.harness.guest_run import COVERING, Newest, Run, configure, left, listen_on_loopback
+from tests.boots.harness.in_guest import bound, functions, play, run_tool
 
 CONFIG: Final = Path("/run/soak.toml")
 DEVICE: Final = Path("/dev/dax0.0")
@@ -109,7 +99,7 @@ def soaked(*, recyclable: bool) -> dict[str, Any]:
     before = Newest().directory
     run = Run(CONFIG)
     run.until("a run directory", lambda: run.directory != before)
-    run.until("what becomes of it", lambda: bool(run.events("limit.reached")) or not run.unmet())
+    run.until("what becomes of it", lambda: bool(run.events("limit.reached")) or not run.uncovered())
     # A run that ends by itself has done so, or is about to.
     code = run.process.wait(DEADLINE) if run.events("limit.reached") else run.end(signal.SIGTERM)
     (ended,) = run.events("run.ended")
@@ -119,7 +109,7 @@ def soaked(*, recyclable: bool) -> dict[str, Any]:
         "limits": [event["summary"] for event in run.events("limit.reached")],
         "recycled": run.events("region.recycled"),
         "started": len(run.events("workers.started")),
-        "verdict": run.verdict,
+        "verdict": run.verdict(),
         "left": left(),
         "bound": bound(),
     }

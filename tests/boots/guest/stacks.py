@@ -19,7 +19,7 @@ from pyroute2 import IPRoute
 from soak.abi.libc import LIBC, checked
 from soak.machine.fitness import disk_objections
 from soak.machine.pci import PciFunction, pci_functions
-from tests.boots.harness.in_guest import elsewhere, run_tool, tell, told
+from tests.boots.harness.in_guest import elsewhere, objections_to, report, run_tool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -64,9 +64,9 @@ def network() -> None:
         run_tool("modprobe", "8021q")
         route.link("set", index=index, state="up")
         route.link("add", ifname="vlan5", kind="vlan", link=index, vlan_id=5)
-        tell("vlan.idle", told(nic.address))
+        report("vlan.idle", objections_to(nic.address))
         with carrying(route, "vlan5"):
-            tell("vlan.used", told(nic.address))
+            report("vlan.used", objections_to(nic.address))
         route.link("del", index=route.link_lookup(ifname="vlan5")[0])
         route.link("set", index=index, state="down")
         run_tool("modprobe", "bonding", "max_bonds=0")
@@ -75,15 +75,15 @@ def network() -> None:
             route.link("add", ifname="upper", kind=kind)
             (upper,) = route.link_lookup(ifname="upper")
             route.link("set", index=index, master=upper)
-            tell(f"{kind}.idle", told(nic.address))
+            report(f"{kind}.idle", objections_to(nic.address))
             with carrying(route, "upper"):
-                tell(f"{kind}.used", told(nic.address))
+                report(f"{kind}.used", objections_to(nic.address))
             route.link("set", index=index, master=0)
             route.link("del", index=upper)
-        tell("nic.free", told(nic.address))
+        report("nic.free", objections_to(nic.address))
         with elsewhere(lambda: checked(LIBC.unshare(NEW_NETWORK), "unshare")) as pid:
             route.link("set", index=index, net_ns_pid=pid)
-            tell("namespace", told(nic.address))
+            report("namespace", objections_to(nic.address))
 
 
 def shared_namespace() -> None:
@@ -91,27 +91,27 @@ def shared_namespace() -> None:
     run_tool("modprobe", "nvme")
     until("disks", lambda: len(controllers()) == 2)
     one, other = controllers()
-    tell("paths.disks", [one.disks, other.disks])
-    tell("paths.idle", told(one.address))
+    report("paths.disks", [one.disks, other.disks])
+    report("paths.idle", objections_to(one.address))
     path = f"/dev/{one.disks[0]}"
-    tell("contents.blank", contents(path))
+    report("contents.blank", contents(path))
     run_tool("mkfs.xfs", "-q", path)
-    tell("contents.xfs", contents(path))
+    report("contents.xfs", contents(path))
     MOUNT.mkdir()
     checked(LIBC.mount(path.encode(), bytes(MOUNT), b"xfs", 0, None), "mount")
-    tell("paths.mounted", [told(one.address), told(other.address)])
+    report("paths.mounted", [objections_to(one.address), objections_to(other.address)])
     checked(LIBC.umount2(bytes(MOUNT), 0), "umount")
     make_swap(path)
-    tell("contents.swap", contents(path))
+    report("contents.swap", contents(path))
     checked(LIBC.swapon(path.encode(), 0), "swapon")
-    tell("paths.swap", [told(one.address), told(other.address)])
+    report("paths.swap", [objections_to(one.address), objections_to(other.address)])
     checked(LIBC.swapoff(path.encode()), "swapoff")
     # A label at the end alone, as of md and of the copy of a partition table.
     end = int(Path(f"/sys/class/block/{one.disks[0]}/size").read_text()) * 512
     write(path, 0, bytes(1 << 20))
-    tell("contents.erased", contents(path))
+    report("contents.erased", contents(path))
     write(path, end - 512, b"label".ljust(512))
-    tell("contents.end", contents(path))
+    report("contents.end", contents(path))
 
 
 def controllers() -> list[PciFunction]:
@@ -142,14 +142,14 @@ def virtual_functions() -> None:
         entry for entry in pci_functions() if (PCI / entry.address / "sriov_totalvfs").exists()
     )
     place = PCI / function.address
-    tell("sriov.idle", told(function.address))
+    report("sriov.idle", objections_to(function.address))
     (place / "sriov_drivers_autoprobe").write_text("0")
     (place / "sriov_numvfs").write_text("1")
-    tell("sriov.used", told(function.address))
+    report("sriov.used", objections_to(function.address))
     virtual = (place / "virtfn0").resolve().name
-    tell("sriov.virtual", told(virtual))
+    report("sriov.virtual", objections_to(virtual))
 
 
 for part in (network, shared_namespace, virtual_functions):
     part()
-tell("end", value=True)
+report("end", value=True)

@@ -17,19 +17,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from soak.abi.libc import LIBC, checked
-from tests.boots.harness.in_guest import (
-    DEADLINE,
+from tests.boots.harness.guest_run import (
     PROGRAM,
     Newest,
-    bound,
     configure,
     exporters,
     left,
     listen_on_loopback,
     metrics,
-    play,
-    step,
 )
+from tests.boots.harness.in_guest import DEADLINE, bound, play, step
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -212,7 +209,7 @@ def supervisor_stands_still(manager: Manager, run: Service) -> dict[str, Any]:
 
 
 def stopped(manager: Manager, run: Service) -> dict[str, Any]:
-    run.until("all that a pass needs", lambda: not run.unmet())
+    run.until("all that a pass needs", lambda: not run.uncovered())
     fed = manager.show(SOAK, "WatchdogTimestampMonotonic")
     run.told("food", lambda: manager.show(SOAK, "WatchdogTimestampMonotonic") != fed)
     manager.must("systemctl", "stop", SOAK)
@@ -221,8 +218,8 @@ def stopped(manager: Manager, run: Service) -> dict[str, Any]:
     manager.must("systemctl", "stop", EXPORTER)
     return {
         "soak": manager.show(SOAK, "ActiveState", "Result", "ExecMainStatus"),
-        "events": [event["event"] for event in run.journal][-20:],
-        "verdict": run.verdict,
+        "events": [event["event"] for event in run.events()][-20:],
+        "verdict": run.verdict(),
         "over": "dax_soak_run_active 0.0" in said,
         "exporters": len(serving),
         "left": left(),

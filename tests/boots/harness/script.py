@@ -1,149 +1,122 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Running scripts in a guest of the lab, in place of a soak: what is tried on a real kernel."""
+"""Running a program in a guest of the lab, in place of a soak: what is tried on a real kernel."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import textwrap
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Self
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from soak.lab.host.console import EVIDENCE_LINES, console_tail
-from tests.boots.harness.lab import QUICK_KERNEL, ROOT, WITH_THE_TEST, end_process, shown
+from tests.boots.harness.boot import Boot, announce
+from tests.boots.harness.kernels import QUICK_KERNEL
 from tests.boots.harness.progress_lines import keep, say
-from tests.support.patience import LateError, Patience, Signs
+from tests.support.patience import Patience, Signs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
-    from pathlib import Path
 
-# A guest that moves is waited for: this ends a script that would go on for ever.
-_MOST_SECONDS = 1800
-# As which a script tells what it does next.
-_STEP = "step"
+_PROGRAMS: Final = Path(__file__).parents[1] / "guest"
+# What a program in the guest may import beside the soak itself, from the source's root.
+_MODULES: Final = (
+    "tests/boots/harness/in_guest.py",
+    "tests/boots/harness/guest_run.py",
+    "tests/boots/harness/run_view.py",
+    "tests/boots/harness/journal_tail.py",
+    "tests/support/patience.py",
+)
+# A guest that moves is waited for: this ends a program that would go on for ever.
+_MOST_SECONDS: Final = 1800
+# The name under which a program reports what it does next.
+_STEP: Final = "step"
 
 
-@dataclass
-class GuestScript:
-    """A script that was run in a guest, in place of a soak: what it told, printed, and ended with."""
+class GuestScript(Boot):
+    """A program that runs in a guest, in place of a soak; `facts` are what it reported, by name."""
 
-    place: Path
-    code: int = -1
-    facts: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def stdout(self) -> str:
-        return (self.place / "script.out").read_text()
-
-    @property
-    def stderr(self) -> str:
-        """What the lab said, with the end of the guest's console where the script failed."""
-        return (self.place / "script.err").read_text()
+    def __init__(self, place: Path) -> None:
+        super().__init__(place / "script-run")
+        self._place = place
+        self._shown = 0
+        self.code = -1
+        self.facts: dict[str, Any] = {}
 
     def run(self, script: str, *arguments: str, kernel: str) -> Self:
-        """Boot the lab, run the script as root there, and wait for it as long as something moves.
+        """Boot the lab, run the program as root there, and wait for it as long as something moves.
 
-        It has a namespace of device DAX, a DAX file system at /mnt/dax and unbound edu functions, and
-        may import `tests.boots.harness.in_guest`, with whose `tell` it tells facts.
+        It has a namespace of device DAX, a DAX file system at /mnt/dax and unbound edu functions.
+        `tests.boots.harness.in_guest.report` sends facts out.
 
         Raises:
             LateError: nothing moved any more.
         """
-        file = self.place / "script.py"
+        file = self._place / "script.py"
         file.write_text(textwrap.dedent(script))
-        command = [
-            sys.executable,
-            "-m",
-            "soak.cli",
-            "lab",
-            "--kernel",
-            kernel,
-            "--script",
-            str(file),
-            "tests/boots/harness/in_guest.py",
-            "tests/support/patience.py",
-            "tests/boots/harness/journal_tail.py",
-            "--run-dir",
-            str(self.place / "script-run"),
-            "--duration",
-            f"{_MOST_SECONDS}s",
-            *arguments,
-        ]
-        keep(self.place)
-        say(f"a script in a guest with {kernel} {shown(arguments)}")
-        self._shown = 0
-        out, err = self.place / "script.out", self.place / "script.err"
-        with out.open("wb") as out_file, err.open("wb") as err_file:
-            process = subprocess.Popen(
-                [*WITH_THE_TEST, *command], stdout=out_file, stderr=err_file, cwd=ROOT
-            )
+        keep(self._place)
+        announce(f"a script in a guest with {kernel}", arguments)
+        words = ("--kernel", kernel, "--script", str(file), *_MODULES)
+        limits = ("--run-dir", str(self._directory), "--duration", f"{_MOST_SECONDS}s")
+        self._boot(*words, *limits, *arguments)
         try:
-            Patience(self._signs).wait_until("the script's end", lambda: process.poll() is not None)
-        except LateError as error:
-            raise LateError(
-                f"{error}; its last step was {self._step()!r}\n{self.stderr}{self._console()}"
-            ) from None
+            self._wait_with(Patience(self._signs), "the script's end", self._ended)
         finally:
-            end_process(process)
-        self.code = process.returncode
-        self.facts = dict(self._told())
+            self.close()
+        self.code = self.process.returncode
+        self.facts = dict(self._reported())
         return self
 
-    def _told(self) -> Iterator[list[Any]]:
+    def _reported(self) -> Iterator[list[Any]]:
         for line in self.stdout.splitlines():
             if line.startswith("["):
                 yield json.loads(line)
 
     def _step(self) -> str:
-        steps = [value for name, value in self._told() if name == _STEP]
+        steps = [value for name, value in self._reported() if name == _STEP]
         for step in steps[self._shown :]:
             say(f"in the guest: {step}")
         self._shown = len(steps)
         return str(steps[-1]) if steps else "its boot"
 
-    def _console(self) -> str:
-        """Return the end of the console of a guest that still runs."""
-        if not self._console_file.exists():
-            return ""
-        shown = "\n".join(console_tail(self._console_file, EVIDENCE_LINES))
-        return f"The guest's console ends:\n{shown}\n"
-
-    @property
-    def _console_file(self) -> Path:
-        return self.place / "script-run/console.log"
+    def _evidence(self) -> str:
+        """Return the last step, and the end of the console of a guest that still runs."""
+        text = f"Its last step was {self._step()!r}.\n{self.stderr}"
+        if self.console.exists():
+            shown = "\n".join(console_tail(self.console, EVIDENCE_LINES))
+            text += f"The guest's console ends:\n{shown}\n"
+        return text
 
     def _signs(self) -> Signs:
         self._step()
-        console = self._console_file
-        return Signs(0, (len(self.stdout), console.stat().st_size if console.exists() else 0))
+        return Signs(0, self._sizes())
+
+
+def guest_program(name: str) -> str:
+    """Return the text of a program of `tests/boots/guest`."""
+    return (_PROGRAMS / f"{name}.py").read_text()
 
 
 def run_script(place: Path, script: str, *arguments: str, kernel: str = QUICK_KERNEL) -> GuestScript:
-    """Run a script in a guest; see `GuestScript.run`."""
+    """Run a program in a guest; see `GuestScript.run`."""
     return GuestScript(place).run(script, *arguments, kernel=kernel)
 
 
 def seen_in_guest(
     place: Path, script: str, *arguments: str, kernel: str = QUICK_KERNEL
 ) -> Mapping[str, Any]:
-    """Run a script that must not fail in a guest; return the facts that it told, by name."""
+    """Run a program that must not fail in a guest; return the facts that it reported, by name."""
     done = run_script(place, script, *arguments, kernel=kernel)
     assert done.code == 0, done.stderr + done.stdout
     return done.facts
 
 
-def told_in_guest(
-    place: Path, script: str, hardware: Sequence[str], disk_bytes: int, kernel: str = QUICK_KERNEL
-) -> Mapping[str, Any]:
-    """Run a script in a guest with more QEMU devices; return the facts that it told, by name.
+def hardware(place: Path, devices: Sequence[str], disk_bytes: int) -> list[str]:
+    """Return the arguments that give a guest more QEMU devices.
 
-    The devices may use a block device named `disk`, which is empty.
+    They may use a block device named `disk`, which is empty.
     """
     disk = place / "disk.img"
     with disk.open("wb") as file:
         file.truncate(disk_bytes)
-    devices = [f"--device=-blockdev driver=file,filename={disk},node-name=disk"]
-    devices += [f"--device={device}" for device in hardware]
-    return seen_in_guest(place, script, *devices, kernel=kernel)
+    block = f"--device=-blockdev driver=file,filename={disk},node-name=disk"
+    return [block, *(f"--device={device}" for device in devices)]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.boots.harness.lab import ROOT
+from tests.support.program import ROOT
 from tests.support.soak import DEADLINE
 
 if TYPE_CHECKING:
