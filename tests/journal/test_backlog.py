@@ -23,7 +23,6 @@ from hypothesis.stateful import RuleBasedStateMachine, rule
 from soak.journal.reading import DAMAGED, UNFINISHED
 from soak.journal.writer import OWN_EVENTS, FileJournal, Level, read_journal
 from soak.process.helper import in_helper
-from tests.boots.harness.script import run_script
 from tests.journal import full_disk
 from tests.support.program import ROOT
 from tests.support.soak import DEADLINE
@@ -190,18 +189,6 @@ def test_full_disk_without_reserve_loses_nothing() -> None:
     seen = on_a_small_tmpfs("512k")
     assert seen["violations_on_disk"] == 0
     assert (seen["waiting_at_last"], seen["errors"], seen["numbered"]) == (0, 0, True)
-
-
-@pytest.mark.lab
-@pytest.mark.parametrize("filesystem", ["ext4", pytest.param("xfs", marks=pytest.mark.long)])
-def test_the_reserve_of_a_real_file_system(tmp_path: Path, filesystem: str) -> None:
-    """The file systems of /mnt/dax are those of run directories, too, DAX or not."""
-    script = Path(full_disk.__file__).read_text().replace("sys.argv[1]", '"/mnt/dax/run"')
-    making = 'if __name__ == "__main__":\n    Path("/mnt/dax/run").mkdir()'
-    script = script.replace('if __name__ == "__main__":', making)
-    done = run_script(tmp_path, script, "--filesystem", filesystem)
-    assert done.code == 0, done.stderr
-    check_scenario(json.loads(done.stdout.splitlines()[-1]))
 
 
 class JournalMachine(RuleBasedStateMachine):

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Runs in the guest of a lab: soaks with blind detectors, until each has missed its canary.
 
-It tells the journal of that run.
+It reports the journal of that run.
 """
 
 from __future__ import annotations

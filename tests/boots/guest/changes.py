@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Runs in the guest of a lab: changes a real kernel as a soak does, and is killed at it.
 
-It tells what it saw, scene by scene; the test that sent it judges.
+It reports what it saw, scene by scene; the test that sent it asserts.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Runs in the guest of a lab: scheduled jobs while the clock is set, and summer time begins and ends.
 
-It tells, for each change of the clock, what became of the soak's jobs and of the library's own.
+It reports, for each change of the clock, what became of the soak's jobs and of the library's own.
 """
 
 from __future__ import annotations

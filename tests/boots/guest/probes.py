@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Run in a guest: a soak whose slow disk is quick at first, so that a probe cannot tell anything.
 
-It tells what it saw; tests/boots/test_stalls.py says what must have been seen.
+It reports what it saw; tests/boots/test_stalls.py asserts.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Run in a guest: `dax-soak run` as on a machine of its own, ended in every way, and gone on with.
 
-It tells what it saw, scene by scene; tests/boots/test_run.py says what must have been seen.
+It reports what it saw, scene by scene; tests/boots/test_run.py asserts.
 """
 
 from __future__ import annotations

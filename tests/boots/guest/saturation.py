@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Run in a guest: a page of device DAX is pinned until the kernel can count no more, and soaked then.
 
-It tells what it saw, scene by scene; tests/boots/test_saturation.py says what must have been seen.
+It reports what it saw, scene by scene; tests/boots/test_saturation.py asserts.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 """Run in a guest with systemd: the units as `dax-soak install` writes them, under a real service manager.
 
 The manager is the first process of a PID namespace, as the lab's own program is that of the machine.
-It tells what it saw, scene by scene; tests/boots/test_systemd.py says what must have been seen.
+It reports what it saw, scene by scene; tests/boots/test_systemd.py asserts.
 """
 
 from __future__ import annotations
