@@ -245,19 +245,6 @@ def _outcome(request: LabRequest, progress: Progress, timing: Timing) -> dict[st
     }
 
 
-def state(pid: int) -> str:
-    """Return the letter of a process's state, which is empty for one that there is not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0]
-    except OSError:
-        return ""
-
-
-def is_alive(pid: int) -> bool:
-    """Say whether a process runs: one that nobody has reaped does not."""
-    return state(pid) not in {"", "Z"}
-
-
 def is_served(address: str) -> bool:
     try:
         with urllib.request.urlopen(f"http://{address}/metrics", timeout=30) as answer:

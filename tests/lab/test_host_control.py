@@ -36,10 +36,10 @@ from tests.lab.support import (
     SOAKING,
     HostRun,
     HostRuns,
-    is_alive,
     is_served,
     lab_request,
 )
+from tests.support.processes import alive
 from tests.support.soak import DEADLINE
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def run(tmp_path: Path) -> Iterator[Callable[..., HostRun]]:
 
 def check_ended(host: HostRun) -> None:
     """Nothing of a run goes on, and its directory takes no more requests."""
-    assert [is_alive(event["qemu_pid"]) for event in host.events("lab.started")] in ([], [False])
+    assert [alive(event["qemu_pid"]) for event in host.events("lab.started")] in ([], [False])
     assert not is_served(host.events("exporter.started")[0]["address"])
     with pytest.raises(UsageError, match="No soak is running"):
         ask(host.directory, PAUSE, DEADLINE)

@@ -45,9 +45,9 @@ from tests.lab.support import (
     SOAKING,
     HostRun,
     HostRuns,
-    is_alive,
     is_served,
 )
+from tests.support.processes import alive
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -234,7 +234,7 @@ def test_a_guest_left_on_is_ended(run: Callable[..., HostRun]) -> None:
     assert host.judged()[0] == "pass"
     assert len(host.events("guest.left-on")) == 1
     (started,) = host.events("lab.started")
-    assert not is_alive(started["qemu_pid"])
+    assert not alive(started["qemu_pid"])
 
 
 def test_a_qemu_that_does_not_quit_is_killed(run: Callable[..., HostRun]) -> None:
@@ -242,7 +242,7 @@ def test_a_qemu_that_does_not_quit_is_killed(run: Callable[..., HostRun]) -> Non
     host = run(steps, replace(PATIENT, off_beats=5, command_seconds=0.5))
     assert host.judged()[0] == "pass"
     (started,) = host.events("lab.started")
-    assert not is_alive(started["qemu_pid"])
+    assert not alive(started["qemu_pid"])
 
 
 def test_a_run_ends_as_soon_as_all_is_covered(run: Callable[..., HostRun]) -> None:

@@ -8,20 +8,16 @@ from pathlib import Path
 
 
 def state(pid: int) -> str:
-    """Return the letter of a process's state, as proc(5) has it.
-
-    Raises:
-        FileNotFoundError: there is no such process.
-    """
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0]
+    """Return the letter of a process's state, as proc(5) has it; empty where there is no such process."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0]
+    except OSError:
+        return ""
 
 
 def alive(pid: int) -> bool:
     """Return whether a process is there and is no zombie."""
-    try:
-        return state(pid) != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
+    return state(pid) not in {"", "Z"}
 
 
 def children() -> set[int]:
