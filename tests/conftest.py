@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from tests.lab_support import MODULELESS_KERNEL, QUICK_KERNEL
-from tests.progress_lines import ProgressPrinter, kept, say
-from tests.shared_setups import SharedSetUps
+from tests.boots.harness.kernels import MODULELESS_KERNEL, QUICK_KERNEL
+from tests.boots.harness.progress_lines import ProgressPrinter, kept, say
+from tests.boots.harness.shared_setups import SharedSetUps
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -68,8 +68,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         lab = item.get_closest_marker("lab")
         places[item] = item.nodeid
         if lab is None or "shared" in getattr(item, "fixturenames", ()):
-            places[item] = item.path.stem
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+            places[item] = _file(item)
+            item.add_marker(pytest.mark.xdist_group(places[item]))
         if lab is not None:
             # A loaded machine may do to a guest what it does once. Unit tests have no such excuse.
             item.add_marker(pytest.mark.flaky(reruns=1))
@@ -135,6 +135,11 @@ class RunReport:
                 f"the run has failed",
                 red=True,
             )
+
+
+def _file(item: pytest.Item) -> str:
+    """Return the file of a test as its directory and stem: a stem alone may be there twice."""
+    return item.nodeid.partition(".py::")[0].removeprefix("tests/")
 
 
 def _name(nodeid: str) -> str:
