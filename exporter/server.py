@@ -79,7 +79,9 @@ def serve(
         Notifier.from_environment() as notifier,
         contextlib.closing(ExporterProbe(*server.endpoint)) as probe,
     ):
-        watchdog = Watchdog(notifier, watchdog_seconds(), {"the HTTP server": probe.poll})
+        status = f"Serving on {server.address}"
+        sources = {"the HTTP server": probe.poll}
+        watchdog = Watchdog(notifier, watchdog_seconds(), sources, status=status)
         collector.collect()  # opens the ledger while this process may read any file
         # Blocked for good: the threads inherit it, and a second signal must not end otherwise.
         signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
@@ -89,7 +91,7 @@ def serve(
         loop = threading.Thread(target=server.serve_forever, name="http", daemon=True)
         loop.start()
         ready(server.address)
-        notifier.ready(f"Serving on {server.address}")
+        notifier.ready(status)
         while not _told_to_end(_BEAT_SECONDS):
             if not loop.is_alive():
                 raise RuntimeError("the HTTP server has ended by itself")

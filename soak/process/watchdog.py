@@ -33,10 +33,12 @@ class Watchdog:
         seconds: float | None,
         sources: Mapping[str, Callable[[], int]],
         *,
+        status: str,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Start with the current counters.
 
+        The service manager shows `status` again when sources that rested go on.
         `seconds` is the watchdog timeout, None without a watchdog. Every source must advance at least
         once in half of it.
         """
@@ -47,18 +49,12 @@ class Watchdog:
         self._fed = clock()
         self._marks = {name: read() for name, read in sources.items()}
         self._resting: tuple[str, ...] = ()
-        self._status = ""
+        self._status = status
 
     @property
     def resting(self) -> tuple[str, ...]:
         """The sources without progress that hold back an overdue feed."""
         return self._resting
-
-    def set_status(self, status: str) -> None:
-        """Set the status that the service manager shows, unless a source rests."""
-        self._status = status
-        if not self._resting:
-            self._notifier.status(status)
 
     def beat(self) -> None:
         """Read every source; feed the watchdog when it is time and all have advanced."""

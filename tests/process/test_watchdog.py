@@ -61,6 +61,7 @@ class Soak:
             self.notifier,
             SECONDS,
             {"the supervisor": lambda: self.beats, "the journal": lambda: self.journal.seq},
+            status="soaking",
             clock=self.clock,
         )
 
@@ -106,8 +107,6 @@ def test_stopped_supervisor_is_reported(soak: Soak) -> None:
     soak.alive = False
     rests(soak, "the supervisor")
     soak.alive = True
-    soak.watchdog.set_status("soaking")
-    assert soak.manager.hear() == []  # what rests is told, until it moves
     assert soak.live(2) == [{"WATCHDOG": "1"}, {"STATUS": "soaking"}]
     assert soak.watchdog.resting == ()
 
@@ -152,11 +151,10 @@ def test_failed_feed_is_retried(soak: Soak) -> None:
 
 def test_no_watchdog_means_no_feeding(manager: Manager, notifier: Notifier) -> None:
     clock = Clock()
-    watchdog = Watchdog(notifier, None, {"nothing": lambda: 0}, clock=clock)
+    watchdog = Watchdog(notifier, None, {"nothing": lambda: 0}, status="soaking", clock=clock)
     clock.now += 10 * SECONDS
     watchdog.beat()
-    watchdog.set_status("soaking")
-    assert manager.hear() == [{"STATUS": "soaking"}]
+    assert manager.hear() == []
 
 
 def test_stopped_exporter_is_reported_until_it_continues(
@@ -172,8 +170,8 @@ def test_stopped_exporter_is_reported_until_it_continues(
             notifier,
             2.0,
             {"the supervisor": lambda: supervisor.get("heartbeats"), "the exporter": probe.poll},
+            status="soaking",
         )
-        watchdog.set_status("soaking")
 
         def beat() -> None:
             supervisor.add("heartbeats", 1)

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from soak.process.notify import Notifier, watchdog_seconds
 from soak.process.watchdog import Watchdog
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from soak.journal.writer import FileJournal
     from soak.ledger.writer import BlockWriter
     from soak.process.http_probe import ExporterProbe
+
+_STATUS: Final = "Soaking"
 
 
 class Service(Hook):
@@ -34,10 +36,10 @@ class Service(Hook):
         }
         if exporter is not None:
             sources["the exporter"] = exporter.poll
-        self._watchdog = Watchdog(self._notifier, watchdog_seconds(), sources)
+        self._watchdog = Watchdog(self._notifier, watchdog_seconds(), sources, status=_STATUS)
 
     def started(self) -> None:
-        self._notifier.ready("Soaking")
+        self._notifier.ready(_STATUS)
 
     def beat(self) -> None:
         self._watchdog.beat()
