@@ -277,7 +277,7 @@ def test_a_header_that_no_reader_would_take_is_refused() -> None:
 
 def test_blocks_that_no_reader_would_take_are_refused() -> None:
     large = Field("large", (MAX_BLOCK // 8,))
-    with pytest.raises(ValueError, match="this ledger would have"):
+    with pytest.raises(ValueError, match="the ledger would have"):
         Layout.of([make_block(f"block-{n}", "a", [large], {}) for n in range(16)], {})
     with pytest.raises(ValueError, match="block 'one'"):
         Layout.of([make_block("one", "a", [large, Field("more")], {})], {})
