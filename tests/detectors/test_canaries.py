@@ -258,7 +258,7 @@ def test_a_helper_that_cannot_be_killed_is_the_last_of_its_kind(scene: Scene) ->
     scene.beat(other)
     other.stop()
     assert [event["event"] for event in scene.events()] == ["canary.failed"] * 2
-    assert "no more of them are made" in scene.events()[0]["summary"]
+    assert "this canary is disabled" in scene.events()[0]["summary"]
 
 
 def test_one_under_way_is_not_begun_again_and_stop_ends_it(scene: Scene) -> None:

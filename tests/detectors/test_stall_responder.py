@@ -92,7 +92,7 @@ def test_a_stall_is_reported_with_its_evidence(desk: Desk) -> None:
     (found,) = desk.look()
     assert (found["kind"], found["operation"], found["interface"]) == ("stall", PUNCH, "vmsplice")
     assert (found["region_name"], found["count"], found["known_issue"]) == ("files", 1, None)
-    assert "slept on after the last pin over vmsplice was given back" in found["summary"]
+    assert "kept sleeping after the last pin over vmsplice was released" in found["summary"]
     evidence = found["evidence"]
     assert (evidence["worker"], evidence["file"]) == (INVALIDATOR, PLACE)
     assert evidence["excess_ms"] == STALLED * 1000
@@ -214,7 +214,7 @@ def test_a_worker_that_dies_meanwhile_is_free(desk: Desk) -> None:
     desk.skip(WEDGED_SECONDS)
     desk.look()
     (freed,) = desk.events("operation.freed")
-    assert freed["by"] == "the death of its process"
+    assert freed["by"] == "the exit of its process"
     assert (desk.waits(PUNCH)["stalled"], desk.events("worker.wedged")) == (0, [])
 
 
