@@ -240,7 +240,7 @@ def test_an_endless_pin_explains_what_waits_for_it(desk: Desk) -> None:
     desk.skip(STALLED)
     assert [found["operation"] for found in desk.look()] == ["hold"]
     (found,) = desk.look()
-    assert "waits for a pin over vmsplice that its holder cannot give back" in found["summary"]
+    assert "waits for a pin over vmsplice that its holder cannot release" in found["summary"]
     assert found["evidence"]["held"][0]["given_back"] == [None, None]
 
 
