@@ -268,7 +268,7 @@ def test_an_early_end_fails_the_run(desk: Desk) -> None:
     give_back(desk.holder, now + 2, now + 3)
     (found,) = desk.look()
     assert found["kind"] == "early-truncate"
-    assert "ended while a page was pinned over vmsplice" in found["summary"]
+    assert "returned before a pin over vmsplice was released" in found["summary"]
     assert desk.waits(PUNCH) == {"stalls": 0, "stalled": 0, "stalled_ns": 0}
     assert desk.verdict().verdict is VerdictWord.FAIL
 

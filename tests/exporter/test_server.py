@@ -178,7 +178,7 @@ def test_late_and_replaced_ledgers_are_served(run_directory: Path, tmp_path: Pat
         samples = exporter.scrape()
         assert value(samples, "up") == 0
         assert value(samples, "run_active") == 0
-        assert "no ledger" in exporter.ask("/").text
+        assert "no readable ledger" in exporter.ask("/").text
         make_ledger(run_directory / "ledger")
         assert value(exporter.scrape(), "up") == 1
         make_ledger(tmp_path / "next", run={**RUN, "run_id": "run-2"})
