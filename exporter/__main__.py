@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""`python -m exporter`: serves a run directory."""
+"""`python -m exporter`: serve a run directory."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from soak.log import configure, log_crash
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-# EX_SOFTWARE of sysexits.h, as that of all commands: 1 would tell that a kernel failed.
+# EX_SOFTWARE of sysexits.h, as in all commands; 1 stands for a failed kernel.
 _CRASH_EXIT = 70
 _USAGE_EXIT = 2
 
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         host, port = parse_listen(arguments.listen)
         if arguments.wait_fd is not None and not os.read(arguments.wait_fd, 1):
-            return 0  # whoever started this process has ended
+            return 0  # the parent has exited
         serve(
             _open_directory(arguments.run_dir),
             host,
@@ -44,9 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             bind_seconds=arguments.bind_seconds,
         )
     except UsageError as error:
-        print(error, file=sys.stderr)  # noqa: T201 - the sentence for the user
+        print(error, file=sys.stderr)  # noqa: T201 - the message for the user
         return _USAGE_EXIT
-    except Exception as error:  # noqa: BLE001 - whatever it was, it is told
+    except Exception as error:  # noqa: BLE001 - any crash is logged
         log_crash("exporter", error)
         return _CRASH_EXIT
     return 0
@@ -67,32 +67,32 @@ def _parser() -> argparse.ArgumentParser:
         "--listen",
         default=DEFAULT_LISTEN,
         metavar="HOST:PORT",
-        help="where to listen; port 0 takes any that is free (default: %(default)s)",
+        help="listen address; port 0 takes any free port (default: %(default)s)",
     )
     parser.add_argument(
         "--ready-fd",
         type=int,
         metavar="N",
-        help="write HOST:PORT to this descriptor and close it when connections are accepted",
+        help="once ready, write HOST:PORT to this descriptor and close it",
     )
     parser.add_argument(
         "--wait-fd",
         type=int,
         metavar="N",
-        help="open and bind nothing before a byte can be read from this descriptor",
+        help="read one byte from this descriptor before opening or binding anything",
     )
     parser.add_argument(
         "--bind-seconds",
         type=float,
         default=0.0,
         metavar="S",
-        help="how long to try again where the address is in use (default: %(default)s)",
+        help="how long to retry while the address is in use (default: %(default)s)",
     )
     parser.add_argument(
         "--die-with-parent",
         type=int,
         metavar="PID",
-        help="end when that process, which started this one, has ended (on Linux: its thread)",
+        help="exit when this parent process (on Linux: its thread) exits",
     )
     return parser
 
@@ -112,7 +112,7 @@ def _announcer(descriptor: int | None) -> Callable[[str], None]:
     try:
         os.fstat(descriptor)
     except OSError as error:
-        raise UsageError(f"--ready-fd {descriptor} is no open descriptor.") from error
+        raise UsageError(f"--ready-fd {descriptor} is not an open descriptor.") from error
     return partial(_announce, descriptor)
 
 
@@ -121,8 +121,7 @@ def _log_address(address: str) -> None:
 
 
 def _announce(descriptor: int, address: str) -> None:
-    # Bytes: a text file would look its codec up in Python's own files, which this process, nobody
-    # by now, may not be allowed to read.
+    # Bytes: a text file would load its codec from Python's files, which user nobody may not read.
     os.write(descriptor, f"{address}\n".encode())
     os.close(descriptor)
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The catalogue: the one place where a metric is named, typed and explained.
+"""The catalogue: name, type, unit, labels and HELP text of every metric.
 
-Dashboards, rules, documentation and tests are generated from it or checked against it.
+Documentation is generated from it; dashboards, rules and tests are checked against it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class MetricType(StrEnum):
     INFO = "info"
 
 
-# What the names of its series end in, after the name of the metric.
+# The suffixes that Prometheus appends to the metric's name for its series.
 _SAMPLE_SUFFIXES: Final = {
     MetricType.COUNTER: ("",),
     MetricType.GAUGE: ("",),
@@ -31,7 +31,7 @@ _SAMPLE_SUFFIXES: Final = {
 
 @dataclass(frozen=True)
 class Metric:
-    """One metric. `name` is without the prefix; `unit` is the base unit in which its name ends."""
+    """One metric. `name` has no prefix; `unit` is the base unit at the end of the name."""
 
     name: str
     type: MetricType
@@ -45,7 +45,7 @@ class Metric:
 
     @property
     def sample_names(self) -> tuple[str, ...]:
-        """The names of its series as Prometheus stores them."""
+        """The names of the metric's series in Prometheus."""
         return tuple(self.full_name + suffix for suffix in _SAMPLE_SUFFIXES[self.type])
 
 
@@ -58,73 +58,71 @@ _ISSUE: Final = ("region", "known_issue")
 METRICS: Final = (
     # The exporter and the run.
     Metric(
-        "build_info",
-        MetricType.INFO,
-        "The dax-soak program that serves these metrics.",
-        ("version", "revision"),
+        "build_info", MetricType.INFO, "Version and revision of the exporter.", ("version", "revision")
     ),
     Metric(
         "run_info",
         MetricType.INFO,
-        "The run whose ledger this is.",
+        "The run that the exporter serves.",
         ("run_id", "kernel_release", "scenario", "seed", "accelerator", "filesystem"),
     ),
     Metric(
         "region_info",
         MetricType.INFO,
-        "A region under test: its kind, its name and its size in bytes.",
+        "Region under test: kind, name and size in bytes.",
         ("region", "name", "size"),
     ),
-    Metric("up", MetricType.GAUGE, "1 if the whole ledger could be read, 0 otherwise."),
+    Metric("up", MetricType.GAUGE, "1 if the exporter could read the whole ledger, 0 otherwise."),
     Metric(
         "run_active",
         MetricType.GAUGE,
-        "1 while the soak prepares, runs or pauses and its supervisor sends heartbeats; 0 otherwise.",
+        "1 while the run prepares, runs or is paused and its supervisor sends heartbeats; 0 otherwise.",
     ),
     Metric(
         "run_start_timestamp_seconds",
         MetricType.GAUGE,
-        "When the supervisor started, since the epoch; 0 if it has not.",
+        "First start of the supervisor, since the epoch; 0 before.",
         unit=_SECONDS,
     ),
     Metric(
         "ledger_update_timestamp_seconds",
         MetricType.GAUGE,
-        "The supervisor's last heartbeat, since the epoch; 0 if there was none.",
+        "Last heartbeat of the supervisor, since the epoch; 0 before the first.",
         unit=_SECONDS,
     ),
-    Metric("boots_total", MetricType.COUNTER, "How often the machine under test has booted in this run."),
-    Metric(
-        "verdict", MetricType.GAUGE, "1 for the verdict as it stands now, 0 for the others.", ("verdict",)
-    ),
-    # What the workers do.
+    Metric("boots_total", MetricType.COUNTER, "Boots of the machine under test in this run."),
+    Metric("verdict", MetricType.GAUGE, "1 for the current verdict, 0 for the others.", ("verdict",)),
+    # The workers' operations.
     Metric("operations_total", MetricType.COUNTER, "Operations ended, by outcome.", (*_CELL, "outcome")),
     Metric(
         "operation_duration_seconds",
         MetricType.HISTOGRAM,
-        "Duration of operations of every outcome.",
+        "Duration of operations of all outcomes.",
         _CELL,
         unit=_SECONDS,
     ),
     Metric(
-        "operations_in_flight",
-        MetricType.GAUGE,
-        "Operations started and not ended; 0 where the run is over.",
-        _WAIT,
+        "operations_in_flight", MetricType.GAUGE, "Operations in flight; 0 once the run is over.", _WAIT
     ),
     Metric(
         "oldest_operation_start_timestamp_seconds",
         MetricType.GAUGE,
-        "When the oldest operation in flight was started, since the epoch; 0 while there is none.",
+        "Start of the oldest operation in flight, since the epoch; 0 if none is in flight.",
         _WAIT,
         unit=_SECONDS,
     ),
     # Pins.
-    Metric("mapped_bytes", MetricType.GAUGE, "Memory pinned now.", ("region", "interface"), unit=_BYTES),
+    Metric(
+        "mapped_bytes",
+        MetricType.GAUGE,
+        "Memory that the workers currently pin.",
+        ("region", "interface"),
+        unit=_BYTES,
+    ),
     Metric(
         "pin_refusals_total",
         MetricType.COUNTER,
-        "Pins refused, by errno and by whether that errno was expected.",
+        "Pins refused, by errno and by whether the errno was expected.",
         ("region", "interface", "errno", "expected"),
     ),
     Metric(
@@ -136,40 +134,32 @@ METRICS: Final = (
     Metric(
         "foll_pins_acquired_total",
         MetricType.COUNTER,
-        "Long-term page pins taken, as the kernel counts them system-wide.",
+        "Page pins taken system-wide (nr_foll_pin_acquired).",
     ),
     Metric(
         "foll_pins_released_total",
         MetricType.COUNTER,
-        "Long-term page pins released, as the kernel counts them system-wide.",
+        "Page pins released system-wide (nr_foll_pin_released).",
     ),
+    Metric("locked_memory_bytes", MetricType.GAUGE, "Locked memory of the workers (VmLck).", unit=_BYTES),
     Metric(
-        "locked_memory_bytes",
-        MetricType.GAUGE,
-        "Memory that the kernel accounts as locked by the workers (VmLck).",
-        unit=_BYTES,
+        "foll_pinned_memory_bytes", MetricType.GAUGE, "Pinned memory of the workers (VmPin).", unit=_BYTES
     ),
-    Metric(
-        "foll_pinned_memory_bytes",
-        MetricType.GAUGE,
-        "Memory that the kernel accounts as pinned by the workers (VmPin).",
-        unit=_BYTES,
-    ),
-    # What waits for pins.
+    # Waits for pins.
     Metric(
         "stalls_total",
         MetricType.COUNTER,
-        "Operations that still slept [stall] threshold after the last pin was released.",
+        "Operations that outlasted the release of the last pin by more than [stall] threshold.",
         _WAIT,
     ),
     Metric(
         "stall_seconds_total",
         MetricType.COUNTER,
-        "Time that operations spent stalled, current stalls included.",
+        "Time spent in stalls, current ones included.",
         _WAIT,
         unit=_SECONDS,
     ),
-    Metric("stalled_operations", MetricType.GAUGE, "Operations stalled now.", _WAIT),
+    Metric("stalled_operations", MetricType.GAUGE, "Operations currently stalled.", _WAIT),
     Metric(
         "wakeup_delay_seconds",
         MetricType.HISTOGRAM,
@@ -181,13 +171,13 @@ METRICS: Final = (
     Metric(
         "leaked_page_references",
         MetricType.GAUGE,
-        "Page references not released, as counted by the last sweep.",
+        "Leaked page references found by the last sweep.",
         _ISSUE,
     ),
     Metric(
         "page_references_leaked_total",
         MetricType.COUNTER,
-        "Page references not released, ever found, recycled regions included.",
+        "Leaked page references found so far, those of recycled pages included.",
         _ISSUE,
     ),
     Metric(
@@ -199,11 +189,11 @@ METRICS: Final = (
     Metric(
         "page_reference_headroom_ratio",
         MetricType.GAUGE,
-        "Share of the reference count left before it saturates, on the worst page.",
+        "Share of the reference count left before saturation, on the fullest page.",
         ("region",),
         unit="ratio",
     ),
-    Metric("pages_swept_total", MetricType.COUNTER, "Pages whose reference count was read.", ("region",)),
+    Metric("pages_swept_total", MetricType.COUNTER, "Pages read by sweeps.", ("region",)),
     Metric(
         "page_sweep_duration_seconds",
         MetricType.GAUGE,
@@ -214,30 +204,35 @@ METRICS: Final = (
     Metric(
         "last_page_sweep_timestamp_seconds",
         MetricType.GAUGE,
-        "When the region whose last sweep is oldest was swept, since the epoch; 0 if none was.",
+        "Last sweep of the least recently swept region, since the epoch; 0 before the first.",
         ("region",),
         unit=_SECONDS,
     ),
-    # What was found.
-    Metric("kernel_tainted", MetricType.GAUGE, "The taint mask of the kernel under test; 0 is clean."),
-    Metric("violations_total", MetricType.COUNTER, "Broken expectations.", ("kind", "known_issue")),
+    # Findings.
+    Metric("kernel_tainted", MetricType.GAUGE, "Taint mask of the kernel under test; 0 is untainted."),
+    Metric(
+        "violations_total",
+        MetricType.COUNTER,
+        "Broken expectations, by kind and by the known issue that explains them.",
+        ("kind", "known_issue"),
+    ),
     Metric(
         "coverage_cells",
         MetricType.GAUGE,
-        "Combinations of operation, region and interface attempted as often as required.",
+        "Cells (operation, region, interface) with the required number of attempts.",
     ),
     Metric(
         "coverage_cells_required",
         MetricType.GAUGE,
-        "Combinations of operation, region and interface that the run must cover.",
+        "Cells (operation, region, interface) that the run must cover.",
     ),
-    # The harness itself.
+    # The harness.
     Metric("workers", MetricType.GAUGE, "Workers by role and state.", ("role", "state")),
     Metric("worker_restarts_total", MetricType.COUNTER, "Workers replaced.", ("role",)),
     Metric(
         "wedged_workers",
         MetricType.GAUGE,
-        "Workers that hang in the kernel and cannot be freed.",
+        "Workers that hang in the kernel and cannot be killed.",
         ("role",),
     ),
     Metric(
@@ -256,25 +251,25 @@ METRICS: Final = (
     Metric(
         "known_issue_confirmed",
         MetricType.GAUGE,
-        "1 if the probe confirmed the known issue, 0 if it refuted it; absent until it did either.",
+        "1 if the probe confirmed the known issue, 0 if it refuted it; absent before either.",
         ("known_issue",),
     ),
     Metric(
         "known_issue_probe_inconclusive",
         MetricType.GAUGE,
-        "1 while the probe for the known issue is inconclusive and tried again; 0 otherwise.",
+        "1 while the probe of the known issue is inconclusive and repeated, 0 otherwise.",
         ("known_issue",),
     ),
     Metric(
         "canaries_total",
         MetricType.COUNTER,
-        "Canaries (faults that the soak plants itself), by whether the detector saw them.",
+        "Canaries (injected faults), by whether the detector saw them.",
         ("detector", "result"),
     ),
     Metric(
         "last_canary_timestamp_seconds",
         MetricType.GAUGE,
-        "When the detector last saw its canary, since the epoch; 0 if never.",
+        "Last canary that the detector saw, since the epoch; 0 before the first.",
         ("detector",),
         unit=_SECONDS,
     ),
@@ -282,7 +277,7 @@ METRICS: Final = (
     Metric(
         "job_lateness_seconds",
         MetricType.GAUGE,
-        "Delay of the last start of a scheduled job.",
+        "Delay of the job's last start behind its schedule.",
         ("job",),
         unit=_SECONDS,
     ),
@@ -290,10 +285,10 @@ METRICS: Final = (
 
 BY_NAME: Final = {metric.name: metric for metric in METRICS}
 
-# Upper bounds of the buckets that are exposed, in seconds: every second octave of the ledger's
-# finer ones, chosen so that 0.5 s and 2 s, the defaults of late and stalled, are among them.
+# Upper bounds of the exported buckets, in seconds: every second octave of the ledger's finer buckets.
+# They include 0.5 s and 2 s, the defaults of [stall] late and threshold.
 EXPOSED_BOUNDS: Final = tuple(2.0**exponent for exponent in range(-19, 8, 2))
 
-# The errnos of a refused pin that are exported before they have occurred; the others join when
-# they do, so that a run stays well under its 1,000 series.
+# The errnos of refused pins that are exported from the start. The others are exported once they occur,
+# which keeps a run well below 1,000 series.
 ZERO_ERRNOS: Final = ("EOPNOTSUPP",)

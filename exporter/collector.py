@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The collector: reads the ledger at each scrape, and goes on when part of it cannot be read."""
+"""The collector: reads the ledger at each scrape, and exports all readable parts of a damaged one."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ _LOG: Final[structlog.typing.FilteringBoundLogger] = structlog.get_logger()
 
 
 class LedgerCollector(Collector):
-    """Turns a ledger into metric families. May be used by several threads."""
+    """Turns a ledger into metric families. Threads may share it."""
 
     def __init__(
         self, open_reader: Callable[[], LedgerReader], clock_ns: Callable[[], int] = time.time_ns
     ) -> None:
-        """Take `open_reader`, which is asked at each scrape and may raise an error of `UNREADABLE`.
+        """`open_reader` is called at each scrape and may raise an error of `UNREADABLE`.
 
         `clock_ns` is the wall clock, in nanoseconds since the epoch.
         """
@@ -41,17 +41,17 @@ class LedgerCollector(Collector):
         self._clock_ns = clock_ns
         # One scrape at a time, so that no reader is closed while another scrape uses it.
         self._lock = threading.Lock()
-        self._complaints: dict[str, str] = {}
+        self._errors: dict[str, str] = {}
 
     def collect(self) -> list[Metric]:
-        """Return all families that can be read; `up` says whether those are all there are."""
+        """Return all readable families; `up` is 0 if a group is missing."""
         with self._lock:
-            families, complaints = self._read()
-            self._log_changes(complaints)
+            families, errors = self._read()
+            self._log_changes(errors)
         if not any(family.name == "dax_soak_run_active" for family in families):
-            # A run about which nothing is known must not look like one that goes on.
+            # An unreadable run must not look active.
             families.append(single("run_active", 0))
-        return [info("build_info", [(__version__, None)]), single("up", int(not complaints)), *families]
+        return [info("build_info", [(__version__, None)]), single("up", int(not errors)), *families]
 
     def _read(self) -> tuple[list[Metric], dict[str, str]]:
         try:
@@ -59,22 +59,22 @@ class LedgerCollector(Collector):
         except UNREADABLE as error:
             return [], {_OPENING: _describe(error)}
         families: list[Metric] = []
-        complaints: dict[str, str] = {}
+        errors: dict[str, str] = {}
         for subject, group in GROUPS.items():
             try:
                 families += list(group(view))
             except UNREADABLE as error:
-                complaints[subject] = _describe(error)
-        return families, complaints
+                errors[subject] = _describe(error)
+        return families, errors
 
-    def _log_changes(self, complaints: dict[str, str]) -> None:
-        """Log what is new, so that a broken ledger does not fill the log at every scrape."""
-        for subject, complaint in complaints.items():
-            if self._complaints.get(subject) != complaint:
-                _LOG.warning("cannot read", subject=subject, complaint=complaint)
-        if self._complaints and not complaints:
-            _LOG.info("the ledger can be read now")
-        self._complaints = complaints
+    def _log_changes(self, errors: dict[str, str]) -> None:
+        """Log new errors only: a damaged ledger must not fill the log at every scrape."""
+        for subject, error in errors.items():
+            if self._errors.get(subject) != error:
+                _LOG.warning("cannot read", subject=subject, error=error)
+        if self._errors and not errors:
+            _LOG.info("the ledger is readable again")
+        self._errors = errors
 
 
 def _describe(error: Exception) -> str:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What the server answers with: the metrics, in the format asked for, and the first page."""
+"""The responses of the server: the metrics, in the requested format, and the landing page."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ _PAGE: Final = """<!DOCTYPE html>
 </body>
 </html>
 """
-_NO_RUN: Final = "<p>The run directory holds no ledger that can be read.</p>"
+_NO_RUN: Final = "<p>The run directory has no readable ledger.</p>"
 
 
 def metrics_page(collector: Collector, accept: str) -> tuple[bytes, str]:
-    """Return the metrics and their content type, for the value of an Accept header."""
+    """Return the metrics and their content type for an Accept header."""
     try:
         encoder, content_type = choose_encoder(accept)
     except TypeError:
-        # The library compares the parts of a version as they come: one that is no number raises.
+        # The library raises TypeError on a version in the header that is not a number.
         encoder, content_type = choose_encoder("")
     return encoder(collector), content_type
 
 
 def landing_page(collector: Collector) -> bytes:
-    """Return a page that says which run this is, and where the metrics are."""
+    """Return a page that describes the run and links to the metrics."""
     families = {family.name: family.samples for family in collector.collect()}
     facts = [fact for sample in families.get(PREFIX + "run", ()) for fact in sample.labels.items()]
     for sample in families.get(PREFIX + "verdict", ()):

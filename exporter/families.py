@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Builds metric families from values by label values, as the catalogue describes them."""
+"""Builds metric families from values by label values, according to the catalogue."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def single(name: str, value: float) -> Metric:
 
 
 def info(name: str, rows: Sequence[tuple[object, ...]]) -> Metric:
-    """Build an info family of one series per row."""
+    """Build an info family with one series per row."""
     metric = BY_NAME[name]
     family = InfoMetricFamily(metric.full_name.removesuffix("_info"), metric.help)
     for row in rows:
@@ -53,10 +53,10 @@ def info(name: str, rows: Sequence[tuple[object, ...]]) -> Metric:
 
 
 def histogram(name: str, bounds_ns: Sequence[int], rows: Mapping[tuple[str, ...], Histogram]) -> Metric:
-    """Build a histogram from a ledger's finer ones, by label values; all have the same bounds."""
+    """Build a histogram from the ledger's finer ones by label values, which share their bounds."""
     metric = BY_NAME[name]
     family = HistogramMetricFamily(metric.full_name, metric.help, labels=metric.labels, unit=metric.unit)
-    # How many of the ledger's buckets lie under each bound that is exposed.
+    # The number of the ledger's buckets below each exported bound.
     under = [(str(bound), bisect_right(bounds_ns, bound * NANOSECONDS)) for bound in EXPOSED_BOUNDS]
     for labels, found in rows.items():
         totals = [0, *accumulate(found.buckets)]
@@ -70,6 +70,6 @@ def _labels(name: str, values: Sequence[object]) -> dict[str, str]:
 
 
 def _label(value: object) -> str:
-    """Return text that any exposition format can carry; an empty label would be no label."""
+    """Return valid label text, never empty: Prometheus drops empty labels."""
     text = "" if value is None else str(value)
     return text.encode(errors="replace").decode() or "none"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The metric families that one reading of a ledger fills, in groups that can fail one by one."""
+"""Computes the metric families from a ledger, in groups that fail independently."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 _PAGE: Final = 4096
 _PARTS_PER_MILLION: Final = 1_000_000
-# The metric of each kind of column in a region's leaks.
+# The metric for each kind of count in a region's leaks.
 _LEAKS: Final = {
     "leaked": "leaked_page_references",
     "leaked_total": "page_references_leaked_total",
@@ -42,7 +42,7 @@ _LEAKS: Final = {
 }
 _RUN_LABELS: Final = ("run_id", "scenario", "seed", "filesystem")
 _PINNING: Final = frozenset({Operation.MAP})
-# Every short pin is owed to its owner: what is granted against a promise is held for the long term.
+# The kernel must grant every short pin, so an unexpected pin is always a long-term one.
 _NEVER_UNEXPECTED: Final = frozenset({*SHORT_PINS, Interface.NONE})
 _EXPECTED: Final = {Outcome.REFUSED: "true", Outcome.FAILED: "false"}
 
@@ -115,7 +115,7 @@ def _pins(view: LedgerView) -> Iterator[Metric]:
 
 
 def _stalls(view: LedgerView) -> Iterator[Metric]:
-    # Only files have blocks to take away: what waits for pins is always fs-dax.
+    # Only fs-dax files have blocks to free, so only operations on them wait for pins.
     waits = {
         (operation, RegionKind.FS_DAX): row
         for operation, row in view.supervisor.named_rows("waits").items()
@@ -152,7 +152,7 @@ def _leaks(view: LedgerView) -> Iterator[Metric]:
     for region in view.regions:
         leaks = view.leaks[region.name]
         if leaks is None:
-            raise LedgerError(f"its writer was stopped while it wrote the leaks of {region.name!r}")
+            raise LedgerError(f"its writer stopped while it wrote the leaks of {region.name!r}")
         for kind, issues in leaks.items():
             for issue, count in issues.items():
                 references[kind][region.kind, issue] += count
@@ -177,14 +177,14 @@ def _oldest_timestamp(view: LedgerView, values: list[int]) -> float:
 
 
 def _by_kind(view: LedgerView, values: Mapping[str, int]) -> dict[RegionKind, list[int]]:
-    """Sort values by region name into lists by kind of region."""
+    """Group values by region name into lists by kind of region."""
     sorted_values: dict[RegionKind, list[int]] = {region.kind: [] for region in view.regions}
     for region in view.regions:
         sorted_values[region.kind].append(values[region.name])
     return sorted_values
 
 
-# How the fields of several regions become one value for their kind.
+# The function that combines a field of several regions into one value for their kind.
 _SWEEPS: Final[tuple[tuple[str, str, Callable[[LedgerView, list[int]], float]], ...]] = (
     ("page_reference_headroom_ratio", "headroom_ppm", _headroom_ratio),
     ("pages_swept_total", "swept_pages", _total),
@@ -257,16 +257,16 @@ def _harness(view: LedgerView) -> Iterator[Metric]:
     yield single("journal_write_errors_total", view.journal_errors)
 
 
-# Each group stands or falls by itself, under the name that the log gives it.
+# Groups by their name in the log.
 GROUPS: Final[Mapping[str, Callable[[LedgerView], Iterator[Metric]]]] = {
     "the run": _run,
-    "whether the run is active": _activity,
+    "activity of the run": _activity,
     "operations": _operations,
     "durations": _durations,
     "operations in flight": _in_flight,
     "pins": _pins,
     "stalls": _stalls,
-    "delays of wake-ups": _wakeups,
+    "wake-up delays": _wakeups,
     "accounting": _accounting,
     "leaks": _leaks,
     "sweeps": _sweeps,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Gives up what a server of numbers does not need: root's rights, and a life of its own."""
+"""Drops root privileges, and ties the exporter's lifetime to its parent process."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _PR_SET_NO_NEW_PRIVS: Final = 38
 
 
 def drop_privileges(group: int) -> None:
-    """Become nobody if this process is root, and let no program that it starts be more.
+    """Switch from root to user nobody, and set no_new_privs.
 
-    It stays in `group`, by which runs that come later can be read, unless that is root's.
+    The process stays in `group`, which may read later runs, unless that is group root.
 
     Raises:
-        UsageError: the kernel does not allow it.
+        UsageError: a system call failed.
     """
     try:
         if os.geteuid() == 0:
@@ -31,16 +31,16 @@ def drop_privileges(group: int) -> None:
         _prctl(_PR_SET_NO_NEW_PRIVS, 1)
     except OSError as error:
         raise UsageError(
-            f"The exporter cannot give up root's rights ({error.strerror}): start it as a user"
+            f"The exporter cannot drop root privileges ({error.strerror}): start it as a user"
             " that can read the run directory."
         ) from error
 
 
 def die_with_parent(parent: int) -> None:
-    """Ask the kernel for SIGTERM when the thread that started this process ends.
+    """Request SIGTERM from the kernel for when the thread that started this process exits.
 
-    `parent` is the process whose end counts, in case it has ended by now. The kernel forgets the
-    request when a process changes its user, so it comes after `drop_privileges`.
+    `parent` is the pid of the expected parent, which may already have exited. Call this after
+    `drop_privileges`: the kernel clears the request when the process changes its user.
     """
     _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The HTTP server, which no client can stop from answering the others for long.
+"""The HTTP server, with timeouts and a connection limit, so that no client can block the others.
 
-The one in prometheus-client has no read timeout, no limit on threads, and answers every path.
+The server of prometheus-client has neither a read timeout nor a thread limit, and serves every path.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ if TYPE_CHECKING:
 
     from _typeshed import WriteableBuffer
 
-    _Request = socket.socket | tuple[bytes, socket.socket]  # as socketserver passes it on
+    _Request = socket.socket | tuple[bytes, socket.socket]  # the type of socketserver
 
 REQUEST_SECONDS: Final = 10.0
 MAX_CONNECTIONS: Final = 16
 _BEAT_SECONDS: Final = 1.0
 _BIND_POLL_SECONDS: Final = 0.1
-_ENDING: Final = frozenset({signal.SIGTERM, signal.SIGINT})
+_STOP_SIGNALS: Final = frozenset({signal.SIGTERM, signal.SIGINT})
 _BUSY: Final = b"HTTP/1.0 503 Service Unavailable\r\nRetry-After: 10\r\nContent-Length: 0\r\n\r\n"
 _LOG: Final[structlog.typing.FilteringBoundLogger] = structlog.get_logger()
 
@@ -63,14 +63,14 @@ def serve(
 ) -> None:
     """Serve the ledger of a run directory, given by its descriptor, until SIGTERM or SIGINT.
 
-    Belongs into the main thread of a process of its own, which gives up root's rights here, but
-    stays in the group of the directory. `ready` is called with "HOST:PORT" when connections are
-    accepted; a service manager is told as well, and its watchdog is fed while this server answers
-    itself. With `parent`, the process ends when that one does. An address that is in use is tried
-    again for `bind_seconds`: whoever has it may be about to end.
+    Call this in the main thread of a dedicated process: it drops root privileges, but keeps the
+    directory's group. Once the server accepts connections, it calls `ready` with "HOST:PORT" and
+    notifies the service manager. It feeds the manager's watchdog while it answers its own probe. With
+    `parent`, the process exits together with that process. While the address is in use, it retries for
+    `bind_seconds`.
 
     Raises:
-        UsageError: nothing can listen there, or the rights cannot be given up.
+        UsageError: the address cannot be bound, or privileges cannot be dropped.
     """
     source = LedgerSource(run_directory, ledger)
     collector = LedgerCollector(source.reader)
@@ -82,9 +82,9 @@ def serve(
         status = f"Serving on {server.address}"
         sources = {"the HTTP server": probe.poll}
         watchdog = Watchdog(notifier, watchdog_seconds(), sources, status=status)
-        collector.collect()  # opens the ledger while this process may read any file
-        # Blocked for good: the threads inherit it, and a second signal must not end otherwise.
-        signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+        collector.collect()  # opens the ledger with root privileges
+        # Stay blocked: the threads inherit the mask, and a second signal must not kill the process.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
         drop_privileges(os.fstat(run_directory).st_gid)
         if parent is not None:
             die_with_parent(parent)
@@ -92,17 +92,17 @@ def serve(
         loop.start()
         ready(server.address)
         notifier.ready(status)
-        while not _told_to_end(_BEAT_SECONDS):
+        while not _stop_signal_within(_BEAT_SECONDS):
             if not loop.is_alive():
-                raise RuntimeError("the HTTP server has ended by itself")
+                raise RuntimeError("the HTTP server thread has died")
             watchdog.beat()
-        notifier.stopping("Told to end")
+        notifier.stopping("Stopping on a signal")
 
 
 class ExporterServer(ThreadingHTTPServer):
     """Serves one collector, with a bounded number of threads."""
 
-    daemon_threads = True  # an open connection must not delay the end of the process
+    daemon_threads = True  # an open connection must not delay exit
 
     def __init__(
         self,
@@ -111,7 +111,7 @@ class ExporterServer(ThreadingHTTPServer):
         collector: LedgerCollector,
         request_seconds: float = REQUEST_SECONDS,
     ) -> None:
-        """A request has `request_seconds` to arrive, and its answer as long to be taken."""
+        """`request_seconds` limits the time to read a request, and that to write its response."""
         self.address_family = family
         self.request_seconds = request_seconds
         self.collector = collector
@@ -120,24 +120,24 @@ class ExporterServer(ThreadingHTTPServer):
 
     @property
     def endpoint(self) -> tuple[str, int]:
-        """The host and the port that it is bound to."""
+        """The bound host and port."""
         host, port = self.socket.getsockname()[:2]
         return host, port
 
     @property
     def address(self) -> str:
-        """The same, as "HOST:PORT"."""
+        """The bound address as "HOST:PORT"."""
         host, port = self.endpoint
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
     def server_bind(self) -> None:
-        # HTTPServer's own asks the name service who this address is, which can take long.
+        # HTTPServer.server_bind() resolves the name of the address, which can take long.
         TCPServer.server_bind(self)
 
     def process_request(self, request: _Request, client_address: object) -> None:
         if not self._slots.acquire(blocking=False):
             if isinstance(request, socket.socket):
-                request.send(_BUSY)  # its buffer is still empty, so this does not wait
+                request.send(_BUSY)  # does not block: the socket's buffer is still empty
             self.shutdown_request(request)
             return
         try:
@@ -153,15 +153,15 @@ class ExporterServer(ThreadingHTTPServer):
             self._slots.release()
 
     def handle_error(self, request: _Request, client_address: object) -> None:
-        del request  # the base closes it
+        del request  # the base class closes it
         if isinstance(sys.exception(), ConnectionError):
-            _LOG.debug("client went away", client=client_address)
+            _LOG.debug("client disconnected", client=client_address)
         else:
-            _LOG.exception("cannot answer", client=client_address)
+            _LOG.exception("request failed", client=client_address)
 
 
 class _DeadlineReader(io.RawIOBase):
-    """Reads from a socket until a deadline, however slowly the bytes drip in."""
+    """Reads from a socket with one deadline for the whole request."""
 
     def __init__(self, connection: socket.socket, seconds: float) -> None:
         self._connection = connection
@@ -189,18 +189,18 @@ class _Handler(BaseHTTPRequestHandler):
         self.rfile = io.BufferedReader(_DeadlineReader(self.connection, self.server.request_seconds))
 
     def do_GET(self) -> None:
-        answer = _PATHS.get(urlsplit(self.path).path, _Handler._not_found)
-        answer(self)
+        respond = _PATHS.get(urlsplit(self.path).path, _Handler._not_found)
+        respond(self)
 
-    do_HEAD = do_GET  # noqa: N815 - the base looks methods up by these names
+    do_HEAD = do_GET  # noqa: N815 - the base class looks methods up by these names
 
     def do_POST(self) -> None:
-        body = b"Only GET and HEAD are answered here.\n"
+        body = b"Only GET and HEAD are supported.\n"
         self._respond(HTTPStatus.METHOD_NOT_ALLOWED, PLAIN, body)
 
     do_PUT = do_DELETE = do_PATCH = do_OPTIONS = do_POST  # noqa: N815 - the same
 
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base's name
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
         _LOG.debug(format % args, client=self.address_string())
 
     def _metrics(self) -> None:
@@ -214,10 +214,10 @@ class _Handler(BaseHTTPRequestHandler):
         self._respond(HTTPStatus.OK, PLAIN, b"healthy\n")
 
     def _not_found(self) -> None:
-        self._respond(HTTPStatus.NOT_FOUND, PLAIN, b"There is no such page: see /metrics.\n")
+        self._respond(HTTPStatus.NOT_FOUND, PLAIN, b"Not found; see /metrics.\n")
 
     def _respond(self, status: HTTPStatus, content_type: str, body: bytes) -> None:
-        # What is left of the time for reading may be too short.
+        # The rest of the read timeout may be too short.
         self.connection.settimeout(self.server.request_seconds)
         compressed = gzip_accepted(self.headers.get("Accept-Encoding", ""))
         if compressed:
@@ -234,11 +234,11 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
 
-def _told_to_end(seconds: float) -> bool:
-    caught = signal.sigtimedwait(_ENDING, seconds)
-    # Python 3.11 to 3.13 also return something, with no signal's number, where SIGSTOP and SIGCONT
-    # came in the middle and the time was over.
-    return caught is not None and caught.si_signo in _ENDING
+def _stop_signal_within(seconds: float) -> bool:
+    caught = signal.sigtimedwait(_STOP_SIGNALS, seconds)
+    # Python 3.11 to 3.13 also return a result without a signal number if SIGSTOP and SIGCONT interrupt
+    # the call and the timeout has passed.
+    return caught is not None and caught.si_signo in _STOP_SIGNALS
 
 
 _PATHS: Final[dict[str, Callable[[_Handler], None]]] = {

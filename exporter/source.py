@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Finds the ledger in a run directory, also one that comes later or is replaced."""
+"""Opens the ledger of a run directory, and reopens it when it is replaced."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ LEDGER_NAME: Final = "ledger"
 
 
 class LedgerSource:
-    """The ledger of a run directory, given by its descriptor. Used by one thread at a time.
+    """The ledger of a run directory, given by its descriptor. Not thread-safe.
 
-    Its name may lead through a link: it is looked up again each time, so another run is found when
-    the link is turned to that.
+    The name may contain a symbolic link: each lookup follows it again, and so finds a newer run.
     """
 
     def __init__(self, directory: int, name: str = LEDGER_NAME) -> None:
@@ -27,19 +26,19 @@ class LedgerSource:
         self._identity: tuple[int, int] | None = None
 
     def reader(self) -> LedgerReader:
-        """Return a reader of the ledger that the directory holds now.
+        """Return a reader of the directory's current ledger.
 
-        A ledger that was opened stays readable when its name, or the right to look it up, is gone.
+        An open ledger stays readable without its name or the permission to look it up.
 
         Raises:
-            LedgerError: the file is no ledger (or none yet).
-            OSError: there is no such file, or it cannot be opened.
+            LedgerError: the file is not, or not yet, a ledger.
+            OSError: the file does not exist or cannot be opened.
         """
         if self._reader is not None and self._looked_up() in {None, self._identity}:
             return self._reader
         self.close()
-        # A name that is looked up twice can be another file the second time; the identity that is
-        # kept is then the older one, and the next scrape looks again.
+        # The file may be replaced between stat and open. The stored identity is then the older one, and
+        # the next scrape reopens the ledger.
         identity = self._looked_up()
         self._reader = LedgerReader.open(Path(self._name), self._directory)
         self._identity = identity
@@ -55,5 +54,5 @@ class LedgerSource:
         try:
             found = os.stat(self._name, dir_fd=self._directory)
         except OSError:
-            return None  # the open that follows, or the reader at hand, says more
+            return None  # keep the current reader, or let open() raise
         return found.st_dev, found.st_ino

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What every detector is, and what it reports."""
+"""The detector protocol, and the findings that detectors report."""
 
 from __future__ import annotations
 
@@ -14,50 +14,50 @@ if TYPE_CHECKING:
 
 
 class Detector:
-    """A way to find broken expectations, which hands its findings to the reporter.
+    """Finds broken expectations and passes them to the reporter.
 
-    The supervisor calls it; what it raises makes the verdict unknown, and ends nothing. All but `name`
-    may be left as it is here.
+    The supervisor calls every method. An exception from a detector makes the verdict unknown and does
+    not end the run. A subclass must set `name`; every method has a default.
     """
 
     name: DetectorName
 
     def prepare(self) -> None:
-        """See how everything is, before anything was pinned."""
+        """Record the initial state, before any page is pinned."""
 
     def probe(self) -> None:
-        """Learn which known issues this kernel has, while no worker is at work."""
+        """Probe this kernel for known issues; all workers rest meanwhile."""
 
     @property
     def undecided(self) -> bool:
-        """Whether a probe of an issue that applies was inconclusive so far: `probe` tries again."""
+        """Whether a probe of an applicable issue is still inconclusive: `probe` must run again."""
         return False
 
     def look(self) -> None:
-        """Judge what was noted since the last call: several times a second, and in no time."""
+        """Judge everything recorded since the last call. Runs several times a second; must not block."""
 
     def at_rest(self) -> None:
-        """Measure what can only be measured while no worker is at work.
+        """Take the measurements that need all workers at rest.
 
-        Where a worker does not come to rest it is not called, and has failed.
+        If a worker does not come to rest, the supervisor skips the call and counts it as failed.
         """
 
     def free(self, worker: WorkerProcess) -> None:
-        """Free a worker that does not come to rest."""
+        """Free a worker that does not come to rest from its system call."""
 
     def commit(self) -> None:
-        """Store how far was judged: what was found is on disk."""
+        """Store how far the ledger is judged; all findings up to there are on disk."""
 
     def uncovered(self) -> Sequence[str]:
-        """Return what this run does and no expectation covers."""
+        """Return the cells of this run that no expectation covers."""
         return ()
 
     def completed(self) -> Mapping[str, int]:
-        """Return how often each trial was judged, by label."""
+        """Return the number of judged trials by label."""
         return {}
 
     def sweeps(self) -> Mapping[str, int]:
-        """Return how often each region was measured, by name."""
+        """Return the number of sweeps by region name."""
         return {}
 
 
@@ -65,8 +65,8 @@ class Detector:
 class Finding:
     """A broken expectation: `count` operations, or page references for a leak.
 
-    `undecided` names the known issue that explains it if a probe confirms that, which was inconclusive
-    so far. `canary` says that the soak broke it itself, to see whether it would be found.
+    `undecided` names the known issue that would explain it, whose probe is still inconclusive.
+    `canary` marks a fault that the soak injected to test the detector.
     """
 
     kind: Violation

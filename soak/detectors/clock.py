@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The soak's own time, which stands still when the machine does.
+"""Soak time: a clock that stops while the machine is stopped.
 
-It is counted in heartbeats of the supervisor: a beat that comes late adds no more than one that comes in
-time does, give or take. So a wait is never taken for long because a virtual machine was paused.
+Soak time advances with the supervisor's heartbeats, and a late heartbeat advances it by a bounded step.
+A paused virtual machine therefore never makes a wait look long.
 """
 
 from __future__ import annotations
@@ -11,20 +11,20 @@ from bisect import bisect_right
 from collections import deque
 from typing import Final
 
-# Beats come ten times a second; a supervisor that has much to do may take a little longer.
+# The supervisor beats ten times a second, less often under load.
 MOST_NS_PER_BEAT: Final = 250_000_000
 _REMEMBERED_BEATS: Final = 16_384
 
 
 class SoakClock:
-    """Maps monotonic time to soak time. Before the first beat both run alike."""
+    """Maps monotonic time to soak time; both advance alike before the first beat."""
 
     def __init__(self) -> None:
         self._monotonic: deque[int] = deque(maxlen=_REMEMBERED_BEATS)
         self._soaked: deque[int] = deque(maxlen=_REMEMBERED_BEATS)
 
     def beat(self, now_ns: int) -> None:
-        """Go on to `now_ns`, by no more than a beat is worth."""
+        """Advance to `now_ns`, by at most `MOST_NS_PER_BEAT`."""
         if not self._monotonic:
             self._monotonic.append(now_ns)
             self._soaked.append(0)
@@ -34,11 +34,11 @@ class SoakClock:
         self._soaked.append(self._soaked[-1] + step)
 
     def between(self, start_ns: int, end_ns: int) -> int:
-        """Return how much soak time has passed between two moments; 0 where the first is later."""
+        """Return the soak time between two moments; 0 if the first is later."""
         return max(self._at(end_ns) - self._at(start_ns), 0)
 
     def _at(self, moment_ns: int) -> int:
-        """Return the soak time of a moment. Within a beat that was cut short it runs slower."""
+        """Return the soak time of a moment; within a shortened beat, interpolate."""
         if not self._monotonic:
             return moment_ns
         after = bisect_right(self._monotonic, moment_ns)

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Refusals: did every operation end as the kernel owes it?
+"""The refusal detector: compares the outcome of every operation with its expectation.
 
-It reads the counts of the workers and compares them with the expectations; the flight recorders give the
-evidence. The workers know nothing of it.
+It reads the workers' counts from the ledger, and takes evidence from their flight recorders.
 """
 
 from __future__ import annotations
@@ -29,12 +28,12 @@ _EVIDENCE_LINES: Final = 5
 
 
 class RefusalDetector:
-    """Compares what was counted since the last look with what the kernel owes."""
+    """Compares the counts since the last look with the expectations."""
 
     def __init__(
         self, blocks: Sequence[BlockWriter], release: Release, judged: Sequence[memoryview[int]]
     ) -> None:
-        """Take the workers' blocks, and for each the words that say what was judged of its counts."""
+        """`judged` has, for each block, the words that store the counts already judged."""
         self._blocks = blocks
         self._judged = judged
         self._cells = [[Cell.parse(label) for label in block.names("counts")] for block in blocks]
@@ -42,18 +41,18 @@ class RefusalDetector:
         self._seen = [list(words) for words in judged]
 
     def uncovered(self) -> list[Cell]:
-        """Return the cells of this run for which no expectation says what is owed."""
+        """Return the cells of this run that no expectation covers."""
         missing = {
             cell: None
             for block, cells, rows in zip(self._blocks, self._cells, self._rows, strict=True)
             for cell, row in zip(cells, rows, strict=True)
-            # A canary's block has cells of regions and interfaces that the run does not have.
+            # A canary's block also has cells of regions and interfaces that are not in the run.
             if row is None and block.block.kind != CANARY
         }
         return list(missing)
 
     def look(self) -> list[Finding]:
-        """Judge what was counted since the last call."""
+        """Judge the operations counted since the last call."""
         found: list[Finding] = []
         for number, block in enumerate(self._blocks):
             counts = list(block.view("counts"))
@@ -76,14 +75,17 @@ class RefusalDetector:
         return found
 
     def commit(self) -> None:
-        """Store what was judged: its findings are on disk, and no later supervisor judges it again."""
+        """Store the judged counts, so that no later supervisor judges them again.
+
+        All findings up to there must be on disk.
+        """
         for words, seen in zip(self._judged, self._seen, strict=True):
             for position, count in enumerate(seen):
                 words[position] = count
 
 
 class Refusals(Detector):
-    """Reports what the refusal detector finds."""
+    """Reports the findings of a `RefusalDetector`."""
 
     name = DetectorName.REFUSALS
 
@@ -113,21 +115,21 @@ def _judge(
             cell.interface,
             cell.operation,
             new[DONE_COLUMN],
-            f"{label} was granted, and the kernel owes {errno_name(row.refusal)}",
+            f"{label} was granted; expected {errno_name(row.refusal)}",
             evidence={"worker": worker, "operations": _recent(block, index, 0), "owed": row.reason},
         )
     for column, name in enumerate(ERRNOS):
         count = new[FAILED_COLUMN + column]
         if count:
             kind = Violation.WRONG_ERRNO if row.refusal else Violation.UNEXPECTED_REFUSAL
-            owed = f"the kernel owes {errno_name(row.refusal)}" if row.refusal else "it must be done"
+            wanted = errno_name(row.refusal) if row.refusal else "success"
             yield Finding(
                 kind,
                 cell.region,
                 cell.interface,
                 cell.operation,
                 count,
-                f"{label} ended with {name}, and {owed}",
+                f"{label} failed with {name}; expected {wanted}",
                 evidence={
                     "worker": worker,
                     "errno": name,
@@ -138,13 +140,13 @@ def _judge(
 
 
 def _recent(block: BlockWriter, cell: int, result: int | None) -> list[Line]:
-    """Return the newest lines of the flight recorder for a cell: those with `result`, or any error."""
+    """Return the cell's newest lines in the flight recorder with `result`, or with any error if None."""
     recorder = list(block.view("recorder"))
     ended = block.get("ended")
     lines: list[Line] = []
     for line in reversed(RECORDER.last(recorder, ended, RECORDER.length)):
         matches = line["result"] == result if result is not None else line["result"] != 0
-        # A line without an end was skipped, and its result is that of an older operation.
+        # A line without an end was skipped; its result belongs to an older operation.
         if line["cell"] == cell and line["end_ns"] and matches:
             lines.append(line)
             if len(lines) == _EVIDENCE_LINES:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Where findings go: a violation is on disk before it is counted.
+"""The reporter writes a violation to the journal, on disk, before it counts the violation in the ledger.
 
-On a full disk it may be held in memory only, and is counted all the same: a count that is too low would
-hide it, whereas the journal says that it holds lines and, should they be lost, which.
+On a full disk the journal may hold the line in memory. The reporter counts the violation nevertheless: a
+low count would hide it, whereas the journal reports held lines and the numbers of lost ones.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ _Key = tuple[str, ...]
 class Reporter:
     """Writes violations to the journal and counts them in the supervisor's block.
 
-    The first of its kind is written at once. A kernel that breaks a promise breaks it thousands of
-    times a second: what follows is gathered, and written every few seconds with its number.
+    It writes the first violation of a kind at once. A faulty kernel may repeat it thousands of times a
+    second, so the reporter merges repetitions and writes their number every `REPORT_SECONDS`.
     """
 
     def __init__(self, block: BlockWriter, journal: Journal) -> None:
@@ -40,13 +40,13 @@ class Reporter:
         self._gathered: dict[_Key, Finding] = {}
         self._written: dict[_Key, float] = {}
         self._canaries: list[Finding] = []
-        # What probes have shown, by issue and region where there is one for each.
+        # The last result of each probe by issue and by region (None: the probe covers all regions).
         self._probes: dict[str, dict[str | None, ProbeResult]] = defaultdict(dict)
 
     def report(self, finding: Finding) -> None:
-        """Take a violation in: it is written now, or by a `flush` that comes soon.
+        """Accept a violation, and write it now or in a later `flush`.
 
-        What the soak broke itself is no violation: it waits for `take_canaries`.
+        A canary is not a violation: keep it for `take_canaries`.
         """
         if finding.canary:
             self._canaries.append(finding)
@@ -59,7 +59,7 @@ class Reporter:
         self.flush(REPORT_SECONDS)
 
     def take_canaries(self) -> list[Finding]:
-        """Return the canaries that detectors have found since the last call."""
+        """Return the canaries that detectors found since the last call."""
         found, self._canaries = self._canaries, []
         return found
 
@@ -72,10 +72,10 @@ class Reporter:
         region: str | None = None,
         **facts: Any,  # noqa: ANN401 - for JSON
     ) -> None:
-        """Write down what a probe has shown, and count what waited for that.
+        """Write the result of a probe to the journal, and count the violations that were undecided.
 
-        `applies` says whether the configuration and the kernel's release let the issue explain anything.
-        Where each region has a probe, an issue is decided when all of them have shown the same.
+        `applies`: the issue applies to this configuration and kernel release. If the regions have
+        separate probes, the issue is decided once all their results agree.
         """
         if region is not None:
             facts["region"] = region
@@ -97,12 +97,15 @@ class Reporter:
             self._decide(issue, issue if explains else None)
 
     def give_up_deciding(self) -> None:
-        """Count what no probe has decided as what nothing explains: the run ends."""
+        """Count all undecided violations as unexplained, at the end of the run."""
         for issue in self._block.names("undecided"):
             self._decide(issue, None)
 
     def _decide(self, issue: str, explanation: str | None) -> None:
-        """Count what waited for this: twice where a supervisor dies in between, and never not at all."""
+        """Count the undecided violations of an issue.
+
+        A supervisor that dies in between may count them twice, but never loses one.
+        """
         for kind in Violation:
             place = self._block.index("undecided", issue, kind)
             if count := self._block.get("undecided", *place):
@@ -111,11 +114,11 @@ class Reporter:
 
     @property
     def idle(self) -> bool:
-        """Whether everything that was reported is written."""
+        """Whether all reported violations are written."""
         return not self._gathered
 
     def flush(self, age: float = 0.0) -> None:
-        """Write what was gathered of kinds that were last written `age` seconds ago, or never."""
+        """Write the merged violations of each kind last written at least `age` seconds ago, or never."""
         now = time.monotonic()
         for key, finding in list(self._gathered.items()):
             if now - self._written.get(key, -math.inf) >= age:
@@ -151,7 +154,7 @@ class Reporter:
 
 
 def _key(finding: Finding) -> _Key:
-    """What makes two findings the same but for their number; a sentence names the errno."""
+    """Return the key by which findings merge. The summary is part of it because it names the errno."""
     place = (finding.region_name or finding.region, finding.interface, finding.operation)
     wording = "" if finding.kind is Violation.LEAK else finding.summary
     issue = finding.known_issue or finding.undecided or NO_KNOWN_ISSUE

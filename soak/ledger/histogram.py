@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Durations as a ledger counts them: in buckets, with their sum."""
+"""Histograms of durations, as the ledger stores them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Histogram:
-    """Durations by the upper bounds of their buckets; the last bucket has no upper bound."""
+    """Counts of durations by bucket, and their sum; the last bucket has no upper bound."""
 
     bounds_ns: Sequence[int]
     buckets: Sequence[int]
@@ -25,10 +25,10 @@ class Histogram:
         return sum(self.buckets)
 
     def plus(self, other: Histogram) -> Histogram:
-        """Return both together.
+        """Return the sum of both histograms.
 
         Raises:
-            ValueError: they do not have the same number of buckets.
+            ValueError: their numbers of buckets differ.
         """
         if len(self.buckets) != len(other.buckets):
             raise ValueError("histograms of different widths")
@@ -36,7 +36,7 @@ class Histogram:
         return Histogram(self.bounds_ns, buckets, self.sum_ns + other.sum_ns)
 
     def since(self, before: Histogram | None) -> Histogram:
-        """Return what was counted after `before`."""
+        """Return the durations counted after `before`."""
         if before is None:
             return self
         pairs = zip(self.buckets, before.buckets, strict=True)
@@ -44,9 +44,9 @@ class Histogram:
         return Histogram(self.bounds_ns, buckets, max(self.sum_ns - before.sum_ns, 0))
 
     def quantile_ns(self, share: float) -> float | None:
-        """Return an upper bound of a quantile, one bucket wide; None where nothing was counted.
+        """Return the upper bound of the quantile's bucket; None for an empty histogram.
 
-        It is infinite where the quantile lies above the highest bound.
+        It is infinite if the quantile lies above the highest bound.
         """
         if self.count == 0:
             return None

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""How a ledger is laid out: the header that describes blocks and fields, written and read.
+"""The layout of a ledger: writes and reads the header that describes blocks and fields.
 
-Layout of the file, little-endian: 8 bytes magic, u64 format, u64 length of the JSON text that
-follows, u64 mirror sequence (odd while a copy of the whole ledger is under way), u64 CRC-32 of the
-JSON text, the JSON text, padding to a page, blocks. The JSON names each block, its offset, and each
-field with its offset (in words from the start of the block), its shape and the names along each
-axis. The fields of a block follow each other without a gap.
+The file is little-endian: 8 bytes magic, u64 format, u64 length of the JSON text, u64 mirror sequence
+(odd while a copy of the whole ledger is under way), u64 CRC-32 of the JSON text, the JSON text, padding
+to a page, blocks. The JSON has the name and offset of each block, and of each field its name, offset (in
+words from the start of the block), shape and the names along each axis. Fields have no gaps between them.
 """
 
 from __future__ import annotations
@@ -29,10 +28,10 @@ if TYPE_CHECKING:
 MAGIC: Final = b"DAXSOAK\0"
 FORMAT: Final = 1
 WORD: Final = 8
-# Which word of the file is the mirror sequence.
+# The index of the mirror sequence, in words.
 MIRROR_WORD: Final = 3
 MAX_HEADER: Final = 4 << 20
-# The largest ledger that a configuration can ask for has 64 MiB, and its largest block 1 MiB.
+# The largest configuration needs a ledger of 64 MiB, with blocks of up to 1 MiB.
 MAX_SIZE: Final = 256 << 20
 MAX_BLOCK: Final = 16 << 20
 
@@ -44,11 +43,11 @@ _SEQUENCE = "sequence"
 
 
 class LedgerError(Exception):
-    """The file is no ledger, is damaged, or has a format that this program does not know."""
+    """The file is not a ledger, is damaged, or has an unsupported format."""
 
 
-# What reading a damaged ledger, or one of another version, can raise: a file that is none or has shrunk,
-# and a header whose fields, words, numbers or types are not those that are looked for.
+# The exceptions of reading a damaged ledger or one of another version: the file is not a ledger or has
+# shrunk, or its header has unexpected fields, words, numbers or types.
 UNREADABLE: Final = (
     LedgerError,
     OSError,
@@ -62,11 +61,10 @@ UNREADABLE: Final = (
 
 @dataclass(frozen=True)
 class Field:
-    """Words of one meaning in a block.
+    """A field of a block: an array of words.
 
-    `axes` names the entries along each dimension, or is a number where they are only counted.
-    `values` says what the numbers stand for, where they stand for words. A text field holds its
-    length in bytes in the first word.
+    `axes` has, for each dimension, the names of its entries or only their number. `values` has the
+    words that the numbers stand for, if any. A text field has its length in bytes in the first word.
     """
 
     name: str
@@ -85,12 +83,12 @@ class Field:
 
     @property
     def is_group(self) -> bool:
-        """Whether these words must agree, and the first of them is their sequence number."""
+        """Whether the words must agree; their first is then a sequence number."""
         first = self.axes[0] if len(self.axes) == 1 else 0
         return not isinstance(first, int) and first[:1] == (_SEQUENCE,)
 
     def position(self, indices: tuple[int, ...]) -> int:
-        """Return where the block keeps the entry at these indices."""
+        """Return the position of an entry, in words from the start of the block."""
         position = 0
         for index, length in zip(indices, self.shape, strict=True):
             if not 0 <= index < length:
@@ -101,7 +99,7 @@ class Field:
 
 @dataclass(frozen=True)
 class Block:
-    """The words of one writer. `labels` says whose they are."""
+    """The fields of one writer, which `labels` describes."""
 
     name: str
     kind: str
@@ -116,7 +114,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Layout:
-    """All blocks, and facts about the run that do not change."""
+    """All blocks, and the constant facts of the run."""
 
     blocks: Mapping[str, Block]
     run: Mapping[str, Any]
@@ -124,58 +122,57 @@ class Layout:
 
     @classmethod
     def of(cls, blocks: Iterable[Block], run: Mapping[str, Any]) -> Layout:
-        """Place the blocks one behind the other, each on a page of its own.
+        """Place the blocks in order, each at a page boundary.
 
         Raises:
-            ValueError: two blocks have one name, or readers would refuse the description as too long,
-                or the blocks as too large.
+            ValueError: two blocks have the same name, or header, a block or the file would be too large.
         """
         unplaced = list(blocks)
-        # The offsets are not known yet, and take a few more digits when they are.
+        # Leave room for the digits of the offsets, which are not known yet.
         entries = 1 + sum(1 + len(block.fields) for block in unplaced)
         header = _PREFIX.size + len(_describe(unplaced, run, 0)) + entries * _OFFSET_DIGITS
         header_room = _round_up(header, _PAGE)
         if header_room > MAX_HEADER:
-            raise ValueError(f"the header of this ledger would have {header} bytes")
+            raise ValueError(f"the ledger's header would have {header} bytes (at most {MAX_HEADER})")
         placed: dict[str, Block] = {}
         offset = header_room
         for block in unplaced:
             if block.name in placed:
-                raise ValueError(f"two blocks of this ledger are called {block.name!r}")
+                raise ValueError(f"duplicate block {block.name!r} in the ledger")
             fields, word = {}, 0
             for field in block.fields.values():
                 fields[field.name] = replace(field, offset=word)
                 word += field.words
             placed[block.name] = replace(block, fields=fields, offset=offset)
             if word * WORD > MAX_BLOCK:
-                raise ValueError(f"block {block.name!r} of this ledger would have {word} words")
+                raise ValueError(f"block {block.name!r} of the ledger would have {word} words")
             offset += _round_up(word * WORD, _PAGE)
         # Memory that a virtual machine shares must be a power of two.
         size = 1 << (offset - 1).bit_length()
         if size > MAX_SIZE:
-            raise ValueError(f"this ledger would have {size} bytes")
+            raise ValueError(f"the ledger would have {size} bytes (at most {MAX_SIZE})")
         return cls(placed, run, size)
 
     def to_bytes(self) -> bytes:
-        """Return the header as it stands at the start of the file."""
+        """Return the header, from the start of the file."""
         text = _describe(self.blocks.values(), self.run, self.size)
         return _PREFIX.pack(MAGIC, FORMAT, len(text), 0, zlib.crc32(text)) + text
 
     def check_size(self, actual: int) -> None:
-        """Refuse a file that is shorter than its layout.
+        """Check the size of the file.
 
         Raises:
-            LedgerError: it is.
+            LedgerError: the file is shorter than its layout.
         """
         if actual < self.size:
-            raise LedgerError(f"it should have {self.size} bytes and has {actual}")
+            raise LedgerError(f"the file has {actual} bytes instead of {self.size}")
 
     @classmethod
     def read(cls, descriptor: int) -> Layout:
-        """Read the header of a file, which often is a small part of what it may have.
+        """Read the header of a file.
 
         Raises:
-            LedgerError: as `from_bytes` raises it.
+            LedgerError: as for `from_bytes`.
             OSError: the file cannot be read.
         """
         head = os.pread(descriptor, _PREFIX.size, 0)
@@ -189,45 +186,45 @@ class Layout:
         """Read a header.
 
         Raises:
-            LedgerError: it is none, is damaged, or is of a format that is not known.
+            LedgerError: the bytes are not a header, are damaged, or have an unsupported format.
         """
         if head.startswith(GZIP_MAGIC):
-            raise LedgerError("it is compressed with gzip")
+            raise LedgerError("the file is compressed with gzip")
         if len(head) < _PREFIX.size:
-            raise LedgerError(f"the file is only {len(head)} bytes long")
+            raise LedgerError(f"the file has only {len(head)} bytes")
         magic, version, length, _, checksum = _PREFIX.unpack_from(head)
         if magic != MAGIC:
-            raise LedgerError(f"it starts with {magic!r}, not with {MAGIC!r}")
+            raise LedgerError(f"bad magic {magic!r} (expected {MAGIC!r})")
         if version != FORMAT:
-            raise LedgerError(f"its format is {version}, and this program reads format {FORMAT}")
+            raise LedgerError(f"unsupported format {version} (expected {FORMAT})")
         if length > MAX_HEADER or len(head) < _PREFIX.size + length:
-            raise LedgerError(f"its header should have {length} bytes and is cut short")
+            raise LedgerError(f"the header of {length} bytes is truncated")
         end = _PREFIX.size + length
         text = head[_PREFIX.size : end]
         if zlib.crc32(text) != checksum:
-            raise LedgerError("its header is damaged: the checksum does not fit")
+            raise LedgerError("the header is damaged: wrong checksum")
         try:
             layout = _layout(parse_json(text))
         except (ValueError, KeyError, TypeError) as error:
-            raise LedgerError(f"its header does not describe a ledger ({error!r})") from None
+            raise LedgerError(f"the header does not describe a ledger ({error!r})") from None
         _check_places(layout, end)
         return layout
 
 
 def _check_places(layout: Layout, end: int) -> None:
-    """Refuse blocks that overlap, or lie in the header, which has `end` bytes, or behind the file."""
+    """Refuse blocks that overlap each other or the header of `end` bytes, or exceed the file."""
     for block in sorted(layout.blocks.values(), key=lambda block: block.offset):
         if block.offset < end or block.offset % WORD:
-            raise LedgerError(f"its header places block {shown(block.name)} where it cannot be")
+            raise LedgerError(f"the header has a bad offset for block {shown(block.name)}")
         end = block.offset + block.words * WORD
         if end - block.offset > MAX_BLOCK:
-            raise LedgerError(f"its header gives block {shown(block.name)} too many words")
-        # Beside an axis without entries another may have any length, and takes no space.
+            raise LedgerError(f"the header has too many words in block {shown(block.name)}")
+        # A field with an empty axis takes no space, however long its other axes are.
         for field in block.fields.values():
             if max(field.shape, default=0) * WORD > layout.size:
-                raise LedgerError(f"its header gives field {shown(field.name)} too many entries")
+                raise LedgerError(f"the header has too many entries in field {shown(field.name)}")
     if end > layout.size or layout.size > MAX_SIZE:
-        raise LedgerError(f"its header describes {end} bytes in a file of {layout.size}")
+        raise LedgerError(f"the header describes {end} bytes in a file of {layout.size}")
 
 
 def _describe(blocks: Iterable[Block], run: Mapping[str, Any], size: int) -> bytes:
@@ -258,10 +255,10 @@ def _describe(blocks: Iterable[Block], run: Mapping[str, Any], size: int) -> byt
 
 
 def _layout(described: dict[str, Any]) -> Layout:
-    """Build what a header describes; ValueError, KeyError or TypeError where that is nothing."""
+    """Build a layout from a header; ValueError, KeyError or TypeError if the header is invalid."""
     blocks = {entry["name"]: _block(entry) for entry in described["blocks"]}
     if len(blocks) < len(described["blocks"]):
-        raise ValueError("two blocks have one name")
+        raise ValueError("duplicate block")
     return Layout(blocks, _mapping(described["run"]), _whole(described["size"]))
 
 
@@ -277,7 +274,7 @@ def _block(entry: dict[str, Any]) -> Block:
             _whole(described["offset"]),
         )
         if field.name in fields or field.offset != word:
-            raise ValueError(f"field {shown(field.name)} is there twice or is out of place")
+            raise ValueError(f"field {shown(field.name)} is duplicate or out of place")
         fields[field.name] = field
         word += field.words
     return Block(
@@ -301,25 +298,25 @@ def _axis(value: object) -> tuple[str, ...] | int:
 
 def _whole(value: object) -> int:
     if not isinstance(value, int) or not 0 <= value <= MAX_SIZE:
-        raise ValueError(f"{shown(value)} should be a whole number from 0 to {MAX_SIZE}")
+        raise ValueError(f"{shown(value)} is not a whole number from 0 to {MAX_SIZE}")
     return value
 
 
 def _string(value: object) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"{shown(value)} should be a text")
+        raise TypeError(f"{shown(value)} is not a text")
     return value
 
 
 def _strings(value: object) -> tuple[str, ...]:
     if not isinstance(value, list):
-        raise TypeError(f"{shown(value)} should be a list")
+        raise TypeError(f"{shown(value)} is not a list")
     return tuple(_string(item) for item in value)
 
 
 def _mapping(value: object) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise TypeError(f"{shown(value)} should be an object")
+        raise TypeError(f"{shown(value)} is not an object")
     return value
 
 

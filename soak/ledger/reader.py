@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Reading a ledger while others write to it; see `soak.ledger.writer` for what is promised.
+"""Reads a ledger while its writers run; `soak.ledger.writer` documents the guarantees.
 
-Readers use `preadv`, which a file that shrinks cannot kill, into memory of a chosen place within its
-page: elsewhere the kernel's copy may go byte by byte and tear words (see `LedgerReader._load`).
+Readers use `preadv`: unlike a mapping, it raises no SIGBUS when the file shrinks. The buffer's offset
+within its page matters, because a bytewise copy in the kernel tears words (see `LedgerReader._load`).
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ _READ_ATTEMPTS: Final = 64
 
 
 class LedgerReader:
-    """Reads a ledger that others write, without ever holding them up."""
+    """Reads a ledger without blocking its writers."""
 
     def __init__(self, descriptor: int, layout: Layout | None = None) -> None:
         self._descriptor = descriptor
         self.layout = layout or Layout.read(descriptor)
         self.layout.check_size(os.fstat(descriptor).st_size)
         longest = max((block.words for block in self.layout.blocks.values()), default=0)
-        self._room = memoryview(mmap.mmap(-1, _PAGE + max(1, longest) * WORD))
+        self._buffer = memoryview(mmap.mmap(-1, _PAGE + max(1, longest) * WORD))
         self._lock = threading.Lock()
 
     @classmethod
     def open(cls, path: Path, directory: int | None = None, *, layout: Layout | None = None) -> Self:
-        """Open by path, which may be relative to a directory's descriptor.
+        """Open a ledger by path, relative to the descriptor `directory` if given.
 
-        With a `layout` the file's header, which somebody may have overwritten, is not read.
+        With a `layout`, do not read the file's header, which a guest may have overwritten.
 
         Raises:
-            LedgerError: the file is no ledger.
-            OSError: it cannot be opened, or is no regular file.
+            LedgerError: the file is not a ledger.
+            OSError: the file cannot be opened, or is not a regular file.
         """
         descriptor = open_regular(path, directory=directory)
         try:
@@ -66,7 +66,7 @@ class LedgerReader:
         return [self.block(block.name) for block in self.layout.blocks.values() if block.kind == kind]
 
     def block(self, name: str) -> BlockSnapshot:
-        """Read one block in a single call.
+        """Read one block in a single system call.
 
         Raises:
             LedgerError: the file has shrunk since it was opened.
@@ -81,7 +81,7 @@ class LedgerReader:
         return BlockSnapshot(block, memoryview(data).cast("Q"), self)
 
     def group(self, snapshot: BlockSnapshot, name: str) -> tuple[int, ...] | None:
-        """Return the words of a group after its sequence number, or None when it stays torn.
+        """Return the words of a group without its sequence number; None if the group stays torn.
 
         Raises:
             LedgerError: the file has shrunk since it was opened.
@@ -105,25 +105,25 @@ class LedgerReader:
         return int.from_bytes(self._load(WORD, offset), "little")
 
     def _load(self, length: int, offset: int) -> bytes:
-        """Read words, each as it was written at some moment.
+        """Read words without tearing any.
 
-        The kernel copies with `rep movsb` where the processor is good at it. An AMD EPYC goes byte
-        by byte when the target lies 1 to 31 bytes behind the source, counted within a page, and
-        then tore up to half of the reads of a word that kept changing; elsewhere it tore none.
-        Here the target lies half a page away from the source.
+        The kernel copies with `rep movsb` on CPUs with fast `rep movsb`. An AMD EPYC copies bytewise if
+        the target lies 1 to 31 bytes behind the source (addresses modulo the page size), and then tore
+        up to half of the reads of a changing word; at other distances it tore none. This buffer is half
+        a page away from the source.
         """
         start = (offset + _PAGE // 2) % _PAGE
-        target = self._room[start : start + length]
+        target = self._buffer[start : start + length]
         with self._lock:
             count = os.preadv(self._descriptor, [target], offset)
             data = target.tobytes()
         if count < length:
-            raise LedgerError("it has shrunk since it was opened")
+            raise LedgerError("the file has shrunk since it was opened")
         return data
 
 
 class BlockSnapshot:
-    """The words of a block as they were at one moment."""
+    """The words of a block at one moment."""
 
     def __init__(self, block: Block, words: memoryview[int], reader: LedgerReader) -> None:
         self.block = block
@@ -137,11 +137,11 @@ class BlockSnapshot:
         """Return the word that the field's number stands for.
 
         Raises:
-            LedgerError: it stands for none.
+            LedgerError: the number stands for no word.
         """
         number, words = self.get(name), self.block.fields[name].values
         if number >= len(words):
-            raise LedgerError(f"{name} is {number}, which stands for none of {words}")
+            raise LedgerError(f"bad value {number} of {name} (expected below {len(words)})")
         return words[number]
 
     def flat(self, name: str) -> list[int]:
@@ -149,7 +149,7 @@ class BlockSnapshot:
         return list(self._words[field.offset : field.offset + field.words])
 
     def rows(self, name: str) -> list[list[int]]:
-        """Return a two-dimensional field row by row."""
+        """Return the rows of a two-dimensional field."""
         flat, (count, width) = self.flat(name), self.block.fields[name].shape
         return [flat[row * width : (row + 1) * width] for row in range(count)]
 
@@ -171,7 +171,7 @@ class BlockSnapshot:
         return data[: min(words[0], len(data))].decode(errors="replace")
 
     def group(self, name: str) -> tuple[int, ...] | None:
-        """Read a group afresh until it is whole; None when its writer was stopped in the middle."""
+        """Read a group again until it is whole; None if its writer stopped in the middle."""
         return self._reader.group(self, name)
 
     def _names(self, name: str, axis: int) -> Sequence[str]:

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The rings of a worker's block, decoded: its flight recorder and, for a holder, its short pins.
+"""Decodes the rings of a worker's block: the flight recorder and, for a holder, the short pins.
 
-Whoever reads a ring while its worker writes has to know what a line stands for: see the columns in
-`soak.ledger.schema`.
+`soak.ledger.schema` documents the columns and the order in which a worker writes them.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ Line = dict[str, int]
 
 @dataclass(frozen=True)
 class Ring:
-    """Lines of words, each written over when `length` more have begun."""
+    """A ring of `length` lines; a new line overwrites the oldest."""
 
     columns: tuple[str, ...]
     length: int
@@ -30,16 +29,16 @@ class Ring:
         return number % self.length * len(self.columns)
 
     def line(self, words: Sequence[int], number: int) -> Line:
-        """Return a line by its number, counted from 0 since the run began."""
+        """Return a line by its number, counted from 0 at the start of the run."""
         start = self.start(number)
         return dict(zip(self.columns, words[start : start + len(self.columns)], strict=True))
 
     def last(self, words: Sequence[int], begun: int, count: int) -> list[Line]:
-        """Return the newest lines, the newest last."""
+        """Return the newest `count` lines in order."""
         return [self.line(words, number) for number in range(max(begun - count, 0), begun)]
 
     def unread(self, read: int, begun: int) -> range:
-        """Return the numbers from `read` on that can be read: the oldest may just be written over."""
+        """Return the readable numbers from `read` on, without the line that may be being overwritten."""
         return range(max(read, begun - self.length + 1), begun)
 
 
@@ -48,10 +47,10 @@ HOLDS: Final = Ring(HOLD_COLUMNS, HOLDS_LENGTH)
 
 
 def in_flight(get: Callable[[str], int], words: Callable[[str], Sequence[int]]) -> Line | None:
-    """Return the line of the operation that has begun and is not counted as ended.
+    """Return the line of the operation that has begun and is not yet counted as ended.
 
-    `get` and `words` read a word and a whole field of the worker's block. Where `end_ns` is set the
-    operation has ended, and is about to be counted.
+    `get` and `words` read a word and a whole field of the worker's block. If `end_ns` is set, the
+    operation has ended but is not yet counted.
     """
     begun = get("begun")
     return RECORDER.line(words("recorder"), begun - 1) if begun > get("ended") else None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What each block of a soak's ledger holds: the one place where its fields are named."""
+"""The schema of a soak's ledger: the blocks and their fields."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
 SUPERVISOR: Final = "supervisor"
 HOST: Final = "host"
 WORKER: Final = "worker"
-# A block of the faults that the soak makes itself: read by detectors, part of no account.
+# A canary's block: detectors read it, totals leave it out.
 CANARY: Final = "canary"
 NO_KNOWN_ISSUE: Final = "none"
 
 # Upper bounds of the duration histogram, in nanoseconds: four to the octave, as a Prometheus native
-# histogram of schema 2 has them, from 1 us to 128 s; one more bucket takes the rest.
+# histogram of schema 2 has them, from 1 us to 128 s; one more bucket counts all longer durations.
 BUCKETS_PER_OCTAVE: Final = 4
 _FIRST_EXPONENT, _LAST_EXPONENT = -20, 7
 BUCKET_BOUNDS_NS: Final = tuple(
@@ -56,9 +56,9 @@ REFUSED_COLUMN: Final = 2
 FAILED_COLUMN: Final = 2 + len(ERRNOS)
 
 RECORDER_LENGTH: Final = 512
-# One line of the flight recorder: written up to `length` before the operation, then `begun` is counted
-# up; `result` (0 or an errno) and `end_ns` after it, then `ended`. What is in flight is therefore the
-# newest line, when `begun` is ahead of `ended`; a worker killed at any moment leaves that readable.
+# One line of the flight recorder. Before an operation a worker stores the columns up to `length` and
+# increments `begun`; after it, `result` (0 or an errno) and `end_ns`, and increments `ended`. While
+# `begun` is ahead of `ended`, the newest line is the operation in flight, also if the worker was killed.
 RECORDER_COLUMNS: Final = (
     "choice",
     "cell",
@@ -72,11 +72,10 @@ RECORDER_COLUMNS: Final = (
 )
 
 HOLDS_LENGTH: Final = 256
-# One short pin of a holder: written up to `take_before` before it is taken, then `holds_begun` is
-# counted up. `take_after` and `release_before` bound the time in which the pages were pinned for
-# certain, and stay 0 where that cannot be told; `release_after` is stored when they are not any more.
-# `mapped` is 1 where the file stays mapped meanwhile, `certain` where the pages are the file's own,
-# `repeated` where they are pinned, and so mapped, again and again.
+# One short pin of a holder. Before the pin a holder stores the columns up to `take_before` and increments
+# `holds_begun`. The pages were certainly pinned from `take_after` to `release_before`, which stay 0 if
+# unknown; after the release it stores `release_after`. `mapped` is 1 if the file stays mapped meanwhile,
+# `certain` if the pages belong to the file, `repeated` if the holder pins, and so maps, them repeatedly.
 HOLD_COLUMNS: Final = (
     "interface",
     "region",
@@ -91,8 +90,7 @@ HOLD_COLUMNS: Final = (
     "release_before",
     "release_after",
 )
-# What became of the operations that wait for pins, in a row for each of them: those that stalled,
-# those that are stalled now, the time that they spent so.
+# Of each invalidation: the stalls in total, the operations stalled now, and the total time of stalls.
 STALL_COLUMNS: Final = ("stalls", "stalled", "stalled_ns")
 
 # Values of the pause word.
@@ -100,9 +98,9 @@ RUN_WORD: Final = 0
 STOP_WORD: Final = (1 << 64) - 1
 
 JOBS: Final = ("sweep", "sample", "counters", "canary", "summary", "recycle", "probe")
-# What became of the faults that the soak made itself; `seen_ns` is when one was last seen.
+# The results of canaries; `seen_ns` is the monotonic time of the last one seen.
 CANARY_COLUMNS: Final = ("seen", "missed", "seen_ns")
-# Their blocks: whose operation fails, who waits, and for whose pin.
+# The blocks of canaries: of the failing operation, of the waiting one, and of the pin it waits for.
 CANARY_REFUSED, CANARY_INVALIDATOR, CANARY_HOLDER = (
     "canary-refused",
     "canary-invalidator",
@@ -116,10 +114,8 @@ def leaks_field(region: str) -> str:
     return f"leaks {region}"
 
 
-# What the leak detector measures a region against, so that another supervisor goes on where one was
-# killed: the sum of counts when nobody used it, references that are there for a known reason, what one
-# pin adds to the sum, pages that had been given back before, and what had leaked when the pages were
-# last made new (by a recycle or a reboot).
+# The leak detector's baseline of a region, with which another supervisor continues. See `Account` in
+# `soak.detectors.leaks.measure`; a recycle or a reboot reinitialises the pages.
 ACCOUNT_COLUMNS: Final = ("sequence", "idle", "settled", "unit", "given_back", "explained", "unexplained")
 
 
@@ -129,12 +125,12 @@ def account_field(region: str) -> str:
 
 
 def judged_field(worker: str) -> str:
-    """Return the name of the field that says how much of a worker's counts was judged."""
+    """Return the name of the field with the judged counts of a worker."""
     return f"judged {worker}"
 
 
 def leak_columns(known_issues: Sequence[str]) -> tuple[str, ...]:
-    """Name the words of a leak group: references now, ever, and predicted, for each explanation."""
+    """Return the columns of a leak group: references now, in total and predicted, by known issue."""
     issues = (*known_issues, NO_KNOWN_ISSUE)
     return (
         "sequence",
@@ -153,9 +149,9 @@ def worker_block(
     *,
     kind: str = WORKER,
 ) -> Block:
-    """Describe the block of one worker, which only that worker writes.
+    """Describe the block of one worker.
 
-    `files` counts the files of all fs-dax regions. Who plays a worker in a canary has another `kind`.
+    `files` is the number of files in all fs-dax regions. A canary's block has another `kind`.
     """
     labels = tuple(cell.label for cell in cells)
     return _block(
@@ -167,18 +163,18 @@ def worker_block(
         Field("state", values=tuple(WorkerState)),
         Field("iterations"),
         Field("acknowledged"),
-        # How often the files of this worker were given up and replaced, because it hung for good.
+        # How often this worker's files were abandoned and replaced, because the worker was wedged.
         Field("generation"),
-        # The trial, counted from 1: whose pin is taken, whose pin is given back (holder), and which
-        # is over (invalidator). They are how the two of a pair take turns.
+        # The last trial, counted from 1, in which the holder has taken its pin, the holder has released
+        # it, and the invalidator has ended. The two workers of a pair synchronise through these words.
         Field("trial_held"),
         Field("trial_released"),
         Field("trial_over"),
-        # Files on which a pin was granted: nobody touches them again.
+        # Files with an unexpectedly granted pin: no worker uses them again.
         Field("quarantine", (max(files, 1),)),
         Field("begun"),
         Field("ended"),
-        # Pages whose pin was granted and given back, ever; the difference is what is held now.
+        # Total pages pinned and unpinned; the difference is pinned now.
         Field("pages_mapped", (tuple(regions),)),
         Field("pages_unmapped", (tuple(regions),)),
         Field("counts", (labels, COUNT_COLUMNS)),
@@ -194,7 +190,7 @@ def _hold_fields() -> tuple[Field, ...]:
 
 
 def canary_blocks(regions: Sequence[str]) -> list[Block]:
-    """Describe the blocks of canaries, which look to a detector as those of workers do."""
+    """Describe the blocks of canaries; detectors read them like those of workers."""
     hold = Cell(Operation.HOLD, RegionKind.FS_DAX, Interface.VMSPLICE)
     truncate = Cell(Operation.TRUNCATE_ZERO, RegionKind.FS_DAX, Interface.NONE)
     maps = [Cell(Operation.MAP, kind, over) for kind in RegionKind for over in LONG_TERM_PINS]
@@ -211,7 +207,7 @@ def canary_blocks(regions: Sequence[str]) -> list[Block]:
 def supervisor_block(
     regions: Sequence[str], worker_cells: Mapping[str, Sequence[Cell]], known_issues: Sequence[str]
 ) -> Block:
-    """Describe the supervisor's block: its state, and what its detectors and jobs found."""
+    """Describe the supervisor's block: its state, and the findings of its detectors and jobs."""
     issues = (*known_issues, NO_KNOWN_ISSUE)
     workers = tuple(worker_cells)
     return _block(
@@ -222,40 +218,40 @@ def supervisor_block(
         Field("state", values=tuple(RunState)),
         Field("kernel_release", (_TEXT_WORDS,), text=True),
         Field("boot_id", (_TEXT_WORDS,), text=True),
-        # Of this supervisor, monotonic; those before it may have run in another boot.
+        # Monotonic start of this supervisor; earlier ones may have run in another boot.
         Field("started_ns"),
         Field("ends_ns"),
         Field("first_start_realtime_ns"),
         Field("starts"),
         Field("boots"),
-        # The newest line of the journal when the ledger was last copied to disk.
+        # The number of the newest journal line when the ledger was last copied to disk.
         Field("saved_seq"),
-        # How long the run has soaked, under all its supervisors.
+        # Time the run has soaked under all its supervisors, without pauses.
         Field("soaked_ns"),
         Field("heartbeats"),
         Field("heartbeat_ns"),
-        # Add this to a monotonic time of this ledger to get nanoseconds since the epoch.
+        # The wall clock minus the monotonic clock, in nanoseconds.
         Field("realtime_offset_ns"),
         Field("pause"),
         Field("verdict", values=tuple(VerdictWord)),
         Field("violations", (tuple(Violation), issues)),
-        # Those that are counted above when a probe has shown whether the issue explains them.
+        # Violations to be counted above once a probe shows whether the issue explains them.
         Field("undecided", (tuple(known_issues), tuple(Violation))),
-        # What the last probe of each has shown: one of these is 1, or none where it was not probed.
+        # The result of the last probe of each issue: 1 for that result, all 0 before the first probe.
         Field("probes", (tuple(known_issues), tuple(ProbeResult))),
         Field("unexpected_pins", (tuple(RegionKind), tuple(Interface))),
-        # Invalidations against which a pin was held, by operation and interface: what was judged.
+        # Judged trials, by invalidation and by interface of the pin.
         Field("trials", (tuple(INVALIDATIONS), SHORT_PINS)),
         Field("waits", (tuple(INVALIDATIONS), STALL_COLUMNS)),
         Field("wakeup_delay_sum_ns", (SHORT_PINS,)),
         Field("wakeup_delay_buckets", (SHORT_PINS, len(BUCKET_BOUNDS_NS) + 1)),
-        # One group for each region: what its pages carry too much, by what explains it.
+        # One group for each region: leaked references by known issue.
         *(Field(leaks_field(region), (leak_columns(known_issues),)) for region in regions),
         *(Field(account_field(region), (ACCOUNT_COLUMNS,)) for region in regions),
-        # Pages of maps whose worker was killed before it could note how they ended.
+        # Pages of maps whose worker was killed before it recorded the result.
         Field("uncertain", (tuple(regions),)),
-        # How far the detectors have judged the workers' counts and rings: what was judged after
-        # these were stored is judged again by the next supervisor, never left out.
+        # How far the detectors have judged the workers' counts and rings. The next supervisor continues
+        # from here: it may judge an operation twice, but skips none.
         *(
             Field(judged_field(name), (tuple(cell.label for cell in cells), COUNT_COLUMNS))
             for name, cells in worker_cells.items()
@@ -284,7 +280,7 @@ def supervisor_block(
 
 
 def host_block() -> Block:
-    """Describe the block of a lab's host, which alone knows that the guest died."""
+    """Describe the block of the lab's host, which outlives the guest."""
     return _block(
         HOST,
         HOST,
@@ -293,7 +289,7 @@ def host_block() -> Block:
         Field("state", values=tuple(RunState)),
         Field("accelerator", (_TEXT_WORDS,), text=True),
         Field("heartbeat_realtime_ns"),
-        # When it last saw the guest's supervisor beat: the guest's own clock may be wrong.
+        # The last heartbeat of the guest's supervisor by the host's clock: the guest's may be wrong.
         Field("guest_heartbeat_realtime_ns"),
         Field("boots"),
         Field("verdict", values=tuple(VerdictWord)),
@@ -310,7 +306,7 @@ def soak_layout(
     *,
     lab: bool,
 ) -> Layout:
-    """Describe the ledger of a run; `run["regions"]` has name, kind, size and files of each."""
+    """Describe the ledger of a run; `run["regions"]` has name, kind, size and files of each region."""
     regions = [region["name"] for region in run["regions"]]
     files = sum(region["files"] for region in run["regions"])
     cells = {name: cells for name, _, cells in workers}

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 
 def completed_operations(blocks: Iterable[tuple[Sequence[str], Sequence[int]]]) -> dict[str, int]:
-    """Count, for each cell, the operations that ended in whatever way but interrupted.
+    """Count the operations of each cell that ended, interrupted ones excluded.
 
-    `blocks` gives for each worker the labels of its cells and its counts, flat.
+    `blocks` has the cell labels and the flat counts of each worker.
     """
     totals: Counter[str] = Counter()
     width = len(COUNT_COLUMNS)
@@ -28,7 +28,7 @@ def completed_operations(blocks: Iterable[tuple[Sequence[str], Sequence[int]]]) 
 
 
 def judged_trials(rows: Mapping[str, Mapping[str, int]]) -> dict[str, int]:
-    """Label how often each operation was judged against each kind of pin: the field `trials`."""
+    """Return the judged trials by label, from the rows of the field `trials`."""
     return {
         f"{operation} {RegionKind.FS_DAX} {interface}": count
         for operation, counts in rows.items()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""One moment of a ledger in words and units: the one reading for exporter, live view and lab.
+"""Interprets a ledger for the exporter, the live view and the lab.
 
-Rules that need more than one field are here and nowhere else: which writer's state, verdict and
-clock count, what is in flight, what was found.
+All rules over more than one field are here: which writer's state, verdict and clock apply, which
+operations are in flight, and which violations count.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from soak.model.vocabulary import Interface
 
 NANOSECONDS: Final = 1_000_000_000
-# A supervisor sends ten heartbeats a second: after so long without one it hangs or is dead.
+# A supervisor sends ten heartbeats a second; without one for this long it hangs or is dead.
 HEARTBEAT_LIMIT_NS: Final = 15 * NANOSECONDS
 _OVER: Final = frozenset({RunState.ENDED, RunState.LOST})
 _AT_WORK: Final = frozenset({RunState.RUNNING, RunState.PAUSED})
@@ -34,22 +34,22 @@ _AT_WORK: Final = frozenset({RunState.RUNNING, RunState.PAUSED})
 
 @dataclass(frozen=True)
 class Region:
-    """A region as the header lists it; `size` is in bytes."""
+    """A region from the header; `size` is in bytes."""
 
     name: str
     kind: RegionKind
     size: int
 
 
-# Page references of a region by the kind of the count (leaked, leaked_total, predicted) and by what
-# explains them; None where the supervisor was stopped while it wrote them.
+# Page references of a region by kind of count (leaked, leaked_total, predicted) and known issue; None if
+# the supervisor stopped while it wrote them.
 Leaks = dict[str, dict[str, int]] | None
 
 
 class LedgerView:
-    """One moment of a ledger: each block is read once, in a single call, when it is first needed.
+    """A ledger at one moment. It reads each block once, in a single system call, on first use.
 
-    A damaged ledger makes any part of it raise one of `UNREADABLE` in `soak.ledger.layout`.
+    On a damaged ledger any property may raise one of `UNREADABLE` in `soak.ledger.layout`.
     """
 
     def __init__(self, reader: LedgerReader, now_ns: int) -> None:
@@ -58,7 +58,7 @@ class LedgerView:
         self._now_ns = now_ns
 
     def load(self) -> LedgerView:
-        """Read everything now: for a view that outlives the moment."""
+        """Read all blocks now, for a view that is kept."""
         _ = self.host, self.workers, self.leaks
         return self
 
@@ -80,7 +80,7 @@ class LedgerView:
 
     @cached_property
     def host(self) -> BlockSnapshot | None:
-        """The block of the lab's host; None on a machine that soaks itself."""
+        """The block of the lab's host; None outside the lab."""
         return next(iter(self._reader.blocks(HOST)), None)
 
     @cached_property
@@ -105,27 +105,27 @@ class LedgerView:
 
     @cached_property
     def cells(self) -> list[Cell]:
-        """What any worker counts, in the order of the header."""
+        """The cells of all workers, in the order of the header."""
         return list(dict.fromkeys(cell for worker in self.workers for cell in worker.cells))
 
     # --- state and verdict ---
 
     @cached_property
     def state(self) -> RunState:
-        """Over as soon as one of its writers wrote that; else what the supervisor wrote.
+        """The supervisor's state, unless the lab's host has recorded the end or prepares a guest.
 
-        While a lab's host prepares a guest, the supervisor's block is that of the boot before.
+        While the host prepares a guest, the supervisor's block belongs to the previous boot.
         """
         seen = self._host_state
         if seen is not None and seen in {*_OVER, RunState.PREPARING}:
             return seen
-        # Until its writer begins, a block is all zeros, which name a state and a verdict too.
+        # Before its writer starts, a block is all zeros, and 0 stands for a state and a verdict, too.
         begun = self.supervisor.get("pid") > 0
         return RunState(self.supervisor.word("state")) if begun else RunState.PREPARING
 
     @cached_property
     def _host_state(self) -> RunState | None:
-        """What the lab's host wrote, once it has begun."""
+        """The state recorded by the lab's host; None before it has started, or outside the lab."""
         host = self.host
         return RunState(host.word("state")) if host is not None and host.get("pid") else None
 
@@ -135,28 +135,28 @@ class LedgerView:
 
     @property
     def active(self) -> bool:
-        """Whether the run goes on: it is not over, and its supervisor sends heartbeats."""
+        """Whether the run is not over and its supervisor sends heartbeats."""
         return not self.over and self._now_ns - self.beat_ns < HEARTBEAT_LIMIT_NS
 
     @property
     def verdict(self) -> VerdictWord:
-        """The host's in a lab, because the host outlives the guest; else the supervisor's."""
+        """The verdict of the host in a lab, because it outlives the guest; else the supervisor's."""
         judge = self.host or self.supervisor
         return VerdictWord(judge.word("verdict")) if judge.get("pid") else VerdictWord.UNKNOWN
 
     @property
     def soaked_seconds(self) -> float:
-        """How long the run has soaked, pauses left out."""
+        """The time that the run has soaked, without pauses."""
         return self.supervisor.get("soaked_ns") / NANOSECONDS
 
     @property
     def boots(self) -> int:
-        """How often the machine under test has booted."""
+        """The number of boots of the machine under test."""
         return (self.host or self.supervisor).get("boots")
 
     @property
     def journal_errors(self) -> int:
-        """Lines that could not be written, by any of the writers of the journal."""
+        """The number of journal lines that the supervisor or the host could not write."""
         return self.supervisor.get("journal_errors") + (
             self.host.get("journal_errors") if self.host else 0
         )
@@ -165,17 +165,17 @@ class LedgerView:
 
     @property
     def beat_ns(self) -> int:
-        """The time of day of the last heartbeat, 0 before the first.
+        """The wall-clock time of the last heartbeat; 0 before the first.
 
-        In a lab by the host's clock: the guest's may be wrong.
+        In a lab it is by the host's clock, because the guest's may be wrong.
         """
         return self._beat_seen_by_host or (self._own_beat_ns and self._own_beat_ns + self._own_offset_ns)
 
     @property
     def silent_ns(self) -> int | None:
-        """How long ago the last sign of life was; None before the first.
+        """The time since the last heartbeat; None before the first.
 
-        That is the supervisor's heartbeat; in a lab the host's, until the guest has a supervisor.
+        In a lab, the host's heartbeat counts until the guest's supervisor has started.
         """
         beat = self.beat_ns
         if self.host is not None and (self._host_state is RunState.PREPARING or not beat):
@@ -184,27 +184,27 @@ class LedgerView:
 
     @property
     def silent(self) -> bool:
-        """Whether there was a sign of life, and none for too long."""
+        """Whether the last heartbeat is older than the limit."""
         return (self.silent_ns or 0) >= HEARTBEAT_LIMIT_NS
 
     @property
     def monotonic_ns(self) -> int:
-        """The monotonic time of the machine under test; of its last heartbeat where the run is over."""
+        """The monotonic time of the machine under test, or of its last heartbeat once the run is over."""
         return self._own_beat_ns + (0 if self.over else self.silent_ns or 0)
 
     def epoch_seconds(self, monotonic_ns: int) -> float:
-        """Return seconds since the epoch; 0, which stands for never, stays 0."""
+        """Return seconds since the epoch; 0 (never) stays 0."""
         return (monotonic_ns + self._realtime_offset_ns) / NANOSECONDS if monotonic_ns else 0.0
 
     @cached_property
     def _realtime_offset_ns(self) -> int:
-        """What to add to a monotonic time of this ledger.
+        """The wall clock minus the monotonic clock of this ledger.
 
-        The offset of the machine under test is exact, unless its clock is wrong: then a lab's host saw
-        the last heartbeat at quite another time of day, and that one counts.
+        The machine under test records its exact offset. If that disagrees with the time at which the
+        lab's host saw the last heartbeat, the guest's clock is wrong, and the host's time applies.
         """
         own = self._own_offset_ns
-        # Until the guest has a supervisor, the heartbeat in the ledger is that of the boot before.
+        # Until the guest's supervisor starts, the ledger has the heartbeat of the previous boot.
         if not self._beat_seen_by_host or self._host_state is RunState.PREPARING:
             return own
         seen = self._beat_seen_by_host - self._own_beat_ns
@@ -221,19 +221,19 @@ class LedgerView:
     @property
     def _beat_seen_by_host(self) -> int:
         seen = "guest_heartbeat_realtime_ns"
-        # A ledger of an earlier version has none of it.
+        # A ledger of an earlier version lacks this field.
         return self.host.get(seen) if self.host is not None and seen in self.host.block.fields else 0
 
     # --- the work ---
 
     @cached_property
     def begun(self) -> int:
-        """How many operations the workers have begun."""
+        """The number of operations that the workers have begun."""
         return sum(worker.block.get("begun") for worker in self.workers)
 
     @cached_property
     def counts(self) -> dict[Cell, Counter[str]]:
-        """How many operations ended, by cell and by column of `COUNT_COLUMNS`, over all workers."""
+        """Ended operations of all workers, by cell and by column of `COUNT_COLUMNS`."""
         sums: dict[Cell, Counter[str]] = {}
         for worker in self.workers:
             rows = worker.block.named_rows("counts").values()
@@ -243,7 +243,7 @@ class LedgerView:
 
     @cached_property
     def durations(self) -> dict[Cell, Histogram]:
-        """How long operations took, by cell, over all workers."""
+        """Durations of the operations of all workers, by cell."""
         sums: dict[Cell, Histogram] = {}
         bounds_ns = self.bucket_bounds_ns
         for worker in self.workers:
@@ -260,8 +260,8 @@ class LedgerView:
     def in_flight(self) -> dict[str, InFlight]:
         """Operations in flight by worker.
 
-        There are none where the run prepares or is over: what the recorders still hold is evidence of
-        how an earlier boot, or the run, ended.
+        Empty while the run prepares or once it is over: the recorders then hold only evidence of how
+        the previous boot, or the run, ended.
         """
         if self.state not in _AT_WORK:
             return {}
@@ -270,7 +270,7 @@ class LedgerView:
 
     @property
     def mapped_pages(self) -> dict[Interface, Counter[str]]:
-        """Pages that the workers have pinned now, by interface and region."""
+        """Pages that the workers pin now, by interface and region."""
         held: dict[Interface, Counter[str]] = {}
         for worker in self.workers:
             for pinning in {cell.interface for cell in worker.cells if cell.operation is Operation.MAP}:
@@ -283,16 +283,16 @@ class LedgerView:
 
     @cached_property
     def violations(self) -> dict[str, dict[str, int]]:
-        """Violations by kind and by the known issue that explains them."""
+        """Violations by kind and known issue."""
         found = self.supervisor.named_rows("violations")
         if self.host is not None:
-            # The host alone can count the deaths of the machine that the supervisor runs on.
+            # Only the host can count lost machines.
             found[Violation.LOST_MACHINE][NO_KNOWN_ISSUE] += self.host.get("lost_machines")
         return found
 
     @cached_property
     def leaks(self) -> dict[str, Leaks]:
-        """Page references that were not released, by region."""
+        """Leaked page references by region."""
         return {region.name: self._leaks(region.name) for region in self.regions}
 
     def _leaks(self, region: str) -> Leaks:
@@ -309,7 +309,7 @@ class LedgerView:
 
     @property
     def wakeup_delays(self) -> dict[str, Histogram]:
-        """How long after the last pin's release waits ended, by the interface of the pin."""
+        """The delays from the release of the last pin to the end of the wait, by interface."""
         sums_ns = self.supervisor.named("wakeup_delay_sum_ns")
         buckets = self.supervisor.rows("wakeup_delay_buckets")
         return {

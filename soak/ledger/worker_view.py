@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""One moment of a worker's block, in words."""
+"""Interprets a worker's block of the ledger."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class InFlight:
 
 @dataclass(frozen=True)
 class Worker:
-    """A worker's block, and what the supervisor wrote about that worker."""
+    """A worker's block, and the supervisor's counts of that worker."""
 
     block: BlockSnapshot
     given_up: bool
@@ -42,18 +42,18 @@ class Worker:
 
     @property
     def state(self) -> WorkerState:
-        """What the worker itself wrote, unless the supervisor gave it up."""
+        """The worker's own state, or dead if the supervisor gave it up."""
         return WorkerState.DEAD if self.given_up else WorkerState(self.block.word("state"))
 
     @cached_property
     def cells(self) -> list[Cell]:
-        """What it counts, in the order of its rows."""
+        """The cells of the worker, in the order of its rows."""
         return [Cell.parse(label) for label in self.block.named_rows("counts")]
 
     @property
     def in_flight(self) -> InFlight | None:
-        """The newest line of its recorder, if that operation has not ended."""
-        # The last line of a worker that was killed stays; the call that it names is over.
+        """The newest operation in the flight recorder, if it has not ended."""
+        # A killed worker leaves its last line, but its system call is over.
         if self.state is WorkerState.DEAD:
             return None
         line = in_flight(self.block.get, self.block.flat)
@@ -63,6 +63,6 @@ class Worker:
 
 
 def outcome_and_errno(column: str) -> tuple[Outcome, str]:
-    """Split a column of `COUNT_COLUMNS`; the errno of an operation without one is empty."""
+    """Split a column of `COUNT_COLUMNS`; without an errno, the second part is empty."""
     outcome, _, errno = column.partition(" ")
     return Outcome(outcome), errno

@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The ledger: what a soak is doing and has done, in a file of fixed layout in shared memory.
+"""Writes the ledger: the state and the counts of a soak, in a file of fixed layout in shared memory.
 
-A header describes the layout, so that a reader needs nothing but the file. Then come blocks of
-64-bit words. Each block has one writer and is read by anyone without a lock:
+A header describes the layout, so that a reader needs only the file. Blocks of 64-bit words follow. Each
+block has one writer, and readers take no lock:
 
-* A word is written with one store. `memoryview.cast("Q")` does that; `struct.pack_into` clears the
-  field before it writes it.
-* Words that must agree form a group, whose first word is a sequence number (and is named
-  `sequence`): odd while its writer changes the group. A reader tries again. When the number stays
-  odd its writer was stopped in the middle, and the group is reported as torn, never guessed.
-* Space is allocated in advance: a store into a hole on a full disk would be SIGBUS.
+* One store writes a word: `memoryview.cast("Q")` does so, but `struct.pack_into` clears the word first.
+* Words that must agree form a group, whose first word is its sequence number, named `sequence`. It is odd
+  while the writer changes the group, and a reader retries. If it stays odd, the writer stopped in the
+  middle, and readers report the group as torn.
+* The file's space is allocated in advance: a store into a hole on a full disk raises SIGBUS.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ _LARGEST: Final = (1 << 64) - 1
 
 
 class Ledger:
-    """A ledger that this process writes to: the whole file, mapped shared."""
+    """A ledger that this process writes: a shared mapping of the whole file."""
 
     def __init__(self, layout: Layout, memory: mmap.mmap) -> None:
         self.layout = layout
@@ -40,14 +39,14 @@ class Ledger:
 
     @classmethod
     def create(cls, path: Path, layout: Layout) -> Self:
-        """Make a new ledger file, its space allocated, readable by the file's group.
+        """Create a ledger file, allocated in full and readable by its group.
 
         Raises:
-            OSError: the file is there already, or there is no space.
+            OSError: the file exists, or there is no space.
         """
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
         try:
-            os.fchmod(descriptor, 0o640)  # whatever the umask is
+            os.fchmod(descriptor, 0o640)  # independent of the umask
             os.posix_fallocate(descriptor, 0, layout.size)
             ledger = cls(layout, mmap.mmap(descriptor, layout.size))
         except BaseException:
@@ -61,11 +60,11 @@ class Ledger:
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """Map an existing ledger (a file, or the memory that a virtual machine shares) for writing.
+        """Map an existing ledger (a file, or the guest's shared memory) for writing.
 
         Raises:
-            LedgerError: the file is no ledger.
-            OSError: it cannot be opened, or is no regular file.
+            LedgerError: the file is not a ledger.
+            OSError: the file cannot be opened, or is not a regular file.
         """
         descriptor = open_regular(path, os.O_RDWR)
         try:
@@ -81,10 +80,10 @@ class Ledger:
 
     @classmethod
     def reopen(cls, path: Path, layout: Layout) -> Self:
-        """Map the ledger of a run that goes on, for writing.
+        """Map the ledger of a resumed run for writing.
 
         Raises:
-            UsageError: it is gone or damaged, or another configuration or version made it.
+            UsageError: the ledger is missing or damaged, or has another configuration or version.
         """
         try:
             ledger = cls.open(path)
@@ -94,24 +93,24 @@ class Ledger:
             ) from None
         if ledger.layout.to_bytes() != layout.to_bytes():
             raise UsageError(
-                f"The run cannot be resumed: the ledger {path} was made by another configuration or "
-                f"another version of dax-soak. Start a new run."
+                f"The run cannot be resumed: another configuration or another version of dax-soak made "
+                f"the ledger {path}. Start a new run."
             )
         return ledger
 
     def block(self, name: str) -> BlockWriter:
-        """Return the words of one block, for its one writer."""
+        """Return the writer of one block."""
         block = self.layout.blocks[name]
         first = block.offset // WORD
         return BlockWriter(block, self._words[first : first + block.words])
 
     def to_bytes(self) -> bytes:
-        """Return the whole file as it is at this moment, for the writer of its groups."""
+        """Return a copy of the whole file. Only the writer of its groups may call this."""
         return bytes(self._memory)
 
     def copy_from(self, source: Ledger, kinds: Collection[str] | None = None) -> None:
-        """Copy the blocks of these kinds, or all, from `source`, which has the same layout."""
-        # A copier that was killed left an odd number.
+        """Copy the blocks of these kinds, or all, from `source`, which must have the same layout."""
+        # A killed copier may have left an odd number.
         self._words[MIRROR_WORD] |= 1
         for block in self.layout.blocks.values():
             if kinds is None or block.kind in kinds:
@@ -124,7 +123,7 @@ class Ledger:
         self._words[MIRROR_WORD] = _wrapped(self._words[MIRROR_WORD] + 1)
 
     def _copy_group(self, source: Ledger, first: int, length: int) -> None:
-        """Copy words that agree; where they go on changing, the copy is torn and says so."""
+        """Copy a group; if it keeps changing, mark the copy as torn."""
         for _ in range(_READ_ATTEMPTS):
             sequence = source._words[first]
             self._words[first : first + length] = source._words[first : first + length]
@@ -135,7 +134,7 @@ class Ledger:
 
 
 class BlockWriter:
-    """The words of a block, by field. Whoever needs speed takes `view` once and indexes it."""
+    """Writes the fields of a block. For speed, call `view` once and index the result."""
 
     def __init__(self, block: Block, words: memoryview[int]) -> None:
         self.block = block
@@ -150,9 +149,9 @@ class BlockWriter:
         self._words[self.block.fields[name].position(indices)] = value
 
     def add(self, name: str, amount: int, *indices: int) -> None:
-        """Add to a word, which goes on from 0 where it overflows.
+        """Add to a word, modulo 2^64.
 
-        None does by itself, but in a lab the kernel under test may write anything there as it dies.
+        No count overflows by itself, but in the lab a dying kernel may overwrite the ledger.
         """
         position = self.block.fields[name].position(indices)
         self._words[position] = _wrapped(self._words[position] + amount)
@@ -161,7 +160,7 @@ class BlockWriter:
         return self._words[self.block.fields[name].position(indices)]
 
     def index(self, name: str, *labels: str) -> tuple[int, ...]:
-        """Return the indices at which a field keeps the entry with these names."""
+        """Return the indices of the entry with these names."""
         axes = self.block.fields[name].axes
         found = []
         for axis, label in zip(axes, labels, strict=True):
@@ -190,7 +189,7 @@ class BlockWriter:
     def set_group(self, name: str, values: Sequence[int]) -> None:
         """Write the words of a group after its sequence number, which is odd meanwhile.
 
-        A number that a killed writer left odd is taken over as it is.
+        A killed writer may have left the number odd.
         """
         words = self.view(name)
         if len(values) != len(words) - 1:
@@ -201,7 +200,7 @@ class BlockWriter:
         words[0] = _wrapped(words[0] + 1)
 
     def set_text(self, name: str, value: str) -> None:
-        """Write a text, cut to the characters that have room; its length is stored last."""
+        """Write a text, truncated to whole characters; store its length last."""
         field = self.block.fields[name]
         words = self._words[field.offset : field.offset + field.words]
         room = (field.words - 1) * WORD
@@ -213,13 +212,13 @@ class BlockWriter:
         words[0] = len(data)
 
     def text(self, name: str) -> str:
-        """Return a text that this writer, or the one before it, has written."""
+        """Return the text of a field."""
         words = self.view(name)
         data = b"".join(word.to_bytes(WORD, "little") for word in words[1:])
         return data[: min(words[0], len(data))].decode(errors="replace")
 
     def clear(self) -> None:
-        """Set all words to zero, except that the sequence numbers of groups go on."""
+        """Set all words to zero, except the sequence numbers of groups, which advance."""
         sequences = {field.offset for field in self.block.fields.values() if field.is_group}
         for position in sequences:
             self._words[position] |= 1
@@ -231,5 +230,5 @@ class BlockWriter:
 
 
 def _wrapped(value: int) -> int:
-    """Return what is left of a number in a word."""
+    """Return a number modulo 2^64."""
     return value & _LARGEST

@@ -150,7 +150,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(canary_kinds, "MAKING_SECONDS", 0.3)
 
 
-def test_a_call_that_fails_wrongly_is_seen_and_is_no_violation(scene: Scene) -> None:
+def test_seen_canary_is_not_a_violation(scene: Scene) -> None:
     canaries = scene.canaries(scene.refusal)
     assert canaries.detectors == ["refusals"]
     for _ in range(2):
@@ -170,7 +170,7 @@ def test_a_call_that_fails_wrongly_is_seen_and_is_no_violation(scene: Scene) -> 
 
 
 @pytest.mark.usefixtures("impatient")
-def test_a_detector_that_does_not_look_at_the_block_is_known_to_be_blind(scene: Scene) -> None:
+def test_missed_canary_makes_the_verdict_unknown(scene: Scene) -> None:
     scene.detector = watching(scene.workers)
     canaries = scene.canaries(scene.refusal)
     canaries.begin_round()
@@ -191,7 +191,7 @@ def test_a_detector_that_does_not_look_at_the_block_is_known_to_be_blind(scene: 
     assert verdict.canaries == ({"detector": "refusals", "made": 1, "seen": 0},)
 
 
-def test_what_workers_do_is_a_violation_as_ever(scene: Scene) -> None:
+def test_worker_violation_is_reported_beside_a_canary(scene: Scene) -> None:
     mapper = next(worker for worker in scene.workers if worker.block.name == "mapper-0")
     mapper.add_at("counts", 3, "map fs-dax vfio-type1", "failed EINVAL")
     canaries = scene.canaries(scene.refusal)
@@ -204,7 +204,7 @@ def test_what_workers_do_is_a_violation_as_ever(scene: Scene) -> None:
 
 
 @pytest.mark.usefixtures("impatient")
-def test_one_that_cannot_be_made_is_told_and_the_others_go_on(scene: Scene) -> None:
+def test_failed_canary_does_not_stop_the_others(scene: Scene) -> None:
     def fail() -> Iterator[str]:
         raise OSError(16, "the function is busy")
         yield "never"
@@ -227,7 +227,7 @@ def _hang() -> Iterator[str]:
     yield "never"
 
 
-def test_what_was_judged_counts_even_if_it_could_not_be_undone(scene: Scene) -> None:
+def test_judged_canary_counts_if_undo_fails(scene: Scene) -> None:
     def steps(attempt: Attempt) -> Steps:
         yield
         attempt.results.append(Result("a wait", seen=False))
@@ -240,7 +240,7 @@ def test_what_was_judged_counts_even_if_it_could_not_be_undone(scene: Scene) -> 
     assert scene.count(DetectorName.STALLS, "missed") == 1
 
 
-def test_a_helper_that_cannot_be_killed_is_the_last_of_its_kind(scene: Scene) -> None:
+def test_wedged_helper_disables_its_canary(scene: Scene) -> None:
     def steps(_: Attempt) -> Steps:
         try:
             yield
@@ -258,10 +258,10 @@ def test_a_helper_that_cannot_be_killed_is_the_last_of_its_kind(scene: Scene) ->
     scene.beat(other)
     other.stop()
     assert [event["event"] for event in scene.events()] == ["canary.failed"] * 2
-    assert "no more of them are made" in scene.events()[0]["summary"]
+    assert "this canary is disabled" in scene.events()[0]["summary"]
 
 
-def test_one_under_way_is_not_begun_again_and_stop_ends_it(scene: Scene) -> None:
+def test_canary_under_way_is_not_restarted(scene: Scene) -> None:
     helpers: list[StepHelper] = []
 
     def steps(_: Attempt) -> Steps:
@@ -283,7 +283,7 @@ def test_one_under_way_is_not_begun_again_and_stop_ends_it(scene: Scene) -> None
     assert scene.events() == []
 
 
-def test_none_are_made_where_they_are_turned_off(scene: Scene) -> None:
+def test_disabled_canaries_do_not_run(scene: Scene) -> None:
     canaries = scene.canaries(scene.refusal, every=0.0)
     canaries.begin_round()
     assert canaries.detectors == []
@@ -302,7 +302,7 @@ def test_none_are_made_where_they_are_turned_off(scene: Scene) -> None:
         (0, 1024, False),
     ],
 )
-def test_a_pin_must_show_as_exactly_itself(
+def test_leak_canary_must_add_exactly_one(
     scene: Scene, monkeypatch: pytest.MonkeyPatch, before: int, with_pin: int, *, seen: bool
 ) -> None:
     monkeypatch.setattr(canary_kinds, "extra_pins", _no_pins)
@@ -330,7 +330,7 @@ def leak_canary(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> Canaries:
 
 
 @pytest.mark.parametrize("deaths", [1, 2, 3])
-def test_a_count_that_a_death_disturbed_is_no_judgement_and_is_done_again(
+def test_count_is_repeated_after_a_worker_dies(
     scene: Scene, monkeypatch: pytest.MonkeyPatch, deaths: int
 ) -> None:
     canaries = leak_canary(scene, monkeypatch)
@@ -348,9 +348,7 @@ def test_a_count_that_a_death_disturbed_is_no_judgement_and_is_done_again(
     assert scene.count(DetectorName.LEAKS, "seen") == (not given_up)
 
 
-def test_counts_that_cannot_be_read_fail_the_canary_alone(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unreadable_counts_fail_only_the_canary(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     def unreadable() -> Iterator[dict[str, int]]:
         raise OSError("no memory at that address")
         yield {}
@@ -365,9 +363,7 @@ def test_counts_that_cannot_be_read_fail_the_canary_alone(
     assert "no memory at that address" in event["summary"]
 
 
-def test_a_canary_that_is_ready_asks_once_for_a_rest(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ready_canary_requests_rest_once(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the workers did not come to rest at once, it takes the next rest that there is."""
     canaries = leak_canary(scene, monkeypatch)
     asked = 0
@@ -390,7 +386,7 @@ def _no_pins(*_: object) -> Iterator[str]:
     yield from ("ready", "held", "released", "gone")
 
 
-def test_only_what_can_be_made_is_made(scene: Scene) -> None:
+def test_only_supported_canaries_are_made(scene: Scene) -> None:
     blocks = {scene.refused.block.name: scene.refused}
     control = AnonymousRegion("control", 4096)
 
@@ -412,7 +408,7 @@ def test_only_what_can_be_made_is_made(scene: Scene) -> None:
     assert made((VFIO_TYPE1, "0000:00:05.0")) == [DetectorName.REFUSALS]
 
 
-def test_what_a_supervisor_left_that_died_is_put_in_order(scene: Scene, tmp_path: Path) -> None:
+def test_canary_blocks_of_a_dead_supervisor_are_closed(scene: Scene, tmp_path: Path) -> None:
     holder, invalidator = scene.ledger.block(CANARY_HOLDER), scene.ledger.block(CANARY_INVALIDATOR)
     invalidator.set("begun", 3)
     invalidator.set("ended", 2)

@@ -23,28 +23,26 @@ def clock(gaps: list[int]) -> tuple[SoakClock, list[int]]:
     return made, beats
 
 
-def test_it_runs_with_a_machine_that_runs() -> None:
+def test_clock_advances_with_the_machine() -> None:
     made, beats = clock([BEAT] * 20)
     assert made.between(beats[3], beats[13]) == 10 * BEAT
     assert made.between(beats[3] + BEAT // 2, beats[4]) == BEAT // 2
 
 
-def test_a_machine_that_stood_still_adds_one_beat() -> None:
+def test_stopped_machine_adds_one_beat() -> None:
     made, beats = clock([BEAT] * 5 + [3600 * 10 * BEAT] + [BEAT] * 5)
     assert made.between(beats[5], beats[6]) == MOST_NS_PER_BEAT
     assert made.between(beats[0], beats[-1]) == 10 * BEAT + MOST_NS_PER_BEAT
 
 
-def test_what_comes_after_the_last_beat_is_worth_one_at_most() -> None:
+def test_time_after_last_beat_adds_at_most_one() -> None:
     made, beats = clock([BEAT])
     assert made.between(beats[-1], beats[-1] + 1000 * BEAT) == MOST_NS_PER_BEAT
 
 
 @given(steps, st.tuples(moments, moments, moments))
 @deterministic
-def test_time_adds_up_and_never_outruns_the_machine(
-    gaps: list[int], unordered: tuple[int, int, int]
-) -> None:
+def test_soak_time_is_additive_and_bounded(gaps: list[int], unordered: tuple[int, int, int]) -> None:
     made, _ = clock(gaps)
     first, second, third = sorted(unordered)
     whole = made.between(first, third)

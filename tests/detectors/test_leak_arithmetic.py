@@ -83,7 +83,7 @@ def unit(request: pytest.FixtureRequest) -> int:
     return int(request.param)
 
 
-def test_a_region_that_nobody_uses_has_no_leak() -> None:
+def test_unused_region_has_no_leak() -> None:
     leaks = watch(Counts([1] * PAGES))
     measured = leaks.measure(Held(0, 0))
     assert shown(measured) == (0, 0, 0, 0)
@@ -92,7 +92,7 @@ def test_a_region_that_nobody_uses_has_no_leak() -> None:
     assert idle(leaks).preexisting == ()
 
 
-def test_what_is_held_is_no_leak(unit: int) -> None:
+def test_held_pages_are_no_leak(unit: int) -> None:
     counts = Counts([1] * PAGES)
     leaks = watch(counts)
     worth(leaks, unit)
@@ -101,7 +101,7 @@ def test_what_is_held_is_no_leak(unit: int) -> None:
 
 
 @pytest.mark.parametrize("pages", [1, 2, 63, 64, 1000])
-def test_a_page_too_many_is_a_leak_of_one(unit: int, pages: int) -> None:
+def test_one_extra_page_is_one_leak(unit: int, pages: int) -> None:
     counts = Counts([1] * PAGES)
     leaks = watch(counts)
     worth(leaks, unit)
@@ -109,7 +109,7 @@ def test_a_page_too_many_is_a_leak_of_one(unit: int, pages: int) -> None:
     assert shown(leaks.measure(Held(live=10, given_back=0))) == (0, pages, 0, 0)
 
 
-def test_a_page_too_few_is_a_difference_too(unit: int) -> None:
+def test_missing_page_is_a_difference(unit: int) -> None:
     counts = Counts([1] * PAGES)
     leaks = watch(counts)
     worth(leaks, unit)
@@ -117,7 +117,7 @@ def test_a_page_too_few_is_a_difference_too(unit: int) -> None:
     assert shown(leaks.measure(Held(live=10, given_back=0))) == (0, 1, 0, 0)
 
 
-def test_a_known_issue_explains_what_equals_its_prediction(unit: int) -> None:
+def test_known_issue_explains_its_exact_prediction(unit: int) -> None:
     counts = Counts([1] * PAGES)
     leaks = predicted(counts, unit)
     assert shown(leaks.measure(Held(0, 0))) == (1, 0, 1, 0)
@@ -139,7 +139,7 @@ def test_one_fewer_than_predicted_is_unexplained(unit: int) -> None:
     assert shown(leaks.measure(Held(live=0, given_back=400))) == (400, 1, 401, 0)
 
 
-def test_a_single_reference_is_seen_among_biased_ones() -> None:
+def test_single_reference_is_detected_among_biased_pins() -> None:
     counts = Counts([1] * PAGES)
     leaks = watch(counts)
     worth(leaks, 1024)
@@ -186,7 +186,7 @@ def test_nothing_is_reconciled_where_pages_are_missing() -> None:
     assert shown(leaks.measure(Held(live=0, given_back=3, uncertain=9))) == (1, 3, 4, 0)
 
 
-def test_pages_in_use_before_are_reported_and_not_taken_for_idle() -> None:
+def test_preexisting_pages_are_reported_not_idle() -> None:
     numbers = [1] * PAGES
     numbers[3], numbers[9] = 5, 2
     counts = Counts(numbers)
@@ -201,7 +201,7 @@ def test_pages_in_use_before_are_reported_and_not_taken_for_idle() -> None:
     assert shown(leaks.measure(Held(0, 0))) == (0, 4, 0, 0)
 
 
-def test_heads_and_tails_of_folios_have_idle_counts_of_their_own() -> None:
+def test_folio_heads_and_tails_have_separate_idle_counts() -> None:
     span = PageSpan(0x140000 + 6, 40, 8)
     numbers = [2 if (span.first + index) % 8 == 0 else 0 for index in range(span.count)]
     leaks = watch(Counts(numbers), span)
@@ -223,7 +223,7 @@ amounts = st.integers(0, 5000)
 
 
 @pytest.mark.parametrize(("pages", "stranded"), [(16, 16), (16, 0), (17, 16)])
-def test_pages_that_a_call_still_holds_are_no_leak(pages: int, stranded: int) -> None:
+def test_stranded_pages_are_no_leak(pages: int, stranded: int) -> None:
     """A device has them; each carries the 1024 of a pin, though one over vfio was never measured."""
     counts = Counts([1] * PAGES)
     leaks = watch(counts)
@@ -239,7 +239,7 @@ def test_pages_that_a_call_still_holds_are_no_leak(pages: int, stranded: int) ->
     st.integers(1, 20),
 )
 @deterministic
-def test_what_is_explained_and_what_is_not_make_up_the_whole(
+def test_explained_and_unexplained_add_up(
     unit: int,
     known: bool,  # noqa: FBT001 - drawn
     pages: tuple[int, int, int, int],
@@ -263,7 +263,7 @@ def test_what_is_explained_and_what_is_not_make_up_the_whole(
 
 @given(st.sampled_from([1, 1024]), st.integers(1, 300), st.integers(0, 300))
 @deterministic
-def test_what_is_missing_is_never_explained(unit: int, missing: int, given_back: int) -> None:
+def test_missing_references_are_never_explained(unit: int, missing: int, given_back: int) -> None:
     counts = Counts([1000 * unit] * PAGES)
     leaks = predicted(counts, unit)
     counts.add((given_back - missing) * unit)

@@ -58,7 +58,7 @@ CONFIRMED, REFUTED, INCONCLUSIVE = ProbeResult
         (WOKEN, STARVED, INCONCLUSIVE),
     ],
 )
-def test_only_what_was_seen_waiting_shows_anything(
+def test_probe_without_a_wait_is_inconclusive(
     probe: WakeupProbe, control: WakeupProbe, result: ProbeResult
 ) -> None:
     answer = WakeupAnswer(probe, control)
@@ -78,7 +78,7 @@ def test_only_what_was_seen_waiting_shows_anything(
         (PinProbe(pinned=0, left=0), INCONCLUSIVE),
     ],
 )
-def test_a_pin_shows_whether_its_page_stayed(probe: PinProbe, result: ProbeResult) -> None:
+def test_pin_probe_result_follows_the_references(probe: PinProbe, result: ProbeResult) -> None:
     assert probe.result is result
 
 
@@ -106,18 +106,18 @@ def judged(*events: Event, strict: bool = False) -> tuple[VerdictWord, tuple[str
     return verdict.verdict, verdict.reasons
 
 
-def test_a_probe_that_stays_inconclusive_makes_the_verdict_unknown() -> None:
+def test_inconclusive_probe_makes_the_verdict_unknown() -> None:
     word, reasons = judged(probed(INCONCLUSIVE))
     assert word is VerdictWord.UNKNOWN
     assert reasons == (f"the probe for {KNOWN_ISSUE} was inconclusive",)
 
 
 @pytest.mark.parametrize("result", [CONFIRMED, REFUTED])
-def test_one_that_became_conclusive_does_not(result: ProbeResult) -> None:
+def test_conclusive_retry_does_not_affect_the_verdict(result: ProbeResult) -> None:
     assert judged(probed(INCONCLUSIVE), probed(result))[0] is VerdictWord.PASS
 
 
-def test_an_issue_that_does_not_apply_leaves_nothing_open() -> None:
+def test_inapplicable_issue_is_never_undecided() -> None:
     assert judged(probed(INCONCLUSIVE, applies=False))[0] is VerdictWord.PASS
 
 
@@ -130,7 +130,7 @@ def test_an_issue_that_does_not_apply_leaves_nothing_open() -> None:
         ((probed(REFUTED),), VerdictWord.FAIL, [None]),
     ],
 )
-def test_a_violation_waits_for_the_probe_that_may_explain_it(
+def test_violation_stays_undecided_until_the_probe(
     after: tuple[Event, ...], word: VerdictWord, issues: list[str | None]
 ) -> None:
     events = (probed(INCONCLUSIVE), undecided(), *after)
@@ -143,7 +143,7 @@ def test_a_violation_waits_for_the_probe_that_may_explain_it(
     assert judged(*events, strict=True)[0] is VerdictWord.FAIL
 
 
-def test_what_was_decided_late_is_summed_with_what_was_known_at_once() -> None:
+def test_late_decisions_are_added_to_known_ones() -> None:
     events = [probed(INCONCLUSIVE), undecided(3), probed(CONFIRMED), violation(issue=KNOWN_ISSUE)]
     verdict = judge(lines([BOOTED, STARTED, *events, sample(), ENDED]))
     assert [(entry.known_issue, entry.count, entry.first_event) for entry in verdict.violations] == [
@@ -151,7 +151,7 @@ def test_what_was_decided_late_is_summed_with_what_was_known_at_once() -> None:
     ]
 
 
-def test_what_nothing_explains_fails_beside_an_inconclusive_probe() -> None:
+def test_unexplained_violation_fails_despite_inconclusive_probe() -> None:
     assert judged(probed(INCONCLUSIVE), violation("corruption"))[0] is VerdictWord.FAIL
 
 
@@ -181,7 +181,7 @@ class Lines:
         (lambda reporter: reporter.give_up_deciding(), NO_KNOWN_ISSUE),
     ],
 )
-def test_a_violation_is_on_disk_at_once_and_counted_when_it_is_decided(
+def test_undecided_violation_is_written_but_not_counted(
     tmp_path: Path, settle: Callable[[Reporter], None], column: str
 ) -> None:
     block, journal = make_ledger(tmp_path / "ledger").block("supervisor"), Lines()
@@ -239,7 +239,7 @@ def test_an_issue_is_decided_when_all_regions_agree(
     ("result", "confirmed", "inconclusive"),
     [(CONFIRMED, [1], [0]), (REFUTED, [0], [0]), (INCONCLUSIVE, [], [1]), (None, [], [0])],
 )
-def test_metrics_say_what_a_probe_has_shown(
+def test_metrics_export_probe_results(
     tmp_path: Path, result: ProbeResult | None, confirmed: list[int], inconclusive: list[int]
 ) -> None:
     block = make_ledger(tmp_path / "ledger").block("supervisor")

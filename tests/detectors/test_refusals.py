@@ -76,7 +76,7 @@ def scene(tmp_path: Path) -> Scene:
     return Scene(tmp_path)
 
 
-def test_counts_that_are_as_they_should_be_yield_nothing(scene: Scene) -> None:
+def test_expected_counts_yield_no_finding(scene: Scene) -> None:
     assert scene.detector.look() == []
     for block in scene.blocks:
         for label in block.names("counts"):
@@ -88,7 +88,7 @@ def test_counts_that_are_as_they_should_be_yield_nothing(scene: Scene) -> None:
     assert scene.detector.uncovered() == []
 
 
-def test_a_pin_that_is_granted_on_a_file_is_unexpected(scene: Scene) -> None:
+def test_granted_file_pin_is_unexpected(scene: Scene) -> None:
     scene.count(FS, "done", 4)
     (found,) = scene.detector.look()
     assert found.kind is Violation.UNEXPECTED_PIN
@@ -103,26 +103,26 @@ def test_a_pin_that_is_granted_on_a_file_is_unexpected(scene: Scene) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in ERRNOS if name != "EOPNOTSUPP"])
-def test_another_errno_than_the_one_owed_is_wrong(scene: Scene, name: str) -> None:
+def test_unexpected_errno_is_wrong(scene: Scene, name: str) -> None:
     scene.count(FS, f"failed {name}", 2)
     (found,) = scene.detector.look()
     assert (found.kind, found.count) == (Violation.WRONG_ERRNO, 2)
-    assert f"ended with {name}" in found.summary
+    assert f"failed with {name}" in found.summary
     assert found.evidence["errno"] == name
 
 
 @pytest.mark.parametrize("label", [DEVICE, UNMAP, PUNCH])
 @pytest.mark.parametrize("name", ERRNOS)
-def test_what_must_be_done_must_not_be_refused(scene: Scene, label: str, name: str) -> None:
+def test_refusal_of_an_allowed_operation_is_unexpected(scene: Scene, label: str, name: str) -> None:
     scene.count(label, f"failed {name}", 5)
     (found,) = scene.detector.look()
     assert (found.kind, found.count) == (Violation.UNEXPECTED_REFUSAL, 5)
     assert Cell(found.operation, found.region, found.interface) == Cell.parse(label)
-    assert f"ended with {name}" in found.summary
-    assert "must be done" in found.summary
+    assert f"failed with {name}" in found.summary
+    assert "expected success" in found.summary
 
 
-def test_each_errno_is_a_finding_of_its_own(scene: Scene) -> None:
+def test_each_errno_is_a_separate_finding(scene: Scene) -> None:
     scene.count(DEVICE, "failed ENOMEM", 1)
     scene.count(DEVICE, "failed EFAULT", 2)
     scene.count(FS, "done", 3)
@@ -136,7 +136,7 @@ def test_each_errno_is_a_finding_of_its_own(scene: Scene) -> None:
     }
 
 
-def test_nothing_is_found_twice(scene: Scene) -> None:
+def test_operations_are_judged_once(scene: Scene) -> None:
     scene.count(FS, "done", 4)
     assert [found.count for found in scene.detector.look()] == [4]
     assert scene.detector.look() == []
@@ -159,7 +159,7 @@ steps = st.lists(
 
 @given(steps)
 @deterministic
-def test_looks_add_up_to_what_was_counted(taken: list[tuple[str, str, int] | str]) -> None:
+def test_findings_add_up_to_the_counts(taken: list[tuple[str, str, int] | str]) -> None:
     with tempfile.TemporaryDirectory() as directory:
         scene = Scene(Path(directory))
         wrong: Counter[str] = Counter()
@@ -176,7 +176,7 @@ def test_looks_add_up_to_what_was_counted(taken: list[tuple[str, str, int] | str
                 wrong[label] += number
 
 
-def test_the_newest_of_those_operations_are_the_evidence(scene: Scene) -> None:
+def test_evidence_has_the_newest_matching_operations(scene: Scene) -> None:
     for _ in range(8):
         scene.record(FS, errno.EOPNOTSUPP)
         scene.record(FS, 0)
@@ -193,7 +193,7 @@ def test_the_newest_of_those_operations_are_the_evidence(scene: Scene) -> None:
     )
 
 
-def test_evidence_reaches_back_as_far_as_the_recorder(scene: Scene) -> None:
+def test_evidence_is_limited_to_the_recorder(scene: Scene) -> None:
     scene.record(DEVICE, errno.ENOMEM)
     for _ in range(RECORDER_LENGTH):
         scene.record(DEVICE, 0)
@@ -206,7 +206,7 @@ def test_evidence_reaches_back_as_far_as_the_recorder(scene: Scene) -> None:
     assert [line["result"] for line in found.evidence["operations"]] == [errno.EFAULT]
 
 
-def test_what_was_skipped_is_no_evidence(scene: Scene) -> None:
+def test_skipped_operation_is_not_evidence(scene: Scene) -> None:
     scene.record(PUNCH, errno.EIO)
     scene.record(PUNCH, errno.EIO, end_ns=0)
     scene.count(PUNCH, "failed EIO")
@@ -214,7 +214,7 @@ def test_what_was_skipped_is_no_evidence(scene: Scene) -> None:
     assert [line["choice"] for line in found.evidence["operations"]] == [0]
 
 
-def test_where_nobody_knows_what_is_owed_nothing_is_judged(tmp_path: Path) -> None:
+def test_cell_without_expectation_is_not_judged(tmp_path: Path) -> None:
     scene = Scene(tmp_path, (4, 15))
     assert scene.detector.uncovered() == [Cell.parse(FS)]
     scene.count(FS, "done", 3)
@@ -223,7 +223,7 @@ def test_where_nobody_knows_what_is_owed_nothing_is_judged(tmp_path: Path) -> No
     assert [found.region for found in scene.detector.look()] == [RegionKind.DEVICE_DAX]
 
 
-def test_what_was_not_committed_is_judged_again_by_the_next_and_nothing_else(tmp_path: Path) -> None:
+def test_next_supervisor_judges_only_uncommitted_counts(tmp_path: Path) -> None:
     scene = Scene(tmp_path)
     scene.count(DEVICE, "failed EFAULT", 2)
     assert [found.count for found in scene.detector.look()] == [2]

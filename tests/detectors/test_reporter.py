@@ -90,7 +90,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return now
 
 
-def test_the_first_is_written_at_once_and_then_they_are_gathered(desk: Desk) -> None:
+def test_first_violation_is_written_at_once(desk: Desk) -> None:
     for count in (2, 3, 4):
         desk.reporter.report(finding(count))
     assert [line["count"] for line in desk.journal.written] == [2]
@@ -101,7 +101,7 @@ def test_the_first_is_written_at_once_and_then_they_are_gathered(desk: Desk) -> 
     assert desk.counted() == {("wrong-errno", "none"): 9}
 
 
-def test_what_was_gathered_is_written_when_its_time_has_come(tmp_path: Path, clock: list[float]) -> None:
+def test_merged_violations_are_written_after_the_interval(tmp_path: Path, clock: list[float]) -> None:
     desk = Desk(tmp_path)
     interval = reporter_module.REPORT_SECONDS
     desk.reporter.report(finding(1))
@@ -117,7 +117,7 @@ def test_what_was_gathered_is_written_when_its_time_has_come(tmp_path: Path, clo
     assert [line["count"] for line in desk.journal.written] == [1, 10, 100]
 
 
-def test_it_is_written_before_it_is_counted(desk: Desk) -> None:
+def test_violation_is_written_before_it_is_counted(desk: Desk) -> None:
     desk.reporter.report(finding(5))
     desk.reporter.report(finding(6, Violation.UNEXPECTED_PIN))
     desk.reporter.report(finding(7))
@@ -135,13 +135,13 @@ def test_it_is_written_before_it_is_counted(desk: Desk) -> None:
         finding(name="another"),
     ],
 )
-def test_what_differs_is_a_first_of_its_own(desk: Desk, other: Finding) -> None:
+def test_different_violations_are_not_merged(desk: Desk, other: Finding) -> None:
     desk.reporter.report(finding())
     desk.reporter.report(other)
     assert len(desk.journal.written) == 2
 
 
-def test_leaks_that_differ_by_their_numbers_only_are_gathered(desk: Desk) -> None:
+def test_leaks_with_different_numbers_are_merged(desk: Desk) -> None:
     for count in (1, 2, 3):
         desk.reporter.report(finding(count, Violation.LEAK, summary=f"{count} pages differ"))
     desk.reporter.flush()
@@ -151,7 +151,7 @@ def test_leaks_that_differ_by_their_numbers_only_are_gathered(desk: Desk) -> Non
     ]
 
 
-def test_a_line_has_all_that_is_known(desk: Desk) -> None:
+def test_journal_line_has_all_fields(desk: Desk) -> None:
     desk.reporter.report(finding(4, name="files"))
     assert desk.journal.written == [
         {
@@ -170,14 +170,14 @@ def test_a_line_has_all_that_is_known(desk: Desk) -> None:
     ]
 
 
-def test_what_is_known_wakes_nobody(desk: Desk) -> None:
+def test_known_issue_is_a_warning(desk: Desk) -> None:
     desk.reporter.report(finding(issue=KNOWN_ISSUE))
     assert desk.journal.written[0]["level"] is Level.WARNING
     assert desk.journal.written[0]["known_issue"] == KNOWN_ISSUE
     assert desk.counted() == {("wrong-errno", KNOWN_ISSUE): 1}
 
 
-def test_unexpected_pins_are_counted_where_they_were_granted(desk: Desk) -> None:
+def test_unexpected_pins_are_counted_by_region(desk: Desk) -> None:
     desk.reporter.report(finding(3, Violation.UNEXPECTED_PIN))
     desk.reporter.report(finding(2))
     position = desk.block.index("unexpected_pins", RegionKind.FS_DAX, Interface.VFIO_TYPE1)

@@ -92,7 +92,7 @@ def test_a_stall_is_reported_with_its_evidence(desk: Desk) -> None:
     (found,) = desk.look()
     assert (found["kind"], found["operation"], found["interface"]) == ("stall", PUNCH, "vmsplice")
     assert (found["region_name"], found["count"], found["known_issue"]) == ("files", 1, None)
-    assert "slept on after the last pin over vmsplice was given back" in found["summary"]
+    assert "kept sleeping after the last pin over vmsplice was released" in found["summary"]
     evidence = found["evidence"]
     assert (evidence["worker"], evidence["file"]) == (INVALIDATOR, PLACE)
     assert evidence["excess_ms"] == STALLED * 1000
@@ -214,7 +214,7 @@ def test_a_worker_that_dies_meanwhile_is_free(desk: Desk) -> None:
     desk.skip(WEDGED_SECONDS)
     desk.look()
     (freed,) = desk.events("operation.freed")
-    assert freed["by"] == "the death of its process"
+    assert freed["by"] == "the exit of its process"
     assert (desk.waits(PUNCH)["stalled"], desk.events("worker.wedged")) == (0, [])
 
 
@@ -240,7 +240,7 @@ def test_an_endless_pin_explains_what_waits_for_it(desk: Desk) -> None:
     desk.skip(STALLED)
     assert [found["operation"] for found in desk.look()] == ["hold"]
     (found,) = desk.look()
-    assert "waits for a pin over vmsplice that its holder cannot give back" in found["summary"]
+    assert "waits for a pin over vmsplice that its holder cannot release" in found["summary"]
     assert found["evidence"]["held"][0]["given_back"] == [None, None]
 
 
@@ -268,7 +268,7 @@ def test_an_early_end_fails_the_run(desk: Desk) -> None:
     give_back(desk.holder, now + 2, now + 3)
     (found,) = desk.look()
     assert found["kind"] == "early-truncate"
-    assert "ended while a page was pinned over vmsplice" in found["summary"]
+    assert "returned before a pin over vmsplice was released" in found["summary"]
     assert desk.waits(PUNCH) == {"stalls": 0, "stalled": 0, "stalled_ns": 0}
     assert desk.verdict().verdict is VerdictWord.FAIL
 

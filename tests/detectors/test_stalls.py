@@ -121,7 +121,7 @@ def scene(tmp_path: Path) -> Scene:
 
 
 @pytest.mark.parametrize("operation", INVALIDATIONS)
-def test_a_wait_that_ends_with_its_pin_is_right(scene: Scene, operation: Operation) -> None:
+def test_wait_that_ends_with_its_pin_is_correct(scene: Scene, operation: Operation) -> None:
     scene.hold(START - 10, START - 9, START + 50, START + 51)
     scene.begin(operation)
     scene.end(START + 53)
@@ -142,7 +142,7 @@ def test_a_wait_that_ends_with_its_pin_is_right(scene: Scene, operation: Operati
         (STALL + 1, Violation.STALL),
     ],
 )
-def test_what_ends_by_itself_is_judged_by_its_excess(
+def test_ended_wait_is_judged_by_its_excess(
     scene: Scene, excess: int, violation: Violation | None
 ) -> None:
     scene.hold(START - 10, START - 9, START + 50, START + 51)
@@ -152,7 +152,7 @@ def test_what_ends_by_itself_is_judged_by_its_excess(
     assert scene.one(START + 60).violation is violation
 
 
-def test_what_was_awake_and_had_no_processor_is_not_late(scene: Scene) -> None:
+def test_runnable_task_is_not_late(scene: Scene) -> None:
     """On a machine that is short of processors a woken task may take long to run."""
     scene.asleep = False
     scene.hold(START - 10, START - 9, START + 50, START + 51)
@@ -162,7 +162,7 @@ def test_what_was_awake_and_had_no_processor_is_not_late(scene: Scene) -> None:
     assert scene.one(START + 52 + LATE + 100).violation is None
 
 
-def test_what_is_awake_and_has_no_processor_is_no_stall(scene: Scene) -> None:
+def test_runnable_task_is_not_stalled(scene: Scene) -> None:
     scene.asleep = scene.hanging = False
     scene.hold(START - 10, START - 9, START + 50, START + 51)
     scene.begin(Operation.TRUNCATE_ZERO)
@@ -171,14 +171,14 @@ def test_what_is_awake_and_has_no_processor_is_no_stall(scene: Scene) -> None:
     assert scene.one(START + 52 + STALL + STARVED).violation is None
 
 
-def test_what_never_ends_is_a_stall_though_it_is_awake(scene: Scene) -> None:
+def test_endlessly_runnable_task_is_a_stall(scene: Scene) -> None:
     scene.asleep = scene.hanging = False
     scene.begin(Operation.TRUNCATE_ZERO)
     assert scene.look(START + STALL + STARVED) == []
     assert scene.one(START + STALL + STARVED + 1).violation is Violation.STALL
 
 
-def test_what_hangs_elsewhere_is_a_stall_however_it_ends(scene: Scene) -> None:
+def test_task_blocked_elsewhere_is_a_stall(scene: Scene) -> None:
     """Not for pages, but behind a lock that somebody does not give back."""
     scene.asleep = False
     scene.begin(Operation.TRUNCATE_ZERO)
@@ -187,7 +187,7 @@ def test_what_hangs_elsewhere_is_a_stall_however_it_ends(scene: Scene) -> None:
     assert scene.one(START + STALL + 2).violation is Violation.STALL
 
 
-def test_a_pin_that_is_held_is_waited_for_as_long_as_it_lasts(scene: Scene) -> None:
+def test_held_pin_excuses_a_wait(scene: Scene) -> None:
     scene.hold(START - 10, START - 9)
     scene.begin(Operation.PUNCH_HOLE)
     assert scene.look(START + 3_600_000) == []
@@ -207,7 +207,7 @@ def test_a_pin_that_is_held_is_waited_for_as_long_as_it_lasts(scene: Scene) -> N
         (Interface.VMSPLICE, False, STALL + REQUEST),
     ],
 )
-def test_a_pin_excuses_what_waits_within_its_bound(
+def test_pin_excuses_a_wait_within_its_bound(
     scene: Scene, interface: Interface, bound: int, *, taken: bool
 ) -> None:
     since = START - 9 if taken else START - 10
@@ -224,7 +224,7 @@ def test_a_pin_excuses_what_waits_within_its_bound(
     assert scene.detector.look_for_overdue((since + bound + 2) * MS) == []
 
 
-def test_what_waits_for_a_pin_without_end_is_a_stall(scene: Scene) -> None:
+def test_wait_for_an_overdue_pin_is_a_stall(scene: Scene) -> None:
     scene.hold(START - 10, START - 9)
     scene.begin(Operation.PUNCH_HOLE)
     assert scene.look(START + STALL) == []
@@ -235,7 +235,7 @@ def test_what_waits_for_a_pin_without_end_is_a_stall(scene: Scene) -> None:
     assert judgement.behind.take_after == (START - 9) * MS
 
 
-def test_a_holder_that_lacks_a_processor_is_not_overdue(scene: Scene) -> None:
+def test_holder_without_a_cpu_is_not_overdue(scene: Scene) -> None:
     scene.hanging = False
     scene.hold(START - 10, START - 9)
     scene.begin(Operation.PUNCH_HOLE)
@@ -243,7 +243,7 @@ def test_a_holder_that_lacks_a_processor_is_not_overdue(scene: Scene) -> None:
     assert scene.look(START + 3_600_000) == []
 
 
-def test_the_next_pin_of_an_overdue_holder_excuses_again(scene: Scene) -> None:
+def test_next_pin_of_an_overdue_holder_excuses(scene: Scene) -> None:
     scene.hold(START - 10, START - 9)
     assert len(scene.overdue(START + STALL)) == 1
     scene.release_hold(START + STALL + 1, START + STALL + 2)
@@ -255,7 +255,7 @@ def test_the_next_pin_of_an_overdue_holder_excuses_again(scene: Scene) -> None:
     assert len(scene.overdue(later + STALL)) == 1
 
 
-def test_a_stall_counts_once_however_it_ends(scene: Scene) -> None:
+def test_stall_counts_once(scene: Scene) -> None:
     scene.hold(START - 10, START - 9, START, START + 1)
     scene.begin(Operation.TRUNCATE_DOWN)
     assert scene.one(START + 3000).violation is Violation.STALL
@@ -278,7 +278,7 @@ def test_without_a_pin_only_a_stall_is_judged(scene: Scene) -> None:
     assert judgement.holds == ()
 
 
-def test_a_pin_that_was_never_taken_is_none_to_be_late_after(scene: Scene) -> None:
+def test_pin_that_was_never_taken_is_ignored(scene: Scene) -> None:
     """The file was cut short first: what takes its time then does not take it for a pin."""
     scene.hold(START + 1, 0, 0, START + 1)
     scene.begin(Operation.TRUNCATE_UP)
@@ -291,7 +291,7 @@ def test_a_pin_that_was_never_taken_is_none_to_be_late_after(scene: Scene) -> No
 @pytest.mark.parametrize(
     ("hold", "after"), [((-10, -9, 5, 6), False), ((-10, 2, 5, 6), True), ((-10, 0, 0, 6), True)]
 )
-def test_a_pin_may_be_taken_while_it_is_waited_for(
+def test_pin_may_be_taken_during_a_wait(
     scene: Scene,
     hold: tuple[int, int, int, int],
     after: bool,  # noqa: FBT001 - a parameter of the test
@@ -310,7 +310,7 @@ def test_a_pin_of_another_file_is_no_excuse(scene: Scene) -> None:
     assert scene.one(START + STALL + 1).violation is Violation.STALL
 
 
-def test_a_pin_that_cannot_be_taken_is_a_victim_and_no_excuse(scene: Scene) -> None:
+def test_blocked_pin_is_no_excuse(scene: Scene) -> None:
     """A holder that has been at it for as long as the truncate waits may wait for the truncate."""
     scene.hold(START + 1, certain=False)
     scene.begin(Operation.TRUNCATE_ZERO)
@@ -318,7 +318,7 @@ def test_a_pin_that_cannot_be_taken_is_a_victim_and_no_excuse(scene: Scene) -> N
     assert scene.one(START + STALL + 2).violation is Violation.STALL
 
 
-def test_a_transfer_is_certain_only_up_to_where_it_was_last_seen(scene: Scene) -> None:
+def test_transfer_is_certain_until_last_observed(scene: Scene) -> None:
     """A holder that gets no processor does not see that the device has let the pages go."""
     scene.hold(START - 10, START - 9, START - 9, 0, Interface.O_DIRECT)
     scene.begin(Operation.TRUNCATE_ZERO)
@@ -327,7 +327,7 @@ def test_a_transfer_is_certain_only_up_to_where_it_was_last_seen(scene: Scene) -
 
 
 @pytest.mark.parametrize("interface", SHORT_PINS)
-def test_what_ends_while_a_pin_is_held_ended_early(scene: Scene, interface: Interface) -> None:
+def test_wait_that_ends_during_a_pin_is_early(scene: Scene, interface: Interface) -> None:
     scene.hold(START - 10, START - 9, interface=interface)
     scene.begin(Operation.TRUNCATE_ZERO)
     scene.end(START + 5)
@@ -341,7 +341,7 @@ def test_what_ends_while_a_pin_is_held_ended_early(scene: Scene, interface: Inte
     assert scene.look(START + 23) == []
 
 
-def test_a_pin_that_ended_with_its_killed_holder_makes_nothing_early(scene: Scene) -> None:
+def test_killed_holders_pin_proves_no_early_end(scene: Scene) -> None:
     """The kernel gives it back as the process dies: when that was, nobody has noted."""
     scene.hold(START - 10, START - 9)
     scene.begin(Operation.TRUNCATE_ZERO)
@@ -360,7 +360,7 @@ def test_a_pin_that_ended_with_its_killed_holder_makes_nothing_early(scene: Scen
         ((START - 10, START - 9, 0, START + 9), "when it was given back is not known"),
     ],
 )
-def test_only_a_pin_that_was_certainly_held_makes_an_end_early(
+def test_only_a_certain_pin_proves_early_end(
     scene: Scene, hold: tuple[int, int, int, int], why: str
 ) -> None:
     scene.hold(*hold)
@@ -369,7 +369,7 @@ def test_only_a_pin_that_was_certainly_held_makes_an_end_early(
     assert scene.one(START + 10).violation is None, why
 
 
-def test_in_a_crowd_a_pin_may_be_of_a_hole_and_nothing_is_early(scene: Scene) -> None:
+def test_uncertain_pin_proves_no_early_end(scene: Scene) -> None:
     scene.hold(START - 10, START - 9, certain=False)
     scene.begin(Operation.TRUNCATE_ZERO)
     scene.end(START + 5)
@@ -382,7 +382,7 @@ def test_in_a_crowd_a_pin_may_be_of_a_hole_and_nothing_is_early(scene: Scene) ->
 @pytest.mark.parametrize(
     ("release", "violation"), [(BEFORE_COUNTING, None), (COUNTED, Violation.EARLY_TRUNCATE)]
 )
-def test_what_nobody_maps_is_waited_for_where_the_expectations_say_so(
+def test_unmapped_file_is_judged_by_its_expectation(
     tmp_path: Path, operation: Operation, release: tuple[int, int], violation: Violation | None
 ) -> None:
     scene = Scene(tmp_path, release)
@@ -399,7 +399,7 @@ def test_an_interrupted_wait_is_neither_early_nor_late(scene: Scene) -> None:
     assert scene.one(START + 6).violation is None
 
 
-def test_pins_that_were_written_over_unread_excuse_what_came_before(scene: Scene) -> None:
+def test_overwritten_pins_excuse_earlier_waits(scene: Scene) -> None:
     scene.begin(Operation.TRUNCATE_ZERO)
     for number in range(HOLDS_LENGTH + 1):
         scene.hold(START + 10 * number, 0, 0, START + 10 * number + 1, certain=False, place=0)
@@ -418,7 +418,7 @@ PINS = st.lists(st.tuples(st.integers(0, 200), st.integers(1, 200)), max_size=6)
 
 @given(st.lists(PINS, min_size=3, max_size=3), st.integers(0, 4000))
 @deterministic
-def test_the_excess_counts_from_the_last_pin_that_overlapped(
+def test_excess_counts_from_the_last_overlapping_pin(
     tmp_path_factory: pytest.TempPathFactory, pins: list[list[tuple[int, int]]], length: int
 ) -> None:
     scene = Scene(tmp_path_factory.mktemp("scene"), pairs=len(pins))

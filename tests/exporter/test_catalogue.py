@@ -47,7 +47,7 @@ MODULES = sorted((ROOT / "exporter").glob("*.py"))
 each_metric = pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.name)
 
 
-def test_every_exported_series_is_in_the_catalogue_and_the_reverse(tmp_path: Path) -> None:
+def test_exported_series_match_the_catalogue(tmp_path: Path) -> None:
     ledger = make_ledger(tmp_path / "ledger")
     # What was not probed is neither confirmed nor refuted.
     ledger.block("supervisor").set_at("probes", 1, KNOWN_ISSUE, ProbeResult.REFUTED)
@@ -66,7 +66,7 @@ def test_every_exported_series_is_in_the_catalogue_and_the_reverse(tmp_path: Pat
     assert exported == promised
 
 
-def test_no_name_stands_twice() -> None:
+def test_metric_names_are_unique() -> None:
     names = [name for metric in METRICS for name in metric.sample_names]
     assert len(names) == len(set(names))
 
@@ -82,7 +82,7 @@ def test_names_follow_the_conventions(metric: Metric) -> None:
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda path: path.stem)
-def test_it_imports_the_ledger_and_its_own_modules_only(module: Path) -> None:
+def test_exporter_imports_only_the_ledger_and_itself(module: Path) -> None:
     imported: set[str] = set()
     for node in ast.walk(ast.parse(module.read_text())):
         if isinstance(node, ast.Import):

@@ -92,7 +92,7 @@ def test_a_new_ledger_exports_zeros_and_stays_small(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("filled", [0, 1])
-def test_the_default_run_of_the_lab_stays_under_a_thousand_series(tmp_path: Path, filled: int) -> None:
+def test_default_lab_run_exports_below_1000_series(tmp_path: Path, filled: int) -> None:
     layout = make_plan(lab_config(None)).layout({"run_id": "1", "filesystem": "ext4"}, lab=True)
     ledger = Ledger.create(tmp_path / "ledger", layout)
     start(ledger.block("supervisor"))
@@ -107,7 +107,7 @@ def test_the_default_run_of_the_lab_stays_under_a_thousand_series(tmp_path: Path
         assert all(group(LedgerView(reader, OFFSET_NS)) for group in GROUPS.values())
 
 
-def test_operations_are_summed_over_workers_and_by_outcome(tmp_path: Path, ledger: Ledger) -> None:
+def test_operations_are_summed_over_workers_by_outcome(tmp_path: Path, ledger: Ledger) -> None:
     for name, factor in (("mapper-0", 1), ("mapper-1", 10)):
         block = ledger.block(name)
         row = block.index("counts", MAP_FS_DAX.label, "done")[0]
@@ -138,7 +138,7 @@ def shared_ledger() -> Iterator[tuple[Path, Ledger]]:
 
 @deterministic
 @given(durations=st.lists(st.integers(0, 300 * SECOND) | st.sampled_from(BUCKET_BOUNDS_NS)))
-def test_a_bucket_holds_the_durations_up_to_its_bound(
+def test_bucket_counts_durations_up_to_its_bound(
     shared_ledger: tuple[Path, Ledger], durations: list[int]
 ) -> None:
     path, ledger = shared_ledger
@@ -169,7 +169,7 @@ def begin(block: BlockWriter, number: int, start_ns: int, end_ns: int = 0) -> No
     block.set("ended", number - 1)
 
 
-def test_operations_in_flight_are_those_that_have_not_ended(tmp_path: Path, ledger: Ledger) -> None:
+def test_operations_in_flight_have_not_ended(tmp_path: Path, ledger: Ledger) -> None:
     begin(ledger.block("mapper-0"), 513, 90 * SECOND)  # the recorder has gone round once
     begin(ledger.block("mapper-1"), 3, 80 * SECOND)
     where = {"operation": "map", "region": "fs-dax"}
@@ -185,7 +185,7 @@ def test_operations_in_flight_are_those_that_have_not_ended(tmp_path: Path, ledg
     assert value(samples, "oldest_operation_start_timestamp_seconds", **where) == 0
 
 
-def test_pins_are_summed_over_the_regions_of_a_kind(tmp_path: Path, ledger: Ledger) -> None:
+def test_pins_are_summed_by_region_kind(tmp_path: Path, ledger: Ledger) -> None:
     for name in ("mapper-0", "mapper-1"):
         block = ledger.block(name)
         block.set_at("pages_mapped", 30, "pmem-a")
@@ -203,15 +203,13 @@ def test_pins_are_summed_over_the_regions_of_a_kind(tmp_path: Path, ledger: Ledg
     } == {"vfio-type1"}
 
 
-def test_a_pin_that_nobody_could_call_unexpected_shows_when_it_is(
-    tmp_path: Path, supervisor: BlockWriter
-) -> None:
+def test_unexpected_short_pin_is_exported_once_counted(tmp_path: Path, supervisor: BlockWriter) -> None:
     supervisor.set_at("unexpected_pins", 2, "fs-dax", "o-direct")
     odd = {"region": "fs-dax", "interface": "o-direct"}
     assert value(read(tmp_path / "ledger"), "unexpected_pins_total", **odd) == 2
 
 
-def test_stalls_are_told_by_what_waits(tmp_path: Path, supervisor: BlockWriter) -> None:
+def test_stalls_are_labelled_by_waiting_operation(tmp_path: Path, supervisor: BlockWriter) -> None:
     supervisor.set_at("waits", 3, "punch-hole", "stalls")
     supervisor.set_at("waits", 1, "punch-hole", "stalled")
     supervisor.set_at("waits", 7 * SECOND // 2, "punch-hole", "stalled_ns")
@@ -225,7 +223,7 @@ def test_stalls_are_told_by_what_waits(tmp_path: Path, supervisor: BlockWriter) 
 
 @deterministic
 @given(delays=st.lists(st.tuples(st.sampled_from(SHORT_PINS), st.integers(0, 300 * SECOND)), max_size=20))
-def test_delays_of_wake_ups_are_told_by_the_pin_that_was_waited_for(
+def test_wakeup_delays_are_labelled_by_interface(
     shared_ledger: tuple[Path, Ledger], delays: list[tuple[Interface, int]]
 ) -> None:
     path, ledger = shared_ledger
@@ -256,7 +254,7 @@ def set_leaks(supervisor: BlockWriter, region: str, **numbers: int) -> None:
     supervisor.set_group(leaks_field(region), [wanted.get(column, 0) for column in columns])
 
 
-def test_leaks_and_sweeps_are_told_by_kind_of_region(tmp_path: Path, supervisor: BlockWriter) -> None:
+def test_leaks_and_sweeps_are_labelled_by_region_kind(tmp_path: Path, supervisor: BlockWriter) -> None:
     set_leaks(supervisor, "pmem-a", leaked_none=3, leaked_total_none=9, predicted_zero_page_leak=4)
     set_leaks(supervisor, "pmem-b", leaked_none=2, leaked_zero_page_leak=1)
     for field, first, second in (
@@ -283,15 +281,13 @@ def test_leaks_and_sweeps_are_told_by_kind_of_region(tmp_path: Path, supervisor:
     assert value(samples, "last_page_sweep_timestamp_seconds", region="anonymous") == 0
 
 
-def test_the_oldest_sweep_is_taken_of_the_regions_that_were_swept(
-    tmp_path: Path, supervisor: BlockWriter
-) -> None:
+def test_oldest_sweep_ignores_unswept_regions(tmp_path: Path, supervisor: BlockWriter) -> None:
     supervisor.set_at("last_sweep_ns", 70 * SECOND, "pmem-b")
     swept = value(read(tmp_path / "ledger"), "last_page_sweep_timestamp_seconds", region="fs-dax")
     assert swept == OFFSET_NS / SECOND + 70
 
 
-def test_a_torn_leak_group_is_not_guessed(tmp_path: Path, supervisor: BlockWriter) -> None:
+def test_torn_leak_group_is_not_exported(tmp_path: Path, supervisor: BlockWriter) -> None:
     supervisor.view(leaks_field("pmem-a"))[0] += 1
     samples = read(tmp_path / "ledger")
     assert value(samples, "up") == 0
@@ -300,7 +296,7 @@ def test_a_torn_leak_group_is_not_guessed(tmp_path: Path, supervisor: BlockWrite
     assert value(samples, "workers", role="mapper", state="absent") == 2
 
 
-def test_plain_numbers_of_the_supervisor(tmp_path: Path, ledger: Ledger) -> None:
+def test_supervisor_fields_are_exported(tmp_path: Path, ledger: Ledger) -> None:
     supervisor, host = ledger.block("supervisor"), ledger.block("host")
     fields = {
         "foll_pins_acquired": "foll_pins_acquired_total",
@@ -378,14 +374,14 @@ def test_the_run_and_its_regions_are_described(tmp_path: Path, ledger: Ledger) -
     assert value(samples, "ledger_update_timestamp_seconds") == OFFSET_NS / SECOND + 100
 
 
-def test_facts_that_are_missing_are_called_none(tmp_path: Path) -> None:
+def test_missing_facts_are_labelled_none(tmp_path: Path) -> None:
     make_ledger(tmp_path / "ledger", run={"seed": 0, "filesystem": "", "regions": RUN["regions"]})
     (labels,) = with_prefix(read(tmp_path / "ledger"), "dax_soak_run_info")
     missing = ("run_id", "kernel_release", "scenario", "accelerator", "filesystem")
     assert dict(labels) == {"seed": "0", **dict.fromkeys(missing, "none")}
 
 
-def test_the_host_knows_boots_and_verdict_better(tmp_path: Path, ledger: Ledger) -> None:
+def test_host_overrides_boots_and_verdict(tmp_path: Path, ledger: Ledger) -> None:
     ledger.block("host").set("boots", 3)
     ledger.block("host").set_word("verdict", VerdictWord.FAIL)
     ledger.block("supervisor").set_word("verdict", VerdictWord.PASS)
@@ -395,7 +391,7 @@ def test_the_host_knows_boots_and_verdict_better(tmp_path: Path, ledger: Ledger)
     assert verdicts == {VerdictWord.FAIL: 1, VerdictWord.UNKNOWN: 0, VerdictWord.PASS: 0}
 
 
-def test_without_a_host_the_supervisor_says_it_all(tmp_path: Path) -> None:
+def test_without_a_host_the_supervisors_values_apply(tmp_path: Path) -> None:
     supervisor = make_ledger(tmp_path / "ledger", lab=False).block("supervisor")
     supervisor.set_word("verdict", VerdictWord.PASS)
     samples = read(tmp_path / "ledger")
@@ -421,7 +417,7 @@ def test_without_a_host_the_supervisor_says_it_all(tmp_path: Path) -> None:
         (RunState.ENDED, RunState.RUNNING, 1, 0),
     ],
 )
-def test_a_run_is_active_while_its_writers_say_so_and_its_heart_beats(
+def test_active_run_is_not_over_and_has_heartbeats(
     tmp_path: Path,
     ledger: Ledger,
     *,
@@ -437,7 +433,7 @@ def test_a_run_is_active_while_its_writers_say_so_and_its_heart_beats(
 
 
 @pytest.mark.parametrize(("age_seconds", "active"), [(1, 1), (14, 1), (15, 0)])
-def test_a_guest_whose_clock_is_wrong_is_as_active_as_its_host_sees(
+def test_wrong_guest_clock_does_not_affect_activity(
     tmp_path: Path, ledger: Ledger, age_seconds: int, active: int
 ) -> None:
     now = OFFSET_NS + 100 * SECOND

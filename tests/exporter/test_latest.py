@@ -41,7 +41,7 @@ def serves(exporter: Exporter, name: str) -> bool:
     return value(samples, "up") == 1 and f'run_id="{name}"' in exporter.ask().text
 
 
-def test_the_newest_run_is_followed(runs: Path) -> None:
+def test_exporter_follows_the_newest_run(runs: Path) -> None:
     with running_exporter(runs, *FOLLOW) as exporter:
         assert value(exporter.scrape(), "up") == 0
         new_run("run-1")
@@ -50,7 +50,7 @@ def test_the_newest_run_is_followed(runs: Path) -> None:
         assert serves(exporter, "run-2")
 
 
-def test_until_a_new_run_has_begun_the_one_before_is_served(runs: Path) -> None:
+def test_previous_run_is_served_until_the_next_begins(runs: Path) -> None:
     new_run("run-1")
     with running_exporter(runs, *FOLLOW) as exporter, RunDirectory.make(None, "run-2", 0) as made:
         make_ledger(made.path / run_directory.LEDGER, run={**RUN, "run_id": "run-2"})
@@ -60,7 +60,7 @@ def test_until_a_new_run_has_begun_the_one_before_is_served(runs: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root has rights to give up")
-def test_who_was_root_reads_later_runs_by_their_group(runs: Path) -> None:
+def test_dropped_privileges_can_read_later_runs(runs: Path) -> None:
     os.chown(runs, 0, GROUP)
     runs.chmod(0o2755)  # as the unit's tmpfiles.d has it
     with running_exporter(runs, *FOLLOW) as exporter:
@@ -73,7 +73,7 @@ def test_who_was_root_reads_later_runs_by_their_group(runs: Path) -> None:
             assert serves(exporter, name)
 
 
-def test_what_means_the_newest_run(runs: Path) -> None:
+def test_names_of_the_newest_run(runs: Path) -> None:
     assert run_directory.find_latest("latest") == runs
     assert run_directory.find_latest(str(runs / "latest")) == runs
     assert run_directory.find_latest("run-1") is None

@@ -88,7 +88,7 @@ def test_any_accept_header_is_answered(exporter: Exporter, accept: str) -> None:
     assert value(parse(answer.text), "up") == 1
 
 
-def test_compression_is_given_to_those_who_ask(exporter: Exporter) -> None:
+def test_response_is_compressed_on_request(exporter: Exporter) -> None:
     answer = exporter.ask(headers={"Accept-Encoding": "gzip"})
     assert answer.headers["Content-Encoding"] == "gzip"
     assert value(parse(gzip.decompress(answer.body).decode()), "up") == 1
@@ -117,13 +117,13 @@ def test_paths_and_methods(exporter: Exporter, method: str, path: str, status: i
         assert int(answer.headers["Content-Length"]) > 0
 
 
-def test_the_first_page_says_which_run_it_is(exporter: Exporter) -> None:
+def test_landing_page_describes_the_run(exporter: Exporter) -> None:
     page = exporter.ask("/").text
     assert RUN["run_id"] in page
     assert 'href="/metrics"' in page
 
 
-def test_idle_connections_hold_nobody_up(exporter: Exporter) -> None:
+def test_idle_connections_do_not_block_others(exporter: Exporter) -> None:
     with socket.create_connection(exporter.endpoint), socket.create_connection(exporter.endpoint):
         assert exporter.ask().status == 200
 
@@ -146,7 +146,7 @@ def is_answered(exporter: Exporter) -> bool:
         return False
 
 
-def test_a_request_that_drips_in_is_ended(tmp_path: Path) -> None:
+def test_slow_request_is_terminated(tmp_path: Path) -> None:
     make_ledger(tmp_path / "ledger")
     with LedgerReader.open(tmp_path / "ledger") as reader:
         collector = LedgerCollector(lambda: reader)
@@ -173,12 +173,12 @@ def has_ended(connection: socket.socket) -> bool:
         return True
 
 
-def test_a_ledger_may_come_late_and_be_replaced(run_directory: Path, tmp_path: Path) -> None:
+def test_late_and_replaced_ledgers_are_served(run_directory: Path, tmp_path: Path) -> None:
     with running_exporter(run_directory) as exporter:
         samples = exporter.scrape()
         assert value(samples, "up") == 0
         assert value(samples, "run_active") == 0
-        assert "no ledger" in exporter.ask("/").text
+        assert "no readable ledger" in exporter.ask("/").text
         make_ledger(run_directory / "ledger")
         assert value(exporter.scrape(), "up") == 1
         make_ledger(tmp_path / "next", run={**RUN, "run_id": "run-2"})
@@ -187,14 +187,14 @@ def test_a_ledger_may_come_late_and_be_replaced(run_directory: Path, tmp_path: P
         assert "run-2" in exporter.ask().text
 
 
-def test_a_ledger_whose_name_is_gone_is_still_served(run_directory: Path) -> None:
+def test_unlinked_ledger_is_still_served(run_directory: Path) -> None:
     make_ledger(run_directory / "ledger")
     with running_exporter(run_directory) as exporter:
         (run_directory / "ledger").unlink()
         assert value(exporter.scrape(), "up") == 1
 
 
-def test_a_ledger_that_shrinks_shows_what_is_left(run_directory: Path) -> None:
+def test_truncated_ledger_exports_its_readable_part(run_directory: Path) -> None:
     ledger = make_ledger(run_directory / "ledger")
     with running_exporter(run_directory) as exporter:
         os.truncate(run_directory / "ledger", ledger.layout.blocks["mapper-0"].offset)
@@ -206,7 +206,7 @@ def test_a_ledger_that_shrinks_shows_what_is_left(run_directory: Path) -> None:
         assert exporter.process.poll() is None
 
 
-def test_a_file_that_is_no_ledger_is_told_once(run_directory: Path) -> None:
+def test_invalid_ledger_is_logged_once(run_directory: Path) -> None:
     (run_directory / "ledger").write_bytes(b"\0" * 8192)
     with running_exporter(run_directory) as exporter:
         for _ in range(3):
@@ -214,7 +214,7 @@ def test_a_file_that_is_no_ledger_is_told_once(run_directory: Path) -> None:
         assert exporter.log.read_text().count("cannot read") == 1
 
 
-def test_sigterm_ends_it_at_once_with_success(run_directory: Path) -> None:
+def test_sigterm_ends_the_exporter_with_success(run_directory: Path) -> None:
     make_ledger(run_directory / "ledger")
     with running_exporter(run_directory) as exporter:
         with socket.create_connection(exporter.endpoint) as idle:
@@ -226,7 +226,7 @@ def test_sigterm_ends_it_at_once_with_success(run_directory: Path) -> None:
         assert exporter.log.read_text() == ""
 
 
-def test_an_exporter_that_was_stopped_goes_on(run_directory: Path) -> None:
+def test_exporter_continues_after_sigstop(run_directory: Path) -> None:
     make_ledger(run_directory / "ledger")
     with running_exporter(run_directory) as exporter:
         exporter.process.send_signal(signal.SIGSTOP)
@@ -249,7 +249,7 @@ def refusal(run_directory: Path, *options: str) -> str:
     return sentence
 
 
-def test_a_port_in_use_is_told_in_one_sentence(run_directory: Path) -> None:
+def test_port_in_use_is_reported_in_one_sentence(run_directory: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         sentence = refusal(run_directory, "--listen", f"127.0.0.1:{port}")
@@ -257,21 +257,21 @@ def test_a_port_in_use_is_told_in_one_sentence(run_directory: Path) -> None:
     assert "--listen" in sentence
 
 
-def test_a_missing_run_directory_is_told_in_one_sentence(tmp_path: Path) -> None:
+def test_missing_run_directory_is_reported_in_one_sentence(tmp_path: Path) -> None:
     assert str(tmp_path / "none") in refusal(tmp_path / "none")
 
 
-def test_a_descriptor_that_is_not_open_is_told_in_one_sentence(run_directory: Path) -> None:
+def test_closed_descriptor_is_reported_in_one_sentence(run_directory: Path) -> None:
     assert "--ready-fd 77" in refusal(run_directory, "--ready-fd", "77")
 
 
 @pytest.mark.parametrize("listen", ["192.0.2.1:0", "no-such-host.invalid:0"])
-def test_an_address_of_others_is_told_in_one_sentence(run_directory: Path, listen: str) -> None:
+def test_foreign_address_is_reported_in_one_sentence(run_directory: Path, listen: str) -> None:
     assert "cannot listen" in refusal(run_directory, "--listen", listen)
 
 
 @pytest.mark.skipif(not Path("/proc/net/if_inet6").exists(), reason="this machine has no IPv6")
-def test_it_listens_on_ipv6(run_directory: Path) -> None:
+def test_exporter_listens_on_ipv6(run_directory: Path) -> None:
     with running_exporter(run_directory, listen="[::1]:0") as exporter:
         assert exporter.address.startswith("[::1]:")
         assert exporter.ask("/-/healthy").status == 200
@@ -302,7 +302,7 @@ sys.stdin.read()
 
 
 @pytest.mark.parametrize("moment", [b"started", b"listening"])
-def test_it_dies_with_its_parent_when_asked(run_directory: Path, moment: bytes) -> None:
+def test_exporter_dies_with_its_parent(run_directory: Path, moment: bytes) -> None:
     """Also with one that is killed before the exporter has come to ask for that."""
     command = command_line(run_directory, "--listen", "127.0.0.1:0")
     parent = subprocess.Popen(
@@ -382,6 +382,6 @@ def test_listen_addresses_are_read(text: str, address: tuple[str, int]) -> None:
         "\udcff:1",
     ],
 )
-def test_other_listen_addresses_are_refused(text: str) -> None:
+def test_invalid_listen_addresses_are_refused(text: str) -> None:
     with pytest.raises(UsageError, match=r"HOST:PORT.*127\.0\.0\.1:9823"):
         parse_listen(text)

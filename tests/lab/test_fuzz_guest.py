@@ -185,7 +185,7 @@ def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "journal.jsonl"
 
 
-def test_a_run_in_which_nothing_is_odd_passes(path: Path) -> None:
+def test_run_without_odd_messages_passes(path: Path) -> None:
     recorder = Recorder(path)
     with recorder.journal:
         recorder.host.hear(as_lines([numbered(n, line) for n, line in enumerate(GUESTS, 1)]))
@@ -194,7 +194,7 @@ def test_a_run_in_which_nothing_is_odd_passes(path: Path) -> None:
 
 
 @many_inputs
-def test_whatever_a_guest_sends_is_taken_in(path: Path, count: int) -> None:
+def test_host_survives_any_guest_message(path: Path, count: int) -> None:
     def try_input(draw: random.Random) -> None:
         send = send_messages if draw.random() < 0.3 else send_journal
         send(draw, path)

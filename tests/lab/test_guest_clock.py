@@ -59,25 +59,23 @@ class Machine:
 
 
 @pytest.mark.parametrize("rate", [2.7, 1.2, 0.8, 0.4])
-def test_a_wrong_rate_is_noticed_and_told(rate: float) -> None:
+def test_wrong_clock_rate_is_reported(rate: float) -> None:
     ratio = Machine(rate).watch(400)
     assert ratio == pytest.approx(rate, rel=0.05)
 
 
-def test_what_is_far_off_is_noticed_before_a_short_soak_is_over() -> None:
+def test_large_deviation_is_reported_in_a_short_soak() -> None:
     assert Machine(2.7).watch(20) is not None
 
 
 @given(st.floats(0.97, 1.03), st.floats(0, 20), st.integers(0, 99))
 @deterministic
-def test_a_right_clock_is_left_alone_however_late_everybody_is(
-    rate: float, latest: float, seed: int
-) -> None:
+def test_delays_do_not_make_a_clock_wrong(rate: float, latest: float, seed: int) -> None:
     assert Machine(rate, latest, seed).watch(1000) is None
 
 
 @pytest.mark.parametrize("seconds", [3, 40, 300])
-def test_a_machine_that_was_paused_has_no_wrong_clock(seconds: float) -> None:
+def test_pause_does_not_make_a_clock_wrong(seconds: float) -> None:
     machine = Machine(1.0)
     for _ in range(4):
         assert machine.watch(100) is None
@@ -97,7 +95,7 @@ def lines(*more: tuple[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("kind", ["stall", "late-wakeup"])
-def test_no_duration_of_a_wrong_clock_is_a_violation(kind: str) -> None:
+def test_durations_by_a_wrong_clock_are_no_violations(kind: str) -> None:
     found = ("violation.found", {"kind": kind, "known_issue": None, "summary": "it slept on"})
     wrong = ("guest.clock-wrong", {"guest_boot_id": BOOT, "summary": "2.7 times as fast"})
     verdict = judge(lines(found, wrong))
@@ -111,7 +109,7 @@ def test_no_duration_of_a_wrong_clock_is_a_violation(kind: str) -> None:
     assert judge(lines(other, wrong)).verdict is VerdictWord.FAIL
 
 
-def test_the_same_violation_of_two_boots_is_one() -> None:
+def test_equal_violations_of_two_boots_are_merged() -> None:
     found = {"kind": "stall", "known_issue": KNOWN_ISSUE, "count": 2}
     (entry,) = judge(
         lines(("violation.found", found), ("violation.found", {**found, "boot_id": "another"}))

@@ -96,7 +96,7 @@ class Host:
         return [f"{event['event']}: {event['summary']}" for event in self.events]
 
 
-def test_what_is_in_order_is_passed_on_and_acknowledged() -> None:
+def test_valid_messages_are_passed_on_and_acknowledged() -> None:
     host = Host().hear(event_text(1) + b"\n" + event_text(2) + b"\n")
     assert [line["event"] for line in host.lines] == ["run.ended"] * 2
     assert host.answers == b"1\n2\n"
@@ -106,7 +106,7 @@ def test_what_is_in_order_is_passed_on_and_acknowledged() -> None:
 
 
 @pytest.mark.parametrize("odd", ODD_MESSAGES, ids=range(len(ODD_MESSAGES)))
-def test_an_odd_message_ends_nothing(odd: bytes) -> None:
+def test_odd_control_message_is_reported_and_skipped(odd: bytes) -> None:
     exited = json.dumps({"message": protocol.EXITED, "code": 0}).encode()
     host = Host().hear(odd + b"\n" + exited + b"\n", control=True)
     assert host.messages == [{"message": protocol.EXITED, "code": 0}]
@@ -115,7 +115,7 @@ def test_an_odd_message_ends_nothing(odd: bytes) -> None:
 
 
 @pytest.mark.parametrize("odd", ODD_LINES, ids=range(len(ODD_LINES)))
-def test_an_odd_line_of_the_journal_ends_nothing(odd: bytes) -> None:
+def test_odd_journal_line_is_reported_and_skipped(odd: bytes) -> None:
     host = Host().hear(odd + b"\n" + event_text(1) + b"\n")
     assert [line["event"] for line in host.lines] == ["run.ended"]
     assert host.answers == b"1\n"
@@ -123,30 +123,30 @@ def test_an_odd_line_of_the_journal_ends_nothing(odd: bytes) -> None:
     assert trouble.startswith("guest.garbled: the guest sent something odd on port dax-soak.journal: ")
 
 
-def test_lines_that_are_missing_are_told() -> None:
+def test_missing_journal_lines_are_reported() -> None:
     host = Host().hear(b"".join(event_text(number) + b"\n" for number in (1, 4, 5)))
     assert len(host.lines) == 3
     assert host.troubles == ["guest.lines-lost: lines 2 to 3 of the guest's journal did not come"]
 
 
-def test_a_number_is_believed_for_one_line_only() -> None:
+def test_line_number_jump_affects_one_line() -> None:
     host = Host().hear(b"".join(event_text(number) + b"\n" for number in (10**9, 2, 3)))
     assert len(host.lines) == 3
     assert len(host.troubles) == 2
 
 
-def test_what_is_the_hosts_to_say_is_dropped() -> None:
+def test_fields_of_the_host_are_dropped() -> None:
     text = event_text(1)[:-1] + b',"seq":1000000000,"format":9,"crc32":"x"}'
     (line,) = Host().hear(text + b"\n").lines
     assert line.keys().isdisjoint({"seq", "format", "crc32", "number"})
 
 
-def test_a_line_that_a_dying_guest_left_unfinished_is_none() -> None:
+def test_unfinished_last_line_is_ignored() -> None:
     host = Host().hear(event_text(1) + b"\n" + event_text(2)[:-9])
     assert (len(host.lines), host.events) == (1, [])
 
 
-def test_last_words_are_read_though_qemu_has_ended() -> None:
+def test_port_is_read_to_its_end_after_qemu() -> None:
     """A write to a port whose other end has gone must not cost what is still to be read there."""
     host = Host()
 
@@ -164,7 +164,7 @@ def test_last_words_are_read_though_qemu_has_ended() -> None:
     assert len(heard.messages) == 9
 
 
-def test_a_guest_that_reads_nothing_holds_nobody_up() -> None:
+def test_guest_that_reads_nothing_blocks_no_send() -> None:
     port, end = Port.pair()
     for number in range(30_000):
         port.send(str(number))
@@ -181,13 +181,13 @@ def test_a_guest_that_reads_nothing_holds_nobody_up() -> None:
     end.close()
 
 
-def test_a_guest_that_sends_nothing_else_does_not_fill_the_journal() -> None:
+def test_number_of_garbled_events_is_bounded() -> None:
     host = Host().hear(b"rubbish\n" * 5000)
     assert len(host.events) == 50
     assert host.troubles[-1].endswith("no more of these are journalled")
 
 
-def test_what_was_odd_makes_the_verdict_unknown_and_reaches_no_terminal() -> None:
+def test_odd_text_is_escaped_and_makes_verdict_unknown() -> None:
     host = Host().hear(event_text(1, "guest.silent", level=ESCAPES) + b"\n")
     (event,) = host.events
     assert event["text"].isprintable()
@@ -212,7 +212,7 @@ json_texts = st.recursive(
 
 @given(json_texts | st.binary(max_size=60))
 @deterministic
-def test_no_text_is_anything_but_garbled(text: bytes) -> None:
+def test_any_text_parses_or_is_garbled(text: bytes) -> None:
     for parse in (parse_message, parse_event):
         with contextlib.suppress(GarbledError):
             parse(text)
@@ -220,7 +220,7 @@ def test_no_text_is_anything_but_garbled(text: bytes) -> None:
 
 @given(st.lists(st.binary(max_size=40) | json_texts, max_size=6))
 @deterministic
-def test_reading_goes_on_behind_whatever_came(texts: list[bytes]) -> None:
+def test_reading_continues_after_any_input(texts: list[bytes]) -> None:
     host = Host().hear(as_lines(texts) + b"\n" + event_text(7) + b"\n")
     assert host.lines[-1]["event"] == "run.ended"
     assert host.answers.endswith(b"7\n")

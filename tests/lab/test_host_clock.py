@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _MOST_APART: Final = 0.001
 
 
-def test_the_rate_is_the_same_each_time() -> None:
+def test_clock_rate_is_repeatable() -> None:
     first, second = counter_khz(), counter_khz()
     if platform.machine() != "x86_64":
         assert first is second is None
@@ -27,12 +27,12 @@ def test_the_rate_is_the_same_each_time() -> None:
     assert abs(first - second) < _MOST_APART * first
 
 
-def test_on_another_processor_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_architectures_have_no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "machine", lambda: "aarch64")
     assert counter_khz() is None
 
 
-def test_where_no_code_may_be_made_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_clock_without_executable_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError
 

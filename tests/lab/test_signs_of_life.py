@@ -21,7 +21,7 @@ SILENT, STUCK, PREPARE = 60, 180, 600
 
 
 @pytest.mark.parametrize(("ready", "limit"), [(True, SILENT), (False, PREPARE)])
-def test_a_guest_is_silent_after_so_many_beats(limit: int, *, ready: bool) -> None:
+def test_guest_is_silent_after_the_beat_limit(limit: int, *, ready: bool) -> None:
     signs = SignsOfLife()
     assert signs.look(1, 0, 1.0, ready=ready) is Life.MOVES
     for _ in range(limit - 1):
@@ -30,7 +30,7 @@ def test_a_guest_is_silent_after_so_many_beats(limit: int, *, ready: bool) -> No
     assert signs.look(1, 0, 1.0, ready=ready) is not Life.SILENT
 
 
-def test_a_guest_without_a_processor_is_not_silent() -> None:
+def test_guest_without_cpu_time_is_not_silent() -> None:
     signs = SignsOfLife()
     little = 0.05
     for _ in range(int(SILENT / little) - 1):
@@ -38,7 +38,7 @@ def test_a_guest_without_a_processor_is_not_silent() -> None:
     assert signs.look(0, 0, 1.0, ready=True) is Life.SILENT
 
 
-def test_a_supervisor_that_stands_still_is_stuck() -> None:
+def test_supervisor_without_progress_is_stuck() -> None:
     signs = SignsOfLife()
     for beat in range(1, STUCK):
         assert signs.look(beat, 7, 1.0, ready=True) is Life.MOVES
@@ -79,17 +79,17 @@ def share(pid: int, seconds: float) -> float:
     return looked.look()
 
 
-def test_who_shares_a_processor_has_a_part_of_it() -> None:
+def test_processes_on_one_cpu_share_it() -> None:
     with processes(5, spin) as pids:
         assert share(pids[0], 2.0) < 0.5
 
 
-def test_who_sleeps_lacks_no_processor() -> None:
+def test_sleeping_process_does_not_lack_a_cpu() -> None:
     with processes(1, signal.pause) as pids:
         assert share(pids[0], 0.5) > 0.9
 
 
-def test_who_has_ended_lacks_no_processor() -> None:
+def test_exited_process_does_not_lack_a_cpu() -> None:
     with processes(1, signal.pause) as pids:
         looked = ProcessorShare(pids[0])
     assert looked.look() == 1.0

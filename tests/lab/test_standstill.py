@@ -39,7 +39,7 @@ def looks(standstill: Standstill, number: int = LOOKS) -> list[bool]:
     return found
 
 
-def test_one_that_sleeps_and_says_nothing_stands_still(tmp_path: Path) -> None:
+def test_sleeping_silent_guest_stands_still(tmp_path: Path) -> None:
     console = tmp_path / "console.log"
     console.write_text("[    0.3] APIC calibration\n")
     with processor("time.sleep(600)") as pid:
@@ -48,14 +48,14 @@ def test_one_that_sleeps_and_says_nothing_stands_still(tmp_path: Path) -> None:
         assert looks(Standstill(pid, console)) == [False] * (LOOKS - 1) + [True]
 
 
-def test_one_that_works_does_not(tmp_path: Path) -> None:
+def test_busy_guest_does_not_stand_still(tmp_path: Path) -> None:
     console = tmp_path / "console.log"
     console.touch()
     with processor("while True: pass") as pid:
         assert not any(looks(Standstill(pid, console), 2 * LOOKS))
 
 
-def test_one_that_talks_does_not(tmp_path: Path) -> None:
+def test_guest_with_console_output_does_not_stand_still(tmp_path: Path) -> None:
     console = tmp_path / "console.log"
     console.touch()
     with processor("time.sleep(600)") as pid:
@@ -66,7 +66,7 @@ def test_one_that_talks_does_not(tmp_path: Path) -> None:
                 file.write("a line\n")
 
 
-def test_one_that_has_ended_does_not(tmp_path: Path) -> None:
+def test_exited_guest_does_not_stand_still(tmp_path: Path) -> None:
     console = tmp_path / "console.log"
     console.touch()
     with processor("") as pid:

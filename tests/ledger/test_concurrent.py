@@ -66,7 +66,7 @@ def processes() -> Iterator[Processes]:
 # --- lock step ---
 
 
-def test_no_moment_of_a_change_is_ever_read_as_a_value(tmp_path: Path, processes: Processes) -> None:
+def test_reader_never_sees_a_partial_store(tmp_path: Path, processes: Processes) -> None:
     create(tmp_path / "ledger")
     ours, theirs = processes.pipe()
     processes.start(write_in_steps, tmp_path / "ledger", theirs)
@@ -88,9 +88,7 @@ def test_no_moment_of_a_change_is_ever_read_as_a_value(tmp_path: Path, processes
     assert naive_tears == 3 * (VALUES - 1)
 
 
-def test_a_killed_writer_leaves_everything_but_its_group_readable(
-    tmp_path: Path, processes: Processes
-) -> None:
+def test_killed_writer_tears_only_its_open_group(tmp_path: Path, processes: Processes) -> None:
     ledger = create(tmp_path / "ledger")
     ours, theirs = processes.pipe()
     writer = processes.start(write_in_steps, tmp_path / "ledger", theirs)
@@ -114,7 +112,7 @@ def test_a_killed_writer_leaves_everything_but_its_group_readable(
         assert reader.block("writer").group("group") == values_of(7)
 
 
-def test_a_killed_writer_s_block_can_be_cleared(tmp_path: Path) -> None:
+def test_block_of_a_killed_writer_can_be_cleared(tmp_path: Path) -> None:
     ledger = create(tmp_path / "ledger")
     change = changes(ledger, iter([1]))
     for _ in range(VALUES // 2):
@@ -189,13 +187,13 @@ MIDDLE = [0] * (VALUES // 2)
 @example([1] * 200)
 @example([0] * len(GROUP_NAMES) + [1] * 200)
 @settings(derandomize=True, database=None, deadline=None, max_examples=150)
-def test_no_order_of_loads_and_stores_tears_a_group(schedule: list[int]) -> None:
+def test_no_interleaving_tears_a_group(schedule: list[int]) -> None:
     during, afterwards = read_interleaved(schedule, read_group)
     assert during is None or is_whole(during)
     assert afterwards == values_of(GENERATIONS)
 
 
-def test_a_reader_without_the_protocol_is_torn_by_such_an_order() -> None:
+def test_reader_without_the_protocol_is_torn() -> None:
     during, afterwards = read_interleaved([0, 0, 0, 0, *MIDDLE, WHOLE_CHANGE], read_naively)
     assert during is not None
     assert not is_whole(during)
@@ -205,9 +203,7 @@ def test_a_reader_without_the_protocol_is_torn_by_such_an_order() -> None:
 # --- free-running ---
 
 
-def test_readers_in_processes_and_threads_never_see_a_torn_group(
-    tmp_path: Path, processes: Processes
-) -> None:
+def test_concurrent_readers_never_see_a_torn_group(tmp_path: Path, processes: Processes) -> None:
     path, wanted = tmp_path / "ledger", 100
     create(path)
     pipes = [processes.pipe() for _ in range(3)]
@@ -238,9 +234,7 @@ def test_readers_in_processes_and_threads_never_see_a_torn_group(
         assert snapshot.get("word") in WORDS
 
 
-def test_words_are_whole_wherever_the_memory_of_a_reader_lies(
-    tmp_path: Path, processes: Processes
-) -> None:
+def test_words_are_whole_at_any_buffer_offset(tmp_path: Path, processes: Processes) -> None:
     """Some processors copy byte by byte where target and source lie badly to each other."""
     path = tmp_path / "ledger"
     create(path)
@@ -256,7 +250,7 @@ def test_words_are_whole_wherever_the_memory_of_a_reader_lies(
     assert set(seen) == set(WORDS)
 
 
-def test_no_word_is_read_to_where_processors_copy_byte_by_byte(tmp_path: Path) -> None:
+def test_reads_avoid_bytewise_copies(tmp_path: Path) -> None:
     create(tmp_path / "ledger")
     places: list[int] = []
     preadv = os.preadv

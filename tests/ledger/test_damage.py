@@ -103,7 +103,7 @@ def descriptor(path: Path) -> Iterator[int]:
     os.close(opened)
 
 
-def test_any_byte_of_the_header_may_be_changed(path: Path, descriptor: int) -> None:
+def test_changed_header_byte_is_refused_or_harmless(path: Path, descriptor: int) -> None:
     undamaged = contents_of(path)
     length = len(small_layout().to_bytes())
     whole = os.pread(descriptor, length, 0)
@@ -124,7 +124,7 @@ def test_any_byte_of_the_header_may_be_changed(path: Path, descriptor: int) -> N
     assert contents_of(path) == undamaged
 
 
-def test_a_file_cut_at_any_length_is_refused(path: Path) -> None:
+def test_file_truncated_anywhere_is_refused(path: Path) -> None:
     first = small_layout().blocks["first"]
     header, blocks = range(len(small_layout().to_bytes()) + 9), range(path.stat().st_size)
     around = range(first.offset - 9, first.offset + first.words * 8 + 9)
@@ -137,7 +137,7 @@ def test_a_file_cut_at_any_length_is_refused(path: Path) -> None:
                 Ledger.open(path)
 
 
-def test_a_file_that_shrinks_after_it_was_opened_is_noticed(path: Path, descriptor: int) -> None:
+def test_shrinking_file_is_detected(path: Path, descriptor: int) -> None:
     undamaged = contents_of(path)
     second = small_layout().blocks["second"]
     with LedgerReader.open(path) as reader:
@@ -163,9 +163,9 @@ def test_a_file_that_shrinks_after_it_was_opened_is_noticed(path: Path, descript
 
 
 @pytest.mark.parametrize("number", [0, FORMAT + 1, 1 << 63])
-def test_another_format_is_named_and_refused(path: Path, descriptor: int, number: int) -> None:
+def test_unsupported_format_is_refused_by_number(path: Path, descriptor: int, number: int) -> None:
     os.pwrite(descriptor, struct.pack("<Q", number), len(MAGIC))
-    with pytest.raises(LedgerError, match=rf"format is {number}\b.* {FORMAT}\b"):
+    with pytest.raises(LedgerError, match=rf"format {number}\b.* {FORMAT}\b"):
         LedgerReader.open(path)
 
 
@@ -173,7 +173,7 @@ def test_another_format_is_named_and_refused(path: Path, descriptor: int, number
 @example(b"", False)
 @example(MAGIC, False)
 @deterministic
-def test_random_bytes_are_no_ledger(data: bytes, sparse: bool) -> None:  # noqa: FBT001 - drawn
+def test_random_bytes_are_not_a_ledger(data: bytes, sparse: bool) -> None:  # noqa: FBT001 - drawn
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "ledger"
         path.write_bytes(data)
@@ -189,7 +189,7 @@ def test_random_bytes_are_no_ledger(data: bytes, sparse: bool) -> None:  # noqa:
 
 @given(st.data())
 @deterministic
-def test_random_bytes_in_the_blocks_are_numbers_or_an_error(data: st.DataObject) -> None:
+def test_random_block_contents_read_or_raise(data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "ledger"
         create(path)
@@ -239,7 +239,7 @@ def places(value: Any) -> Iterator[tuple[Any, Any]]:  # noqa: ANN401 - any JSON
             yield from places(value[key])
 
 
-def test_an_undamaged_description_is_read(tmp_path: Path) -> None:
+def test_undamaged_description_is_read(tmp_path: Path) -> None:
     with_header(tmp_path / "ledger", description())
     with LedgerReader.open(tmp_path / "ledger") as reader:
         assert reader.layout == small_layout()
@@ -263,7 +263,7 @@ STRANGE_VALUES: tuple[Any, ...] = (
 )
 
 
-def test_no_strange_value_in_a_description_raises_anything_else(tmp_path: Path) -> None:
+def test_strange_description_raises_documented_errors_only(tmp_path: Path) -> None:
     path = tmp_path / "ledger"
     refused = 0
     for number in range(len(list(places(description())))):
@@ -297,11 +297,11 @@ def test_no_strange_value_in_a_description_raises_anything_else(tmp_path: Path) 
     ],
     ids=range(12),
 )
-def test_a_text_that_describes_nothing_is_refused(tmp_path: Path, text: str) -> None:
+def test_invalid_description_is_refused(tmp_path: Path, text: str) -> None:
     assert _refused(tmp_path / "ledger", text)
 
 
-def test_blocks_and_fields_that_overlap_are_refused(tmp_path: Path) -> None:
+def test_overlapping_blocks_and_fields_are_refused(tmp_path: Path) -> None:
     for first, second in ((4096, 4096), (4096, 4104), (8192, 4096), (4096, 1 << 16), (8, 8192)):
         described = description()
         described["blocks"][0]["offset"] = first
@@ -318,7 +318,7 @@ def test_blocks_and_fields_that_overlap_are_refused(tmp_path: Path) -> None:
         assert _refused(tmp_path / "ledger", described)
 
 
-def test_entries_that_take_no_space_are_bounded_all_the_same(tmp_path: Path) -> None:
+def test_entries_without_space_are_bounded(tmp_path: Path) -> None:
     """Whoever reads them by their names would make as many texts."""
     for axes in ([10**12, 0], [0, 10**12], [[], 10**12]):
         described = description()
@@ -351,7 +351,7 @@ def _refused(path: Path, described: str | dict[str, Any]) -> bool:
 # --- creating ---
 
 
-def test_an_existing_file_is_never_overwritten(path: Path) -> None:
+def test_existing_file_is_not_overwritten(path: Path) -> None:
     before = path.read_bytes()
     with pytest.raises(FileExistsError):
         Ledger.create(path, Layout.of([], {}))
@@ -370,7 +370,7 @@ def test_a_dangling_link_is_not_followed(tmp_path: Path) -> None:
     assert not (tmp_path / "elsewhere").exists()
 
 
-def test_space_is_allocated_before_anything_is_stored(tmp_path: Path) -> None:
+def test_space_is_allocated_before_any_store(tmp_path: Path) -> None:
     numbers = Field("numbers", (1 << 17,))
     layout = Layout.of([Block("block", "kind", {"numbers": numbers}, {})], {})
     Ledger.create(tmp_path / "ledger", layout)
@@ -379,7 +379,7 @@ def test_space_is_allocated_before_anything_is_stored(tmp_path: Path) -> None:
     assert status.st_blocks * 512 >= layout.size
 
 
-def test_without_space_there_is_no_half_of_a_ledger(tmp_path: Path) -> None:
+def test_full_disk_leaves_no_partial_ledger(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
     try:
@@ -392,14 +392,14 @@ def test_without_space_there_is_no_half_of_a_ledger(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("open_ledger", [LedgerReader.open, Ledger.open])
-def test_what_is_no_file_is_an_os_error(tmp_path: Path, open_ledger: Any) -> None:  # noqa: ANN401 - either
+def test_nonregular_file_raises_os_error(tmp_path: Path, open_ledger: Any) -> None:  # noqa: ANN401 - either
     with pytest.raises(FileNotFoundError):
         open_ledger(tmp_path / "missing")
     with pytest.raises(IsADirectoryError):
         open_ledger(tmp_path)
 
 
-def test_a_ledger_that_is_refused_leaves_no_descriptor_open(tmp_path: Path) -> None:
+def test_refused_ledger_leaves_no_open_descriptor(tmp_path: Path) -> None:
     (tmp_path / "ledger").write_bytes(b"x" * 5000)
     (tmp_path / "empty").touch()
     before = sorted(Path("/proc/self/fd").iterdir())

@@ -66,7 +66,7 @@ def change_ends(path: Path) -> None:
             time.sleep(MIRROR_PAUSE_SECONDS)
 
 
-def test_a_group_that_takes_long_to_copy_is_mirrored_whole(tmp_path: Path, processes: Processes) -> None:
+def test_slowly_copied_group_is_mirrored_whole(tmp_path: Path, processes: Processes) -> None:
     group = Field("group", (("sequence", *map(str, range(LONG_GROUP_WORDS))),))
     layout = Layout.of([Block("writer", "writer", {"group": group}, {})], {})
     source = Ledger.create(tmp_path / "source", layout)
@@ -91,7 +91,7 @@ def test_a_group_that_takes_long_to_copy_is_mirrored_whole(tmp_path: Path, proce
     assert naive_tears >= 20
 
 
-def test_a_mirror_survives_its_copier(tmp_path: Path) -> None:
+def test_mirror_survives_a_killed_copier(tmp_path: Path) -> None:
     source, mirror = create(tmp_path / "source"), create(tmp_path / "mirror")
     source.block("writer").set("beats", 5)
     with LedgerReader.open(tmp_path / "mirror") as reader:
@@ -106,7 +106,7 @@ def test_a_mirror_survives_its_copier(tmp_path: Path) -> None:
         assert reader.block("writer").group("group") == values_of(0)
 
 
-def test_a_group_that_changes_while_it_is_mirrored_is_torn_in_the_copy(tmp_path: Path) -> None:
+def test_group_that_keeps_changing_is_mirrored_torn(tmp_path: Path) -> None:
     source, mirror = create(tmp_path / "source"), create(tmp_path / "mirror")
     change = changes(source, iter([1]))
     for _ in range(VALUES // 2):

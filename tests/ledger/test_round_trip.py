@@ -80,7 +80,7 @@ def test_a_layout_is_read_back_from_its_header(layout: Layout) -> None:
 
 @given(layouts)
 @deterministic
-def test_nothing_overlaps_and_all_of_it_is_inside_the_file(layout: Layout) -> None:
+def test_blocks_do_not_overlap_or_exceed_the_file(layout: Layout) -> None:
     spans = [(0, len(layout.to_bytes()))]
     for block in layout.blocks.values():
         assert block.offset % PAGE == 0
@@ -98,7 +98,7 @@ def test_nothing_overlaps_and_all_of_it_is_inside_the_file(layout: Layout) -> No
 
 @given(layouts)
 @deterministic
-def test_every_number_is_read_back_by_the_header_alone(layout: Layout) -> None:
+def test_numbers_are_read_back_by_header_alone(layout: Layout) -> None:
     written: dict[tuple[str, str, tuple[int, ...]], int] = {}
     words = numbers()
     with tempfile.TemporaryDirectory() as directory:
@@ -128,9 +128,7 @@ def test_every_number_is_read_back_by_the_header_alone(layout: Layout) -> None:
 
 @given(name_lists, name_lists | st.integers(0, 4))
 @deterministic
-def test_arrays_are_written_and_read_by_their_names(
-    rows: tuple[str, ...], columns: tuple[str, ...] | int
-) -> None:
+def test_arrays_are_accessed_by_name(rows: tuple[str, ...], columns: tuple[str, ...] | int) -> None:
     layout = block_of(Field("before"), Field("row", (rows,)), Field("table", (rows, columns)))
     column_names = [str(n) for n in range(columns)] if isinstance(columns, int) else list(columns)
     with tempfile.TemporaryDirectory() as directory:
@@ -159,7 +157,7 @@ def test_arrays_are_written_and_read_by_their_names(
 @example("", "caf\udce9", 2)
 @example("longer", "\U0001f600" * 3, 1)
 @deterministic
-def test_a_text_is_read_back_cut_to_whole_characters(first: str, value: str, room: int) -> None:
+def test_text_is_truncated_to_whole_characters(first: str, value: str, room: int) -> None:
     layout = block_of(Field("before"), Field("text", (room,), text=True), Field("after"))
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "ledger"
@@ -178,7 +176,7 @@ def test_a_text_is_read_back_cut_to_whole_characters(first: str, value: str, roo
     assert snapshot.get("before") == snapshot.get("after") == LARGEST
 
 
-def test_a_word_that_somebody_overwrote_can_still_be_added_to(tmp_path: Path) -> None:
+def test_add_to_an_overwritten_word_wraps(tmp_path: Path) -> None:
     layout = block_of(Field("count"), Field("group", (("sequence", "value"),)))
     ledger = Ledger.create(tmp_path / "ledger", layout)
     writer = ledger.block("block")
@@ -224,9 +222,7 @@ def test_the_flat_view_is_the_field(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("indices", [(2, 0), (0, 3), (-1, 0), (0, -1), (5, 5)])
-def test_an_index_outside_a_field_never_reaches_its_neighbour(
-    tmp_path: Path, indices: tuple[int, int]
-) -> None:
+def test_index_outside_a_field_is_refused(tmp_path: Path, indices: tuple[int, int]) -> None:
     layout = block_of(Field("before"), Field("table", (2, 3)), Field("after", (9,)))
     writer = Ledger.create(tmp_path / "ledger", layout).block("block")
     with LedgerReader.open(tmp_path / "ledger") as reader:
@@ -238,7 +234,7 @@ def test_an_index_outside_a_field_never_reaches_its_neighbour(
         assert not any(reader.block("block").flat("after"))
 
 
-def test_names_along_an_axis_that_is_only_counted_are_refused(tmp_path: Path) -> None:
+def test_names_along_a_counted_axis_are_refused(tmp_path: Path) -> None:
     layout = block_of(Field("table", (2, ("a", "b"))))
     writer = Ledger.create(tmp_path / "ledger", layout).block("block")
     with pytest.raises(KeyError, match="table"):
@@ -265,25 +261,25 @@ def test_blocks_are_found_by_kind(tmp_path: Path) -> None:
         assert reader.blocks("host") == []
 
 
-def test_two_blocks_of_one_name_are_refused() -> None:
+def test_duplicate_block_names_are_refused() -> None:
     with pytest.raises(ValueError, match="'same'"):
         Layout.of([make_block("same", "a", [], {}), make_block("same", "b", [], {})], {})
 
 
-def test_a_header_that_no_reader_would_take_is_refused() -> None:
+def test_oversized_header_is_refused() -> None:
     with pytest.raises(ValueError, match="header"):
         Layout.of([], {"long": "x" * MAX_HEADER})
 
 
-def test_blocks_that_no_reader_would_take_are_refused() -> None:
+def test_oversized_blocks_are_refused() -> None:
     large = Field("large", (MAX_BLOCK // 8,))
-    with pytest.raises(ValueError, match="this ledger would have"):
+    with pytest.raises(ValueError, match="the ledger would have"):
         Layout.of([make_block(f"block-{n}", "a", [large], {}) for n in range(16)], {})
     with pytest.raises(ValueError, match="block 'one'"):
         Layout.of([make_block("one", "a", [large, Field("more")], {})], {})
 
 
-def test_a_ledger_can_be_opened_by_its_directory(tmp_path: Path) -> None:
+def test_ledger_opens_relative_to_a_directory(tmp_path: Path) -> None:
     Ledger.create(tmp_path / "ledger", block_of(Field("number"))).block("block").set("number", 7)
     directory = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -293,7 +289,7 @@ def test_a_ledger_can_be_opened_by_its_directory(tmp_path: Path) -> None:
         os.close(directory)
 
 
-def test_a_ledger_that_was_created_can_be_opened_for_writing(tmp_path: Path) -> None:
+def test_created_ledger_opens_for_writing(tmp_path: Path) -> None:
     layout = block_of(Field("number"), Field("other"))
     created = Ledger.create(tmp_path / "ledger", layout)
     opened = Ledger.open(tmp_path / "ledger")
@@ -305,7 +301,7 @@ def test_a_ledger_that_was_created_can_be_opened_for_writing(tmp_path: Path) -> 
     assert created.block("block").get("other") == 4
 
 
-def test_clearing_a_block_leaves_its_neighbours(tmp_path: Path) -> None:
+def test_clearing_a_block_keeps_its_neighbours(tmp_path: Path) -> None:
     fields = [Field("numbers", (600,)), Field("group", (("sequence", "value"),))]
     layout = Layout.of([make_block(name, "kind", fields, {}) for name in "abc"], {})
     ledger = Ledger.create(tmp_path / "ledger", layout)
@@ -339,7 +335,7 @@ def test_a_mirror_is_a_copy(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
-def test_the_group_may_read_and_nobody_else(tmp_path: Path, umask: int) -> None:
+def test_only_owner_and_group_may_read(tmp_path: Path, umask: int) -> None:
     before = os.umask(umask)
     try:
         Ledger.create(tmp_path / "ledger", block_of(Field("number")))
@@ -348,7 +344,7 @@ def test_the_group_may_read_and_nobody_else(tmp_path: Path, umask: int) -> None:
     assert stat.S_IMODE((tmp_path / "ledger").stat().st_mode) == 0o640
 
 
-def test_offsets_given_to_a_layout_are_its_own_business() -> None:
+def test_layout_ignores_given_offsets() -> None:
     stray = replace(Field("number"), offset=99)
     assert block_of(stray) == block_of(Field("number"))
 

@@ -230,7 +230,7 @@ def test_operation_counts_agree(case: Case) -> None:
     assert re.search(r"\b7 ops", case.line)
 
 
-def test_a_torn_group_is_nowhere_a_number(tmp_path: Path) -> None:
+def test_torn_group_has_no_value_in_any_view(tmp_path: Path) -> None:
     tear(at_work(tmp_path / "ledger", lab=False))
     with LedgerReader.open(tmp_path / "ledger") as reader:
         view = make_view(Reading.take(reader, 1, NOW))
@@ -242,7 +242,7 @@ def test_a_torn_group_is_nowhere_a_number(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("age_ns", [HEARTBEAT_LIMIT_NS - 1, HEARTBEAT_LIMIT_NS])
-def test_a_heartbeat_expires_at_one_moment_everywhere(tmp_path: Path, age_ns: int) -> None:
+def test_heartbeat_expires_simultaneously_in_all_views(tmp_path: Path, age_ns: int) -> None:
     at_work(tmp_path / "ledger", lab=False)
     with LedgerReader.open(tmp_path / "ledger") as reader:
         view = make_view(Reading.take(reader, 1, NOW + age_ns))
@@ -253,7 +253,7 @@ def test_a_heartbeat_expires_at_one_moment_everywhere(tmp_path: Path, age_ns: in
     assert view.given_up == expired
 
 
-def test_no_heartbeat_yet_is_shown_as_such(tmp_path: Path) -> None:
+def test_missing_heartbeat_is_shown(tmp_path: Path) -> None:
     """A supervisor that died before its first heartbeat must not look like one at work."""
     make_ledger(tmp_path / "ledger", lab=False).block("supervisor").clear()
     with LedgerReader.open(tmp_path / "ledger") as reader:
@@ -263,7 +263,7 @@ def test_no_heartbeat_yet_is_shown_as_such(tmp_path: Path) -> None:
         assert not LedgerView(reader, NOW).active
 
 
-def test_a_host_at_work_is_a_sign_of_life(tmp_path: Path) -> None:
+def test_host_heartbeat_counts_before_the_guests(tmp_path: Path) -> None:
     """While the guest boots there is no supervisor; a host that is dead too is given up."""
     ledger = make_ledger(tmp_path / "ledger")
     ledger.block("supervisor").clear()
@@ -293,7 +293,7 @@ def test_each_block_is_read_once(tmp_path: Path) -> None:
     assert {"supervisor", "host", "mapper-0", "holder-0"} <= set(blocks)
 
 
-def test_a_loaded_view_stays_at_its_moment(tmp_path: Path) -> None:
+def test_loaded_view_does_not_change(tmp_path: Path) -> None:
     """The live view compares readings of different times: what is read late would be too new."""
     ledger = at_work(tmp_path / "ledger", lab=True)
     with LedgerReader.open(tmp_path / "ledger") as reader:

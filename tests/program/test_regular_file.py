@@ -74,7 +74,7 @@ def test_verdict_that_is_not_a_file_is_refused(tmp_path: Path) -> None:
         watch(tmp_path / "ledger", verdict, interval=None, once=True)
     verdict.unlink()
     verdict.write_text("[" * 100_000)
-    with pytest.raises(UsageError, match="holds no verdict"):
+    with pytest.raises(UsageError, match="is not a verdict"):
         watch(tmp_path / "ledger", verdict, interval=None, once=True)
 
 

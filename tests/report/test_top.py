@@ -105,7 +105,7 @@ def test_each_screen_fits_the_terminal(run: Path) -> None:
 
 
 @pytest.mark.parametrize("word", VerdictWord)
-def test_it_ends_with_the_verdict_of_the_run(run: Path, word: VerdictWord) -> None:
+def test_live_view_ends_with_the_runs_verdict(run: Path, word: VerdictWord) -> None:
     terminal = Terminal(run)
     terminal.read_until(lambda: len(terminal.frames()) > 0)
     conclude(run, word)
@@ -116,7 +116,7 @@ def test_it_ends_with_the_verdict_of_the_run(run: Path, word: VerdictWord) -> No
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_puts_the_terminal_back(run: Path, number: signal.Signals) -> None:
+def test_signal_restores_the_terminal(run: Path, number: signal.Signals) -> None:
     terminal = Terminal(run)
     terminal.read_until(lambda: len(terminal.frames()) > 0)
     terminal.process.send_signal(number)
@@ -125,7 +125,7 @@ def test_a_signal_puts_the_terminal_back(run: Path, number: signal.Signals) -> N
     assert "Traceback" not in terminal.said
 
 
-def test_through_a_pipe_it_is_plain_text_of_80_columns(run: Path) -> None:
+def test_piped_output_is_plain_80_column_text(run: Path) -> None:
     done = subprocess.run(
         [PROGRAM, "top", str(run), "--once"], check=False, capture_output=True, timeout=DEADLINE
     )

@@ -60,7 +60,7 @@ def kill(exporter: ExporterProcess) -> None:
     assert eventually(lambda: exporter.ended)
 
 
-def test_one_that_cannot_listen_says_why(directory: Path) -> None:
+def test_failure_to_listen_is_reported_with_reason(directory: Path) -> None:
     """Whoever asks for its address is told, and not whoever started it."""
     refused(directory, "nowhere", "--listen is 'nowhere', expected HOST:PORT")
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -76,7 +76,7 @@ def refused(directory: Path, listen: str, says: str) -> None:
         _ = process.address
 
 
-def test_an_address_of_one_that_is_about_to_end_is_waited_for(directory: Path) -> None:
+def test_busy_address_is_retried(directory: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         ending = threading.Timer(1.0, taken.close)
@@ -86,7 +86,7 @@ def test_an_address_of_one_that_is_about_to_end_is_waited_for(directory: Path) -
             assert serves(late)
 
 
-def test_it_opens_nothing_before_its_address_is_asked_for(tmp_path: Path) -> None:
+def test_nothing_is_opened_before_address_is_read(tmp_path: Path) -> None:
     """It is started before there is a ledger, and reads as root what there is when it listens."""
     with contextlib.closing(ExporterProcess(tmp_path, "127.0.0.1:0")) as early:
         time.sleep(1.0)
@@ -97,14 +97,14 @@ def test_it_opens_nothing_before_its_address_is_asked_for(tmp_path: Path) -> Non
             assert b"dax_soak_up 1.0" in answer.read()
 
 
-def test_one_that_is_killed_before_it_listens_is_told_of(directory: Path) -> None:
+def test_exporter_killed_before_it_listens_is_reported(directory: Path) -> None:
     with contextlib.closing(ExporterProcess(directory, "127.0.0.1:0")) as process:
         os.kill(process.pid, signal.SIGKILL)
         with pytest.raises(UsageError, match=r"ended before it listened \(exit code -9\)"):
             _ = process.address
 
 
-def test_another_one_takes_the_place_of_one_that_died(directory: Path, exporter: ExporterProcess) -> None:
+def test_dead_exporter_is_replaced(directory: Path, exporter: ExporterProcess) -> None:
     with FileJournal(directory / run_directory.JOURNAL) as journal:
         keeper = ExporterKeeper(exporter, journal)
         keeper.beat()
@@ -115,7 +115,7 @@ def test_another_one_takes_the_place_of_one_that_died(directory: Path, exporter:
     assert events(directory) == ["exporter.restarted"]
 
 
-def test_that_none_can_be_started_ends_no_run(
+def test_run_continues_without_an_exporter(
     directory: Path, exporter: ExporterProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with FileJournal(directory / run_directory.JOURNAL) as journal:

@@ -59,7 +59,7 @@ def place(tmp_path: Path) -> Iterator[Place]:
     made.journal.close()
 
 
-def test_a_ledger_lives_in_memory_and_ends_on_disk(place: Place) -> None:
+def test_ledger_moves_from_memory_to_disk(place: Place) -> None:
     store = place.store()
     place.count(store, 1)
     assert (place.directory / run_directory.LEDGER).resolve().is_relative_to(place.memory)
@@ -74,7 +74,7 @@ def test_a_ledger_lives_in_memory_and_ends_on_disk(place: Place) -> None:
     assert rescue_ledgers(memory=place.memory) == []
 
 
-def test_what_a_killed_run_left_is_there_when_another_starts(place: Place) -> None:
+def test_next_run_rescues_a_killed_runs_ledger(place: Place) -> None:
     store = place.store()
     store.sampled()
     place.count(store, 3)
@@ -87,7 +87,7 @@ def test_what_a_killed_run_left_is_there_when_another_starts(place: Place) -> No
     assert list(place.memory.iterdir()) == []
 
 
-def test_a_run_goes_on_from_memory_from_its_directory_and_from_a_copy(place: Place) -> None:
+def test_run_resumes_from_memory_directory_or_copy(place: Place) -> None:
     place.count(place.store(), 4)
     assert place.counted == 4
     place.count(place.store(resumed=True), 5)
@@ -107,7 +107,7 @@ def test_a_run_goes_on_from_memory_from_its_directory_and_from_a_copy(place: Pla
     assert supervisor.get("violations", *where) == 2
 
 
-def test_what_has_no_run_any_more_is_removed(place: Place) -> None:
+def test_ledger_without_a_run_is_removed(place: Place) -> None:
     place.store()
     shutil.rmtree(place.directory)
     (settled,) = rescue_ledgers(memory=place.memory)
@@ -115,7 +115,7 @@ def test_what_has_no_run_any_more_is_removed(place: Place) -> None:
     assert list(place.memory.iterdir()) == []
 
 
-def test_what_was_killed_at_its_very_end_has_its_ledger(place: Place) -> None:
+def test_run_killed_at_its_end_keeps_its_ledger(place: Place) -> None:
     store = place.store()
     place.count(store, 7)
     kept = place.memory.with_name("kept")
@@ -128,7 +128,7 @@ def test_what_was_killed_at_its_very_end_has_its_ledger(place: Place) -> None:
     assert place.counted == 7
 
 
-def test_what_cannot_be_moved_stays_and_is_told(place: Place) -> None:
+def test_unmovable_ledger_stays_and_is_reported(place: Place) -> None:
     place.count(place.store(), 8)
     (place.directory / f".{run_directory.LEDGER}").mkdir()
     (settled,) = rescue_ledgers(memory=place.memory)

@@ -19,18 +19,18 @@ def beating() -> Patience:
     return Patience(lambda: Signs(next(beats)), poll_seconds=0.01, still_seconds=SHORT)
 
 
-def test_a_machine_that_moves_is_waited_for() -> None:
+def test_wait_continues_while_the_machine_moves() -> None:
     began = time.monotonic()
     beating().wait_until("the end", lambda: time.monotonic() - began > 2 * SHORT)
 
 
-def test_a_machine_that_stands_still_is_late() -> None:
+def test_wait_fails_on_a_stopped_machine() -> None:
     patience = Patience(lambda: Signs(7, ("line",)), poll_seconds=0.01, still_seconds=SHORT)
     with pytest.raises(LateError, match=r"not seen: the end: nothing has moved for 2\.5 s"):
         patience.wait_until("the end", lambda: False)
 
 
-def test_anything_that_changes_is_a_move() -> None:
+def test_any_change_counts_as_movement() -> None:
     """While a machine boots, its supervisor has no heartbeat yet."""
     lines = count()
     patience = Patience(lambda: Signs(0, (next(lines),)), poll_seconds=0.01, still_seconds=SHORT)
@@ -46,7 +46,7 @@ def test_heartbeats_bound_the_wait() -> None:
         patience.wait_until("the end", lambda: False)
 
 
-def test_trouble_ends_the_wait_unless_it_is_over() -> None:
+def test_trouble_ends_an_unfinished_wait() -> None:
     seen: list[str] = []
 
     def trouble() -> str:

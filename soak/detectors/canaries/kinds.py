@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The kinds of canary: for each detector a fault that it must see, and how long it may take to.
+"""The kinds of canary: one fault per detector, and the deadline for its detection.
 
-A canary goes on a little at each beat of the supervisor, which never waits for one. Only what changes
-what a sweep would count is waited for, so that no sweep comes in between.
+A canary advances by one step at each beat and does not block the supervisor. The exception is a step that
+changes page references: the supervisor waits for it, so that no sweep runs in between.
 """
 
 from __future__ import annotations
@@ -37,25 +37,25 @@ _T = TypeVar("_T")
 Differences = Callable[[], Mapping[str, int] | None]
 Steps = Generator[None, None, None]
 
-# How long a helper may take to get ready, and a detector to see what was made: in soak time, so that a
-# machine that stood still neither fails nor misses anything.
+# Deadlines of a helper to get ready and of a detector to report, in soak time: a machine that was stopped
+# causes neither a failed nor a missed canary.
 MAKING_SECONDS: Final = 60.0
 SEEING_SECONDS: Final = 10.0
-# A helper that changes what is counted has nothing else to do: it is waited for.
+# Deadline of a step that changes page references, for which the supervisor waits.
 _STEP_SECONDS: Final = 5.0
-# A truncate that has not ended by then waits; the trials see one that does not.
+# A truncate that is still in flight after this time waits for the pin.
 _WAITING_SECONDS: Final = 0.3
-# How often the pages are counted for one canary, where a worker dies meanwhile.
+# Attempts to count the pages for one canary, in case workers die meanwhile.
 _MOST_COUNTS: Final = 3
 
 
 class WedgedHelperError(HelperError):
-    """A helper hangs in the kernel for good: another one would, too."""
+    """A helper hangs in the kernel and cannot be killed; do not start another."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """One fault that was made, whether its detector saw it, and what there was to see."""
+    """One injected fault (`made`), and whether its detector saw it."""
 
     made: str
     seen: bool
@@ -64,7 +64,7 @@ class Result:
 
 @dataclass
 class Attempt:
-    """A canary under way: `found` is what its detector has found of it, `results` what came of it."""
+    """A canary under way, with the findings of its detector and the results so far."""
 
     number: int
     found: list[Finding] = field(default_factory=list)
@@ -78,7 +78,7 @@ class _Patience:
         self._clock = clock
 
     def wait(self, seconds: float, ready: Callable[[], _T | None]) -> Generator[None, None, _T | None]:
-        """Yield until `ready` returns something, and return that; None where it never did."""
+        """Yield until `ready` returns a value, and return it; None at the deadline."""
         begun = time.monotonic_ns()
         while (value := ready()) is None:
             if self._clock.between(begun, time.monotonic_ns()) > int(seconds * 1e9):
@@ -87,10 +87,10 @@ class _Patience:
         return value
 
     def answer(self, helper: StepHelper) -> Generator[None, None, Any]:
-        """Have a helper take a step that may take its time, and return what it yields.
+        """Run one step of a helper without blocking, and return the value that it yields.
 
         Raises:
-            HelperError: it did not, or not in time.
+            HelperError: the step failed or missed its deadline.
         """
         helper.start_step()
         value = yield from self.wait(MAKING_SECONDS, helper.answer)
@@ -100,7 +100,7 @@ class _Patience:
 
 
 class RefusalCanary:
-    """An operation that ends with an errno which the kernel does not owe for it."""
+    """An operation that fails with an unexpected errno."""
 
     detector: Final = DetectorName.REFUSALS
     _KINDS: Final = frozenset({Violation.WRONG_ERRNO, Violation.UNEXPECTED_REFUSAL})
@@ -108,16 +108,16 @@ class RefusalCanary:
     def __init__(
         self, block: BlockWriter, clock: Clock, bodies: Mapping[str, Callable[[], Iterator[str]]]
     ) -> None:
-        """Take the helper's steps of each operation, by what the operation is in words."""
+        """`bodies` has the helper's steps for each operation, by a description of the operation."""
         self.blocks = (block,)
         self._patience = _Patience(clock)
         self._bodies = bodies
 
     def go(self, attempt: Attempt) -> Steps:
-        """Make each one and see what the detector finds, a beat at a time.
+        """Inject each fault and wait for the detector, one step per beat.
 
         Raises:
-            HelperError: it could not be made.
+            HelperError: a fault could not be injected.
         """
         for made, body in self._bodies.items():
             attempt.found.clear()
@@ -127,15 +127,14 @@ class RefusalCanary:
             attempt.results.append(Result(f"{made} ended with {errno}", seen is not None))
 
     def asks_for_rest(self) -> bool:
-        """Workers need not rest for this."""
         return False
 
     def at_rest(self, differences: Differences) -> None:
-        """Nor does it matter that they do."""
+        """Do nothing: this canary does not depend on the workers."""
 
 
 class StallCanary:
-    """A truncate that waits for a pin of which the ledger says that it was given back."""
+    """A truncate that waits for a pin which the ledger records as released."""
 
     detector: Final = DetectorName.STALLS
     _KINDS: Final = frozenset({Violation.STALL, Violation.LATE_WAKEUP})
@@ -150,30 +149,30 @@ class StallCanary:
         *,
         threshold: float,
     ) -> None:
-        """Take the `threshold` of a stall, in seconds."""
+        """`threshold` is that of a stall, in seconds."""
         self.blocks = (invalidator, holder)
         self._holder, self._invalidator = holder, invalidator
         self._patience = _Patience(clock)
         self._region, self._release = region, release
         self._seeing = threshold + SEEING_SECONDS
-        # A supervisor that died may have left one in the middle.
+        # A supervisor that died may have left a canary unfinished.
         self._settle()
 
     def go(self, attempt: Attempt) -> Steps:
-        """Make one and see what the detector finds, a beat at a time.
+        """Inject the fault, wait for the detector and undo the fault, one step per beat.
 
         Raises:
-            HelperError: it could not be made, or not be undone.
+            HelperError: the fault could not be injected or undone.
         """
         name, patience = f"stall-{attempt.number}", self._patience
         with ExitStack() as stack:
-            # Called last, when both have ended.
+            # Runs last, after both helpers have ended.
             stack.callback(self._settle)
             holder = stack.enter_context(_helper(lambda: lying_holder(self._holder, self._region, name)))
             waiter = stack.enter_context(
                 _helper(lambda: truncater(self._invalidator, self._release, self._region, name))
             )
-            # The detector looks whether who waits is asleep.
+            # The detector checks whether this process sleeps.
             self._invalidator.set("pid", waiter.pid)
             yield from patience.answer(holder)
             yield from patience.answer(waiter)
@@ -186,22 +185,21 @@ class StallCanary:
             yield from patience.answer(holder)
             seen = yield from patience.wait(self._seeing, lambda: _first(attempt, self._KINDS))
             evidence = {"task": task, "found": dict(seen.evidence)} if seen else {"task": task}
-            made = "truncate-zero of fs-dax waited for a page that was said to be given back"
+            made = "truncate-zero of fs-dax waited for a pin recorded as released"
             attempt.results.append(Result(made, seen is not None, evidence))
             holder.step(_STEP_SECONDS)
             if (yield from patience.wait(self._seeing, waiter.answer)) is None:
-                raise HelperError("the truncate slept on when the page was really given back")
+                raise HelperError("the truncate did not wake up after the pin was released")
             yield from patience.answer(holder)
 
     def asks_for_rest(self) -> bool:
-        """Workers need not rest for this."""
         return False
 
     def at_rest(self, differences: Differences) -> None:
-        """Its pin is in the accounts of sweeps."""
+        """Do nothing: sweeps account for the pin of this canary."""
 
     def _settle(self) -> None:
-        """Put the books in order of helpers that were ended in the middle of something."""
+        """Close the ledger entries of helpers that were killed in the middle of a step."""
         self._invalidator.set("ended", self._invalidator.get("begun"))
         end_hold(self._holder)
         mapped, unmapped = self._holder.view("pages_mapped"), self._holder.view("pages_unmapped")
@@ -210,7 +208,7 @@ class StallCanary:
 
 
 class LeakCanary:
-    """One page of each region pinned by somebody who has it in no account."""
+    """One pinned page of each region, in no account."""
 
     detector: Final = DetectorName.LEAKS
     blocks: tuple[BlockWriter, ...] = ()
@@ -220,21 +218,21 @@ class LeakCanary:
         self._regions = regions
         self._ready: StepHelper | None = None
         self._asked = False
-        # Of each region the differences without the pin and with it; none where they were spoilt.
+        # The differences of each region without the pin and with it; empty if a worker died meanwhile.
         self._measured: dict[str, tuple[int, int]] | None = None
         self._error: HelperError | None = None
 
     def go(self, attempt: Attempt) -> Steps:
-        """Get ready, and have the pages counted; where a worker died meanwhile, do it again.
+        """Get ready and count the pages; start over if a worker died meanwhile.
 
         Raises:
-            HelperError: it could not be made, or not be undone.
+            HelperError: the fault could not be injected or undone.
         """
         for turn in range(_MOST_COUNTS):
             yield from self._count(attempt, f"leak-{attempt.number}-{turn}")
             if self._measured:
                 return
-        raise HelperError(f"a worker died each of {_MOST_COUNTS} times that the pages were counted")
+        raise HelperError(f"a worker died during each of {_MOST_COUNTS} attempts to count the pages")
 
     def _count(self, attempt: Attempt, name: str) -> Steps:
         self._measured = self._error = None
@@ -251,7 +249,7 @@ class LeakCanary:
             for region, (before, with_pin) in (self._measured or {}).items():
                 attempt.results.append(
                     Result(
-                        f"one page of region {region} was pinned and in no account",
+                        f"one page of region {region} was pinned outside all accounts",
                         with_pin - before == 1,
                         {"region": region, "difference": [before, with_pin]},
                     )
@@ -259,13 +257,13 @@ class LeakCanary:
             yield from self._patience.answer(helper)
 
     def asks_for_rest(self) -> bool:
-        """Say, once, that it is ready: where workers do not come to rest, the next sweep will do."""
+        """Return True once when ready. If the workers do not come to rest, the next sweep measures."""
         asks = self._ready is not None and not self._asked
         self._asked = self._asked or asks
         return asks
 
     def at_rest(self, differences: Differences) -> None:
-        """Measure without the pin and with it, while no worker takes or gives one."""
+        """Measure without the pin and with it, while no worker takes or releases pins."""
         helper = self._ready
         if helper is None or self._measured is not None or self._error is not None:
             return
@@ -296,10 +294,10 @@ def make_canaries(
     threshold: float,
     swept: Sequence[str],
 ) -> list[Canary]:
-    """Return those that can be made on these regions.
+    """Return the canaries that these regions support.
 
-    `block` returns a block of the ledger by name; `long_term` has each interface with a PCI function
-    that no worker uses; `swept` names the regions whose pages can be read.
+    `block` returns a block of the ledger by name; `long_term` pairs each interface with a PCI function
+    that no worker uses; `swept` names the regions with readable reference counts.
     """
     canaries: list[Canary] = []
     files = next((region for region in regions if isinstance(region, FsDaxRegion)), None)
@@ -340,10 +338,10 @@ def make_canaries(
 
 @contextmanager
 def _helper(body: Callable[[], Iterator[Any]]) -> Iterator[StepHelper]:
-    """Start a helper, and end it whatever happens.
+    """Start a helper, and end it on every path.
 
     Raises:
-        WedgedHelperError: it does not die.
+        WedgedHelperError: the helper cannot be killed.
     """
     helper = StepHelper(body)
     try:

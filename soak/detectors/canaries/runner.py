@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Canaries: faults that the soak makes itself, so that a detector which misses one is known to be blind.
+"""Canaries: faults that the soak injects to prove that its detectors work.
 
-They are real: a page is pinned, a truncate sleeps, a call ends with the wrong errno. The detectors see
-them on their ordinary way. What they find is tagged, and counted here and nowhere else.
+They are real faults: a pinned page, a sleeping truncate, a call that fails with the wrong errno. The
+detectors find them through their normal path. Findings of canaries are tagged, and counted only here.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from soak.journal.writer import Journal
     from soak.ledger.writer import BlockWriter
 
-# Soon after the start: a run is not worth much before it has seen its detectors at work.
+# Soon after the start: a run proves little before its detectors have seen a canary.
 FIRST_SECONDS: Final = 3.0
 
 
@@ -34,7 +34,7 @@ class _UnderWay:
 
 
 class Canaries:
-    """Makes a round of canaries when it is told to, and says what became of each."""
+    """Runs rounds of canaries, and journals and counts the result of each."""
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class Canaries:
         every: float,
         differences: Differences,
     ) -> None:
-        """Take the seconds between two rounds, 0 for none, and what measures regions as a sweep does."""
+        """`every` is the seconds between rounds (0: no canaries); `differences` measures the regions."""
         self.every = every
         self._differences = differences
         self._block = block
@@ -58,16 +58,16 @@ class Canaries:
 
     @property
     def detectors(self) -> list[str]:
-        """For which detectors a canary is made."""
+        """The detectors that have a canary."""
         return [str(canary.detector) for canary in self._canaries]
 
     @property
     def busy(self) -> bool:
-        """Whether a canary may hold a page, or have a truncate wait, that is to be reckoned with."""
+        """Whether a canary is under way, which may hold a pin or block a truncate."""
         return bool(self._under_way)
 
     def begin_round(self) -> None:
-        """Begin a canary for each detector, but for those whose last one is still under way."""
+        """Begin a canary for each detector that has none under way."""
         self._rounds += 1
         busy = [under_way.canary for under_way in self._under_way]
         for canary in self._canaries:
@@ -76,8 +76,8 @@ class Canaries:
                 self._under_way.append(_UnderWay(canary, attempt, canary.go(attempt)))
 
     def look(self) -> None:
-        """Let each canary go on, and write down what came of those that are over."""
-        self._hand_out_findings()
+        """Advance each canary by one step, and record the new results."""
+        self._assign_findings()
         for under_way in list(self._under_way):
             error: Exception | None = None
             try:
@@ -96,11 +96,11 @@ class Canaries:
                 self._note_failure(under_way.canary, error)
 
     def asks_for_rest(self) -> bool:
-        """Say whether a canary has become ready for what is done while no worker is at work."""
+        """Return whether a canary has become ready for the step that needs all workers at rest."""
         return any(under_way.canary.asks_for_rest() for under_way in self._under_way)
 
     def at_rest(self) -> None:
-        """Do what can only be done while no worker takes or gives back a pin."""
+        """Run the step that needs all workers at rest."""
         for under_way in list(self._under_way):
             try:
                 under_way.canary.at_rest(self._differences)
@@ -110,7 +110,7 @@ class Canaries:
                 self._note_failure(under_way.canary, error)
 
     def stop(self) -> None:
-        """End what is under way, unjudged: nothing is held or waits afterwards."""
+        """End all canaries under way without a result; afterwards no pin and no truncate is left."""
         for under_way in self._under_way:
             try:
                 under_way.steps.close()
@@ -118,7 +118,7 @@ class Canaries:
                 self._note_failure(under_way.canary, error)
         self._under_way.clear()
 
-    def _hand_out_findings(self) -> None:
+    def _assign_findings(self) -> None:
         for finding in self._reporter.take_canaries():
             worker = finding.evidence.get("worker")
             for under_way in self._under_way:
@@ -126,11 +126,11 @@ class Canaries:
                     under_way.attempt.found.append(finding)
 
     def _note_failure(self, canary: Canary, error: Exception) -> None:
-        """Write down that one could not be made. Where its helper hangs for good, no more are made."""
-        summary = f"a canary of the detector {canary.detector} failed: {error}"
+        """Record that a canary could not be injected. If its helper is wedged, disable this canary."""
+        summary = f"canary of detector {canary.detector} failed: {error}"
         if isinstance(error, WedgedHelperError) and canary in self._canaries:
             self._canaries.remove(canary)
-            summary += "; no more of them are made"
+            summary += "; this canary is disabled for the rest of the run"
         self._journal.write("canary.failed", Level.WARNING, detector=canary.detector, summary=summary)
 
     def _note(self, canary: Canary, result: Result) -> None:

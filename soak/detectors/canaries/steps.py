@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What the helpers of canaries do, step by step: real faults, made with real system calls.
+"""The steps of the canaries' helpers: real faults, made with real system calls.
 
-Each is a generator for a `StepHelper`: what stands before a `yield` is one step.
+Each function is a generator for a `StepHelper`; one step runs up to a `yield`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from soak.regions import Region
     from soak.workload.pins.long_term import LongTermInterface
 
-# A file of a canary is none that a worker has: to a detector it is one of this number.
+# The number of a canary's file in the ledger, which no worker's file has.
 _PLACE: Final = 1 << 20
 _NO_ACCESS: Final = 0
 _FILL: Final = (ctypes.c_ubyte * PAGE_SIZE)(*([0xA5] * PAGE_SIZE))
@@ -41,23 +41,23 @@ _FILL: Final = (ctypes.c_ubyte * PAGE_SIZE)(*([0xA5] * PAGE_SIZE))
 def refused_map(
     block: BlockWriter, release: Release, region: Region, kind: LongTermInterface, function: str
 ) -> Iterator[str]:
-    """Make a long-term pin fail with an errno that no expectation names. Yields the errno."""
+    """Make a long-term pin fail with an unexpected errno. Yields the errno."""
     with closing(kind.open(function)) as pin, region.map() as mapping:
         cell = Cell(Operation.MAP, region.kind, kind.interface)
         yield _call(block, release, cell, lambda: kind.provoke(pin, mapping.address))
 
 
 def refused_hold(block: BlockWriter, release: Release) -> Iterator[str]:
-    """Ask for a short pin of a range that nothing is mapped at. Yields the errno: EFAULT."""
+    """Request a short pin of an unmapped range. Yields the errno: EFAULT."""
     with Mapping.reserve(PAGE_SIZE) as mapping, PagePipe() as pipe:
         cell = Cell(Operation.HOLD, RegionKind.FS_DAX, Interface.VMSPLICE)
         yield _call(block, release, cell, lambda: pipe.take(mapping.address, PAGE_SIZE))
 
 
 def lying_holder(block: BlockWriter, region: FsDaxRegion, name: str) -> Iterator[str]:
-    """Pin a page of a file, note in the ledger that it was given back, and give it back much later.
+    """Pin a page of a file, record its release in the ledger, and release it only later.
 
-    The page is in the accounts of sweeps all the time. Steps: ready, held, noted, released, gone.
+    Sweeps account for the page until its real release. Steps: ready, held, noted, released, gone.
     """
     position = block.index("pages_mapped", region.name)
     path = region.canary_path(name)
@@ -69,7 +69,7 @@ def lying_holder(block: BlockWriter, region: FsDaxRegion, name: str) -> Iterator
     if number:
         raise OSError(number, os.strerror(number), "vmsplice of a canary's page")
     book.taken()
-    # Since Linux 6.15 a mapping counts as a reference, and a sweep may come.
+    # Since Linux 6.15 a mapping counts as a reference, which a sweep would report.
     mapping.advise(MADV_DONTNEED)
     block.add("pages_mapped", 1, *position)
     yield "held"
@@ -85,7 +85,7 @@ def lying_holder(block: BlockWriter, region: FsDaxRegion, name: str) -> Iterator
 
 
 def truncater(block: BlockWriter, release: Release, region: FsDaxRegion, name: str) -> Iterator[str]:
-    """Truncate the holder's file as an invalidator does. Steps: ready, and how the truncate ended."""
+    """Truncate the holder's file as an invalidator does. Steps: ready, and the truncate's result."""
     descriptor = os.open(region.canary_path(name), os.O_RDWR | os.O_CLOEXEC)
     yield "ready"
     cell = Cell(Operation.TRUNCATE_ZERO, RegionKind.FS_DAX, Interface.NONE)
@@ -93,15 +93,15 @@ def truncater(block: BlockWriter, release: Release, region: FsDaxRegion, name: s
 
 
 def extra_pins(regions: Sequence[DeviceDaxRegion | FsDaxRegion], name: str) -> Iterator[str]:
-    """Hold one page of each region that is in nobody's accounts. Steps: ready, held, released, gone.
+    """Pin one page of each region outside all accounts. Steps: ready, held, released, gone.
 
-    The pages lie in pipes: a pin over vfio type1 might never be given back.
+    Pipes hold the pages, because some kernels never release a pin over vfio type1.
     """
     with ExitStack() as files:
         mappings = []
         for region in regions:
             if isinstance(region, FsDaxRegion):
-                # Removed when nothing maps it any more, which is the other way round.
+                # Runs after the mapping is closed, because the stack unwinds in reverse.
                 files.callback(region.canary_path(name).unlink)
                 mappings.append(files.enter_context(_mapped_file(region, name)))
             else:
@@ -117,7 +117,7 @@ def extra_pins(regions: Sequence[DeviceDaxRegion | FsDaxRegion], name: str) -> I
 
 
 def _mapped_file(region: FsDaxRegion, name: str) -> Mapping:
-    """Make a file of one page that is written, and map it."""
+    """Create a file of one written page, and map it."""
     descriptor = os.open(region.canary_path(name), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         number = write_from(descriptor, ctypes.addressof(_FILL), PAGE_SIZE, 0)
@@ -129,17 +129,17 @@ def _mapped_file(region: FsDaxRegion, name: str) -> Mapping:
 
 
 def _call(block: BlockWriter, release: Release, cell: Cell, call: Callable[[], int]) -> str:
-    """Do one operation exactly as a worker does, books and all; return how it ended."""
+    """Run and record one operation exactly as a worker does; return its errno, or "done"."""
     labels = block.names("counts")
     number = block.get("begun")
     choice = Choice(number, labels.index(cell.label), cell.operation, 0, _PLACE, 0, PAGE_SIZE, _NO_ACCESS)
     columns = outcome_columns([Cell.parse(label) for label in labels], release)
     results = []
 
-    def noted(_: Choice) -> int:
+    def run(_: Choice) -> int:
         results.append(call())
         return results[-1]
 
-    # Nobody asks a canary to rest: it is its own pause word.
-    work(block, block.view("acknowledged"), iter((choice,)), {cell.operation: noted}, columns)
+    # A canary never pauses, so its own block serves as the pause word.
+    work(block, block.view("acknowledged"), iter((choice,)), {cell.operation: run}, columns)
     return errno_name(results[-1]) if results[-1] else "done"

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Leaked page references: measured, swept, and recycled."""
+"""Leaked page references: measurement, sweeps and recycling."""

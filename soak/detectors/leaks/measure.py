@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Leaks: does the kernel give back every page reference?
+"""Leak measurement: does the kernel release every page reference?
 
-While the workers rest, the reference counts of all pages of a region are summed. What is above the idle
-sum must be what the soak itself holds, and nothing more. The idle counts are those of the fresh region,
-and the worth of one pin is measured, not assumed: it is 1 or 1024, as the page is part of a large folio
-or not (include/linux/mm_types.h, GUP_PIN_COUNTING_BIAS).
+While the workers rest, the detector sums the reference counts of all pages of a region. The excess over
+the idle sum must equal the references that the soak itself holds. It takes the idle counts from the fresh
+region, and measures what one pin adds: 1 for a page of a large folio, otherwise 1024
+(include/linux/mm_types.h, GUP_PIN_COUNTING_BIAS).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from soak.regions import Region
     from soak.regions.pages import PageSpan
 
-# What a pin adds to the count of a page of its own (include/linux/mm.h, GUP_PIN_COUNTING_BIAS).
+# A pin of a small folio adds this much to its reference count (include/linux/mm.h).
 _GUP_PIN_COUNTING_BIAS: Final = 1024
 REFCOUNT_LIMIT: Final = 1 << 31  # the kernel's count is a signed int, and gup refuses below zero
 
@@ -27,22 +27,22 @@ _MOST_PREEXISTING: Final = 20
 
 @dataclass(frozen=True)
 class Idle:
-    """The counts of a region that nobody uses."""
+    """The reference counts of an unused region."""
 
     head: int
     tail: int
     total: int
-    # Pages that carried another count when the region was fresh: frame number and count.
+    # Pages that had another count when the region was fresh: frame number and count.
     preexisting: tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
 class Account:
-    """What a region is measured against, from the moment when its pages were last new.
+    """The baseline of a region since its pages were last initialised.
 
-    `idle` is the sum of counts then, `settled` the references since that are there for a known
-    reason, `unit` what one pinned page adds to the sum. `given_back` pages had been given back
-    before; `explained` and `unexplained` pages had leaked before, and are gone.
+    `idle` is the sum of reference counts at that time, `settled` the later references with a known
+    reason, `unit` the references that one pinned page adds. The other fields count pages up to that
+    time: `given_back` were unmapped; `explained` and `unexplained` had leaked, and no longer count.
     """
 
     idle: int
@@ -55,10 +55,10 @@ class Account:
 
 @dataclass(frozen=True)
 class Held:
-    """What the soak did to a region's pages, in pages: from the workers' own books.
+    """A region's pinned (`live`) and unpinned (`given_back`) pages as recorded by the workers.
 
-    `uncertain` counts pages of maps whose worker was killed before it could note how they ended,
-    `stranded` those that may be held by calls of workers that do not come back.
+    `uncertain` counts pages of maps whose worker was killed before it recorded the result, `stranded`
+    pages that calls of wedged workers may hold.
     """
 
     live: int
@@ -69,10 +69,10 @@ class Held:
 
 @dataclass(frozen=True)
 class Measurement:
-    """References that a region's pages carry beyond idle and beyond what is held, in pinned pages.
+    """The references of a region beyond the idle sum and the held pins, in pinned pages.
 
-    `reconciled` pages were left by workers that were killed in the middle of a map. `difference` is
-    what `unexplained` is made of: references, not pages, and negative where some are missing.
+    Workers that were killed in the middle of a map left `reconciled` pages. `difference` is
+    `unexplained` in references instead of pages, and negative if references are missing.
     """
 
     pages: int
@@ -85,25 +85,25 @@ class Measurement:
 
 
 class RegionLeaks:
-    """Watches one region whose physical pages are known."""
+    """Measures one region whose physical pages are known."""
 
     def __init__(
         self, region: Region, span: PageSpan, pages: StructPages, account: Account | None = None
     ) -> None:
-        """Calibrate on the region as it is now: nobody may be using it.
+        """Calibrate on the region, which must be unused.
 
-        With an `account` go on with what was measured before, on pages that were not reset since.
+        With an `account`, keep that baseline instead; the pages must not have been reset since.
         """
         self.region = region
         self._span = span
         self._pages = pages
         self.idle: Idle | None = None
-        # Whether a known issue predicts that unmapping gives nothing back.
+        # Whether a known issue predicts that unmap releases no reference.
         self.predicted = False
         self.account = account if account is not None else Account(self._calibrated())
 
     def renew(self, given_back: int, explained: int, unexplained: int) -> None:
-        """Calibrate again: the pages are new. `given_back` pages were, and so many leaked, before."""
+        """Calibrate again on reinitialised pages; the arguments are the totals up to now, in pages."""
         self.account = Account(
             self._calibrated(),
             unit=self.account.unit,
@@ -122,7 +122,7 @@ class RegionLeaks:
         return self.idle.total
 
     def references(self) -> int:
-        """Return the sum of all reference counts."""
+        """Return the sum of the reference counts."""
         return self._sum()[0]
 
     def highest(self) -> int:
@@ -130,19 +130,19 @@ class RegionLeaks:
         return self._sum()[1]
 
     def learn_unit(self, pinned: int) -> None:
-        """Take the references that one pinned page was seen to add for what each pin adds."""
+        """Set the unit to the references that a probe's pinned page added."""
         self.account = replace(self.account, unit=max(pinned, 1))
 
     def predict(self, left: int) -> None:
-        """Take it from a confirmed known issue that whatever is unmapped stays pinned.
+        """Predict that every unmapped page stays pinned: a probe confirmed the known issue.
 
-        The probe that confirmed it has `left` so many references.
+        The probe itself leaked `left` references.
         """
         self.predicted = True
         self._settle(left)
 
     def measure(self, held: Held) -> Measurement:
-        """Read all counts and compare: nobody may take or give a pin meanwhile."""
+        """Read and compare all counts; no process may take or release a pin meanwhile."""
         total, highest = self._sum()
         account = self.account
         excess = total - account.idle - held.live * self.unit
@@ -152,7 +152,7 @@ class RegionLeaks:
         difference = excess - predicted
         reconciled = 0
         if self.predicted and 0 < difference <= held.uncertain * self.unit:
-            # Only the kernel knows how much of the killed worker's last map was done.
+            # The ledger does not show how many pages of its last map a killed worker had pinned.
             self._settle(difference)
             predicted += difference
             reconciled, difference = difference, 0
@@ -172,7 +172,7 @@ class RegionLeaks:
         self.account = replace(self.account, settled=self.account.settled + references)
 
     def _in_pages(self, references: int) -> int:
-        """Count whole pins as one each; what is left over came one by one."""
+        """Convert references to pages: whole units count as one page, each remaining reference as one."""
         pins, rest = divmod(max(references, 0), self.unit)
         return pins + rest
 
@@ -181,17 +181,17 @@ class RegionLeaks:
 
 
 def _calibrate(span: PageSpan, pages: StructPages) -> Idle:
-    """Take the commonest count of folio heads, and of other pages, for the idle one."""
+    """Use the most common count of folio heads, and that of tail pages, as the idle counts."""
     counts = [count for chunk in pages.counts(span) for count in chunk]
     step = span.folio_pages
     first_head = -span.first % step
     heads = Counter(counts[first_head::step])
-    head = _commonest(heads)
+    head = _most_common(heads)
     tails = Counter(counts)
     tails.subtract(heads)
-    tail = _commonest(tails) if step > 1 else head
+    tail = _most_common(tails) if step > 1 else head
     odd: tuple[tuple[int, int], ...] = ()
-    # Hardly ever is there any, and to look at each of some hundred thousand pages takes its time.
+    # Odd pages are rare, and a loop over some hundred thousand pages is slow.
     if heads[head] + (tails[tail] if step > 1 else 0) < len(counts):
         odd = tuple(
             (span.first + index, count)
@@ -201,5 +201,5 @@ def _calibrate(span: PageSpan, pages: StructPages) -> Idle:
     return Idle(head, tail, sum(counts), odd[:_MOST_PREEXISTING])
 
 
-def _commonest(counts: Counter[int]) -> int:
+def _most_common(counts: Counter[int]) -> int:
     return counts.most_common(1)[0][0]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A probe: does the kernel drop the page reference of a long-term pin when it is unmapped?"""
+"""A probe: does unmap release the page references of a long-term pin?"""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ _SECONDS: Final = 60.0
 
 @dataclass(frozen=True)
 class PinProbe:
-    """What became of one pin: references that it added, and those that remained when it was unmapped.
+    """The references that one pin added, and those left after unmap.
 
-    `refused` is the errno where the kernel did not grant the pin.
+    `refused` is the errno if the kernel refused the pin.
     """
 
     pinned: int
@@ -37,7 +37,7 @@ class PinProbe:
 
     @property
     def result(self) -> ProbeResult:
-        """Whether the page stayed pinned: a pin that was refused, or not counted, shows nothing."""
+        """Whether the page stayed pinned; inconclusive if the pin was refused or added no reference."""
         if self.refused or self.pinned <= 0:
             return ProbeResult.INCONCLUSIVE
         return ProbeResult.CONFIRMED if self.left == self.pinned else ProbeResult.REFUTED
@@ -49,7 +49,7 @@ class PinProbe:
 
 @dataclass(frozen=True)
 class ProbePlace:
-    """A region that nothing else pins, what sums the reference counts of its pages, and a way to pin."""
+    """A region without other pins, the sum of its reference counts, and a long-term pin."""
 
     region: Region
     references: Callable[[], int]
@@ -57,10 +57,10 @@ class ProbePlace:
 
 
 def probe_pin(place: ProbePlace) -> PinProbe:
-    """Pin one page for the long term and unmap it again, in a helper.
+    """Pin one page for the long term and unmap it, in a helper process.
 
     Raises:
-        HelperError: the kernel does not return, or the pin cannot be opened.
+        HelperError: a call did not return in time, or the pin could not be opened.
     """
     before = place.references()
 
@@ -69,7 +69,7 @@ def probe_pin(place: ProbePlace) -> PinProbe:
             refused = owner.map(mapping.address, _IOVA, PAGE_SIZE, READ | WRITE)
             if refused:
                 return [refused, before]
-            # The pin took the page through this process's mapping, which counts since 6.15.
+            # Drop this process's own mapping of the page, which counts as a reference since 6.15.
             mapping.advise(MADV_DONTNEED)
             pinned = place.references()
             owner.unmap(_IOVA, PAGE_SIZE)
@@ -79,5 +79,5 @@ def probe_pin(place: ProbePlace) -> PinProbe:
     return PinProbe(pinned - before, place.references() - before, refused)
 
 
-# How each known issue of leaks is probed.
+# The probe of each known leak.
 PROBES: Final[dict[str, Callable[[ProbePlace], PinProbe]]] = {TYPE1_DEVICE_DAX_LEAK.name: probe_pin}

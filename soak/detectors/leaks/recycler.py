@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Makes the pages of a leaking region new before a reference count overflows.
+"""Recycles a leaking region before a reference count overflows.
 
-Where a kernel leaks references, each page of device DAX carries more with every pin, and at 2^31 it
-can be pinned no more: MAP_DMA fails with ENOMEM and the kernel warns (try_grab_folio(), mm/gup.c).
-Taking the device from its driver and giving it back initialises its pages (memmap_init_zone_device()).
+On a kernel that leaks references, every pin raises the counts of device-DAX pages. At 2^31 the kernel
+refuses further pins: MAP_DMA fails with ENOMEM, with a warning (try_grab_folio(), mm/gup.c). Rebinding
+the device to its driver reinitialises its pages (memmap_init_zone_device()).
 """
 
 from __future__ import annotations
@@ -35,25 +35,25 @@ _RECYCLE_SECONDS: Final = 120.0
 _APPEAR_SECONDS: Final = 30.0
 _APPEAR_POLL_SECONDS: Final = 0.02
 _END_SECONDS: Final = 30.0
-# On 5.10 the driver waits for the leaked references for ever, in memunmap_pages(); 6.1, 6.12 and 7.2 do
-# not. Nobody has tried those between.
-_RETURNS: Final = KernelRange((6, 1))
-# A region that cannot be recycled ends the run when so little is left: its next pins would be refused,
-# and that would be the soak's own doing.
+# On 5.10 unbind waits in memunmap_pages() for the leaked references and never returns. It returns on 6.1,
+# 6.12 and 7.2; releases between 5.10 and 6.1 are untested.
+_UNBIND_RETURNS: Final = KernelRange((6, 1))
+# Below this head-room a region that cannot be recycled ends the run: the soak itself would cause the next
+# refusals.
 _LAST_HEADROOM: Final = 0.01
 _PARTS_PER_MILLION: Final = 1_000_000
 
 
 @dataclass
 class _Use:
-    """How much head-room a region had at the last sweep, and will have at the next one."""
+    """The head-room of a region at the last sweep, and the expected one at the next."""
 
     headroom: float
     expected: float = 1.0
 
 
 class Recycler:
-    """Foresees which region will be short of head-room, and recycles it in time."""
+    """Predicts when a region will run short of head-room, and recycles it before."""
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class Recycler:
         threshold: float,
         release: Release,
     ) -> None:
-        """Take as `threshold` the share of head-room below which no region shall come."""
+        """`threshold` is the share of head-room below which a region is recycled; 0 disables this."""
         self._block = block
         self._journal = journal
         self._pool = pool
@@ -77,14 +77,13 @@ class Recycler:
             if isinstance(watch.region, DeviceDaxRegion)
         }
         self._threshold = threshold
-        self._returns = release in _RETURNS
+        self._unbind_returns = release in _UNBIND_RETURNS
         self._uses = {name: _Use(1.0) for name in self._watches}
-        self._told: set[str] = set()
 
     def make_room(self) -> str | None:
-        """Recycle what others have left short of head-room, before a worker starts.
+        """Recycle the regions that are short of head-room at the start, before any worker runs.
 
-        Return why that cannot be done.
+        Return the reason if one cannot be recycled.
         """
         for name, use in self._uses.items():
             use.headroom = use.expected = self._headroom(name)
@@ -92,19 +91,19 @@ class Recycler:
         return next((why for why in whys if why is not None), None)
 
     def due(self) -> list[str]:
-        """Return the regions that will be short of head-room by the next time, at this slope."""
+        """Return the regions that will be short of head-room by the next sweep at the current rate."""
         for name, use in self._uses.items():
             now = self._headroom(name)
             taken = max(use.headroom - now, 0.0)
             use.headroom = now
-            # What the next interval takes may be twice what this one did.
+            # Allow the next interval to use twice as much as this one.
             use.expected = now - 2 * taken
         return self._short()
 
     def recycle(self, name: str) -> str | None:
-        """Make the pages of a region new; return why that cannot be done.
+        """Reinitialise the pages of a region; return the reason if that fails.
 
-        The workers rest; those that have the region mapped are ended and started again.
+        All workers must rest. The mappers are stopped first and restarted afterwards.
         """
         mappers = [worker for worker in self._pool.workers if worker.plan.role is Role.MAPPER]
         return self._make_new(name, mappers)
@@ -118,7 +117,7 @@ class Recycler:
         ]
 
     def _can_recycle(self, region: DeviceDaxRegion) -> bool:
-        return region.recyclable and self._returns and self._threshold > 0
+        return region.recyclable and self._unbind_returns and self._threshold > 0
 
     def _make_new(self, name: str, again: Sequence[WorkerProcess]) -> str | None:
         watch, region = self._watches[name]
@@ -134,9 +133,9 @@ class Recycler:
         why = f"the reference counts of region {region.name} are nearly full"
         how = (
             "this kernel hangs when a device with leaked references is recycled"
-            if not self._returns
-            else "'recyclable = true' in its [[region]] lets the soak make its pages new in time, and "
-            "'ndctl disable-namespace' and 'ndctl enable-namespace' do it by hand"
+            if not self._unbind_returns
+            else "set 'recyclable = true' in its [[region]] to let the soak recycle it, or recycle it "
+            "by hand with 'ndctl disable-namespace' and 'ndctl enable-namespace'"
         )
         self._journal.write(
             "limit.reached",
@@ -151,13 +150,13 @@ class Recycler:
     def _recycle(
         self, watch: RegionLeaks, region: DeviceDaxRegion, mappers: Sequence[WorkerProcess]
     ) -> str | None:
-        """Close every mapping and container, make the pages new, start again; return what failed."""
+        """Stop the mappers, rebind the device and restart the mappers; return the reason of a failure."""
         start, before = time.monotonic(), self._headroom(region.name)
         if mappers:
             left = self._pool.retire(mappers, _END_SECONDS)
             if left:
                 return self._failed(region, f"{', '.join(left)} did not end")
-            # What they still held was given back with their containers, and may have leaked.
+            # Closing their containers released their remaining pins, which may have leaked.
             self._sweeper.at_rest()
         try:
             in_helper(lambda: _rebind(region.path), _RECYCLE_SECONDS)
@@ -187,11 +186,11 @@ class Recycler:
 
 
 def _rebind(device: Path) -> None:
-    """Take a device from its driver and give it back: what may hang, in a process of its own."""
+    """Unbind a device from its driver and bind it again. May hang: run it in a helper."""
     (_DRIVER / "unbind").write_text(device.name)
     (_DRIVER / "bind").write_text(device.name)
     deadline = time.monotonic() + _APPEAR_SECONDS
     while not device.exists():
         if time.monotonic() > deadline:
-            raise TimeoutError(f"{device} did not come back")
+            raise TimeoutError(f"{device} did not reappear")
         time.sleep(_APPEAR_POLL_SECONDS)

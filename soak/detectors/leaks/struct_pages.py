@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The reference counts of physical pages, read exactly from the kernel's `struct page` array."""
+"""Reads the reference counts of physical pages from the kernel's `struct page` array."""
 
 from __future__ import annotations
 
@@ -21,34 +21,34 @@ _CHUNK_PAGES: Final = 512
 
 @dataclass(frozen=True)
 class PageLayout:
-    """Where `struct page` has its reference count, in bytes."""
+    """The size of `struct page` and the offset of its reference count, in bytes."""
 
     size: int
     refcount: int
 
     @classmethod
     def of_running_kernel(cls) -> PageLayout:
-        """Ask the kernel's type information.
+        """Read the layout from the kernel's BTF.
 
         Raises:
-            OSError, BtfError: it has none, or it does not know the structure.
+            OSError, BtfError: the kernel has no BTF, or it lacks the structure.
         """
         page = Btf.of_running_kernel().structure("page")
         return cls(page.size, page.offsets["_refcount"])
 
 
 class StructPages:
-    """Reads `_refcount` of any page, through BPF; raises OSError where there is no such page."""
+    """Reads `_refcount` of any page through BPF; raises OSError if there is no such page."""
 
     def __init__(self) -> None:
         """Find the array of `struct page`.
 
         Raises:
-            OSError, BtfError, LookupError: the kernel does not let it be found or read.
+            OSError, BtfError, LookupError: the kernel does not allow to find or read it.
         """
         self.layout = PageLayout.of_running_kernel()
-        # The array's place is randomised, and differs with five levels of page tables: x86 keeps it in
-        # a variable (arch/x86/mm/kaslr.c).
+        # KASLR randomises the array's address, and it differs with five-level page tables: x86 keeps it
+        # in a variable (arch/x86/mm/kaslr.c).
         with KernelReader(8) as word:
             self._base = struct.unpack("<Q", word.read(symbol_address("vmemmap_base")))[0]
         self._chunk = KernelReader(_CHUNK_PAGES * self.layout.size)
@@ -56,7 +56,7 @@ class StructPages:
         self._summer = KernelSummer(self.layout.size, self.layout.refcount)
 
     def counts(self, span: PageSpan) -> Iterator[list[int]]:
-        """Yield the reference counts of a span, piece by piece, as unsigned 32-bit numbers."""
+        """Yield the reference counts of a span in chunks, as unsigned 32-bit numbers."""
         frame, end = span.first, span.first + span.count
         while frame < end:
             reader, pages = (
@@ -67,7 +67,7 @@ class StructPages:
             frame += pages
 
     def totals(self, span: PageSpan) -> tuple[int, int]:
-        """Return sum and largest of the reference counts of a span, without looking at each here."""
+        """Return the sum and the maximum of a span's reference counts; BPF adds them up."""
         total = largest = 0
         for first in range(0, span.count, KernelSummer.MOST):
             address = self._base + (span.first + first) * self.layout.size

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Sweeps: what the leak detector measures is compared with the workers' books and reported."""
+"""Sweeps: compare the measured page references with those recorded by the workers, and report leaks."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _EVER: Final = "leaked_total "
 
 
 def totals(region: Region, block: BlockWriter, pool: WorkerPool) -> tuple[int, int, int]:
-    """Return how many pages of a region were given back ever, and leaked: explained and unexplained."""
+    """Return the totals of a region in pages: given back, leaked explained, leaked unexplained."""
     position = block.index("sweeps", region.name)[0]
     given_back = _given_back(pool, position, leak_issue(region.kind))
     field = leaks_field(region.name)
@@ -48,7 +48,7 @@ def totals(region: Region, block: BlockWriter, pool: WorkerPool) -> tuple[int, i
 
 
 def _given_back(pool: WorkerPool, position: int, issue: KnownIssue | None) -> int:
-    """Return how many pages were unmapped over interfaces of which an issue predicts that they leak."""
+    """Return the number of pages unmapped over interfaces that leak according to the issue."""
     interfaces = issue.interfaces if issue is not None else ()
     return sum(
         worker.block.get("pages_unmapped", position)
@@ -58,7 +58,7 @@ def _given_back(pool: WorkerPool, position: int, issue: KnownIssue | None) -> in
 
 
 class Sweeper(Detector):
-    """Sweeps all regions whose pages can be read. Whoever calls sees to it that no worker pins."""
+    """Sweeps all regions with readable reference counts."""
 
     name = DetectorName.LEAKS
 
@@ -74,7 +74,7 @@ class Sweeper(Detector):
         known_issues: frozenset[str],
         canaries: Sequence[BlockWriter] = (),
     ) -> None:
-        """Take the blocks of `canaries` whose pins, as those of workers, are in the books."""
+        """`canaries` are the blocks of canaries that record their pins as workers do."""
         self._block = block
         self._journal = journal
         self._reporter = reporter
@@ -84,10 +84,10 @@ class Sweeper(Detector):
         self._canaries = canaries
         self._open_pins = open_pins
         self._probes = ProbeRecord(reporter, known_issues)
-        # What predicts leaks of each region, if anything does.
+        # The known issue that predicts leaks of each region, if any.
         self._issues = {watch.region.name: leak_issue(watch.region.kind) for watch in watches}
         self._uncertain = block.view("uncertain")
-        # What was reported of each region, which another supervisor may have done.
+        # The leaks of each region that this or an earlier supervisor has reported.
         self._explained = {
             name: self._leaked(name, "leaked_total", issue.name) if issue else 0
             for name, issue in self._issues.items()
@@ -97,12 +97,12 @@ class Sweeper(Detector):
             self._store_account(watch)
 
     def probe(self) -> None:
-        """Learn what the kernel does with a single pin, while nothing else is pinned.
+        """Probe each region with a single pin, while no other page is pinned.
 
-        What no probe could tell is tried again by the next call.
+        The next call repeats inconclusive probes.
 
         Raises:
-            HelperError: a probe did not come to an end.
+            HelperError: a probe did not finish.
         """
         if self._probes.empty:
             for watch in self._watches:
@@ -126,7 +126,7 @@ class Sweeper(Detector):
         open_pin = self._open_pins.get(issue.interfaces[0])
         if open_pin is None:
             return
-        # A supervisor that dies now leaves a page of which nobody knows whether it was pinned.
+        # If the supervisor dies now, one page may or may not stay pinned.
         position = self._position(watch)[0]
         self._uncertain[position] += 1
         pin = PROBES[issue.name](ProbePlace(watch.region, watch.references, open_pin))
@@ -139,7 +139,6 @@ class Sweeper(Detector):
 
     @property
     def undecided(self) -> bool:
-        """Whether a probe of an issue that applies was inconclusive so far: `probe` tries again."""
         return self._probes.undecided
 
     def _is_undecided(self, watch: RegionLeaks) -> bool:
@@ -149,19 +148,19 @@ class Sweeper(Detector):
         return self._probes.result(issue.name, watch.region.name) is ProbeResult.INCONCLUSIVE
 
     def prepare(self) -> None:
-        """Read how much more each region can be pinned, before anything was."""
+        """Record the head-room of each region, before any page is pinned."""
         for watch in self._watches:
             self._note_headroom(watch, watch.highest())
 
     def at_rest(self) -> None:
-        """Read all counts, compare, report."""
+        """Sweep each region."""
         for watch in self._watches:
             self._sweep(watch)
 
     def differences(self) -> dict[str, int] | None:
-        """Measure each region as a sweep does and return what is unexplained; nothing is noted.
+        """Return the unexplained references of each region, measured as in a sweep but not recorded.
 
-        Return None where a worker died meanwhile, and what it held went with it.
+        Return None if a worker died meanwhile, because the kernel then released its pins.
         """
         found = {
             watch.region.name: watch.measure(
@@ -172,7 +171,6 @@ class Sweeper(Detector):
         return None if self._pool.lost_one() else found
 
     def sweeps(self) -> dict[str, int]:
-        """Return how often each region was swept."""
         return {
             watch.region.name: self._block.get("sweeps", *self._position(watch))
             for watch in self._watches
@@ -184,7 +182,7 @@ class Sweeper(Detector):
         held = self._held(watch)
         measured = watch.measure(held)
         if self._pool.lost_one():
-            # What it held went while the counts were read: the next sweep sees how it stands.
+            # The kernel released its pins during the measurement: leave this one to the next sweep.
             return
         now = time.monotonic_ns()
         block.add("sweeps", 1, *position)
@@ -192,7 +190,7 @@ class Sweeper(Detector):
         block.set("sweep_duration_ns", now - start, *position)
         block.set("last_sweep_ns", now, *position)
         self._note_headroom(watch, measured.highest)
-        # Until it is known whether pins leak, nobody can say what a killed worker had pinned.
+        # While the probe is inconclusive, the pages of a killed worker cannot be told from leaks.
         if held.uncertain and not self._is_undecided(watch):
             self._settle(watch, held, measured)
         self._store(watch, measured)
@@ -214,20 +212,20 @@ class Sweeper(Detector):
         return Held(live, given_back, self._uncertain[region], stranded=stranded)
 
     def _settle(self, watch: RegionLeaks, held: Held, measured: Measurement) -> None:
-        """Note what the maps of killed workers turned out to have pinned."""
+        """Journal how many pages the unfinished maps of killed workers had pinned."""
         self._journal.write(
             "leak.reconciled",
             region=watch.region.name,
             pages=measured.reconciled,
             uncertain=held.uncertain,
-            summary=f"workers that were killed in the middle of a map had pinned "
+            summary=f"workers killed in the middle of a map had pinned "
             f"{measured.reconciled} of its {held.uncertain} pages",
         )
         self._store_account(watch)
         self._uncertain[self._position(watch)[0]] = 0
 
     def _store(self, watch: RegionLeaks, measured: Measurement) -> None:
-        """Store what is leaked now and ever, and what was predicted, as one group."""
+        """Store the current, total and predicted leaks as one group."""
         name, before, none = watch.region.name, watch.account, NO_KNOWN_ISSUE
         ever = self._leaked(name, "leaked_total", none)
         values = {
@@ -244,7 +242,7 @@ class Sweeper(Detector):
         self._block.set_group(leaks_field(name), [values.get(column, 0) for column in columns[1:]])
 
     def _store_account(self, watch: RegionLeaks) -> None:
-        """Store what the region is measured against, for a supervisor that comes after this one."""
+        """Store the baseline of a region for the next supervisor."""
         values = asdict(watch.account)
         self._block.set_group(
             account_field(watch.region.name), [values[column] for column in ACCOUNT_COLUMNS[1:]]
@@ -273,8 +271,8 @@ class Sweeper(Detector):
                     issue.interfaces[0],
                     issue.operations[0],
                     new,
-                    f"{explained:,} page references of region {region.name} were not "
-                    f"given back by unmap, exactly as {issue.name} predicts",
+                    f"unmap did not release {explained:,} page references of region {region.name}, "
+                    f"exactly as {issue.name} predicts",
                     region.name,
                     issue.name,
                     evidence,
@@ -292,7 +290,7 @@ class Sweeper(Detector):
                     Operation.UNMAP,
                     change,
                     f"the page references of region {region.name} differ by "
-                    f"{measured.unexplained:,} from what is held and predicted",
+                    f"{measured.unexplained:,} from those held and predicted",
                     region.name,
                     None,
                     evidence,

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Stalls, late wake-ups and early truncates: judged, probed, and answered."""
+"""Stalls, late wake-ups and early truncates: judgement, probes and response."""

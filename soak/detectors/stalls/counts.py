@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What judged waits amount to in the supervisor's block: trials, wake-up delays, stalls."""
+"""Counts of judged waits in the supervisor's block: trials, wake-up delays, stalls."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _BUCKETS: Final = len(BUCKET_BOUNDS_NS) + 1
 
 
 class WaitCounts:
-    """Counts each judgement once. What is stalled now is counted as long as it is."""
+    """Counts each judgement once, and the operations that are stalled now."""
 
     def __init__(self, block: BlockWriter) -> None:
-        """Go on with the counts of a supervisor before; what was stalled under it ended with it."""
+        """Keep the counts of earlier supervisors, but reset the number of stalled operations."""
         self._trials, self._waits = block.view("trials"), block.view("waits")
         self._delay_sums = block.view("wakeup_delay_sum_ns")
         self._delay_buckets = block.view("wakeup_delay_buckets")
@@ -53,7 +53,7 @@ class WaitCounts:
         self._waits[_place(operation, "stalled")] -= 1
 
     def completed(self) -> dict[str, int]:
-        """Return how often each operation was judged against each kind of pin, by label."""
+        """Return the judged trials of each operation against each kind of pin, by label."""
         width = len(SHORT_PINS)
         return judged_trials(
             {

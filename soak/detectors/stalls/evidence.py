@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What a stall leaves in the journal: tasks, pins and the ends of the flight recorders."""
+"""The evidence of a stall in the journal: tasks, pins and the last lines of the flight recorders."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ if TYPE_CHECKING:
 
 _MOST_HOLDS: Final = 8
 _MOST_LINES: Final = 8
-# A worker that has been in one call for longer than that may wait behind the stall.
+# A worker that has been in one call for longer than this may be blocked behind the stall.
 _VICTIM_NS: Final = 500_000_000
 _MILLISECOND: Final = 1_000_000
 
 
 class Evidence:
-    """Collects it from the kernel and from the workers' blocks, before anything is freed."""
+    """Collects evidence from the kernel and the workers' blocks, before stuck workers are freed."""
 
     def __init__(self, pool: WorkerPool, clock: Clock) -> None:
         self._pool, self._clock = pool, clock
 
     def culprit(self, judgement: Judgement) -> dict[str, Any]:
-        """Return state, wchan and stack of the task that still waits; nothing where the wait ended."""
+        """Return state, wchan and stack of the waiting task; empty if the wait has ended."""
         worker = self._pool.worker(judgement.wait.worker)
         return look_at(worker.pid) if worker.running and not judgement.wait.end else {}
 
     def of_wait(self, judgement: Judgement, task: dict[str, Any]) -> dict[str, Any]:
-        """Return what is known of an invalidation and its pins; `task` is that of the culprit.
+        """Return the evidence of an invalidation and its pins; `task` is the result of `culprit`.
 
-        Times of pins are milliseconds from the start of the wait.
+        Times of pins are in milliseconds since the start of the wait.
         """
         wait = judgement.wait
         workers = {wait.worker, *(hold.worker for hold in judgement.holds)}
@@ -49,9 +49,9 @@ class Evidence:
         }
 
     def of_overdue(self, overdue: Overdue) -> dict[str, Any]:
-        """Return what is known of a pin that does not end, and of its holder.
+        """Return the evidence of an overdue pin and its holder.
 
-        Times are milliseconds from when the holder began to take it.
+        Times are in milliseconds since the holder began to take the pin.
         """
         hold = overdue.hold
         worker = self._pool.worker(hold.worker)
@@ -65,7 +65,7 @@ class Evidence:
         }
 
     def _victims(self, culprit: str) -> list[dict[str, Any]]:
-        """Look at the other workers that have been in one call for long."""
+        """Return the state of the other workers that have been in one call for long."""
         now = time.monotonic_ns()
         return [
             {"worker": worker.plan.name, **look_at(worker.pid)}
@@ -83,7 +83,7 @@ class Evidence:
 
 
 def of_canary(judgement: Judgement) -> dict[str, Any]:
-    """Return what is known of a canary's wait: its helpers are no workers."""
+    """Return the evidence of a canary's wait, whose helpers are not in the pool."""
     wait = judgement.wait
     return {
         "worker": wait.worker,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Judgements of waits and pins as findings: what is reported, and which known issue explains it."""
+"""Turns judgements of waits and pins into findings, with the known issue that explains each."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 
 class Explanation(NamedTuple):
-    """The interface of the pin that matters, and the known issue that predicts what was seen.
+    """The interface of the responsible pin, and the known issue that predicts the violation.
 
-    `undecided` is the issue that would, had its probe been conclusive.
+    `undecided` is the issue that would predict it but has an inconclusive probe.
     """
 
     interface: Interface
@@ -32,7 +32,7 @@ class Explanation(NamedTuple):
 def explain(
     judgement: Judgement, violation: Violation, task: Mapping[str, Any], probes: ProbeRecord
 ) -> Explanation:
-    """Compare a violation with the known issues that apply; `task` is what still waits, if anything."""
+    """Compare a violation with the applicable known issues; `task` is the waiting task, or empty."""
     wait, holds, last = judgement.wait, judgement.holds, judgement.last
     if judgement.behind is not None:
         return Explanation(judgement.behind.interface)
@@ -44,7 +44,7 @@ def explain(
         RegionKind.FS_DAX,
         tuple(hold.interface for hold in holds),
         ended=bool(wait.end),
-        # By one of several, one of a row, or one that is still being taken page by page.
+        # By one of several pins, by a repeated one, or by one that is still being taken page by page.
         pinned_again=len(holds) > 1 or any(hold.may_be_taken_after(wait.start) for hold in holds),
     )
     undecided = None
@@ -63,18 +63,18 @@ def explain(
 def wait_finding(
     judgement: Judgement, violation: Violation, explanation: Explanation, evidence: Mapping[str, Any]
 ) -> Finding:
-    """Return what is reported of an invalidation."""
+    """Return the finding for an invalidation."""
     wait, interface = judgement.wait, explanation.interface
     if violation is Violation.EARLY_TRUNCATE:
-        what = f"ended while a page was pinned over {interface} that it had to wait for"
+        what = f"returned before a pin over {interface} was released that it had to wait for"
     elif judgement.behind is not None:
-        what = f"waits for a pin over {interface} that its holder cannot give back"
+        what = f"waits for a pin over {interface} that its holder cannot release"
     elif interface is Interface.NONE:
-        what = "did not end, though no page that it had to wait for was pinned"
+        what = "did not return, although no page that it had to wait for was pinned"
     elif violation is Violation.STALL:
-        what = f"slept on after the last pin over {interface} was given back"
+        what = f"kept sleeping after the last pin over {interface} was released"
     else:
-        what = f"woke up late after the last pin over {interface} was given back"
+        what = f"woke up late after the last pin over {interface} was released"
     if explanation.known_issue is not None:
         what += f", as {explanation.known_issue} predicts"
     return Finding(
@@ -92,7 +92,7 @@ def wait_finding(
 
 
 def overdue_finding(overdue: Overdue, evidence: Mapping[str, Any]) -> Finding:
-    """Return what is reported of a pin that does not end."""
+    """Return the finding for an overdue pin."""
     hold = overdue.hold
     what = "lasts" if hold.take_after else "is being taken"
     return Finding(
@@ -109,7 +109,7 @@ def overdue_finding(overdue: Overdue, evidence: Mapping[str, Any]) -> Finding:
 
 
 def canary_finding(judgement: Judgement, violation: Violation) -> Finding:
-    """Return what a canary looks like; no known issue explains it."""
+    """Return the finding for a canary, which no known issue explains."""
     wait, last = judgement.wait, judgement.last
     return Finding(
         violation,

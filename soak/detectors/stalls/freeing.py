@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Frees workers that are stuck in a call.
+"""Frees workers that are stuck in a system call.
 
-First come signals, again and again until the ledger moves; then SIGKILL; and what does not even die of
-that is wedged: its file is given up, and another worker takes its place.
+It sends signals until the worker's ledger block moves, then SIGKILL. A worker that survives SIGKILL is
+wedged: the soak abandons its file and starts another worker.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
     from soak.model.vocabulary import Operation
     from soak.workload.pool import WorkerPool, WorkerProcess
 
-# Of soak time, since freeing began.
+# In soak time, since the first signal.
 _KILL_NS: Final = 5_000_000_000
 _WEDGED_NS: Final = 10_000_000_000
 
 
 @dataclass
 class _Stuck:
-    """A worker that is being freed. Times are monotonic nanoseconds.
+    """A stuck worker. Times are monotonic nanoseconds.
 
-    `number` counts the operations of the worker; `stalled` is the operation where it counts as stalled.
+    `number` is that of the worker's operation; `stalled` is the operation if it counts as a stall.
     """
 
     number: int
@@ -43,7 +43,7 @@ class _Stuck:
 
 
 class Freeing:
-    """Owns what is stuck, from the first signal until the ledger moves or the worker is given up."""
+    """Owns the stuck workers, from the first signal until their ledger moves or they are abandoned."""
 
     def __init__(
         self, block: BlockWriter, journal: Journal, pool: WorkerPool, clock: Clock, counts: WaitCounts
@@ -53,9 +53,9 @@ class Freeing:
         self._stuck: dict[str, _Stuck] = {}
 
     def begin(self, name: str, number: int, stalled: Operation | None = None) -> None:
-        """Begin to free a worker from its operation of this number; `step` does the rest.
+        """Begin to free a worker from the operation with this number; `step` continues.
 
-        As long as it lasts, `stalled` is counted as stalled.
+        `stalled` is the operation to count as stalled until the worker is free.
         """
         now = time.monotonic_ns()
         worker = self._pool.worker(name)
@@ -69,7 +69,7 @@ class Freeing:
             self._counts.begin_stalled(stalled)
 
     def step(self, now: int) -> None:
-        """Do what is due for each that is stuck: `now` is monotonic nanoseconds."""
+        """Signal, kill or give up each stuck worker as due; `now` is in monotonic nanoseconds."""
         for name, stuck in list(self._stuck.items()):
             worker = self._pool.worker(name)
             spent = self._clock.between(stuck.since, now)
@@ -93,7 +93,7 @@ class Freeing:
         if stuck.killed:
             by = "SIGKILL"
         elif _is_another(worker, stuck):
-            by = "the death of its process"
+            by = "the exit of its process"
         else:
             by = "a signal"
         self._journal.write("operation.freed", worker=worker.plan.name, by=by, seconds=round(seconds, 3))
@@ -109,8 +109,8 @@ class Freeing:
             Level.ERROR,
             worker=name,
             task=task,
-            summary=f"{name} hangs in the kernel and cannot be killed: another worker goes on with "
-            f"another file",
+            summary=f"{name} hangs in the kernel and cannot be killed; another worker replaces it "
+            f"with another file",
         )
 
     def _forget(self, worker: WorkerProcess) -> None:
@@ -124,5 +124,5 @@ def _has_moved(worker: WorkerProcess, stuck: _Stuck) -> bool:
 
 
 def _is_another(worker: WorkerProcess, stuck: _Stuck) -> bool:
-    """Say whether the process that was stuck is gone, and reaped."""
+    """Return whether the stuck process has exited and was reaped."""
     return not worker.running or worker.block.get("incarnation") != stuck.incarnation

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Stalls: does what takes blocks away wait for pins, exactly as long as they last?
+"""The stall detector: does an invalidation wait for the pins of its file, exactly as long as they last?
 
-It reads when the workers began and ended their invalidations, and when they held pins, and judges the
-excess: how long an invalidation went on after the last pin that it had to wait for was given back. What
-ended while a pin was held that it had to wait for ended too early.
+It reads the start and end of invalidations and pins from the ledger, and judges the excess: the time for
+which an invalidation continued after the release of the last pin that it had to wait for. An invalidation
+that ended before this release ended too early.
 """
 
 from __future__ import annotations
@@ -35,18 +35,17 @@ if TYPE_CHECKING:
     from soak.model.kernels import Release
 
 _REMEMBERED_HOLDS: Final = 2 * HOLDS.length
-# How long the kernel lets a device take over a request before it gives it up itself (30 * HZ in
-# blk_mq_init_allocated_queue(), block/blk-mq.c). A pin that no device has is held for milliseconds.
+# The kernel's timeout of a block request (30 * HZ in blk_mq_init_allocated_queue(), block/blk-mq.c). A
+# pin without a request lasts for milliseconds.
 _REQUEST_NS: Final = 30_000_000_000
-# No machine on which a soak is worth anything leaves a task that is ready to run without a processor for
-# longer: it spins in the kernel.
+# A task that stays runnable for longer does not lack a CPU; it spins in the kernel.
 _STARVED_NS: Final = 30_000_000_000
 _File = tuple[str, int]
 
 
 @dataclass(frozen=True)
 class Hold:
-    """A short pin. Times are monotonic nanoseconds; 0 is not known, or not yet."""
+    """A short pin. Times are monotonic nanoseconds; 0 stands for unknown, or not yet."""
 
     worker: str
     interface: Interface
@@ -59,19 +58,19 @@ class Hold:
     release_after: int
 
     def pinned_at(self, moment: int) -> bool:
-        """Say whether the pages were pinned for certain at this moment, which has passed.
+        """Return whether the pages were certainly pinned at this past moment.
 
-        Of a pin that its holder has not said to give back nothing is certain: the holder may have
-        been killed, and the kernel has given it back.
+        A pin without a recorded release is not certain: its holder may have been killed, and the
+        kernel released the pin.
         """
         return 0 < self.take_after <= moment < self.release_before
 
     def may_be_taken_after(self, moment: int) -> bool:
-        """Say whether pages may have been pinned, and so mapped, when this moment had passed."""
+        """Return whether pages may have been pinned, and so mapped, after this moment."""
         return self.repeated or not self.take_after or self.take_after > moment
 
     def may_be_pinned_at(self, moment: int) -> bool:
-        """Say whether that is for the holder to tell: it had taken the pin, and is not done with it."""
+        """Return whether the pin was taken by this moment and has no recorded release yet."""
         lasts = not (self.release_before or self.release_after)
         return lasts and 0 < self.take_after <= moment
 
@@ -80,7 +79,7 @@ class Hold:
 class Wait:
     """An invalidation, ended or (`end` 0) in flight. `number` counts the operations of its worker.
 
-    `canary` says that it waits for a pin of which the ledger does not tell the truth, on purpose.
+    `canary` marks a canary's invalidation: the ledger wrongly records its pin as released.
     """
 
     worker: str
@@ -96,10 +95,10 @@ class Wait:
 
 @dataclass(frozen=True)
 class Judgement:
-    """What an invalidation has shown: `violation` is None where it kept to the rules.
+    """The judgement of one invalidation; `violation` is None if it was correct.
 
-    `holds` are the pins that overlapped it, `last` the one of them that was given back last, `tried`
-    the one of its trial. `excess` is in nanoseconds of soak time.
+    `holds` are the pins that overlapped it, `last` the one released last, `tried` that of its trial.
+    `excess` is in nanoseconds of soak time.
     """
 
     wait: Wait
@@ -108,12 +107,12 @@ class Judgement:
     tried: Hold | None
     excess: int
     violation: Violation | None
-    # The pin that it waits for, which has outlasted its bound.
+    # The overdue pin that it waits for.
     behind: Hold | None = None
 
     @property
     def woken(self) -> bool:
-        """Whether it ended by itself after it had waited for a pin."""
+        """Whether it waited for a pin and then succeeded."""
         last, wait = self.last, self.wait
         return (
             bool(wait.end)
@@ -125,9 +124,9 @@ class Judgement:
 
 @dataclass(frozen=True)
 class Overdue:
-    """A pin of a file that lasts, or is being taken, for longer than its bound.
+    """A pin that lasts, or takes to be taken, longer than its bound.
 
-    `number` counts the operations of its worker, `lasted` and `bound` are nanoseconds of soak time.
+    `number` counts the operations of its worker; `lasted` and `bound` are nanoseconds of soak time.
     """
 
     hold: Hold
@@ -139,7 +138,7 @@ class Overdue:
 
 
 class Clock(Protocol):
-    """What measures soak time."""
+    """A clock of soak time."""
 
     def between(self, start_ns: int, end_ns: int) -> int:
         """Return the nanoseconds of soak time between two monotonic times."""
@@ -147,7 +146,7 @@ class Clock(Protocol):
 
 @dataclass
 class _Seen:
-    """How far a worker's rings were read, and what each of its cells means."""
+    """A worker's block, and how far its rings have been read."""
 
     block: BlockWriter
     regions: tuple[str, ...]
@@ -157,7 +156,7 @@ class _Seen:
 
 
 class StallDetector:
-    """Judges each invalidation once, when it has ended or when it has stalled."""
+    """Judges each invalidation once: when it has ended, or when it has stalled."""
 
     def __init__(
         self,
@@ -171,10 +170,11 @@ class StallDetector:
         asleep: Callable[[int], bool] = sleeps_for_pages,
         hangs: Callable[[int], bool] = hangs_in_kernel,
     ) -> None:
-        """Take role, block and region names of each worker, and the bounds of the excess.
+        """`workers` has role, block and region names of each worker; the bounds apply to the excess.
 
-        `asleep` says whether a process sleeps for pages now, `hangs` whether it sleeps in the kernel at
-        all, `read` how many operations and holds of each were judged by another supervisor.
+        `read` has the operations and holds of each worker that an earlier supervisor judged. `asleep`
+        returns whether a process sleeps until pages are unpinned, `hangs` whether it is blocked in the
+        kernel at all.
         """
         self._clock, self._release = clock, release
         self._late_ns, self._stall_ns = late_ns, stall_ns
@@ -187,42 +187,41 @@ class StallDetector:
                 self._invalidators[name] = seen
             elif role is Role.HOLDER:
                 self._holders[name] = seen
-        # Of each holder the pins of a file that were given back, one behind the other: it has one at
-        # a time.
+        # The released pins of each file by holder, in order: a holder has one pin at a time.
         self._holds: dict[_File, dict[str, deque[Hold]]] = defaultdict(
             lambda: defaultdict(lambda: deque(maxlen=_REMEMBERED_HOLDS))
         )
-        # The newest pin of each holder, which may not have been given back yet.
+        # The newest pin of each holder, if its release is not recorded yet.
         self._current: dict[str, tuple[_File, Hold]] = {}
-        # Pins before this moment were written over before they were read.
-        self._blind_until = 0
+        # The ring may have lost pins from before this moment: overwritten before they were read.
+        self._unread_until = 0
         self._asleep, self._hangs = asleep, hangs
-        # Pins that have outlasted their bounds, by worker: what waits for them is excused no longer.
+        # Overdue pins by worker: they no longer excuse the invalidations that wait for them.
         self._overdue: dict[str, Hold] = {}
         self._stalled: dict[str, int] = {}
-        # Which wait of a worker was seen asleep long after the last pin, for pages and at all: what only
-        # lacked a processor did not wake up late.
+        # The wait in which a worker slept long after the last pin, for pages or at all. A task that only
+        # lacked a CPU did not wake up late.
         self._slept: dict[str, int] = {}
         self._hung: dict[str, int] = {}
-        # What ended while a pin lasted, until its holder has said that it was still held then.
+        # Waits that ended during a pin without a recorded release.
         self._undecided: list[Wait] = []
 
     def look(self, now_ns: int) -> list[Judgement]:
-        """Judge what has ended since the last look, and what has stalled."""
+        """Judge the invalidations that have ended since the last look, and those that have stalled."""
         ended = [wait for name in self._invalidators for wait in self._ended(name)]
-        flying = [wait for name in self._invalidators if (wait := self._in_flight(name))]
-        # Read after the waits, so that a pin that was still held then is known to have been.
+        in_flight = [wait for name in self._invalidators if (wait := self._in_flight(name))]
+        # Read pins after waits: a pin that still has no release was held when the wait ended.
         for name in self._holders:
             self._read_holds(name)
         undecided, judged = [], []
         for wait in (*self._undecided, *(wait for wait in ended if not self._is_known(wait))):
             holds = self._overlapping(wait, wait.end)
-            if self._must_be_told(wait, holds):
+            if self._needs_release(wait, holds):
                 undecided.append(wait)
             else:
                 judged.append(self._judge_ended(wait, holds))
         self._undecided = undecided
-        for wait in flying:
+        for wait in in_flight:
             judgement = self._judge_in_flight(wait, now_ns)
             if judgement is not None and not self._is_known(wait):
                 self._stalled[wait.worker] = wait.number
@@ -230,14 +229,14 @@ class StallDetector:
         return judged
 
     def look_for_overdue(self, now_ns: int) -> list[Overdue]:
-        """Return the pins that have outlasted their bounds since the last look, each once.
+        """Return the pins that became overdue since the last look.
 
-        One whose holder only lacks a processor is none: it is for the kernel to give a pin back.
+        A pin whose holder only lacks a CPU is not overdue.
         """
         found = []
         for name, ((region, place), hold) in self._current.items():
             seen, known = self._holders[name], self._overdue.get(name)
-            # What the ledger says of a canary's pin is not true, on purpose.
+            # The ledger's record of a canary's pin is wrong on purpose.
             if seen.block.block.kind == CANARY or (
                 known is not None and known.take_before == hold.take_before
             ):
@@ -251,7 +250,7 @@ class StallDetector:
         return found
 
     def uncovered(self) -> list[Cell]:
-        """Return what this run tries against pins and no expectation speaks of."""
+        """Return the pairs of invalidation and pin in this run that no expectation covers."""
         interfaces = {
             Cell.parse(label).interface
             for seen in self._holders.values()
@@ -268,7 +267,7 @@ class StallDetector:
         ]
 
     def read(self) -> dict[str, tuple[int, int]]:
-        """Return how many operations and holds of each worker were judged."""
+        """Return the numbers of judged operations and holds of each worker."""
         seen = {**self._invalidators, **self._holders}
         return {
             name: (entry.ended, entry.holds)
@@ -277,7 +276,7 @@ class StallDetector:
         }
 
     def _bound(self, hold: Hold) -> int:
-        """Return how long a pin may last, or take to be taken."""
+        """Return how long a pin may last, or be in the making."""
         by_device = hold.interface is Interface.O_DIRECT or not hold.take_after
         return self._stall_ns + (_REQUEST_NS if by_device else 0)
 
@@ -306,7 +305,7 @@ class StallDetector:
         unread = HOLDS.unread(seen.holds, begun)
         rows = [_hold(name, seen, number) for number in unread]
         if unread.start > seen.holds and rows:
-            self._blind_until = max(self._blind_until, rows[0][1].take_before)
+            self._unread_until = max(self._unread_until, rows[0][1].take_before)
         self._current.pop(name, None)
         for file, hold in rows:
             if hold.release_after:
@@ -316,15 +315,15 @@ class StallDetector:
         seen.holds = begun - 1 if name in self._current else begun
 
     def _overlapping(self, wait: Wait, end: int) -> tuple[Hold, ...]:
-        """Return the pins of the file that may have lasted between its start and `end`.
+        """Return the pins of the file that may overlap the time from the wait's start to `end`.
 
-        Those that were given back come first, the last of them last.
+        Released pins come first, in order of their release.
         """
         file = (wait.region, wait.place)
         before = []
         for holds in self._holds[file].values():
             for hold in reversed(holds):
-                # What this holder gave back before that was over even earlier.
+                # This holder released all earlier pins before this one.
                 if hold.release_after <= wait.start:
                     break
                 if hold.take_before < end and hold.release_after != hold.take_before:
@@ -336,7 +335,7 @@ class StallDetector:
     def _judge_ended(self, wait: Wait, holds: tuple[Hold, ...]) -> Judgement:
         held_on = any(not hold.release_after or hold.release_after > wait.end for hold in holds)
         last = max(holds, key=lambda hold: hold.release_after, default=None)
-        since = max(wait.start, self._blind_until, *(hold.release_after for hold in holds))
+        since = max(wait.start, self._unread_until, *(hold.release_after for hold in holds))
         excess = 0 if held_on else self._clock.between(since, wait.end)
         violation = None
         if any(self._ended_early(wait, hold) for hold in holds):
@@ -350,11 +349,11 @@ class StallDetector:
         return Judgement(wait, holds, last, _tried(wait, holds), excess, violation)
 
     def _judge_in_flight(self, wait: Wait, now_ns: int) -> Judgement | None:
-        """Judge what goes on: None while it may still wait, or has not waited for too long."""
+        """Judge an invalidation in flight; None while it may wait, or within the bound."""
         holds = self._overlapping(wait, now_ns)
         if wait.end or any(self._excuses(hold, now_ns) for hold in holds):
             return None
-        since = max(wait.start, self._blind_until, *(hold.release_after for hold in holds))
+        since = max(wait.start, self._unread_until, *(hold.release_after for hold in holds))
         excess = self._clock.between(since, now_ns)
         pid = self._invalidators[wait.worker].block.get("pid")
         if excess > self._late_ns // 2 and self._asleep(pid):
@@ -362,7 +361,7 @@ class StallDetector:
         hangs = excess > self._stall_ns // 2 and self._hangs(pid)
         if hangs:
             self._hung[wait.worker] = wait.number
-        # One that is ready to run lacks a processor, but none for as long as that.
+        # A runnable task lacks a CPU, but not for this long.
         if excess <= self._stall_ns or not (hangs or excess > self._stall_ns + _STARVED_NS):
             return None
         last = max(holds, key=lambda hold: hold.release_after, default=None)
@@ -372,12 +371,15 @@ class StallDetector:
     def _was_asleep(self, wait: Wait, *seen: dict[str, int]) -> bool:
         return any(asleep.get(wait.worker) == wait.number for asleep in seen)
 
-    def _must_be_told(self, wait: Wait, holds: tuple[Hold, ...]) -> bool:
-        """Say whether it ended while a pin lasted whose holder has still to tell for how long."""
+    def _needs_release(self, wait: Wait, holds: tuple[Hold, ...]) -> bool:
+        """Return whether the judgement depends on a pin whose release is not recorded yet."""
         return any(hold.may_be_pinned_at(wait.start) and self._has_to_wait(wait, hold) for hold in holds)
 
     def _excuses(self, hold: Hold, now_ns: int) -> bool:
-        """Say whether a pin is held now. What cannot be taken for seconds is a victim, no cause."""
+        """Return whether a pin excuses a wait now.
+
+        A pin that has been in the making for seconds does not: it is blocked itself.
+        """
         if hold.release_after or self._is_overdue(hold):
             return False
         taking = self._clock.between(hold.take_before, now_ns)
@@ -396,7 +398,7 @@ class StallDetector:
         return hold.pinned_at(wait.start) and hold.pinned_at(wait.end) and self._has_to_wait(wait, hold)
 
     def _has_to_wait(self, wait: Wait, hold: Hold) -> bool:
-        """Say whether an invalidation owes it to a pin not to end before that is given back."""
+        """Return whether an invalidation must not succeed before the pin is released."""
         if wait.result or not hold.certain:
             return False
         cell = Cell(wait.operation, RegionKind.FS_DAX, hold.interface)
@@ -405,7 +407,7 @@ class StallDetector:
 
 
 def _tried(wait: Wait, holds: Iterable[Hold]) -> Hold | None:
-    """Return the pin of a trial: one of a file that nobody else touches, held when it began."""
+    """Return the pin of a trial: a certain pin of the file, held when the wait began."""
     for hold in holds:
         until = hold.release_before or hold.release_after or wait.start + 1
         if hold.certain and (hold.take_after or hold.take_before) <= wait.start < until:
@@ -414,7 +416,7 @@ def _tried(wait: Wait, holds: Iterable[Hold]) -> Hold | None:
 
 
 def _line(name: str, seen: _Seen, number: int) -> Wait | None:
-    """Return an invalidation from the flight recorder; None for another operation."""
+    """Read an invalidation from the flight recorder; None for another operation."""
     line = RECORDER.line(seen.block.view("recorder"), number)
     if line["cell"] >= len(seen.operations):
         return None

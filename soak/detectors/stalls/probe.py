@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A probe: does a truncate that waits for a pin wake up when the pin is given back?"""
+"""A probe: does a truncate that waits for a pin wake up when the pin is released?"""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    # Pins the page at an address for a while, and calls back when it has: is the pin waited for?
+    # Pins the page at an address for a while; the callback returns whether the truncate waits for it.
     _Hold = Callable[[int, Callable[[], bool]], None]
 
 _PROBE_SECONDS: Final = 60.0
 _HOLD_SECONDS: Final = 0.1
-# Polls are counted, not time, so that a machine that stood still loses no wake-up.
+# Limits count polls, not time, so that a machine that was stopped loses no wake-up.
 _POLL_SECONDS: Final = 0.01
 _POLLS_TO_WAKE: Final = 200
-_POLLS_TO_BE_FREED: Final = 500
+_POLLS_TO_FREE: Final = 500
 
 
 @dataclass(frozen=True)
 class WakeupProbe:
-    """What became of one truncate: `waited` tells that it had to wait, `woken` that it woke.
+    """The result of one truncate: whether it `waited` for the pin, and whether the release woke it.
 
-    Else `unmapped` says whether the end of the mapping ended it, and `freed` whether a signal did;
-    `task` is what the kernel showed of it before.
+    If not `woken`, `unmapped` is whether munmap ended it, `freed` whether a signal did, and `task` is
+    the state of its task before both.
     """
 
     waited: bool
@@ -55,19 +55,19 @@ class WakeupProbe:
 
     @property
     def asleep(self) -> bool:
-        """Whether it was seen to sleep on: one that was woken may lack a processor."""
+        """Whether the truncate kept sleeping; a woken one may just lack a CPU."""
         asleep = self.task.get("state") in ASLEEP
         return not self.woken and asleep and waits_for_pages(self.task.get("stack", ()))
 
     @property
     def lost(self) -> bool:
-        """Whether this is a wake-up that was lost, and nothing else."""
+        """Whether the wake-up was lost."""
         return self.waited and self.asleep and (self.unmapped or self.freed)
 
 
 @dataclass(frozen=True)
 class WakeupAnswer:
-    """A probe beside its control: the same truncate, waiting for a plain pin in a pipe."""
+    """A probe and its control: the same truncate, which waits for a plain pin in a pipe."""
 
     probe: WakeupProbe
     control: WakeupProbe
@@ -76,7 +76,7 @@ class WakeupAnswer:
     def result(self) -> ProbeResult:
         """Whether the wake-up was lost.
 
-        Both have to be seen waiting, and neither may lack a processor: else nothing was shown.
+        Inconclusive unless both truncates waited and neither lacked a CPU.
         """
         both = (self.probe, self.control)
         if not all(one.waited and (one.woken or one.asleep) for one in both):
@@ -92,7 +92,7 @@ class WakeupAnswer:
 
 @dataclass(frozen=True)
 class ProbePlace:
-    """Where probes are made, how often one is tried, and a slow device, if there is one."""
+    """The directory of the probes, the attempts for each, and a slow block device if there is one."""
 
     directory: Path
     attempts: int
@@ -100,15 +100,15 @@ class ProbePlace:
 
     @cached_property
     def control(self) -> WakeupProbe:
-        """The control of all probes in this place, made once."""
+        """The control of all probes in this place, run once."""
         return probe_pipe(self)
 
 
 def probe_pipe(place: ProbePlace, *, touch: bool = False) -> WakeupProbe:
-    """Truncate a file of which a page lies in a pipe; `touch` it again while the truncate waits.
+    """Truncate a file with a page pinned in a pipe; `touch` the page while the truncate waits.
 
     Raises:
-        HelperError: the probe did not come to an end, or could not be made.
+        HelperError: the probe failed or did not finish.
     """
 
     def hold(address: int, waited_for: Callable[[], bool]) -> None:
@@ -118,8 +118,8 @@ def probe_pipe(place: ProbePlace, *, touch: bool = False) -> WakeupProbe:
             raise OSError(number, os.strerror(number), "vmsplice")
         waits = waited_for()
         if touch and waits:
-            # The truncate has taken the page out of this mapping, and a load brings it back. One that
-            # did not wait has taken it out of the file, and the load would kill this process.
+            # The truncate has unmapped the page here, and a load maps it again. A truncate that did not
+            # wait has removed it from the file, and the load would raise SIGBUS.
             ctypes.string_at(address, 1)
         time.sleep(_HOLD_SECONDS)
         pipe.close()
@@ -128,10 +128,10 @@ def probe_pipe(place: ProbePlace, *, touch: bool = False) -> WakeupProbe:
 
 
 def probe_transfer(place: ProbePlace) -> WakeupProbe | None:
-    """Truncate a file of which a page is on its way to a slow device; None where there is none.
+    """Truncate a file while O_DIRECT writes a page of it to a slow device; None without a device.
 
     Raises:
-        HelperError: the probe did not come to an end, or could not be made.
+        HelperError: the probe failed or did not finish.
     """
     device = place.slow_device
     if device is None:
@@ -161,7 +161,7 @@ def _beside_control(
     return compare
 
 
-# How each known issue of waits is probed; None where it cannot be in this place.
+# The probe of each known issue of waits; it returns None if the place does not allow it.
 PROBES: Final[dict[str, Callable[[ProbePlace], WakeupAnswer | None]]] = {
     O_DIRECT_LOST_WAKEUP.name: _beside_control(probe_transfer),
     REMAPPED_PAGE_STALL.name: _beside_control(partial(probe_pipe, touch=True)),
@@ -169,7 +169,7 @@ PROBES: Final[dict[str, Callable[[ProbePlace], WakeupAnswer | None]]] = {
 
 
 def _probe(place: ProbePlace, hold: _Hold) -> WakeupProbe:
-    """Try until the truncate is seen to wait: on a loaded machine it may come when the pin is gone."""
+    """Try until the truncate waits; on a loaded machine it may start after the release."""
     for _ in range(place.attempts):
         made = in_helper(lambda: asdict(_try(place.directory / "probe", hold)), _PROBE_SECONDS)
         probe = WakeupProbe(**made)
@@ -182,18 +182,18 @@ def _try(path: Path, hold: _Hold) -> WakeupProbe:
     path.write_bytes(b"\xa5" * PAGE_SIZE)
     descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     mapping = Mapping(PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, descriptor)
-    # Started before there is a pin: a copy of the pipe would keep it.
+    # Fork before the page is pinned: a copy of the pipe in the child would keep the pin.
     start, go = os.pipe()
     parent = os.getpid()
     pid = fork(
-        lambda: _truncate_when_told(start, descriptor, parent), child_ends=[start], parent_ends=[go]
+        lambda: _truncate_on_start(start, descriptor, parent), child_ends=[start], parent_ends=[go]
     )
     waited = False
 
     def waited_for() -> bool:
         nonlocal waited
         os.write(go, b"!")
-        # It is asleep in the truncate, or it has ended already.
+        # The child sleeps in the truncate, or it has exited already.
         for _ in range(_POLLS_TO_WAKE):
             if waits_for_pages(look_at(pid)["stack"]):
                 waited = True
@@ -213,7 +213,7 @@ def _try(path: Path, hold: _Hold) -> WakeupProbe:
             unmapped = _ends(pid, _POLLS_TO_WAKE)
         if not woken and not unmapped:
             os.kill(pid, signal.SIGUSR1)
-            freed = _ends(pid, _POLLS_TO_BE_FREED)
+            freed = _ends(pid, _POLLS_TO_FREE)
     finally:
         os.kill(pid, signal.SIGKILL)
         if _ends(pid, _POLLS_TO_WAKE):
@@ -222,8 +222,7 @@ def _try(path: Path, hold: _Hold) -> WakeupProbe:
     return WakeupProbe(waited, woken, unmapped, freed, task)
 
 
-def _truncate_when_told(start: int, descriptor: int, parent: int) -> None:
-    """Be the process that truncates, and nothing else."""
+def _truncate_on_start(start: int, descriptor: int, parent: int) -> None:
     serve_parent(parent)
     signal.signal(signal.SIGUSR1, lambda *_: None)
     os.read(start, 1)

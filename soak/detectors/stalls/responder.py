@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Stalls on the way from the detector to journal and ledger.
-
-Evidence is collected first; then what is stuck is freed.
-"""
+"""The response to stalls: collect evidence, report, count, then free the stuck workers."""
 
 from __future__ import annotations
 
@@ -29,13 +26,13 @@ if TYPE_CHECKING:
     from soak.ledger.writer import BlockWriter
     from soak.workload.pool import WorkerPool, WorkerProcess
 
-# How often a probe is tried at the start, and later while the workers rest.
+# Attempts of a probe at the start, and later while the workers rest.
 _ATTEMPTS: Final = 10
 _AGAIN_ATTEMPTS: Final = 3
 
 
 class StallWatch(Detector):
-    """Has the detector look, counts and reports what it finds, and frees what is stuck."""
+    """Runs the stall detector, counts and reports its judgements, and frees stuck workers."""
 
     name = DetectorName.STALLS
 
@@ -53,7 +50,7 @@ class StallWatch(Detector):
         known_issues: frozenset[str],
         probes: Mapping[str, Callable[[ProbePlace], Answer | None]] = PROBES,
     ) -> None:
-        """Take what probes each known issue of waits as `probes`."""
+        """`probes` has the probe of each known issue of waits."""
         self._block = block
         self._reporter = reporter
         self._detector = detector
@@ -66,10 +63,10 @@ class StallWatch(Detector):
         self._freeing = Freeing(block, journal, pool, clock, self._counts)
 
     def probe(self) -> None:
-        """Learn how this kernel wakes what waits for a pin, before anybody waits for one.
+        """Probe how this kernel wakes a truncate that waits for a pin.
 
         Raises:
-            HelperError: a probe did not come to an end.
+            HelperError: a probe did not finish.
         """
         if self._probe_directory is None:
             return
@@ -81,11 +78,10 @@ class StallWatch(Detector):
 
     @property
     def undecided(self) -> bool:
-        """Whether a probe of an issue that applies was inconclusive so far: `probe` tries again."""
         return self._answers.undecided
 
     def look(self) -> None:
-        """Judge, report, and go on freeing what is stuck."""
+        """Judge, report, and continue to free the stuck workers."""
         now = time.monotonic_ns()
         for judgement in self._detector.look(now):
             if judgement.wait.canary:
@@ -95,31 +91,29 @@ class StallWatch(Detector):
                 self._respond(judgement)
         for overdue in self._detector.look_for_overdue(now):
             self._reporter.report(overdue_finding(overdue, self._evidence.of_overdue(overdue)))
-            # Others wait for its holder.
+            # Other workers wait for the holder of this pin.
             self._freeing.begin(overdue.hold.worker, overdue.number)
         self._freeing.step(now)
 
     def commit(self) -> None:
-        """Store how far the workers' rings were judged, for a supervisor that comes after this one."""
+        """Store how far the workers' rings are judged, for the next supervisor."""
         for name, (ended, holds) in self._detector.read().items():
             self._block.set_at("read", ended, name, "ended")
             self._block.set_at("read", holds, name, "holds")
 
     def uncovered(self) -> Sequence[str]:
-        """Return what this run tries and no expectation covers."""
         return [cell.label for cell in self._detector.uncovered()]
 
     def free(self, worker: WorkerProcess) -> None:
-        """Free a worker that does not come to rest from the call that it is in.
+        """Free a worker that does not come to rest from the system call that it is in.
 
-        One that is in none waits for another, which is freed itself.
+        A worker outside a call waits for another worker, which is freed separately.
         """
         begun = worker.block.get("begun")
         if begun > worker.block.get("ended"):
             self._freeing.begin(worker.plan.name, begun - 1)
 
     def completed(self) -> dict[str, int]:
-        """Return how often each operation was judged against each kind of pin, by label."""
         return self._counts.completed()
 
     def _respond(self, judgement: Judgement) -> None:
@@ -134,6 +128,6 @@ class StallWatch(Detector):
             self._freeing.begin(wait.worker, wait.number, wait.operation)
 
     def _report_canary(self, judgement: Judgement) -> None:
-        """Report what a canary looks like; it is in no counts, and frees itself."""
+        """Report a canary's violation; canaries are not counted, and free themselves."""
         if judgement.violation is not None:
             self._reporter.report(canary_finding(judgement, judgement.violation))

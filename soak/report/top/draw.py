@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""How a live view is drawn, in 80 columns: what matters most comes first."""
+"""Draws a live view in 80 columns, the most important parts first."""
 
 from __future__ import annotations
 
@@ -30,24 +30,24 @@ _BAD: Final = "bold red"
 _KNOWN: Final = "yellow"
 _DIM: Final = "dim"
 _HEADING: Final = "bold"
-# From here on no figures behind the point: those before it say enough.
+# From these values on, numbers have no decimals.
 _WHOLE_TIMES: Final = 10
 _WHOLE_RATES: Final = 100
-# Filling lines takes time that grows with a text, and verdict.json may have any.
+# Limits the time for wrapping: verdict.json may hold texts of any length.
 _LONGEST_REASON: Final = 2000
 _TIME_UNITS: Final = ((1e9, "s"), (1e6, "ms"), (1e3, "us"), (1.0, "ns"))
 
 
 @dataclass(frozen=True)
 class Conclusion:
-    """How a run ended: what verdict.json says."""
+    """The verdict and reasons from verdict.json."""
 
     verdict: VerdictWord
     reasons: tuple[str, ...]
 
 
 class Cropped:
-    """As many lines as the terminal has; the last one says how many are missing."""
+    """Crops content to the height of the terminal; the last line has the number of hidden lines."""
 
     def __init__(self, content: RenderableType) -> None:
         self._content = content
@@ -58,7 +58,7 @@ class Cropped:
         hidden = len(lines) - height
         if hidden > 0:
             hidden += 1
-            text = Text(f"... {hidden} more lines: make the window taller (q leaves)", _DIM)
+            text = Text(f"... {hidden} more lines: enlarge the window (q quits)", _DIM)
             lines = [*lines[: height - 1], *console.render_lines(text, options, pad=False)[:1]]
         for number, line in enumerate(lines):
             if number:
@@ -67,7 +67,7 @@ class Cropped:
 
 
 class Printable:
-    """What is drawn, with control characters written as escapes: a guest may have written some."""
+    """Escapes control characters in content, which a guest may have written."""
 
     def __init__(self, content: RenderableType) -> None:
         self._content = content
@@ -78,7 +78,7 @@ class Printable:
 
 
 def draw(view: View, conclusion: Conclusion | None) -> RenderableType:
-    """Draw a view of a run, and how it ended where it has."""
+    """Draw a view of a run, with its conclusion once it has ended."""
     parts: list[RenderableType] = [
         *_head(view, conclusion),
         *_section("violations", _violations(view)),
@@ -118,11 +118,9 @@ def _head(view: View, conclusion: Conclusion | None) -> Iterator[RenderableType]
     span = "since the start" if view.span is None else f"of the last {view.span:.0f} s"
     yield Text(f"{times}  {done} of {needed} cells covered  rates {span}")
     if view.no_heartbeat:
-        yield Text("The supervisor has sent no heartbeat yet.", _KNOWN)
+        yield Text("No heartbeat from the supervisor yet.", _KNOWN)
     if view.silent is not None:
-        yield Text(
-            f"The supervisor has not beaten for {_clock(view.silent)}: the soak hangs or is dead.", _BAD
-        )
+        yield Text(f"No supervisor heartbeat for {_clock(view.silent)}: the soak hangs or is dead.", _BAD)
 
 
 def _section(title: str | None, content: RenderableType | None) -> Iterator[RenderableType]:
@@ -134,13 +132,13 @@ def _section(title: str | None, content: RenderableType | None) -> Iterator[Rend
 
 
 def _table(*columns: tuple[str, bool], room: Sequence[int] = ()) -> Table:
-    """Make a table; a column is its heading and whether it holds numbers.
+    """Make a table from columns of a heading and whether they hold numbers.
 
-    `room` is what columns have at least, so that they stand still while their contents change.
+    `room` has the minimum widths, which keep columns in place while their contents change.
     """
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style=_HEADING)
     for (heading, number), width in zip(columns, room or [0] * len(columns), strict=True):
-        # Folded, never cut: a number of which a digit is missing is a lie.
+        # Fold, never crop: a number without some of its digits would mislead.
         table.add_column(heading, justify="right" if number else "left", overflow="fold", min_width=width)
     return table
 
@@ -173,7 +171,7 @@ def _leaks(view: View) -> RenderableType:
         if region.swept is not None:
             swept = f"{_clock(region.swept)} ago"
         elif not region.found:
-            continue  # not a region whose pages can be read, or not yet
+            continue  # never swept: its reference counts are not readable, or not yet read
         table.add_row(
             f"  {region.name}",
             _count(region.found),
@@ -190,7 +188,7 @@ def _count(number: int | None) -> str:
 
 
 def _waiting(view: View) -> RenderableType | None:
-    """Draw stalls, and beside them how quickly those woke that did wake."""
+    """Draw the stalls, and beside them the delays of wake-ups."""
     stalls = _table(("stalls", False), ("ever", True), ("now", True), ("seconds", True))
     stalls.show_footer = len(view.stalls) > 1
     for line in view.stalls:
@@ -232,7 +230,7 @@ def _refusals(view: View) -> RenderableType:
             line.errno,
             f"{line.total:,}",
             f"{_rate(line.rate)}/s",
-            Text("owed") if line.owed else Text("NOT OWED", _BAD),
+            Text("expected") if line.expected else Text("UNEXPECTED", _BAD),
         )
     return table
 
@@ -292,7 +290,7 @@ def _rate(rate: float | None) -> str:
 
 
 def _time(nanoseconds: float | None) -> str:
-    """Return a time in at most six characters, two figures or more of which hold."""
+    """Return a time in at most six characters, with two significant digits or more."""
     if nanoseconds is None:
         return "-"
     if nanoseconds == float("inf"):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The live view in a terminal: reads the ledger, draws, and leaves the run alone."""
+"""Shows the live view in a terminal, from a ledger that it only reads."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ if TYPE_CHECKING:
 PLAIN_WIDTH: Final = 80
 _INTERVAL_SECONDS: Final = 2.0
 _LARGEST_VERDICT: Final = 16 << 20
-# Rates and latencies speak of about this time: long enough that what is rare shows, too.
+# The span of rates and latencies, long enough to include rare operations.
 _SPAN_SECONDS: Final = 10.0
 
 
 def watch(ledger: Path, verdict: Path, *, interval: float | None, once: bool) -> int:
-    """Show a run until it ends or somebody has seen enough; return the exit code.
+    """Show a run until it ends or the user quits.
 
-    The exit code is that of the verdict where the run has ended, and 0 otherwise.
+    Return the verdict's exit code if the run has ended, otherwise 0.
 
     Raises:
-        UsageError: there is no ledger that can be read.
+        UsageError: the ledger cannot be read.
     """
     console = Console(markup=False, highlight=False, emoji=False)
     with contextlib.closing(_Watched(ledger, verdict)) as run:
@@ -55,14 +55,14 @@ def watch(ledger: Path, verdict: Path, *, interval: float | None, once: bool) ->
             return _print_plainly(run, repeat)
         with _interrupted_by_any_signal(), contextlib.suppress(KeyboardInterrupt):
             _show_live(run, console, interval or _INTERVAL_SECONDS)
-        # Back on the screen that was there before, where what is said stays.
+        # Print the conclusion on the normal screen, where it stays.
         if run.conclusion is not None:
             console.print(draw(run.view, run.conclusion))
         return run.exit_code
 
 
 class _Watched:
-    """A run that is looked at again and again."""
+    """A run, its last view and the readings for rates."""
 
     def __init__(self, ledger: Path, verdict: Path) -> None:
         self._path = ledger
@@ -89,7 +89,7 @@ class _Watched:
         return self.view
 
     def _look(self) -> View:
-        # In this order: whoever wrote the verdict had finished the ledger.
+        # Read the verdict first: once it exists, the ledger is final.
         self.conclusion = self._conclusion()
         try:
             return self._view(Reading.take(self._reader, time.monotonic_ns(), time.time_ns()))
@@ -117,14 +117,14 @@ class _Watched:
             raise UsageError(f"{self._verdict} cannot be read: {why(error)}.") from None
         except (ValueError, LookupError, TypeError):
             raise UsageError(
-                f"{self._verdict} holds no verdict: 'dax-soak report {self._verdict.parent}' computes "
-                f"it again from the journal."
+                f"{self._verdict} is not a verdict: 'dax-soak report {self._verdict.parent}' computes it "
+                f"again from the journal."
             ) from None
 
     def _unreadable(self, error: Exception) -> UsageError:
         return UsageError(
-            f"The ledger {self._path} cannot be read: {error}. It is damaged, or was written by "
-            f"another version of dax-soak."
+            f"The ledger {self._path} cannot be read: {error}. It is damaged, or another version of "
+            f"dax-soak wrote it."
         )
 
 
@@ -157,7 +157,7 @@ def _show_live(run: _Watched, console: Console, interval: float) -> None:
 
 @dataclass
 class _Keyboard:
-    """Where keys come from; None where there is no terminal to type on."""
+    """The descriptor that keys come from; None without a terminal."""
 
     descriptor: int | None
 
@@ -180,7 +180,7 @@ class _Keyboard:
 
 @contextlib.contextmanager
 def _single_keys() -> Iterator[_Keyboard]:
-    """Have keys come one by one and unseen, where there is a keyboard."""
+    """Switch the terminal to single keys without echo, if standard input is a terminal."""
     if not sys.stdin.isatty():
         yield _Keyboard(None)
         return
@@ -195,7 +195,7 @@ def _single_keys() -> Iterator[_Keyboard]:
 
 @contextlib.contextmanager
 def _interrupted_by_any_signal() -> Iterator[None]:
-    """Have what would end this program at once end it in order: the terminal is put back."""
+    """Turn SIGTERM and SIGHUP into KeyboardInterrupt, so that the terminal is restored."""
     numbers = (signal.SIGTERM, signal.SIGHUP)
     before = {number: signal.signal(number, signal.default_int_handler) for number in numbers}
     try:

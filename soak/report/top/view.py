@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What a live view shows, computed from readings of a ledger; no terminal is known here."""
+"""Computes the contents of the live view from readings of a ledger, independent of the terminal."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ _FULL_PPM: Final = 1_000_000
 
 @dataclass(frozen=True)
 class Reading:
-    """A ledger, all of it, and when it was read, by a clock that never goes back."""
+    """A ledger, loaded in full, and the monotonic time of the reading."""
 
     ledger: LedgerView
     taken_ns: int
 
     @classmethod
     def take(cls, reader: LedgerReader, taken_ns: int, epoch_ns: int) -> Self:
-        """Read a ledger; `epoch_ns` is the time of day.
+        """Read a ledger; `epoch_ns` is the wall clock.
 
-        A ledger that is damaged or of another version raises one of `UNREADABLE` in
-        `soak.ledger.layout`, here or where a view is made of it.
+        A damaged ledger, or one of another version, raises one of `UNREADABLE` in
+        `soak.ledger.layout`, here or in `make_view`.
         """
         return cls(LedgerView(reader, epoch_ns).load(), taken_ns)
 
     def moved(self, before: Reading) -> bool:
-        """Whether the run goes on, or went on after `before`."""
-        goes_on = not (self.ledger.over or self.ledger.silent)
-        return goes_on or self._heartbeat_ns != before._heartbeat_ns
+        """Whether the run is alive, or had a heartbeat after `before`."""
+        alive = not (self.ledger.over or self.ledger.silent)
+        return alive or self._heartbeat_ns != before._heartbeat_ns
 
     @property
     def _heartbeat_ns(self) -> int:
@@ -50,9 +50,9 @@ class Reading:
 
 @dataclass(frozen=True)
 class RegionLine:
-    """What the pages of a region carry too much; None where that was being written for good.
+    """The leaked page references of a region; None if the group in the ledger is torn.
 
-    `swept` is how many seconds ago they were read, None where they were not.
+    `swept` is the time since the last sweep in seconds, None before the first.
     """
 
     name: str
@@ -65,7 +65,7 @@ class RegionLine:
 
 @dataclass(frozen=True)
 class WorkerLine:
-    """`seconds` is how long the operation has been in flight, `rate` how many end in a second."""
+    """`seconds` is the time of the operation in flight, `rate` the ended operations per second."""
 
     name: str
     state: str
@@ -78,7 +78,7 @@ class WorkerLine:
 
 @dataclass(frozen=True)
 class OperationLine:
-    """`rate`, `p50_ns` and `p99_ns` are those of the span of the view, `total` of the whole run."""
+    """`rate`, `p50_ns` and `p99_ns` cover the span of the view, `total` the whole run."""
 
     cell: Cell
     total: int
@@ -89,11 +89,11 @@ class OperationLine:
 
 @dataclass(frozen=True)
 class RefusalLine:
-    """An errno, and whether the kernel owed it."""
+    """An errno, and whether it was expected."""
 
     cell: Cell
     errno: str
-    owed: bool
+    expected: bool
     total: int
     rate: float | None
 
@@ -108,7 +108,7 @@ class StallLine:
 
 @dataclass(frozen=True)
 class WakeupLine:
-    """Waits that were woken, of the whole run: there are too few of them for less."""
+    """Wake-ups of the whole run, because a shorter span has too few."""
 
     interface: str
     count: int
@@ -125,11 +125,12 @@ class ViolationLine:
 
 @dataclass(frozen=True)
 class View:
-    """Everything that is shown.
+    """All contents of the live view.
 
-    `covered` counts cells: covered, and required. `span` is the time of rates and latencies, in
-    seconds; None where it is the whole run. `given_up`: there was no sign of life for too long, whatever
-    the state; `silent` is for how long, where the run is not over; `no_heartbeat`: there was none ever.
+    `covered` is the numbers of covered and required cells. `span` is the period of rates and latencies in
+    seconds; None for the whole run. `given_up` is set if the last heartbeat is older than the limit, in
+    any state; `silent` is then its age in seconds if the run is not over. `no_heartbeat` is set if there
+    never was one.
     """
 
     run: Mapping[str, Any]
@@ -154,7 +155,7 @@ class View:
 
 
 def make_view(now: Reading, before: Reading | None = None) -> View:
-    """Compute what is shown now, with rates since `before` or else since the run started."""
+    """Compute the view, with rates since `before`, or since the start of the run."""
     if before is not None and before.taken_ns >= now.taken_ns:
         before = None
     ledger, supervisor = now.ledger, now.ledger.supervisor
@@ -213,7 +214,7 @@ def _region_lines(ledger: LedgerView) -> Iterator[RegionLine]:
 
 
 def _rate(now: int, before: int, seconds: float) -> float | None:
-    """Return how many a second; a count that went back belongs to a block that was begun afresh."""
+    """Return the rate per second; a count that decreased belongs to a block that was cleared."""
     return max(now - before, 0) / seconds if seconds > 0 else None
 
 

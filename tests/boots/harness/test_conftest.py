@@ -82,7 +82,7 @@ def run(place: Path, text: str, *arguments: str) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize("beside", [(), BESIDE], ids=["alone", "beside"])
-def test_a_flaky_lab_test_is_named_last(tmp_path: Path, beside: tuple[str, ...]) -> None:
+def test_flaky_lab_test_is_listed_last(tmp_path: Path, beside: tuple[str, ...]) -> None:
     code, said = run(tmp_path, FLAKY.format(name="a"), *beside)
     assert code == 0, said
     assert re.search(
@@ -101,7 +101,7 @@ def test_three_flaky_tests_fail_the_run(tmp_path: Path) -> None:
     assert "3 tests are flaky, and no more than 2 may be: the run has failed" in said
 
 
-def test_a_unit_test_is_never_run_again(tmp_path: Path) -> None:
+def test_unit_test_is_not_rerun(tmp_path: Path) -> None:
     code, said = run(tmp_path, UNIT)
     assert code == 1, said
     assert (tmp_path / "unit").read_text() == "."
@@ -109,7 +109,7 @@ def test_a_unit_test_is_never_run_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("beside", [(), BESIDE], ids=["alone", "beside"])
-def test_what_a_guest_does_is_printed_meanwhile(tmp_path: Path, beside: tuple[str, ...]) -> None:
+def test_guest_progress_is_printed_during_the_test(tmp_path: Path, beside: tuple[str, ...]) -> None:
     """While the test runs, and though it passes."""
     _, said = run(tmp_path, TELLING, *beside)
     assert re.search(r"^.*0:\d\d test_some::test_telling: boots$", said, re.MULTILINE), said
@@ -117,7 +117,7 @@ def test_what_a_guest_does_is_printed_meanwhile(tmp_path: Path, beside: tuple[st
 
 
 @pytest.mark.parametrize("beside", [(), BESIDE], ids=["alone", "beside"])
-def test_a_set_up_that_fails_is_reported_once(tmp_path: Path, beside: tuple[str, ...]) -> None:
+def test_failed_setup_is_reported_once(tmp_path: Path, beside: tuple[str, ...]) -> None:
     code, said = run(tmp_path, SHARED.format(fails=True, bad=None), *beside)
     assert code == 1, said
     assert "3 skipped, 1 error, 1 rerun" in said
@@ -128,21 +128,21 @@ def test_a_set_up_that_fails_is_reported_once(tmp_path: Path, beside: tuple[str,
     assert re.search(r"^kept: \S+/guest\d ", said, re.MULTILINE)
 
 
-def test_a_set_up_that_fails_only_once_serves_all(tmp_path: Path) -> None:
+def test_setup_that_fails_once_serves_all(tmp_path: Path) -> None:
     code, said = run(tmp_path, SHARED.format(fails="number == 1", bad=None))
     assert code == 0, said
     assert "4 passed, 1 rerun" in said
     assert (tmp_path / "made").read_text() == ".."
 
 
-def test_a_test_that_is_run_again_has_a_new_set_up(tmp_path: Path) -> None:
+def test_rerun_test_gets_a_new_setup(tmp_path: Path) -> None:
     code, said = run(tmp_path, SHARED.format(fails=False, bad=2))
     assert code == 0, said
     assert (tmp_path / "made").read_text() == ".."
     assert "test_shared[2] failed first" in said
 
 
-def test_guests_are_started_with_the_longest_first(tmp_path: Path) -> None:
+def test_longest_lab_tests_start_first(tmp_path: Path) -> None:
     lines = [
         f"@pytest.mark.lab(seconds={seconds})\ndef test_{seconds}(): pass\n" for seconds in (10, 200, 50)
     ]
