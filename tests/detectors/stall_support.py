@@ -269,6 +269,14 @@ class Desk:
         path = self.notes(name)
         return len(path.read_text().splitlines()) if path.exists() else 0
 
+    def wait_for_interruption(self, name: str, number: int) -> None:
+        """Wait until so many signals have ended a read, and the worker sleeps in the next one.
+
+        A signal that arrives between two reads ends neither.
+        """
+        pid = self.pool.worker(name).pid
+        wait_for(lambda: self.signals(name) >= number and sleeps(pid))
+
     def pinned_before(self, interface: Interface = Interface.VMSPLICE) -> None:
         """Note a pin that was taken before a wait that begins now, and is given back."""
         now = time.monotonic_ns()

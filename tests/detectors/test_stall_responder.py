@@ -127,7 +127,7 @@ def test_signals_come_until_the_ledger_moves(desk: Desk) -> None:
     stall(desk, signals=3)
     assert len(desk.look()) == 1
     for number in (1, 2):
-        wait_for(lambda: desk.signals(INVALIDATOR) >= number)  # noqa: B023 - at once
+        desk.wait_for_interruption(INVALIDATOR, number)
         assert desk.events("operation.freed") == []
         assert desk.waits(PUNCH)["stalled"] == 1
         assert desk.look() == []
@@ -147,7 +147,7 @@ def test_signals_come_until_the_ledger_moves(desk: Desk) -> None:
 def test_one_operation_counts_once(desk: Desk) -> None:
     stall(desk, signals=2)
     assert len(desk.look()) == 1
-    wait_for(lambda: desk.signals(INVALIDATOR) == 1)
+    desk.wait_for_interruption(INVALIDATOR, 1)
     desk.skip(0.5)
     assert desk.look() == []
     wait_for(lambda: desk.invalidator.get("ended") == 1)
@@ -439,7 +439,7 @@ def test_a_worker_being_freed_can_still_stall(desk: Desk) -> None:
     desk.watch.free(desk.pool.worker(INVALIDATOR))
     assert len(desk.look()) == 1
     assert desk.waits(PUNCH)["stalled"] == 1
-    wait_for(lambda: desk.signals(INVALIDATOR) == 1)
+    desk.wait_for_interruption(INVALIDATOR, 1)
     desk.look()
     wait_for(lambda: desk.invalidator.get("ended") == 1)
     desk.look()
