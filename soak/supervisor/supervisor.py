@@ -10,23 +10,24 @@ import contextlib
 import os
 import signal
 import time
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from soak.abi.procfs import boot_id, foll_pins, kernel_release, locked_and_pinned_bytes, taint
-from soak.detectors.base import Detector
 from soak.detectors.canaries.runner import FIRST_SECONDS
 from soak.detectors.leaks.sweeper import FULL_HEADROOM_PPM
 from soak.detectors.reporter import REPORT_SECONDS
 from soak.journal.writer import Level
 from soak.ledger.totals import completed_operations
-from soak.model.vocabulary import DetectorName, RunState, VerdictWord
+from soak.model.vocabulary import RunState, VerdictWord
 from soak.supervisor.control import CONTINUE, PAUSE, STOP, WORDS, ending_signals
+from soak.supervisor.detecting import DetectorSet
 from soak.supervisor.jobs import Jobs
+from soak.supervisor.worker_events import WorkerEvents
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
+    from soak.detectors.base import Detector
     from soak.detectors.canaries.runner import Canaries
     from soak.detectors.clock import SoakClock
     from soak.detectors.leaks.recycler import Recycler
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from soak.supervisor.control import ControlSocket
     from soak.supervisor.hooks.base import Hook
     from soak.supervisor.summary import Summary
-    from soak.workload.pool import Death, WorkerPool
+    from soak.workload.pool import WorkerPool
 
 BEAT_SECONDS: Final = 0.1
 
@@ -76,9 +77,10 @@ class Supervisor:
     ) -> None:
         self._block = block
         self._pool = pool
+        self._worker_events = WorkerEvents(block, journal, pool)
         self._journal = journal
         self._reporter = reporter
-        self._detectors = detectors
+        self._detectors = DetectorSet(block, journal, detectors)
         self._recycler = recycler
         self._end_reason: str | None = None
         self._canaries = canaries
@@ -97,10 +99,8 @@ class Supervisor:
         self._paused = False
         self._ending = ending_signals()
         self._jobs = Jobs(block, journal)
-        self._failures: set[str] = set()
         self._running = block.block.fields["state"].values.index(RunState.RUNNING)
         self._last_beat_ns = 0
-        self._unborn: set[str] = set()
 
     def run(self) -> None:
         """Soak until the duration has elapsed, or a signal or a request ends the run."""
@@ -111,7 +111,7 @@ class Supervisor:
         self._begin()
         try:
             # Before the probes, to which a page with a full reference count looks like a refusal.
-            self._run_step("prepare")
+            self._detectors.run("prepare")
             why = self._recycler.make_room()
             if why is None:
                 self._start()
@@ -120,8 +120,8 @@ class Supervisor:
             self._end_workers()
             self._canaries.stop()
         self._look()
-        self._probe_undecided()
-        self._run_step("at_rest")
+        self._detectors.probe_undecided()
+        self._detectors.run("at_rest")
         self._sample()
         self._reporter.give_up_deciding()
         self._summary.write()
@@ -165,13 +165,13 @@ class Supervisor:
                 + ("after a reboot" if rebooted else "in the same boot"),
             )
         block.add("starts", 1)
-        for label in [label for detector in self._detectors for label in detector.uncovered()]:
+        for label in self._detectors.uncovered():
             self._journal.write(
                 "expectation.missing", Level.ERROR, summary=f"no expectation covers {label}"
             )
 
     def _start(self) -> None:
-        self._run_step("probe")
+        self._detectors.run("probe")
         self._pool.start()
         self._block.set_word("state", RunState.RUNNING)
         self._journal.write("workers.started", workers=len(self._pool.workers))
@@ -193,9 +193,8 @@ class Supervisor:
         while self._left_ns() > 0:
             self._beat()
             self._look()
-            for death in self._pool.reap():
-                self._report_death(death)
-            self._report_unborn()
+            self._worker_events.reap()
+            self._worker_events.report_unborn()
             self._flush_and_commit()
             self._canaries.look()
             if not self._paused:
@@ -277,40 +276,9 @@ class Supervisor:
         for hook in self._hooks:
             self._end_reason = self._end_reason or hook.beat()
 
-    def _guarded(self, detector: Detector, work: Callable[[], None]) -> None:
-        """Run a step of a detector, and record its success and duration."""
-        name = detector.name
-        start = time.monotonic_ns()
-        if self._succeeds(detector, work):
-            self._block.set_at("detectors", 1, name, "success")
-        self._block.add_at("detectors", 1, name, "runs")
-        self._block.set_at("detectors", time.monotonic_ns() - start, name, "duration_ns")
-
-    def _succeeds(self, detector: Detector, work: Callable[[], None]) -> bool:
-        """Run a part of a detector; if it raises, record the failure and return False."""
-        try:
-            work()
-        except Exception as error:  # noqa: BLE001 - a detector that failed makes the verdict unknown
-            self._fail(detector.name, f"detector {detector.name} failed: {error!r}")
-            return False
-        return True
-
-    def _fail(self, detector: DetectorName, summary: str) -> None:
-        """Record that a detector failed; each reason goes to the journal once."""
-        self._block.set_at("detectors", 0, detector, "success")
-        if summary not in self._failures:
-            self._failures.add(summary)
-            self._journal.write("detector.failed", Level.ERROR, detector=detector, summary=summary)
-
     def _look(self) -> None:
         self._last_look = time.monotonic()
-        self._run_step("look")
-
-    def _run_step(self, step: str) -> None:
-        """Call this method of each detector that implements it."""
-        for detector in self._detectors:
-            if _has_step(detector, step):
-                self._guarded(detector, getattr(detector, step))
+        self._detectors.run("look")
 
     def _watch(self) -> None:
         """Beat and look while workers come to rest: a stall may keep one from it."""
@@ -321,8 +289,7 @@ class Supervisor:
     def _watch_and_replace(self) -> None:
         """Also replace workers that die meanwhile: others may wait for their pins."""
         self._watch()
-        for death in self._pool.reap():
-            self._report_death(death)
+        self._worker_events.reap()
 
     def _flush_and_commit(self) -> None:
         self._reporter.flush(REPORT_SECONDS)
@@ -336,52 +303,7 @@ class Supervisor:
         misses one.
         """
         self._last_commit = time.monotonic()
-        for detector in self._detectors:
-            self._succeeds(detector, detector.commit)
-
-    def _report_death(self, death: Death) -> None:
-        index = self._block.index("restarts", death.worker)
-        by = (
-            f"by {signal.Signals(death.signal_number).name}"
-            if death.signal_number
-            else f"with exit code {death.exit_code}"
-        )
-        self._journal.write(
-            "worker.died",
-            Level.WARNING,
-            worker=death.worker,
-            incarnation=death.incarnation,
-            signal=death.signal_number,
-            exit_code=death.exit_code,
-            in_flight=death.in_flight,
-            summary=f"{death.worker} ended {by}",
-        )
-        if death.gave_up:
-            self._block.set("dead", 1, *index)
-            self._journal.write(
-                "harness.failed",
-                Level.ERROR,
-                worker=death.worker,
-                summary=f"{death.worker} ends {by} right after each start; it is not restarted again",
-            )
-        else:
-            self._block.add("restarts", 1, *index)
-            if death.worker not in self._pool.unborn:
-                self._journal.write("worker.restarted", worker=death.worker)
-
-    def _report_unborn(self) -> None:
-        """Log which workers have no process, and when one has a process again."""
-        unborn = self._pool.unborn
-        for name in self._unborn - unborn.keys():
-            self._journal.write("worker.restarted", worker=name)
-        for name in unborn.keys() - self._unborn:
-            self._journal.write(
-                "worker.waits",
-                Level.WARNING,
-                worker=name,
-                summary=f"{name} cannot be started ({unborn[name]}); retrying",
-            )
-        self._unborn = set(unborn)
+        self._detectors.commit()
 
     def _end_workers(self) -> None:
         killed = self._pool.stop(_STOP_SECONDS, self._watch)
@@ -396,12 +318,11 @@ class Supervisor:
     def _sweep_between(self) -> None:
         """Sweep while the workers rest between two operations."""
         with self._at_rest() as late:
-            if not late:
-                self._run_step("at_rest")
+            if late:
+                self._detectors.miss_sweep(late)
+            else:
+                self._detectors.run("at_rest")
                 self._canaries.at_rest()
-            for detector in self._detectors if late else ():
-                if _has_step(detector, "at_rest"):
-                    self._fail(detector.name, f"no sweep: {', '.join(late)} did not come to rest")
 
     def _recycle(self) -> None:
         """Recycle regions that run short of head-room, unless a canary still holds a page."""
@@ -413,15 +334,10 @@ class Supervisor:
 
     def _probe_again(self) -> None:
         """Repeat inconclusive probes while the workers rest."""
-        if any(detector.undecided for detector in self._detectors):
+        if self._detectors.undecided:
             with self._at_rest() as late:
                 if not late:
-                    self._probe_undecided()
-
-    def _probe_undecided(self) -> None:
-        for detector in self._detectors:
-            if detector.undecided:
-                self._guarded(detector, detector.probe)
+                    self._detectors.probe_undecided()
 
     @contextlib.contextmanager
     def _at_rest(self) -> Iterator[list[str]]:
@@ -429,8 +345,7 @@ class Supervisor:
         try:
             late = self._pool.pause(_BARRIER_SECONDS, self._watch_and_replace)
             for worker in late:
-                for detector in self._detectors:
-                    self._succeeds(detector, partial(detector.free, self._pool.worker(worker)))
+                self._detectors.free(self._pool.worker(worker))
             if late:
                 late = self._pool.pause(_FREED_SECONDS, self._watch_and_replace)
             yield late
@@ -445,9 +360,7 @@ class Supervisor:
         self._journal.write(
             "sample.taken",
             completed=completed,
-            sweeps={
-                name: count for detector in self._detectors for name, count in detector.sweeps().items()
-            },
+            sweeps=self._detectors.sweeps(),
             journal_errors=self._journal.errors,
             workers={worker.plan.name: worker.block.get("incarnation") for worker in self._pool.workers},
         )
@@ -467,8 +380,7 @@ class Supervisor:
         completed = completed_operations(
             (worker.block.names("counts"), worker.block.view("counts")) for worker in self._pool.workers
         )
-        for detector in self._detectors:
-            completed |= detector.completed()
+        completed |= self._detectors.completed()
         promised: dict[str, int] = self._run["promised"]
         met = sum(completed.get(label, 0) >= need for label, need in promised.items())
         self._block.set("coverage_cells", met)
@@ -487,7 +399,3 @@ class Supervisor:
                 locked, pinned = locked + of_one[0], pinned + of_one[1]
         self._block.set("locked_bytes", locked)
         self._block.set("pinned_bytes", pinned)
-
-
-def _has_step(detector: Detector, step: str) -> bool:
-    return getattr(type(detector), step) is not getattr(Detector, step)

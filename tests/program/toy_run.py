@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Run on a copy of the program to which toys were added: a soak of seconds in anonymous memory and files.
+"""Run on a copy of the program to which toys were added: a soak in anonymous memory and files.
 
 Prints what became of the toys as one JSON object. The files are those of any file system: what is asked
 is where a toy shows, not what a kernel does with DAX memory.
@@ -22,13 +22,14 @@ from soak.regions import AnonymousRegion, FsDaxRegion, Region
 from soak.regions.fs_dax import FILE_SIZE
 from soak.report.text import text_report
 from soak.supervisor.assembly import Setting, run_soak
+from soak.supervisor.hooks.base import Hook
 from soak.supervisor.workers import RunWorkers
 from soak.verdict import judge
 from soak.workload.plan import make_plan
 
-# The first canary is made three seconds after the start.
 CONFIG = {
-    "run": {"duration": 5},
+    # It ends when all toys have been seen.
+    "run": {"duration": "5m"},
     "region": [
         {"name": "control", "kind": "anonymous"},
         {"name": "files", "kind": "fs-dax", "path": "files"},
@@ -44,6 +45,21 @@ CONFIG = {
 }
 
 
+class EndWhenSeen(Hook):
+    """Ends the run when every cell was completed, and a canary of the refusal detector was made."""
+
+    def __init__(self, reader: LedgerReader) -> None:
+        self._reader = reader
+
+    def beat(self) -> str | None:
+        canaries = self._reader.block("supervisor").named_rows("canaries")["refusals"]
+        workers = self._reader.blocks("worker")
+        rows = [row for worker in workers for row in worker.named_rows("counts").values()]
+        if all(sum(row.values()) for row in rows) and canaries["seen"] + canaries["missed"]:
+            return "all toys were seen"
+        return None
+
+
 def make_files(home: Path) -> FsDaxRegion:
     directory = home / "files"
     directory.mkdir()
@@ -57,8 +73,9 @@ def main(home: Path) -> None:
     plan = make_plan(config, regions)
     layout = plan.layout({"run_id": "1", "filesystem": "none"}, lab=False)
     ledger = Ledger.create(home / "ledger", layout)
-    with FileJournal(home / "journal.jsonl") as journal:
-        setting = Setting("1", ledger, journal, home, (), nullcontext(), in_lab=False)
+    with FileJournal(home / "journal.jsonl") as journal, LedgerReader.open(home / "ledger") as reader:
+        hooks = (EndWhenSeen(reader),)
+        setting = Setting("1", ledger, journal, home, hooks, nullcontext(), in_lab=False)
         run_soak(plan, regions, RunWorkers(plan, regions, ledger), setting)
     events = list(read_journal(home / "journal.jsonl"))
     with LedgerReader.open(home / "ledger") as reader:
