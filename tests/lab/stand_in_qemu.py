@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Stands in for QEMU: a guest that plays what a test has written down, over the host's real ports.
+"""Stands in for QEMU: plays the guest's side of the host's real ports and ledger, step by step.
 
-It is for what no kernel can be made to do at the right moment. The steps are a JSON list, in the file
+It does what no kernel can be made to do at the right moment. The steps are a JSON list, in the file
 that the environment variable names.
 """
 
@@ -53,7 +53,7 @@ def message(word: str, **fields: object) -> Step:
 
 
 def install(directory: Path) -> None:
-    """Put it where a PATH that begins with the directory finds it."""
+    """Write the program into a directory for PATH."""
     directory.mkdir()
     program = directory / "qemu-system-x86_64"
     program.write_text(
@@ -63,7 +63,7 @@ def install(directory: Path) -> None:
 
 
 def prepare(place: Path, steps: Iterable[Step]) -> dict[str, str]:
-    """Write down the steps, and return the environment in which they are played."""
+    """Write program and steps; return the environment variables for them."""
     install(place / "bin")
     (place / "steps.json").write_text(json.dumps(list(steps)))
     return {"PATH": f"{place / 'bin'}:{os.environ['PATH']}", STEPS: str(place / "steps.json")}
@@ -119,7 +119,7 @@ class Guest:
         threading.Thread(target=self._beat, daemon=True).start()
 
     def play(self, steps: Iterable[Step]) -> None:
-        """Play the steps, and go on as the last one leaves it."""
+        """Play the steps one after the other."""
         # A guest takes longer to boot than its host to connect to the monitor.
         journal = self._ledger_path.with_name("journal.jsonl")
         began = sum(1 for line in _lines(journal) if '"lab.ended"' in line)
@@ -219,7 +219,7 @@ class Guest:
         self._end(RESET)
 
     def _beat(self) -> None:
-        """Be the supervisor as far as the host looks for its heartbeats."""
+        """Send the supervisor's heartbeats."""
         block = self._ledger.block(SUPERVISOR)
         began = time.monotonic()
         while self._beats:
@@ -231,7 +231,7 @@ class Guest:
 def main() -> None:
     """Be QEMU, until the steps say to end or a deadline passes."""
     if "--version" in sys.argv:
-        print("QEMU emulator version 7.2.22")  # noqa: T201 - what is asked for
+        print("QEMU emulator version 7.2.22")  # noqa: T201 - the output of --version
         return
     steps = json.loads(Path(os.environ[STEPS]).read_text())
     if steps and steps[0][0] == REFUSE:

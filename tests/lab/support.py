@@ -76,7 +76,7 @@ SOAKING: Final = [
 COVERED: Final = lines(
     ("sample.taken", {"completed": {LABEL: 5}, "sweeps": {}, "journal_errors": 0}), first=3
 )
-RUN_ENDED: Final = lines(("run.ended", {"why": "its time was over"}), first=4)
+RUN_ENDED: Final = lines(("run.ended", {"why": "duration elapsed"}), first=4)
 EXITED: Final = message(protocol.EXITED, code=0)
 # What a run that passes sends from its first operation on.
 ENDED: Final[list[Step]] = [*COVERED, *RUN_ENDED, EXITED, (END, POWERED_OFF)]
@@ -107,7 +107,7 @@ def lab_request(directory: Path, **options: Any) -> LabRequest:  # noqa: ANN401 
 
 
 class HostRun:
-    """A boot of the lab whose guest plays steps, seen through what a user sees of it."""
+    """A boot of the lab with the stand-in as its guest, observed through files and output."""
 
     def __init__(
         self,
@@ -137,7 +137,7 @@ class HostRun:
 
     @property
     def shown(self) -> str:
-        """What was shown, in one line."""
+        """The terminal output, in one line."""
         return " ".join(self._shown.read_text().split())
 
     def events(self, name: str | None = None) -> list[dict[str, Any]]:
@@ -230,7 +230,7 @@ class HostRuns:
 
 
 def _outcome(request: LabRequest, progress: Progress, timing: Timing) -> dict[str, Any]:
-    """Boot, and return what came of it."""
+    """Boot, and return verdict or error as JSON fields."""
     try:
         booted = soak_once(request, "tcg", progress, timing)
     except BootError as error:

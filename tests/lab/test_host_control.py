@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Ending a lab run by signals in each of its phases, and asking it through its control socket."""
+"""Signals in each phase of a lab run, and requests over its control socket."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def run(tmp_path: Path) -> Iterator[Callable[..., HostRun]]:
 
 
 def check_ended(host: HostRun) -> None:
-    """Nothing of a run goes on, and its directory takes no more requests."""
+    """Check that QEMU, exporter and control socket are gone."""
     assert [alive(event["qemu_pid"]) for event in host.events("lab.started")] in ([], [False])
     assert not is_served(host.events("exporter.started")[0]["address"])
     with pytest.raises(UsageError, match="no soak is running"):
@@ -68,7 +68,7 @@ def check_ended(host: HostRun) -> None:
 def test_a_signal_before_the_boot_prevents_it(
     run: Callable[..., HostRun], tmp_path: Path, number: signal.Signals
 ) -> None:
-    """It comes while the initramfs is written, a layer of which is read from a pipe here."""
+    """A pipe as a layer of the initramfs holds the host up at that moment."""
     layer = tmp_path / "layer"
     os.mkfifo(layer)
     host = run([HANG], layers=(layer,))
@@ -84,9 +84,7 @@ def test_a_signal_before_the_boot_prevents_it(
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_a_signal_while_it_boots_ends_it_at_once(
-    run: Callable[..., HostRun], number: signal.Signals
-) -> None:
+def test_a_signal_during_the_boot_ends_it(run: Callable[..., HostRun], number: signal.Signals) -> None:
     host = run([*BOOTED, HANG])
     host.until_shown("answers after")
     host.signal(number)
@@ -95,7 +93,7 @@ def test_a_signal_while_it_boots_ends_it_at_once(
     check_ended(host)
 
 
-def test_a_boot_that_fails_when_interrupted(run: Callable[..., HostRun]) -> None:
+def test_a_failed_interrupted_boot_is_no_error(run: Callable[..., HostRun]) -> None:
     """It says nothing about the kernel: a bisection must not skip it."""
     ended = [message(protocol.EXITED, code=2), (END, POWERED_OFF)]
     host = run([*READY, (EXPECT, protocol.STOP), *ended])
@@ -115,16 +113,16 @@ def test_a_signal_ends_a_soak_in_order(run: Callable[..., HostRun], number: sign
     check_ended(host)
 
 
-def test_a_signal_before_the_soak_has_begun(run: Callable[..., HostRun]) -> None:
-    """The guest is ready, and its supervisor calibrates: the guest ends it."""
+def test_a_signal_during_calibration_ends_in_order(run: Callable[..., HostRun]) -> None:
+    """The guest is ready and its supervisor has not journalled `run.started`."""
     host = run([*READY, (EXPECT, protocol.STOP), *SOAKING[len(READY) :], *ENDED])
     host.until(lambda: host.events("lab.started") and host.host("state") == "running")
     host.signal(signal.SIGTERM)
     assert host.judged()[0] == "pass"
 
 
-def test_a_guest_that_is_ready_late_is_stopped(tmp_path: Path) -> None:
-    """The signal came first, and the host has not looked at its guest since."""
+def test_a_guest_ready_late_is_stopped(tmp_path: Path) -> None:
+    """The signal arrived first, within the same beat."""
     request, progress = lab_request(tmp_path), Progress(io.StringIO())
     guest, ending = GuestState(), Ending()
     port, end = Port.pair()
@@ -151,12 +149,12 @@ def test_a_second_signal_ends_it_at_once(run: Callable[..., HostRun]) -> None:
     host.signal(signal.SIGINT)
     verdict, reasons = host.judged()
     assert (verdict, reasons[0]) == ("unknown", "the run did not finish")
-    # The guest is not to blame for that, nor is the harness.
+    # Neither kernel nor harness is at fault.
     assert host.events("violation.found") == host.events("harness.failed") == []
     check_ended(host)
 
 
-def test_a_guest_that_does_not_stop_is_ended(run: Callable[..., HostRun]) -> None:
+def test_a_guest_ignoring_stop_is_ended(run: Callable[..., HostRun]) -> None:
     host = run([*SOAKING, (EXPECT, protocol.STOP), HANG], replace(PATIENT, end_beats=10))
     host.until_event("run.started")
     host.signal(signal.SIGTERM)
@@ -179,9 +177,7 @@ def test_a_signal_at_the_end_changes_nothing(
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_a_signal_ends_the_time_after_a_bad_end(
-    run: Callable[..., HostRun], number: signal.Signals
-) -> None:
+def test_a_signal_ends_lingering(run: Callable[..., HostRun], number: signal.Signals) -> None:
     host = run([*SOAKING, (END, RESET)], linger_seconds=DEADLINE * 10)
     host.until_shown("metrics stay up")
     host.signal(number)
@@ -189,7 +185,7 @@ def test_a_signal_ends_the_time_after_a_bad_end(
     check_ended(host)
 
 
-def test_stop_ends_the_time_after_a_bad_end(run: Callable[..., HostRun]) -> None:
+def test_a_stop_request_ends_lingering(run: Callable[..., HostRun]) -> None:
     host = run([*SOAKING, (END, RESET)], linger_seconds=DEADLINE * 10)
     host.until_shown("metrics stay up")
     with pytest.raises(UsageError, match="ended before it answered"):
@@ -199,8 +195,8 @@ def test_stop_ends_the_time_after_a_bad_end(run: Callable[..., HostRun]) -> None
     check_ended(host)
 
 
-def test_a_silent_guest_is_left_at_the_second_signal(run: Callable[..., HostRun]) -> None:
-    """It is not waited for until it has answered the NMI, and so it is no finding."""
+def test_a_second_signal_ends_the_nmi_wait(run: Callable[..., HostRun]) -> None:
+    """Whether the guest would have answered the NMI stays open, so nothing is reported as lost."""
     steps = [*SOAKING, (STOP_BEATING, ""), HANG]
     host = run(steps, replace(PATIENT, silent_beats=10))
     host.until_event("guest.silent")
@@ -211,14 +207,14 @@ def test_a_silent_guest_is_left_at_the_second_signal(run: Callable[..., HostRun]
     assert host.events("violation.found") == []
 
 
-def test_a_guest_answers_in_turn(run: Callable[..., HostRun]) -> None:
+def test_answers_reach_requests_in_order(run: Callable[..., HostRun]) -> None:
     steps = [
         *SOAKING,
         (EXPECT, PAUSE),
         (EXPECT, CONTINUE),
         message(protocol.ANSWER, answer="paused"),
         message(protocol.ANSWER, answer="running"),
-        # One that nobody asked for.
+        # An answer without a request.
         message(protocol.ANSWER, answer="paused"),
         (EXPECT, STOP),
         *ENDED,
@@ -245,7 +241,7 @@ def test_a_fault_is_planted_by_name(run: Callable[..., HostRun]) -> None:
     assert host.judged()[0] == "pass"
 
 
-def test_a_guest_that_boots_takes_no_requests(run: Callable[..., HostRun]) -> None:
+def test_a_booting_guest_accepts_no_requests(run: Callable[..., HostRun]) -> None:
     host = run([*BOOTED, HANG])
     host.until_shown("answers after")
     for word in (PAUSE, CONTINUE, f"{PLANT}leak"):
@@ -254,14 +250,14 @@ def test_a_guest_that_boots_takes_no_requests(run: Callable[..., HostRun]) -> No
     assert host.judged()[0] == "unknown"
 
 
-def test_a_word_that_nobody_knows(run: Callable[..., HostRun]) -> None:
+def test_an_unknown_request_is_dismissed(run: Callable[..., HostRun]) -> None:
     host = run([*SOAKING, HANG])
     host.until_event("run.started")
     assert Question(host.directory, "dance").answer(DEADLINE) == ""
 
 
-def test_a_request_ends_with_its_guest(run: Callable[..., HostRun]) -> None:
-    """Its answer will not come; the run still serves its metrics."""
+def test_a_pending_request_ends_with_its_guest(run: Callable[..., HostRun]) -> None:
+    """The host still lingers and serves its metrics then."""
     steps = [*SOAKING, (EXPECT, PAUSE), *COVERED, *RUN_ENDED, (END, RESET)]
     host = run(steps, linger_seconds=DEADLINE * 10)
     host.until_event("run.started")
@@ -269,7 +265,7 @@ def test_a_request_ends_with_its_guest(run: Callable[..., HostRun]) -> None:
     assert host.is_running()
 
 
-def test_the_run_directory_is_whole_when_interrupted(run: Callable[..., HostRun]) -> None:
+def test_an_interrupted_run_leaves_all_files(run: Callable[..., HostRun]) -> None:
     host = run([*SOAKING, (EXPECT, protocol.STOP), *ENDED])
     host.until_event("run.started")
     host.signal(signal.SIGTERM)

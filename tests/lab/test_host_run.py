@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The lab's host, without a guest's kernel: what it makes of how a guest boots, runs and ends."""
+"""The lab's host without a guest's kernel: how it judges boots, runs and ends."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def lost(host: HostRun) -> list[dict[str, Any]]:
     return found
 
 
-def test_a_guest_in_order_passes(run: Callable[..., HostRun]) -> None:
+def test_a_regular_guest_passes(run: Callable[..., HostRun]) -> None:
     host = run([*SOAKING, (OPERATIONS, 7), *ENDED])
     assert host.judged()[0] == "pass"
     names = [event["event"] for event in host.events()]
@@ -97,7 +97,7 @@ def test_the_exporter_ends_with_the_run(run: Callable[..., HostRun], tmp_path: P
     assert not is_served(started["address"])
 
 
-def test_the_first_operation_is_noticed(run: Callable[..., HostRun]) -> None:
+def test_the_first_operation_is_journalled(run: Callable[..., HostRun]) -> None:
     host = run([*SOAKING, (OPERATIONS, 1), HANG])
     host.until_event("lab.soaking")
     (soaking,) = host.events("lab.soaking")
@@ -117,7 +117,7 @@ def test_a_panic_is_a_lost_machine(run: Callable[..., HostRun]) -> None:
     assert (sample["by"], sum(sample["completed"].values())) == ("host", 7)
 
 
-def test_a_silent_guest_panics_at_an_nmi(run: Callable[..., HostRun]) -> None:
+def test_a_panic_at_an_nmi_is_lost(run: Callable[..., HostRun]) -> None:
     steps = [(PANIC_AT_NMI, ""), *SOAKING, (STOP_BEATING, ""), HANG]
     host = run(steps, replace(PATIENT, silent_beats=20))
     verdict, reasons = host.judged()
@@ -127,7 +127,7 @@ def test_a_silent_guest_panics_at_an_nmi(run: Callable[..., HostRun]) -> None:
     assert "NMI" in found["evidence"]["console"][-1]
 
 
-def test_a_silent_guest_may_answer_no_nmi(run: Callable[..., HostRun]) -> None:
+def test_a_guest_ignoring_an_nmi_is_lost(run: Callable[..., HostRun]) -> None:
     steps = [*SOAKING, (STOP_BEATING, ""), HANG]
     host = run(steps, replace(PATIENT, silent_beats=20, nmi_beats=20))
     verdict, reasons = host.judged()
@@ -135,8 +135,8 @@ def test_a_silent_guest_may_answer_no_nmi(run: Callable[..., HostRun]) -> None:
     assert host.host("state") == "lost"
 
 
-def test_a_guest_that_prepares_may_be_silent_longer(run: Callable[..., HostRun]) -> None:
-    """Its supervisor has not started then."""
+def test_a_preparing_guest_may_be_silent_longer(run: Callable[..., HostRun]) -> None:
+    """Its supervisor starts only when the machine is prepared."""
     timing = replace(PATIENT, silent_beats=1, prepare_beats=60, nmi_beats=1)
     host = run([(STOP_BEATING, ""), *BOOTED, HANG], timing)
     host.until_shown("answers after")
@@ -207,7 +207,7 @@ NOT_THE_KERNEL = [
 
 
 @pytest.mark.parametrize(("steps", "deadlines", "reason"), NOT_THE_KERNEL)
-def test_what_is_not_the_kernels_is_unknown(
+def test_faults_of_the_harness_are_unknown(
     run: Callable[..., HostRun], steps: list[Step], deadlines: dict[str, Any], reason: str
 ) -> None:
     host = run(steps, replace(PATIENT, **deadlines), boot_seconds=2.0)
@@ -218,7 +218,7 @@ def test_what_is_not_the_kernels_is_unknown(
     assert (host.host("state"), host.host("lost_machines")) == ("ended", 0)
 
 
-def test_a_clock_at_another_rate_is_unknown(run: Callable[..., HostRun]) -> None:
+def test_a_wrong_guest_clock_is_unknown(run: Callable[..., HostRun]) -> None:
     steps = [*SOAKING, (CLOCK_RATE, 5.0), (EXPECT, "stop"), *ENDED]
     host = run(steps, replace(PATIENT, clock_spans=((0.3, 1.5),)))
     host.until_event("guest.clock-wrong")
@@ -237,7 +237,7 @@ def test_a_guest_left_on_is_ended(run: Callable[..., HostRun]) -> None:
     assert not alive(started["qemu_pid"])
 
 
-def test_a_qemu_that_does_not_quit_is_killed(run: Callable[..., HostRun]) -> None:
+def test_a_qemu_ignoring_quit_is_killed(run: Callable[..., HostRun]) -> None:
     steps = [(IGNORE_QUIT, ""), *SOAKING, *ENDED[:-1], HANG]
     host = run(steps, replace(PATIENT, off_beats=5, command_seconds=0.5))
     assert host.judged()[0] == "pass"
@@ -245,7 +245,7 @@ def test_a_qemu_that_does_not_quit_is_killed(run: Callable[..., HostRun]) -> Non
     assert not alive(started["qemu_pid"])
 
 
-def test_a_run_ends_as_soon_as_all_is_covered(run: Callable[..., HostRun]) -> None:
+def test_a_covered_run_ends_early(run: Callable[..., HostRun]) -> None:
     steps = [*SOAKING, *COVERED, (EXPECT, "stop"), *RUN_ENDED, EXITED, (END, POWERED_OFF)]
     host = run(steps, until_covered=True)
     assert host.judged()[0] == "pass"
@@ -253,7 +253,7 @@ def test_a_run_ends_as_soon_as_all_is_covered(run: Callable[..., HostRun]) -> No
     assert not host.end()["interrupted"]
 
 
-def test_what_lacks_coverage_is_not_ended(run: Callable[..., HostRun], tmp_path: Path) -> None:
+def test_an_uncovered_run_is_not_ended(run: Callable[..., HostRun], tmp_path: Path) -> None:
     go_on = tmp_path / "go-on"
     host = run(
         [*SOAKING, (WAIT_FOR, str(go_on)), *RUN_ENDED, EXITED, (END, POWERED_OFF)], until_covered=True
@@ -267,7 +267,7 @@ def test_what_lacks_coverage_is_not_ended(run: Callable[..., HostRun], tmp_path:
     assert any("completed 0 times, expected at least 5" in reason for reason in reasons)
 
 
-def test_a_run_goes_on_in_another_boot(run: Callable[..., HostRun]) -> None:
+def test_a_resumed_run_keeps_its_record(run: Callable[..., HostRun]) -> None:
     first = run([*SOAKING, (OPERATIONS, 7), (END, RESET)], keep=True)
     assert first.judged()[0] == "fail"
     steps = [*SOAKING[:-1], *ENDED]
@@ -298,7 +298,7 @@ NO_BOOT = [
 
 
 @pytest.mark.parametrize(("steps", "how", "crashed"), NO_BOOT)
-def test_a_guest_that_does_not_come_up(
+def test_a_failed_boot_is_an_error(
     run: Callable[..., HostRun], steps: list[Step], how: str, *, crashed: bool
 ) -> None:
     host = run(steps)
@@ -308,20 +308,20 @@ def test_a_guest_that_does_not_come_up(
     assert not (host.directory / run_directory.VERDICT).exists()
 
 
-def test_a_guest_that_never_answers(run: Callable[..., HostRun]) -> None:
+def test_a_mute_guest_is_a_failed_boot(run: Callable[..., HostRun]) -> None:
     outcome = run([(CONSOLE, "Loading"), HANG], boot_seconds=0.4).end()
     assert "never answered. Its console ended:\nLoading" in outcome["error"]
     assert not outcome["crashed"]
 
 
-def test_a_guest_that_falls_asleep_at_boot(run: Callable[..., HostRun]) -> None:
-    """Its processors sleep; a beat of its supervisor would wake one."""
+def test_a_sleeping_guest_is_a_crashed_boot(run: Callable[..., HostRun]) -> None:
+    """The stand-in sleeps without heartbeats, like a guest whose processors all halted."""
     outcome = run([(STOP_BEATING, ""), (CONSOLE, "Loading"), HANG]).end()
     assert "stood still while it booted" in outcome["error"]
     assert outcome["crashed"]
 
 
-def test_a_qemu_that_does_not_start(run: Callable[..., HostRun]) -> None:
+def test_a_failed_qemu_start_blames_no_kernel(run: Callable[..., HostRun]) -> None:
     host = run([(REFUSE, "no such device")])
     assert host.end() == {
         "error": "QEMU did not start: no such device",
@@ -332,7 +332,7 @@ def test_a_qemu_that_does_not_start(run: Callable[..., HostRun]) -> None:
     assert "no such device" in (host.directory / "qemu.log").read_text()
 
 
-def test_lines_that_were_lost_are_missed(run: Callable[..., HostRun]) -> None:
+def test_lost_journal_lines_are_unknown(run: Callable[..., HostRun]) -> None:
     host = run([*SOAKING, *RUN_ENDED, EXITED, (COMPLAIN, "a warning"), (END, POWERED_OFF)])
     verdict, reasons = host.judged()
     assert (verdict, reasons[0]) == ("unknown", "lines 3 to 3 of the guest's journal did not come")
@@ -341,7 +341,7 @@ def test_lines_that_were_lost_are_missed(run: Callable[..., HostRun]) -> None:
 
 
 def test_metrics_stay_up_after_a_bad_end(run: Callable[..., HostRun]) -> None:
-    """The last scrape came before that end."""
+    """The last scrape may have been before the end."""
     host = run([*SOAKING, (END, RESET)], linger_seconds=600.0)
     host.until_shown("metrics stay up for 600 s more")
     (started,) = host.events("exporter.started")
@@ -351,7 +351,7 @@ def test_metrics_stay_up_after_a_bad_end(run: Callable[..., HostRun]) -> None:
     assert host.judged()[0] == "fail"
 
 
-def test_they_stay_up_where_the_host_gave_up(run: Callable[..., HostRun]) -> None:
+def test_metrics_stay_up_after_giving_up(run: Callable[..., HostRun]) -> None:
     steps = [(PAUSED, ""), *SOAKING, (STOP_BEATING, ""), HANG]
     host = run(steps, replace(PATIENT, silent_beats=20), linger_seconds=0.2)
     assert host.judged()[0] == "unknown"

@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 
 class EndJudge:
-    """Writes down what became of the guest, with the end of its console."""
+    """Journals how the guest ended, with the end of its console."""
 
     def __init__(
         self, kernel: str, console: Path, guest: GuestState, record: RunRecord, ending: Ending
     ) -> None:
-        """Take the kernel's name and the file of the console, for what is reported."""
+        """`kernel` is a name for messages; `console` is the file of the console."""
         self._kernel = kernel
         self._console = console
         self._guest = guest
@@ -40,12 +40,12 @@ class EndJudge:
         )
 
     def abandon(self, summary: str) -> None:
-        """Blame the harness, and have the guest's end not judged."""
+        """Journal a failure of the harness, and terminate the guest without judging its end."""
         self._record.harness_failed(summary)
         self._ending.abandoned = True
 
     def lose(self, summary: str) -> None:
-        """Blame the kernel; after its run has ended that is no finding, and no pass either."""
+        """Journal a lost machine; after `run.ended` it is a failure of the harness."""
         if self._guest.over:
             self.abandon(f"{summary}, after its run had ended")
             return

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Why a run of the lab is to end before its guest ends by itself."""
+"""Requests to end a lab run early."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ class Ending:
     def __init__(self) -> None:
         self._requests = 0
         self.interrupted = asyncio.Event()
-        # The soak has covered all that it promised, and was sent a stop.
+        # Everything promised is covered, and the guest was sent a stop.
         self.covered = False
-        # The host has no use for the guest any more, and does not judge its end.
+        # The host gave up on the guest, and does not judge its end.
         self.abandoned = False
 
     def request(self) -> bool:
-        """Take one more request in; return whether it is the first."""
+        """Count a request; return whether it is the first."""
         self._requests += 1
         self.interrupted.set()
         return self._requests == 1

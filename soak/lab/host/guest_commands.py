@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What is asked of a run while it goes on: its supervisor is in the guest, so most of it goes there."""
+"""Requests to a running lab, forwarded to the supervisor in its guest."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _OVER = ""
 
 
 class GuestCommands:
-    """Sends the guest what signals and the control socket ask for, and passes its answers back."""
+    """Forwards signals and requests of the control socket to the guest, and returns its answers."""
 
     def __init__(
         self, control: ControlSocket, port: Port, guest: GuestState, ending: Ending, progress: Progress
     ) -> None:
-        """Take the socket on which a run is asked, and the port through which its guest is."""
+        """`control` receives the requests; `port` leads to the guest."""
         self._control = control
         self._port = port
         self._guest = guest
@@ -47,17 +47,17 @@ class GuestCommands:
         self._port.send(protocol.STOP)
 
     def poll(self) -> None:
-        """Take up what the control socket was asked since the last call; never blocks."""
+        """Handle the requests since the last call; never blocks."""
         for request in self._control.poll():
             self._take(request)
 
     def answer(self, sentence: str) -> None:
-        """Pass on the guest's answer to the oldest request that waits for one."""
+        """Answer the oldest pending request."""
         if self._asked:
             self._asked.popleft().answer(sentence)
 
     def close(self) -> None:
-        """Dismiss those whose answer the guest will not send any more."""
+        """Dismiss pending requests: the guest will not answer them."""
         self._closed = True
         while self._asked:
             self._asked.popleft().answer(_OVER)
@@ -80,7 +80,7 @@ class GuestCommands:
             request.answer(_NOT_READY)
 
     def _plant(self, fault: str) -> str:
-        """Have the guest plant a fault, once its workers are at work."""
+        """Make the guest plant a fault, and return the answer to the request."""
         if fault not in FAULTS:
             return f"unknown fault {fault!r}: choose from {', '.join(sorted(FAULTS))}"
         if not self._guest.ready:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class GuestMonitor:
-    """Beats until QEMU has ended, or there is no use in waiting for that any longer."""
+    """Checks the guest at each beat, until QEMU ends or a deadline passes."""
 
     def __init__(
         self,
@@ -61,7 +61,7 @@ class GuestMonitor:
         self._beats_to_end = 0.0
 
     async def watch(self) -> None:
-        """Watch until QEMU has ended, whoever ended it, or may be ended.
+        """Watch until QEMU has ended or may be terminated.
 
         Raises:
             BootError: the guest does not come up.
@@ -85,7 +85,7 @@ class GuestMonitor:
         return self._vm.share()
 
     def _keep_up(self, reader: LedgerReader) -> None:
-        """Do what is due at each beat, and show the state of now."""
+        """Write waiting journal lines, bound the logs, and show the current state."""
         self._record.retry()
         self._vm.keep_short()
         first = self._display.show(reader, booted=self._guest.booted, ready=self._guest.ready)
@@ -107,11 +107,11 @@ class GuestMonitor:
             self._commands.stop()
 
     def _may_end(self) -> bool:
-        """Say whether the guest need not be waited for; one that is not ready has nothing to end."""
+        """Return whether to terminate QEMU now: a guest that is not ready has no soak to end."""
         return self._ending.at_once or (self._ending.requested and not self._guest.ready)
 
     def _is_overdue(self, beat: float) -> bool:
-        """Say whether a deadline of the run has passed, after writing down which."""
+        """Return whether a deadline of the run has passed, and journal which."""
         timing, exited = self._timing, self._guest.exit_code is not None
         self._beats += beat
         if self._ending.requested or self._ending.covered or exited:
@@ -171,7 +171,7 @@ class GuestMonitor:
         )
 
     async def _handle_silence(self) -> None:
-        """Find out why no sign of life comes from the guest any more."""
+        """Find out why the guest sends no sign of life: paused, panicking, or dead."""
         if not await self._vm.running():
             self._judge.abandon("QEMU does not run the guest: somebody paused or stopped it")
             return

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Taking in what the guest sends over its ports, for as long as it lives."""
+"""Receives what the guest sends over its ports."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class GuestIntake:
-    """Applies what the guest sent to the record of the run, and to what the host knows of the guest."""
+    """Applies the guest's messages to the record of the run and to the state of the guest."""
 
     def __init__(
         self,
@@ -44,7 +44,7 @@ class GuestIntake:
         self._display = display
 
     def take_line(self, line: dict[str, Any]) -> None:
-        """Take in a line of the guest's journal."""
+        """Process a line of the guest's journal."""
         guest = self._guest
         self._record.guest_line(line)
         if line["event"] == "run.started" and not guest.soaking:
@@ -54,7 +54,7 @@ class GuestIntake:
         guest.boot_id = line["boot_id"]
 
     def take_message(self, message: dict[str, Any]) -> None:
-        """Take in a message of the control port."""
+        """Process a message of the control port."""
         guest = self._guest
         match message["message"]:
             case protocol.BOOTED:
@@ -91,7 +91,7 @@ class GuestPumps:
         ]
 
     async def drain(self, seconds: float) -> None:
-        """Take in what the guest had sent before its end, for at most `seconds`."""
+        """Read what the guest sent before its end, for at most `seconds`."""
         await asyncio.wait(self._tasks, timeout=seconds)
 
     async def close(self) -> None:

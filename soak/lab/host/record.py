@@ -79,7 +79,7 @@ class RunRecord:
         self._journal.write(name, level, **fields)
 
     def harness_failed(self, summary: str, *, ended: bool = True) -> None:
-        """Write down that the harness itself failed, and whether that ends the boot."""
+        """Journal a failure of the harness; `ended` says that it ends the boot."""
         how = {"ended": True} if ended else {}
         self.event("harness.failed", Level.ERROR, **how, summary=summary)
 
@@ -101,12 +101,12 @@ class RunRecord:
         self._host.add("boots", 1)
 
     def beat(self) -> None:
-        """Show in the ledger that the host runs, and its verdict so far."""
+        """Write the host's heartbeat and the verdict so far into the ledger."""
         self._host.set("heartbeat_realtime_ns", time.time_ns())
         self._host.set_word("verdict", self._judge.verdict().verdict)
 
     def guest_beat(self) -> None:
-        """Show in the ledger that the guest's supervisor has beaten, by the host's clock."""
+        """Write the time of the supervisor's heartbeat into the ledger, by the host's clock."""
         self._host.set("guest_heartbeat_realtime_ns", time.time_ns())
 
     def retry(self) -> None:
@@ -119,7 +119,7 @@ class RunRecord:
         return self._judge.unmet()
 
     def conclude(self, *, lost: bool, finished: bool) -> Verdict:
-        """Judge the whole run and write verdict.json; take the last sample of a guest that did not."""
+        """Judge the whole run and write verdict.json; sample the ledger if the guest did not finish."""
         if not lost:
             self.set_state(RunState.ENDED)
         if not finished:
@@ -144,7 +144,7 @@ class RunRecord:
         self.close()
 
     def _take_in(self, line: dict[str, Any]) -> None:
-        """Take in a line of the journal as it is numbered."""
+        """Judge a line of the journal once it is numbered."""
         self._judge.add(line)
         if line["event"] in OWN_EVENTS:
             self._events.show(line)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The host's side of a lab run: it boots the guest, has it watched, and judges the run.
+"""The host's side of a lab run: boots the guest and owns what outlives it.
 
-Everything that outlives the guest is here: ledger, journal, exporter, verdict.
+That is ledger, journal, exporter and verdict.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class LabRun:
 
     @property
     def interrupted(self) -> bool:
-        """Whether somebody ended the run before its time."""
+        """Whether a signal or request ended the run early."""
         return self._ending.interrupted.is_set()
 
     async def run(self) -> Verdict:
@@ -146,7 +146,7 @@ class LabRun:
         record.event("lab.started", kernel=request.kernel.name, qemu_pid=vm.pid, resumed=request.resumed)
 
     def _interrupt(self) -> None:
-        """Take in a signal, before there is a guest or after."""
+        """Handle a signal, before the boot or after."""
         if self._commands is None:
             self._ending.request()
         else:
