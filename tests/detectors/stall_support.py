@@ -310,7 +310,7 @@ class Desk:
         """Return the verdict of the journal as it would stand at the end of a run."""
         self.reporter.flush()
         self.journal.write("sample.taken", completed={}, sweeps={}, journal_errors=0)
-        self.journal.write("run.ended", why="its time was over")
+        self.journal.write("run.ended", why="duration elapsed")
         return judge(read_journal(self._directory / "journal.jsonl"))
 
     def skip(self, seconds: float) -> None:
