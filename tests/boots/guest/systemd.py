@@ -122,6 +122,7 @@ class Service(Newest):
     """The newest run, which a service manager has started."""
 
     def __init__(self, manager: Manager) -> None:
+        super().__init__()
         self._manager = manager
         self._checked = 0.0
 
