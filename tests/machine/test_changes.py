@@ -111,13 +111,6 @@ def test_a_missing_function_is_refused(place: Place, function: str) -> None:
         assert changes.held == ()
 
 
-def test_a_missing_file_system_is_refused(place: Place) -> None:
-    with place.open() as changes:
-        with pytest.raises(UsageError, match="cannot be frozen"):
-            changes.freeze(place.ground)
-        assert changes.held == ()
-
-
 def test_an_unlisted_module_is_refused(place: Place) -> None:
     with place.open() as changes, pytest.raises(UsageError, match="does not load module"):
         changes.load_module("pcspkr")

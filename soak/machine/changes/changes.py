@@ -199,15 +199,6 @@ class MachineChanges:
         """Make `restore` skip a directory with a file that cannot be removed; it stays recorded."""
         self._left.add(str(path))
 
-    def freeze(self, mount_point: Path) -> int:
-        """Freeze a file system. `undo` thaws it.
-
-        Raises:
-            UsageError: it is frozen already or cannot be frozen; or the kernel took too long: the change
-                then stays recorded, because the freeze may still take effect.
-        """
-        return self._change("freeze", str(mount_point))
-
     def close(self) -> None:
         """Release the lock. Changes not yet undone stay recorded."""
         self._lock.release()
@@ -339,8 +330,8 @@ def _guarded(work: Callable[[], Any], parent: int, inherited: Iterable[int]) -> 
     """Wrap `work` for a helper: it dies with the soak, and returns a kernel's refusal as a message."""
 
     def guarded() -> list[Any]:
-        # Close inherited descriptors: unbinding a function waits for its last descriptor, a freeze for
-        # the last page in a pipe. A helper that held one would wait for itself for ever.
+        # Close inherited descriptors: unbinding a function waits for its last descriptor, and a helper
+        # that held one would wait for itself for ever.
         for descriptor in inherited:
             # The lock of the machine was closed by the fork itself.
             with contextlib.suppress(OSError):

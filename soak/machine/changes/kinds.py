@@ -6,7 +6,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from soak.machine.changes.bindings import BINDING
-from soak.machine.changes.frozen import FROZEN
 from soak.machine.changes.modules import KERNEL_MODULE
 from soak.machine.changes.sysctls import SYSCTL
 from soak.machine.changes.trees import TREE
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
 KINDS: Final[Mapping[str, Kind]] = {
     "binding": BINDING,
     "directory": TREE,
-    "freeze": FROZEN,
     "module": KERNEL_MODULE,
     "sysctl": SYSCTL,
 }

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import mmap
 import os
 import random
 import signal
@@ -16,17 +15,12 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from soak.abi.fallocate import truncate
-from soak.abi.freeze import wait_until_writable
-from soak.abi.mmap import MAP_SHARED, PROT_READ, PROT_WRITE, Mapping
 from soak.abi.modules import delete_module
 from soak.abi.procfs import symbol_address
-from soak.abi.splice import PagePipe
 from soak.abi.vfio import Container
-from soak.errors import UsageError
 from soak.machine.changes import Demand, MachineChanges, Settled, raise_limits, restore_only
 from soak.machine.changes.modules import MODULES
-from soak.process.helper import HelperError, in_helper
+from soak.process.helper import in_helper
 from tests.boots.harness.in_guest import play, report, step
 
 if TYPE_CHECKING:
@@ -39,10 +33,9 @@ DAX = Path("/mnt/dax")
 PCI = Path("/sys/bus/pci/devices")
 KPTR = Path("/proc/sys/kernel/kptr_restrict")
 # What is changed one after the other, each of which is in the record before it is made.
-CHANGES = ("module", "binding", "sysctl", "directory", "freeze")
+CHANGES = ("module", "binding", "sysctl", "directory")
 # At any moment, after each of those has been a moment of death.
 ROUNDS = 6
-SIZE = 2 << 20
 SECONDS = 60.0
 
 
@@ -65,14 +58,6 @@ def driver(function: str) -> str | None:
     return None
 
 
-def writable() -> bool:
-    try:
-        in_helper(lambda: wait_until_writable(DAX), 5.0)
-    except HelperError:
-        return False
-    return True
-
-
 def loaded() -> list[str]:
     names = MODULES["vfio-pci"].brings
     return [name for name in names if Path(f"/sys/module/{name}/initstate").exists()]
@@ -85,7 +70,6 @@ def snapshot() -> dict[str, Any]:
             function: (PCI / function / "driver_override").read_text() for function in (EDU, RNG)
         },
         "kptr_restrict": KPTR.read_text(),
-        "writable": writable(),
         "files": sorted(path.name for path in DAX.iterdir()),
         "modules": loaded(),
     }
@@ -102,7 +86,6 @@ def change_all(changes: MachineChanges) -> Path:
     changes.set_sysctl("kernel.kptr_restrict", "1")
     directory = changes.make_directory(DAX / "scratch")
     (directory / "file").write_bytes(b"x" * 4096)
-    changes.freeze(DAX)
     return directory
 
 
@@ -177,55 +160,6 @@ def in_use() -> dict[str, Any]:
         held = [entry.kind for entry in changes.held]
         container.close()
     return {"hung": hung, "held": held, "told": until_restored(), "restored": snapshot()}
-
-
-def freeze_that_hangs() -> dict[str, Any]:
-    """Freeze behind a truncate that waits for a pinned page, and let that page go afterwards."""
-    path = DAX / "victim"
-    path.write_bytes(b"x" * SIZE)
-    refused = ""
-    # In a process of its own: a helper that hangs would hold a copy of the pipe, and so the page.
-    pinned, holder = spawn(lambda memory: hold_a_page(path, memory))
-    wait_for(lambda: pinned[0] == 1)
-    _, waiting = spawn(lambda _: truncate_to_nothing(path))
-    state = Path(f"/proc/{waiting}/wchan")
-    wait_for(lambda: any(word in state.read_text() for word in ("break", "dax")))
-    with MachineChanges.open(STATE, "freeze") as changes:
-        try:
-            changes.freeze(DAX)
-        except UsageError as error:
-            refused = str(error)
-        held = len(changes.held)
-    os.kill(holder, signal.SIGKILL)
-    settled = until_restored()
-    for pid in (holder, waiting):
-        os.waitpid(pid, 0)
-    path.unlink()
-    return {"refused": refused, "held": held, "told": settled, "restored": snapshot()}
-
-
-def spawn(work: Callable[[mmap.mmap], None]) -> tuple[mmap.mmap, int]:
-    """Start a process; the memory is shared with it."""
-    memory = mmap.mmap(-1, mmap.PAGESIZE)
-    pid = os.fork()
-    if pid == 0:
-        with contextlib.suppress(BaseException):
-            work(memory)
-        os._exit(0)
-    return memory, pid
-
-
-def hold_a_page(path: Path, pinned: mmap.mmap) -> None:
-    """Pin a page of a file until the process is killed; a file that nobody maps waits for no pin."""
-    descriptor = os.open(path, os.O_RDWR)
-    mapping = Mapping(SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, descriptor)
-    if PagePipe().take(mapping.address, mmap.PAGESIZE) == 0:
-        pinned[0] = 1
-        signal.pause()
-
-
-def truncate_to_nothing(path: Path) -> None:
-    truncate(os.open(path, os.O_RDWR), 0)
 
 
 def taken_by_somebody() -> dict[str, Any]:
@@ -303,7 +237,7 @@ def main() -> None:
         with contextlib.suppress(OSError):
             delete_module(module)
     report("before", snapshot())
-    scenes = (ordinary, killed, in_use, freeze_that_hangs, addresses, taken_by_somebody)
+    scenes = (ordinary, killed, in_use, addresses, taken_by_somebody)
     play({scene.__name__: scene for scene in scenes})
     # Containers take root's right to this away; here it is there.
     report("limits", in_helper(raise_limits, SECONDS))
