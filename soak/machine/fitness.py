@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from soak.abi.openers import Device
 from soak.errors import UsageError
@@ -23,10 +23,18 @@ if TYPE_CHECKING:
     from soak.config.sections import Config
     from soak.regions import Region
 
-    Planner = Callable[[Config, Sequence[Region]], object]
+    Planner = Callable[[Config, Sequence[Region]], "Plan"]
 
 _ENDING_SECONDS: Final = 3.0
 _POLL_SECONDS: Final = 0.2
+
+
+class Plan(Protocol):
+    """The hardware that a run needs."""
+
+    @property
+    def functions(self) -> int:
+        """PCI functions, one of them for probes."""
 
 
 def check_config(config: Config, plan: Planner) -> Section:
@@ -47,12 +55,12 @@ def check_config(config: Config, plan: Planner) -> Section:
             what = f"{region.kind}, {size_text(region.size)}"
             text = f"{what} of {section.path}" if section.path else what
             findings.append(Finding(region.name, State.OK, text))
+    findings += _functions(config)
     if len(regions) == len(config.regions):
         try:
-            plan(config, regions)
+            findings += _missing_functions(config, plan(config, regions).functions)
         except UsageError as error:
             findings.append(Finding("workload", State.NO, str(error)))
-    findings += _functions(config)
     for path in (*config.workload.slow_devices, *config.workload.fast_devices):
         found = disk_objections(Path(path))
         findings.append(
@@ -87,18 +95,23 @@ def _functions(config: Config) -> list[Finding]:
             if found
             else Finding(address, State.OK, "can be given to vfio")
         )
-    mappers = config.workload.mappers
-    if mappers and len(wanted) <= mappers:
-        findings.append(
-            Finding(
-                "mappers",
-                State.NO,
-                f"{mappers} mappers need {mappers + 1} PCI functions, one for each and one for probes; "
-                f"[vfio] devices has {len(wanted)}",
-                "name more functions, or lower [workload] mappers",
-            )
-        )
     return findings
+
+
+def _missing_functions(config: Config, needed: int) -> list[Finding]:
+    """Report that the mappers need more PCI functions than the configuration names."""
+    given, mappers = len(config.vfio.devices), needed - 1
+    if not mappers or given >= needed:
+        return []
+    return [
+        Finding(
+            "mappers",
+            State.NO,
+            f"{mappers} mappers need {needed} PCI functions, one for each and one for probes; "
+            f"[vfio] devices has {given}",
+            "name more functions, or lower [workload] mappers",
+        )
+    ]
 
 
 def require_fit_config(config: Config, plan: Planner) -> None:

@@ -408,6 +408,16 @@ def test_a_configuration_is_checked_against_the_machine(tmp_path: Path) -> None:
     assert check("-c", str(tmp_path / "none")).returncode == 2
 
 
+def test_mappers_need_a_function_each(tmp_path: Path) -> None:
+    path = tmp_path / "soak.toml"
+    path.write_text('[workload]\nmappers = 2\n[[region]]\nname = "memory"\nkind = "anonymous"\n')
+    told = check("-c", str(path), "--json")
+    assert told.returncode == 2
+    lines = {line["subject"]: line for line in json.loads(told.stdout)["config"]}
+    assert "2 mappers need 3 PCI functions" in lines["mappers"]["says"]
+    assert "[vfio] devices has 0" in lines["mappers"]["says"]
+
+
 def test_check_prints_text_and_json(tmp_path: Path) -> None:
     path = tmp_path / "soak.toml"
     told = check("--json", "--write", str(path))
