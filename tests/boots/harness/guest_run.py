@@ -236,7 +236,7 @@ class Run(Newest):
     @property
     def said(self) -> str:
         """What all runs of this machine have printed last."""
-        return _LOG.read_text()[-6000:]
+        return _LOG.read_text()[-20_000:]
 
     def trouble(self) -> str | None:
         code = self.process.poll()
