@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What a run is told as, once it has ended."""
+"""Reports of runs, tables of the program, and the live view."""

@@ -35,7 +35,6 @@ from tests.lab.support import (
     RUN_ENDED,
     SOAKING,
     HostRun,
-    HostRuns,
     is_served,
     lab_request,
 )
@@ -43,17 +42,11 @@ from tests.support.processes import alive
 from tests.support.soak import DEADLINE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 STOPPING = "Stopping: the soak ends in order"
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> Iterator[Callable[..., HostRun]]:
-    with HostRuns(tmp_path) as hosts:
-        yield hosts.start
 
 
 def check_ended(host: HostRun) -> None:
@@ -159,7 +152,7 @@ def test_a_guest_ignoring_stop_is_ended(run: Callable[..., HostRun]) -> None:
     host.until_event("run.started")
     host.signal(signal.SIGTERM)
     verdict, reasons = host.judged()
-    assert (verdict, reasons[0]) == ("unknown", "guest did not end within the time that it has to stop")
+    assert (verdict, reasons[0]) == ("unknown", "guest did not stop within its time limit")
     check_ended(host)
 
 

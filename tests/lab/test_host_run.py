@@ -44,22 +44,15 @@ from tests.lab.support import (
     RUN_ENDED,
     SOAKING,
     HostRun,
-    HostRuns,
     is_served,
 )
 from tests.support.processes import alive
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
 PANICKED = "the guest's kernel panicked or reset the machine"
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> Iterator[Callable[..., HostRun]]:
-    with HostRuns(tmp_path) as hosts:
-        yield hosts.start
 
 
 def lost(host: HostRun) -> list[dict[str, Any]]:
@@ -148,7 +141,7 @@ NOT_THE_KERNEL = [
     pytest.param(
         [(PAUSED, ""), *SOAKING, (STOP_BEATING, ""), HANG],
         {"silent_beats": 20},
-        "QEMU does not run the guest: somebody paused or stopped it",
+        "QEMU does not run the guest: it was paused or stopped",
         id="paused",
     ),
     pytest.param(
@@ -194,7 +187,7 @@ NOT_THE_KERNEL = [
         [*SOAKING, HANG],
         # What a boot has beside its duration, 1 s, and the boot's own deadline.
         {"beside_seconds": 0.0},
-        "the run did not end in the time that it had",
+        "the run did not end within its time limit",
         id="endless",
     ),
     pytest.param(

@@ -73,11 +73,11 @@ def find_parts(options: argparse.Namespace, kernel: str, cache: Cache, progress:
 def soak_once(
     request: LabRequest, accelerator: str, progress: Progress, timing: Timing = DEFAULT_TIMING
 ) -> Booted:
-    """Boot, and see the guest do what it is asked to.
+    """Boot a guest, and watch its run until the end.
 
     Raises:
         BootError: it did not come up.
-        KeyboardInterrupt: somebody ended it before it was up.
+        KeyboardInterrupt: a signal ended it before the guest was up.
     """
     run = LabRun(request, accelerator, progress, timing)
     try:

@@ -13,7 +13,7 @@ from soak.files.printable import printable
 if TYPE_CHECKING:
     from pathlib import Path
 
-# As evidence of a machine that was lost, and for whoever reads a sentence.
+# For the evidence of a lost machine, and for an error message.
 EVIDENCE_LINES: Final = 60
 SHOWN_LINES: Final = 15
 

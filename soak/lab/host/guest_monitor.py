@@ -120,13 +120,13 @@ class GuestMonitor:
             self._give_up_waiting(exited=exited)
             return True
         if self._beats * timing.beat_seconds > self._longest_seconds:
-            self._record.harness_failed("the run did not end in the time that it had")
+            self._record.harness_failed("the run did not end within its time limit")
             return True
         return False
 
     def _give_up_waiting(self, *, exited: bool) -> None:
         if not exited:
-            self._record.harness_failed("guest did not end within the time that it has to stop")
+            self._record.harness_failed("guest did not stop within its time limit")
             return
         # Turning the machine off waits for every device, also for one that its driver never let go.
         self._record.event(
@@ -173,7 +173,7 @@ class GuestMonitor:
     async def _handle_silence(self) -> None:
         """Find out why the guest sends no sign of life: paused, panicking, or dead."""
         if not await self._vm.running():
-            self._judge.abandon("QEMU does not run the guest: somebody paused or stopped it")
+            self._judge.abandon("QEMU does not run the guest: it was paused or stopped")
             return
         self._record.event("guest.silent", Level.WARNING, summary="the guest is silent: sending an NMI")
         await self._vm.inject_nmi()

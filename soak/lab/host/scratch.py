@@ -28,9 +28,9 @@ CRASH_STORE_SIZE: Final = 1 << 20
 class Scratch:
     """Owns the files of a boot, which QEMU inherits as descriptors.
 
-    They have no name, so that nothing is left of them whoever is killed. What a machine would keep over
-    a reboot, its NVDIMM and the store of its crash logs, has a name in the run directory where `keep`
-    says so, and is there from the boot before where `resumed` does.
+    They have no name, so that a kill of any process leaves nothing behind. With `keep`, the NVDIMM and
+    the store of crash logs, which survive a reboot of a real machine, have a name in the run directory;
+    with `resumed` they are those of the previous boot.
     """
 
     def __init__(

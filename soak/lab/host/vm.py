@@ -77,7 +77,7 @@ class VirtualMachine:
                 *machine.arguments(ports),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.DEVNULL,
-                # A file, not a pipe: nobody need read it for QEMU to go on.
+                # A file, not a pipe: an unread pipe would block QEMU once it is full.
                 stderr=self._said,
                 pass_fds=(*machine.files, *ports),
                 # Ctrl-C in the terminal is for this program, which ends the guest in order.
@@ -124,7 +124,7 @@ class VirtualMachine:
         return status
 
     async def running(self) -> bool:
-        """Say whether the guest's processors are running, or somebody has paused the machine."""
+        """Return whether the guest's processors run; False if the machine is paused."""
         answer = await self._execute("query-status")
         return isinstance(answer, dict) and bool(answer.get("running"))
 
