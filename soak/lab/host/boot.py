@@ -15,6 +15,7 @@ from soak.lab.host.run import LabRun
 from soak.lab.host.timing import DEFAULT_TIMING, Timing
 from soak.lab.image.root import GuestRoot, program_layers
 from soak.lab.kernels.store import KernelStore
+from soak.lab.kernels.unpacked import unpacked_image
 from soak.lab.request import space_needed
 from soak.run_directory import RunDirectory
 from soak.supervisor.control import interrupt_on_ending_signals
@@ -66,6 +67,8 @@ def find_parts(options: argparse.Namespace, kernel: str, cache: Cache, progress:
     progress.tick("Finding the guest's root and the kernel (the first time they are fetched)")
     root = GuestRoot(cache)
     found = KernelStore(cache, root, progress).find(kernel, options.modules)
+    if tried[0] == "tcg":
+        found = replace(found, unpacked=unpacked_image(cache, found.image))
     modules = [found.modules] if found.modules else []
     return Parts(found, (root.layer, *modules, *program_layers(cache, root)), tuple(tried))
 

@@ -37,12 +37,16 @@ KERNEL_NAMES: Final = (
 
 @dataclass(frozen=True)
 class Kernel:
-    """A bootable kernel. `modules` is an initramfs layer, or None if everything is built in."""
+    """A bootable kernel. `modules` is an initramfs layer, or None if everything is built in.
+
+    An emulated machine boots `unpacked`, if there is such an image.
+    """
 
     name: str
     release: str
     image: Path
     modules: Path | None
+    unpacked: Path | None = None
 
 
 def check_kernel(name: str, modules: Path | None = None) -> None:
