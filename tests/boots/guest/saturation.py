@@ -25,8 +25,9 @@ PCI: Final = Path("/sys/bus/pci")
 DAX: Final = Path("/sys/bus/dax/drivers/device_dax")
 PAGE: Final = 4096
 IOVA: Final = 0x1_4000_0000
-# Mappings of one page in one span: below vm.max_map_count, and a pin is 1024 references of 2^31.
-ALIASES: Final = 1 << 15
+# Mappings of one page in one span: to make them takes long.
+ALIASES: Final = 1 << 12
+# A pin is 1024 references of 2^31 (GUP_PIN_COUNTING_BIAS, include/linux/mm.h).
 FULL: Final = (1 << 31) // 1024
 DEADLINE: Final = 240.0
 
@@ -64,13 +65,6 @@ class Pinner:
         self._span.close()
         (PCI / "drivers/vfio-pci/unbind").write_text(functions()[0])
         (PCI / "devices" / functions()[0] / "driver_override").write_text("\n")
-
-
-def fill(pins: int) -> tuple[int, int]:
-    pinner = Pinner()
-    result = pinner.pin(pins)
-    pinner.close()
-    return pinner.pins, result
 
 
 def make_new() -> None:
@@ -117,18 +111,21 @@ def soaked(*, recyclable: bool) -> dict[str, Any]:
 
 def used_by_an_earlier_soak() -> dict[str, Any]:
     """Take a third of the head-room away: what is left is enough for a soak."""
-    fill(FULL // 3)
+    pinner = Pinner()
+    pinner.pin(FULL // 3)
+    pinner.close()
     return soaked(recyclable=True)
 
 
 def pinned_until_refused() -> dict[str, Any]:
     make_new()
-    taken, _ = fill(FULL - ALIASES)
     pinner = Pinner()
-    while (refused := pinner.pin(1)) == 0:
-        taken += 1
+    refused = pinner.pin(FULL - ALIASES)
+    # One by one, to count those that the kernel grants.
+    while not refused:
+        refused = pinner.pin(1)
     pinner.close()
-    return {"pins": taken, "of": FULL, "errno": errno.errorcode[refused]}
+    return {"pins": pinner.pins, "of": FULL, "errno": errno.errorcode[refused]}
 
 
 def main() -> None:
