@@ -24,6 +24,7 @@ _MODULES: Final = (
     "tests/boots/harness/guest_run.py",
     "tests/boots/harness/run_view.py",
     "tests/boots/harness/journal_tail.py",
+    "tests/journal/full_disk.py",
     "tests/support/patience.py",
 )
 # A guest that moves is waited for: this ends a program that would go on for ever.

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Runs in the guest of a lab: scheduled jobs while the clock is set, and summer time begins and ends.
+"""Runs in a guest without an IOMMU: what needs a real kernel, and no soak.
 
-It reports, for each change of the clock, what became of the soak's jobs and of the library's own.
+A journal on a disk that gets full, what the survey says of such a machine, and scheduled jobs while the
+clock is set, and summer time begins and ends.
 """
 
 from __future__ import annotations
@@ -19,13 +20,18 @@ import schedule
 from soak.journal.writer import FileJournal
 from soak.ledger.schema import soak_layout
 from soak.ledger.writer import Ledger
+from soak.machine.pci import objections
+from soak.machine.survey import survey, text_of
 from soak.supervisor.jobs import Jobs
-from tests.boots.harness.in_guest import play
+from tests.boots.harness.in_guest import functions, play
+from tests.journal import full_disk
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 HOME: Final = Path("/run/jobs")
+# The file systems of DAX memory are those of run directories, too.
+DISK: Final = Path("/mnt/dax/run")
 # Central European time as a rule, for a guest that has no table of zones.
 ZONE: Final = "CET-1CEST,M3.5.0,M10.5.0/3"
 INTERVAL: Final = 0.25
@@ -106,6 +112,18 @@ def nothing() -> None:
     """The clock changes by itself, or is right to begin with."""
 
 
+def disk_gets_full() -> dict[str, Any]:
+    DISK.mkdir()
+    return full_disk.scenario(DISK)
+
+
+def surveyed() -> dict[str, Any]:
+    return {
+        "reasons": [objection.text() for objection in objections(functions()[0])],
+        "survey": text_of(survey()),
+    }
+
+
 HOME.mkdir()
 JOBS_BLOCK: Final = Ledger.create(HOME / "ledger", soak_layout({"regions": []}, [], [], lab=False)).block(
     "supervisor"
@@ -115,6 +133,8 @@ os.environ["TZ"] = ZONE
 time.tzset()
 play(
     {
+        "full disk": disk_gets_full,
+        "survey": surveyed,
         "back": lambda: watch(nothing, lambda: jump(-3600)),
         "forward": lambda: watch(nothing, lambda: jump(3600)),
         "a day forward": lambda: watch(nothing, lambda: jump(86400)),
