@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import tomllib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,7 +20,6 @@ from tests.boots.harness.script import guest_program, hardware, seen_in_guest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from tests.boots.harness.shared_setups import SharedSetUps
 
@@ -36,14 +36,6 @@ HARDWARE = (
     "pcie-pci-bridge,id=one,addr=1e.0",
     "edu,bus=one,addr=1.0",
 )
-WITHOUT_IOMMU = """
-from soak.machine.pci import objections, pci_functions
-from soak.machine.survey import survey, text_of
-from tests.boots.harness.in_guest import report
-edu = [entry.address for entry in pci_functions() if entry.device == "11e8"]
-report("reasons", [objection.text() for objection in objections(edu[0])])
-report("survey", text_of(survey()))
-"""
 
 
 @pytest.fixture
@@ -51,7 +43,8 @@ def told(request: pytest.FixtureRequest, shared: SharedSetUps) -> Mapping[str, A
     """Boot a guest with more hardware, and return what was told there, by name."""
 
     def make(place: Path, _: object) -> Mapping[str, Any]:
-        return seen_in_guest(place, SCRIPT, *hardware(place, HARDWARE, 64 << 20))
+        seen = seen_in_guest(place, SCRIPT, *hardware(place, HARDWARE, 64 << 20))
+        return {**seen, "directory": place / "script-run"}
 
     return shared.get(request, "machine", make)
 
@@ -193,15 +186,12 @@ def test_a_written_configuration_fits(told: Mapping[str, Any]) -> None:
     assert "give another name" in told["proposal.again"]
 
 
-def test_without_an_iommu_the_remedy_is_shown(tmp_path: Path) -> None:
-    told = seen_in_guest(tmp_path, WITHOUT_IOMMU, "--append", "intel_iommu=off")
-    reasons, text = told["reasons"], told["survey"]
-    assert reasons == [reason for reason in reasons if "intel_iommu=on" in reason]
-    assert len(reasons) == 1
-    assert "MISS  IOMMU" in text
-    assert "has an IOMMU group" in text
-
-
 def test_a_refused_program_shows_the_verifiers_reason(told: Mapping[str, Any]) -> None:
     assert "BPF_PROG_LOAD" in told["bpf.refused"]
     assert "R5 !read_ok" in told["bpf.refused"]
+
+
+def test_a_guest_that_cannot_power_off_is_ended(told: Mapping[str, Any]) -> None:
+    """A process that unbinds a function in use hangs in the kernel, and so does a shutdown."""
+    assert told["stuck"]
+    assert not Path(told["directory"]).exists()

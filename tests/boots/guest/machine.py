@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
 import subprocess
 import sys
 import time
@@ -264,7 +265,35 @@ def proposal() -> None:
         report("proposal.in-use", check_against(path, make_plan, as_json=False))
 
 
-PARTS = (network, disk, groups, directory, file_systems, refused_program, proposal, device_dax)
+def stuck_function() -> None:
+    """Keep a function open beyond the end: to unbind it hangs, and the guest cannot power off."""
+    address = next(entry.address for entry in edu_functions() if entry.address.startswith("0000:00:"))
+    # `proposal` has bound it.
+    container = Container(address)
+    unbinder = os.fork()
+    if unbinder == 0:
+        (PCI / "drivers/vfio-pci/unbind").write_text(address)
+        os._exit(0)
+    while "vfio_unregister_group_dev" not in Path(f"/proc/{unbinder}/stack").read_text():
+        time.sleep(0.1)
+    if os.fork() == 0:
+        # What keeps the function outlives this program.
+        time.sleep(600)
+        container.close()
+    report("stuck", value=True)
+
+
+PARTS = (
+    network,
+    disk,
+    groups,
+    directory,
+    file_systems,
+    refused_program,
+    proposal,
+    device_dax,
+    stuck_function,
+)
 for part in PARTS:
     began = time.monotonic()
     part()
