@@ -14,7 +14,6 @@ from soak.ledger.reader import LedgerReader
 from tests.boots.harness.evidence import check_stall_evidence, is_lost
 from tests.boots.harness.kernels import QUICK_KERNEL
 from tests.boots.harness.lab import LabProcess, lab
-from tests.boots.harness.script import run_script
 from tests.support.processes import alive
 
 if TYPE_CHECKING:
@@ -26,6 +25,8 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.lab
 
 WAITS = ("stall", "late-wakeup", "early-truncate")
+STUCK = "stuck-transfer"
+CLOCK_WRONG = "guest.clock-wrong"
 # Until whoever waits for it interrupts.
 LINGER = ("--linger", "30m")
 
@@ -37,7 +38,9 @@ def faulty(request: pytest.FixtureRequest, shared: SharedSetUps) -> LabProcess:
 
 
 def _plant_all(place: Path, stack: ExitStack) -> LabProcess:
-    process = stack.enter_context(lab(place / "run", "--kernel", QUICK_KERNEL, "--duration", "1h"))
+    # What hangs at last turns round for half a minute: one processor is left to other tests.
+    arguments = ("--kernel", QUICK_KERNEL, "--duration", "1h", "--append", "nr_cpus=1", *LINGER)
+    process = stack.enter_context(lab(place / "run", *arguments))
     process.soaks()
     # One page of each kind of DAX memory is held.
     process.plant("leak")
@@ -66,18 +69,37 @@ def _plant_all(place: Path, stack: ExitStack) -> LabProcess:
         "the refusals were found",
         lambda: len(found("unexpected-refusal")) > 1 and found("wrong-errno") != set(),
     )
+    process.plant(STUCK)
+    process.wait_until("a hold outlasted its bound", lambda: overdue(process) != [])
+    process.wait_until("its holder was freed", lambda: holders_freed(process) != [])
+    process.plant("hang")
+    process.wait_until("the hang is noticed", lambda: is_lost(process))
+    assert process.metric("run_active") == 0
     process.interrupt()
     process.finish()
     return process
 
 
 def leaks(process: LabProcess) -> list[tuple[str, int]]:
-    """Return region and pages of each leak that no known issue explains."""
+    """Return region and pages of each leak that no known issue explains.
+
+    Without what a sweep may see by chance: a page that is let go late, and what the stuck transfer holds,
+    also when its holder is dead already.
+    """
+    late, stuck_page, stuck = (
+        min(planted(process, fault), default=math.inf) for fault in ("late-page", "stuck-page", STUCK)
+    )
     return [
         (event["region"], event["count"])
         for event in process.events("violation.found")
         if event["kind"] == "leak" and event["known_issue"] is None
+        if event["seq"] < late or stuck_page < event["seq"] < stuck
     ]
+
+
+def planted(process: LabProcess, fault: str) -> list[int]:
+    """Return the numbers of the events that tell of a fault."""
+    return [event["seq"] for event in process.events("fault.planted") if event["fault"] == fault]
 
 
 def overdue(process: LabProcess) -> list[dict[str, Any]]:
@@ -91,18 +113,14 @@ def holders_freed(process: LabProcess) -> list[str]:
     return [event["worker"] for event in freed if event["seq"] > first and "holder" in event["worker"]]
 
 
-def test_an_endless_pin_is_found(tmp_path: Path) -> None:
+def test_an_endless_pin_is_found(faulty: LabProcess) -> None:
     """It excuses what waits for it no longer, and its holder is freed as others are."""
-    with lab(tmp_path / "run", "--kernel", QUICK_KERNEL, "--duration", "1h") as process:
-        process.soaks()
-        process.plant("stuck-transfer")
-        process.wait_until("a hold outlasted its bound", lambda: overdue(process) != [])
-        process.wait_until("its holder was freed", lambda: holders_freed(process) != [])
-        found = overdue(process)
-        assert {(event["kind"], event["interface"], event["known_issue"]) for event in found} == {
-            ("stall", "o-direct", None)
-        }
-        assert any("holder" in event["evidence"]["worker"] for event in found)
+    found = overdue(faulty)
+    assert {(event["kind"], event["interface"], event["known_issue"]) for event in found} == {
+        ("stall", "o-direct", None)
+    }
+    assert any("holder" in event["evidence"]["worker"] for event in found)
+    assert holders_freed(faulty)
 
 
 def test_single_pages_show_beside_the_known_leak(faulty: LabProcess) -> None:
@@ -124,9 +142,7 @@ def test_late_and_endless_waits_are_found(faulty: LabProcess) -> None:
         for event in found
         if event["kind"] == "late-wakeup"
     )
-    (stuck,) = [
-        event["seq"] for event in faulty.events("fault.planted") if event["fault"] == "stuck-page"
-    ]
+    (stuck,) = planted(faulty, "stuck-page")
     assert all(event["seq"] > stuck for event in found if event["kind"] == "stall")
     check_stall_evidence(faulty)
     samples = faulty.samples_after("operation.freed")
@@ -159,6 +175,8 @@ def test_violations_carry_evidence_and_fail_the_run(faulty: LabProcess) -> None:
 def test_counts_of_violations_are_those_of_the_ledger(faulty: LabProcess) -> None:
     with LedgerReader.open(faulty.directory / "ledger") as reader:
         counted = reader.block("supervisor").named_rows("violations")
+    # The host alone counts those.
+    del counted["lost-machine"]
     for kind, issues in counted.items():
         told = faulty.violations(kind)
         for issue, count in issues.items():
@@ -166,47 +184,20 @@ def test_counts_of_violations_are_those_of_the_ledger(faulty: LabProcess) -> Non
             assert count == sum(entry["count"] for entry in told if entry["known_issue"] == name)
 
 
-def test_a_hang_is_found(tmp_path: Path) -> None:
-    # What hangs turns round for half a minute: on one processor, to leave the other to other tests.
-    arguments = ("--kernel", QUICK_KERNEL, "--duration", "1h", "--append", "nr_cpus=1", *LINGER)
-    with lab(tmp_path / "run", *arguments) as process:
-        process.soaks()
-        process.plant("hang")
-        process.wait_until("the hang is noticed", lambda: is_lost(process))
-        assert process.metric("run_active") == 0
-        process.interrupt()
-        assert process.finish() == 1
-        _check_lost(process)
-        assert process.events("guest.silent")
-
-
-def _check_lost(process: LabProcess) -> None:
+def test_a_hang_is_found(faulty: LabProcess) -> None:
     """What a dead guest leaves: a verdict, a readable ledger, a whole journal, the console's end."""
-    lost = process.violations("lost-machine")
+    assert faulty.events("guest.silent")
+    lost = faulty.violations("lost-machine")
     assert [entry["count"] for entry in lost] == [1]
-    events = process.events()
+    events = faulty.events()
     assert [event["seq"] for event in events] == list(range(1, len(events) + 1))
     assert next(event for event in events if event["event"] == "fault.planted")
-    with LedgerReader.open(process.directory / "ledger") as reader:
+    with LedgerReader.open(faulty.directory / "ledger") as reader:
         begun = {block.block.name: block.get("begun") for block in reader.blocks("worker")}
         assert reader.block("host").word("state") == "lost"
     assert all(begun.values())
     found = next(event for event in events if event.get("kind") == "lost-machine")
     assert found["evidence"]["console"]
-
-
-def test_a_killed_supervisor_makes_the_verdict_unknown(tmp_path: Path) -> None:
-    arguments = ("--kernel", QUICK_KERNEL, "--duration", "1h", *LINGER)
-    with lab(tmp_path / "run", *arguments) as process:
-        process.soaks()
-        process.plant("kill-supervisor")
-        process.wait_until("its death is noticed", (process.directory / "verdict.json").exists)
-        assert process.metric("up") == 1
-        assert process.metric("run_active") == 0
-        process.interrupt()
-        assert process.finish() == 3
-        assert process.verdict()["verdict"] == "unknown"
-        assert any("SIGKILL" in reason for reason in process.verdict()["reasons"])
 
 
 def test_ctrl_c_during_boot_ends_the_lab(tmp_path: Path) -> None:
@@ -234,20 +225,41 @@ def test_a_killed_labs_guest_and_exporter_end(tmp_path: Path) -> None:
         assert whole
 
 
-def test_a_guest_with_a_wrong_clock_is_unknown(tmp_path: Path) -> None:
-    """Its kernel is given a rate that is too low for the host's counter, so that its time flies."""
+@pytest.fixture
+def doubtful(request: pytest.FixtureRequest, shared: SharedSetUps) -> LabProcess:
+    """Soak with a clock that is wrong, and kill the supervisor: for a bisection, which can judge neither.
+
+    The guest's kernel is given a rate that is too low for the host's counter, so that its time flies.
+    """
+    return shared.get(request, "doubtful", _doubt)
+
+
+def _doubt(place: Path, stack: ExitStack) -> LabProcess:
+    arguments = ("--kernel", QUICK_KERNEL, "--duration", "1h", "--linger", "1s", "--bisect")
     append = ("--append", "no-kvmclock tsc_early_khz=500000")
-    with lab(tmp_path / "run", "--kernel", QUICK_KERNEL, "--duration", "1h", *append) as process:
-        process.soaks()
-        wrong = "guest.clock-wrong"
-        process.wait_until("the clock is noticed", lambda: process.events(wrong) != [])
-        assert process.metric("run_active") == 1
-        process.interrupt()
-        assert process.finish() == 3, process.stdout
-        (event,) = process.events(wrong)
+    process = stack.enter_context(lab(place / "run", *arguments, *append))
+    process.soaks()
+    process.wait_until("the clock is noticed", lambda: process.events(CLOCK_WRONG) != [])
+    assert process.metric("run_active") == 1
+    process.plant("kill-supervisor")
+    process.finish()
+    return process
+
+
+def test_a_guest_with_a_wrong_clock_is_unknown(doubtful: LabProcess) -> None:
+    (event,) = doubtful.events(CLOCK_WRONG)
     assert event["ratio"] > 1.5
-    assert event["summary"] in process.verdict()["reasons"]
-    assert process.violations("stall") == process.violations("late-wakeup") == []
+    assert event["summary"] in doubtful.verdict()["reasons"]
+    assert doubtful.violations("stall") == doubtful.violations("late-wakeup") == []
+
+
+def test_a_killed_supervisor_makes_the_verdict_unknown(doubtful: LabProcess) -> None:
+    assert doubtful.verdict()["verdict"] == "unknown"
+    assert any("SIGKILL" in reason for reason in doubtful.verdict()["reasons"])
+
+
+def test_a_commit_that_cannot_be_judged_is_skipped(doubtful: LabProcess) -> None:
+    assert doubtful.process.returncode == 125, doubtful.stdout
 
 
 def test_a_guest_that_never_boots_ends_with_2(tmp_path: Path) -> None:
@@ -260,37 +272,3 @@ def test_a_guest_that_never_boots_ends_with_2(tmp_path: Path) -> None:
         assert "Its console ended:" in process.stderr
         assert "Traceback" not in process.stderr
         assert not run_dir.exists()
-
-
-STUCK = """
-import os
-import time
-from pathlib import Path
-
-from soak.abi.vfio import Container
-from tests.boots.harness.in_guest import functions
-
-pci = Path("/sys/bus/pci")
-function = functions()[0]
-(pci / "devices" / function / "driver_override").write_text("vfio-pci")
-(pci / "drivers_probe").write_text(function)
-container = Container(function)
-unbinder = os.fork()
-if unbinder == 0:
-    (pci / "drivers/vfio-pci/unbind").write_text(function)
-    os._exit(0)
-while "vfio_unregister_group_dev" not in Path(f"/proc/{unbinder}/stack").read_text():
-    time.sleep(0.1)
-if os.fork() == 0:
-    # What keeps the function outlives the script.
-    time.sleep(600)
-print("stuck", flush=True)
-os._exit(0)
-"""
-
-
-def test_a_guest_that_cannot_power_off_is_ended(tmp_path: Path) -> None:
-    done = run_script(tmp_path, STUCK)
-    assert done.code == 0, done.stderr
-    assert done.stdout.startswith("stuck\n")
-    assert not (tmp_path / "script-run").exists()

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Kernel build trees in the lab, and a lab that `git bisect run` asks.
 
-A good commit, in a tree, is in test_soak.py; a bad one in test_stalls.py.
+A good commit, in a tree, is in test_soak.py; a bad one in test_stalls.py; one that cannot be judged in
+test_faults.py.
 """
 
 from __future__ import annotations
 
 import os
 import re
-import signal
 from typing import TYPE_CHECKING
 
 import pytest
@@ -68,20 +68,10 @@ def test_a_commit_that_does_not_boot_is_skipped(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_a_commit_that_cannot_be_judged_is_skipped(tmp_path: Path) -> None:
-    arguments = ("--kernel", QUICK_KERNEL, "--duration", "1h", "--linger", "1s", "--bisect")
-    with lab(tmp_path / "run", *arguments) as process:
-        process.soaks()
-        os.kill(process.qemu_pid(), signal.SIGKILL)
-        assert process.finish() == 125, process.stdout
-        assert process.verdict()["verdict"] == "unknown"
-        assert any("SIGKILL" in reason for reason in process.verdict()["reasons"])
-
-
 def test_ctrl_c_stops_a_bisection_that_boots(tmp_path: Path) -> None:
     """What was seen up to then would be unknown, which was not asked for.
 
-    One that soaks is stopped in test_kernels.py.
+    One that soaks is stopped in test_canaries.py.
     """
     arguments = ("--kernel", QUICK_KERNEL, "--duration", "1h", "--bisect")
     with lab(tmp_path / "run", *arguments) as process:
