@@ -181,81 +181,110 @@ def test_pause_continue_and_stop_work(life: Life, tmp_path: Path) -> None:
     assert "There is no run" in refused.stderr
 
 
-def test_a_run_continues_after_its_lab_was_killed(tmp_path: Path) -> None:
-    """Nothing of the harness was left to say anything: no fault of the kernel, and no doubt, remains.
+# The small region's head-room is soon so much less that it has to be recycled, again and again.
+RECYCLED = f"""
+[workload]
+{COVERING}
+[leaks]
+sweep = 3
+recycle = 0.9998
+[[region]]
+name = "small"
+kind = "device-dax"
+path = "the lab's"
+size = "32K"
+alignment = "4K"
+[[region]]
+name = "large"
+kind = "device-dax"
+path = "the lab's"
+size = "64M"
+[[region]]
+name = "files"
+kind = "fs-dax"
+path = "the lab's"
+[[region]]
+name = "more-files"
+kind = "fs-dax"
+path = "the lab's"
+[[region]]
+name = "control"
+kind = "anonymous"
+"""
+
+
+@dataclass
+class Continued:
+    """A run whose lab was killed; it goes on in a new boot until all is covered, and passes.
 
     On this kernel, which the probes find right, nothing waits longer than it must, also where the
     machine stands still.
     """
-    arguments = ("--kernel", QUICK_KERNEL, "--filesystem", "xfs", "--duration", "1h", "--keep")
-    with lab(tmp_path / "run", *arguments, workload=COVERING) as first:
-        first.wait_until("it soaks", lambda: first.operations() > 1000)
-        done = operations(first)
-        os.kill(first.process.pid, signal.SIGKILL)
-        first.process.wait()
-    with resume(first) as second:
-        second.wait_until("it soaks again", lambda: second.events("run.resumed") != [])
-        resumed = operations(second)
-        assert resumed >= done
-        second.wait_until("counters went on", lambda: operations(second) > resumed)
-        second.stand_still()
-        assert second.finish_when_covered() == 0, second.stdout
-        check_leak(second)
-        assert second.verdict()["verdict"] == "pass"
-        probes = second.events("known-issue.probed")
-        assert {event["lost"] for event in probes if "lost" in event} == {False}
-        kinds = {entry["kind"] for entry in second.verdict()["violations"]}
-        assert kinds.isdisjoint({"stall", "late-wakeup", "early-truncate"})
-        assert second.events("crash-log.absent")
-    again = first.again("--resume", str(first.directory))
+
+    process: LabProcess
+    done: float
+    resumed: float
+    code: int
+
+
+@pytest.fixture
+def continued(request: pytest.FixtureRequest, shared: SharedSetUps) -> Continued:
+    return shared.get(request, "continued", _continue)
+
+
+def _continue(place: Path, stack: ExitStack) -> Continued:
+    config = place / "soak.toml"
+    config.write_text(RECYCLED)
+    arguments = ("-c", str(config), "--filesystem", "xfs", "--duration", "1h", "--keep")
+    first = stack.enter_context(lab(place / "run", "--kernel", QUICK_KERNEL, *arguments))
+    first.wait_until("it soaks", lambda: first.operations() > 1000)
+    done = operations(first)
+    os.kill(first.process.pid, signal.SIGKILL)
+    first.process.wait()
+    second = stack.enter_context(resume(first))
+    second.wait_until("it soaks again", lambda: second.events("run.resumed") != [])
+    resumed = operations(second)
+    second.wait_until("counters went on", lambda: operations(second) > resumed)
+    second.stand_still()
+    second.wait_until("it was recycled twice", lambda: len(recycled(second)) > 1)
+    return Continued(second, done, resumed, second.finish_when_covered())
+
+
+def recycled(process: LabProcess) -> list[dict[str, Any]]:
+    """Return what was recycled since the run has gone on."""
+    (resumed,) = [event["seq"] for event in process.events("run.resumed")]
+    return [event for event in process.events("region.recycled") if event["seq"] > resumed]
+
+
+def test_a_run_continues_after_its_lab_was_killed(continued: Continued) -> None:
+    """Nothing of the harness was left to say anything: no fault of the kernel, and no doubt, remains."""
+    process = continued.process
+    assert continued.resumed >= continued.done
+    assert continued.code == 0, process.stdout
+    check_leak(process)
+    assert process.verdict()["verdict"] == "pass"
+    probes = process.events("known-issue.probed")
+    assert {event["lost"] for event in probes if "lost" in event} == {False}
+    kinds = {entry["kind"] for entry in process.verdict()["violations"]}
+    assert kinds.isdisjoint({"stall", "late-wakeup", "early-truncate"})
+    assert process.events("crash-log.absent")
+
+
+def test_a_leaking_region_is_recycled_in_time(continued: Continued) -> None:
+    events = recycled(continued.process)
+    assert {event["region"] for event in events} == {"small"}
+    assert all(event["headroom"] > event["headroom_before"] for event in events)
+    # What had leaked before is counted on.
+    leaked = [event["leaked"] for event in events]
+    assert leaked == sorted(set(leaked))
+    assert not continued.process.events("worker.died")
+
+
+def test_a_run_that_has_ended_is_not_resumed(continued: Continued) -> None:
+    again = continued.process.again("--resume", str(continued.process.directory))
     with again:
         assert again.finish() == 2
         assert "has ended" in again.stderr
-
-
-def test_a_leaking_region_is_recycled_in_time(tmp_path: Path) -> None:
-    config = tmp_path / "soak.toml"
-    config.write_text(
-        """
-        [leaks]
-        sweep = 3
-        recycle = 0.9998
-        [[region]]
-        name = "small"
-        kind = "device-dax"
-        path = "the lab's"
-        size = "32K"
-        alignment = "4K"
-        [[region]]
-        name = "large"
-        kind = "device-dax"
-        path = "the lab's"
-        size = "64M"
-        [[region]]
-        name = "files"
-        kind = "fs-dax"
-        path = "the lab's"
-        [[region]]
-        name = "more-files"
-        kind = "fs-dax"
-        path = "the lab's"
-        [[region]]
-        name = "control"
-        kind = "anonymous"
-        """
-    )
-    arguments = ("--kernel", QUICK_KERNEL, "-c", str(config), "--duration", "1h")
-    with lab(tmp_path / "run", *arguments) as process:
-        process.wait_until("it was recycled twice", lambda: len(process.events("region.recycled")) > 1)
-        assert process.finish_when_covered() == 0, process.stdout
-        check_leak(process)
-        recycled = process.events("region.recycled")
-        assert {event["region"] for event in recycled} == {"small"}
-        assert all(event["headroom"] > event["headroom_before"] for event in recycled)
-        # What had leaked before is counted on.
-        leaked = [event["leaked"] for event in recycled]
-        assert leaked == sorted(set(leaked))
-        assert not process.events("worker.died")
 
 
 def test_a_run_continues_after_its_machine_crashed(tmp_path: Path) -> None:
