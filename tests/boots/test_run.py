@@ -80,7 +80,6 @@ def test_kills_lose_no_acknowledged_line(seen: Mapping[str, Any]) -> None:
     assert killed["missing"] == []
     assert killed["in_order"]
     assert killed["gone_back"] == []
-    assert killed["left"] == NOTHING_LEFT
 
 
 def test_killed_processes_are_no_violations(seen: Mapping[str, Any]) -> None:

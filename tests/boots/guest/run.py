@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from soak.abi.libc import LIBC, checked
 from tests.boots.harness.guest_run import (
-    COVERING,
+    STATE,
     Run,
     command,
     configure,
@@ -31,18 +31,25 @@ CONFIG: Final = Path("/run/soak.toml")
 PCI: Final = Path("/sys/bus/pci")
 MAPPING_LIMIT: Final = Path("/sys/module/vfio_iommu_type1/parameters/dma_entry_limit")
 KNOWN_LEAK: Final = "type1-device-dax-leak"
-SMALL: Final = Path("/run/small")
+# Where runs are kept: a file system of their own, which gets full.
+RUNS: Final = STATE / "runs"
+LEFT: Final = 256 << 10
 NO_CANARIES: Final = "[canaries]\nevery = 0"
 # More of them in 'make soak-long', which changes this line.
 KILLS: Final = 100
 # Of so many kills one is of that process: each costs a start, which is slow under emulation.
-SUPERVISOR_EVERY: Final = 33
-EXPORTER_EVERY: Final = 40
+SUPERVISOR_EVERY: Final = 60
+EXPORTER_EVERY: Final = 33
+# Operations a second: what a pass needs has come together when all are killed.
+RATE: Final = 60
+# A worker may die so often in a row before it has begun an operation: with the next death the soak
+# takes it for one that dies of itself.
+IDLE_DEATHS: Final = 3
 
 
 def ordinary() -> dict[str, Any]:
-    """A run that is paused and continued, killed, and given back without another run."""
-    configure(CONFIG, "10m")
+    """A run that is paused and continued, killed, and restored without another run."""
+    configure(CONFIG, "60m", rate=RATE)
     run = Run(CONFIG)
     run.soaks()
     seen: dict[str, Any] = {"functions": functions(), "bound": bound()}
@@ -73,51 +80,76 @@ def ordinary() -> dict[str, Any]:
     return seen
 
 
-def killed() -> dict[str, Any]:
-    """Kill the processes of one run again and again; what was acknowledged must be there at the end."""
-    configure(CONFIG, "60m", rate=COVERING)
-    choose = random.Random(7)  # noqa: S311 - repeatable on purpose
-    run = Run(CONFIG)
-    run.soaks()
-    starts, begun = 1, 0
-    kills = {"supervisor": 0, "worker": 0, "exporter": 0}
-    acknowledged: set[int] = set()
-    gone_back: list[str] = []
+class Killer:
+    """Kills the processes of one run again and again; what was acknowledged must be there at the end."""
 
-    def look(when: str) -> None:
+    def __init__(self) -> None:
+        # The scene before has killed the first supervisor.
+        self.kills = {"supervisor": 1, "worker": 0, "exporter": 0}
+        self.acknowledged: set[int] = set()
+        self.gone_back: list[str] = []
+        self._choose = random.Random(7)  # noqa: S311 - repeatable on purpose
+        self._begun = 0
+        # By worker: how many operations had begun at its last death, and its deaths since then.
+        self._deaths: dict[str, tuple[int, int]] = {}
+        self.run = self._start()
+
+    def kill_all(self) -> None:
+        # Now and then one has died already that was to be killed, which is none.
+        while (number := sum(self.kills.values()) + 1) <= KILLS:
+            time.sleep(self._choose.uniform(0.0, 0.3))
+            self._look(f"before kill {number}")
+            if number % SUPERVISOR_EVERY == 0:
+                self._kill_supervisor()
+            elif number % EXPORTER_EVERY == 0 and exporters():
+                os.kill(self._choose.choice(exporters()), signal.SIGKILL)
+                self.kills["exporter"] += 1
+            else:
+                self._kill_worker(number)
+            self._look(f"after kill {number}")
+
+    def _start(self) -> Run:
+        step(f"start {self.kills['supervisor'] + 1}, after {sum(self.kills.values())} kills")
+        run = Run(CONFIG, "--resume")
+        run.soaks(self.kills["supervisor"] + 1)
+        return run
+
+    def _kill_supervisor(self) -> None:
+        self.acknowledged |= {line["seq"] for line in self.run.events()}
+        self.run.process.kill()
+        self.run.process.wait(DEADLINE)
+        self.kills["supervisor"] += 1
+        self.run = self._start()
+
+    def _kill_worker(self, number: int) -> None:
+        name, pid = self._choose.choice(list(self.run.pids().items()))
+        begun = self.run.begun()[name]
+        before, deaths = self._deaths.get(name, (-1, 0))
+        deaths = deaths + 1 if begun == before else 1
+        if deaths > IDLE_DEATHS:
+            return
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            # It died a moment ago, and the ledger has not heard of the next one yet.
+            return
+        self._deaths[name] = begun, deaths
+        self.kills["worker"] += 1
+        self._look(f"when {name} was killed, {number}")
+
+    def _look(self, when: str) -> None:
         """Note where fewer operations have begun than had before."""
-        nonlocal begun
-        before, begun = begun, run.operations()
-        if begun < before:
-            there = "" if run.ledger() else ", and there is no ledger"
-            gone_back.append(f"{before} before, {begun} {when}{there}")
+        before, self._begun = self._begun, self.run.operations()
+        if self._begun < before:
+            there = "" if self.run.ledger() else ", and there is no ledger"
+            self.gone_back.append(f"{before} before, {self._begun} {when}{there}")
 
-    # Now and then one has died already that was to be killed, which is none.
-    while (number := sum(kills.values()) + 1) <= KILLS:
-        time.sleep(choose.uniform(0.0, 0.3))
-        look(f"before kill {number}")
-        if number % SUPERVISOR_EVERY == 0:
-            acknowledged |= {line["seq"] for line in run.events()}
-            run.process.kill()
-            run.process.wait(DEADLINE)
-            kills["supervisor"] += 1
-            starts += 1
-            step(f"start {starts}, after {number} kills")
-            run = Run(CONFIG, "--resume")
-            run.soaks(starts)
-        elif number % EXPORTER_EVERY == 0 and exporters():
-            os.kill(choose.choice(exporters()), signal.SIGKILL)
-            kills["exporter"] += 1
-        else:
-            name, pid = choose.choice(list(run.pids().items()))
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                # It died a moment ago, and the ledger has not heard of the next one yet.
-                continue
-            kills["worker"] += 1
-            look(f"when {name} was killed, {number}")
-        look(f"after kill {number}")
+
+def killed() -> dict[str, Any]:
+    """The run goes on, and is killed again and again."""
+    killer = Killer()
+    killer.kill_all()
+    run = killer.run
     # Left alone for a while, it goes on as ever: all is covered, and each detector sees its canary.
     run.until("all that a pass needs", lambda: not run.uncovered())
     code = run.end(signal.SIGTERM)
@@ -125,21 +157,57 @@ def killed() -> dict[str, Any]:
     numbers = [line["seq"] for line in lines]
     return {
         "tried": KILLS,
-        "kills": kills,
-        "starts": starts,
+        "kills": killer.kills,
+        "starts": len(run.events("workers.started")),
         "resumed": sum(line["event"] == "run.resumed" for line in lines),
         "code": code,
-        "gone_back": gone_back,
-        "missing": sorted(acknowledged - set(numbers)),
+        "gone_back": killer.gone_back,
+        "missing": sorted(killer.acknowledged - set(numbers)),
         "in_order": numbers == list(range(1, len(numbers) + 1)),
-        "left": left(),
         "verdict": run.verdict(),
-        "ledger": (run.directory / "ledger").is_symlink(),
         "events": [line["event"] for line in lines],
         "unexplained": [
             line for line in lines if line["event"] == "violation.found" and line["known_issue"] is None
         ],
+        "left": left(),
+        "ledger": (run.directory / "ledger").is_symlink(),
     }
+
+
+def full_disk() -> dict[str, Any]:
+    """A run whose disk gets full and stays so beyond its end."""
+    configure(CONFIG, "10m")
+    run = Run(CONFIG)
+    run.soaks()
+    filler, reserve = RUNS / "filler", run.directory / ".journal.reserve"
+    fill(filler)
+    run.until("a violation has spent the reserve", lambda: not is_allocated(reserve))
+    # Of the reserve is left what the end of a run writes, and not what its ledger takes.
+    fill(filler)
+    os.truncate(filler, filler.stat().st_size - LEFT)
+    samples = run.samples()
+    run.until("samples on a full disk", lambda: run.samples() > samples + 1)
+    begun = run.operations()
+    run.until("operations on a full disk", lambda: run.operations() > begun)
+    seen: dict[str, Any] = {"code": run.end(signal.SIGTERM), "said": run.said, "left": left()}
+    seen["verdict"] = run.verdict()
+    filler.unlink()
+    seen["restore"] = command("restore").stdout
+    seen["begun"] = [begun, run.operations()]
+    seen["after"] = left()
+    seen["report"] = command("report", str(run.directory)).stdout
+    return seen
+
+
+def fill(filler: Path) -> None:
+    """Take all the space of the disk."""
+    with filler.open("ab", buffering=0) as file, contextlib.suppress(OSError):
+        while file.write(bytes(1 << 16)):
+            pass
+
+
+def is_allocated(path: Path) -> bool:
+    return path.exists() and path.stat().st_blocks > 0
 
 
 def leak_probes(run: Run) -> list[str]:
@@ -193,34 +261,10 @@ def device_gone() -> dict[str, Any]:
     return seen
 
 
-def full_disk() -> dict[str, Any]:
-    """A run whose disk gets full and stays so beyond its end."""
-    SMALL.mkdir()
-    checked(LIBC.mount(b"none", bytes(SMALL), b"tmpfs", 0, b"size=80m"), "mount")
-    configure(CONFIG, "10m")
-    run = Run(CONFIG, directory=SMALL / "run")
-    run.soaks()
-    filler = SMALL / "filler"
-    with filler.open("ab", buffering=0) as file, contextlib.suppress(OSError):
-        while file.write(bytes(1 << 16)):
-            pass
-    samples = run.samples()
-    # Samples are what fills the last block, and the ledger is copied with each.
-    run.until("samples on a full disk", lambda: run.samples() > samples + 1)
-    begun = run.operations()
-    run.until("operations on a full disk", lambda: run.operations() > begun)
-    seen: dict[str, Any] = {"code": run.end(signal.SIGTERM), "said": run.said, "left": left()}
-    seen["verdict"] = run.verdict()
-    filler.unlink()
-    seen["restore"] = command("restore").stdout
-    seen["begun"] = [begun, run.operations()]
-    seen["after"] = left()
-    seen["report"] = command("report", str(run.directory)).stdout
-    return seen
-
-
 def main() -> None:
     listen_on_loopback()
+    RUNS.mkdir(parents=True)
+    checked(LIBC.mount(b"none", bytes(RUNS), b"tmpfs", 0, b"size=80m"), "mount")
     play({"ordinary": ordinary, "killed": killed, "full": full_disk, "gone": device_gone})
 
 
