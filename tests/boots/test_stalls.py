@@ -9,7 +9,7 @@ import pytest
 
 from tests.boots.harness.evidence import check_stall_evidence
 from tests.boots.harness.kernels import QUICK_KERNEL
-from tests.boots.harness.lab import CALM, COVERING, FULL_LOAD, lab
+from tests.boots.harness.lab import COVERING, FULL_LOAD, STEADY, lab
 from tests.boots.harness.script import guest_program, seen_in_guest
 
 if TYPE_CHECKING:
@@ -113,7 +113,8 @@ def test_wedged_workers_are_replaced_then_end_the_run(tmp_path: Path) -> None:
     config = tmp_path / "soak.toml"
     # Until its turn comes, each operation on the file stalls and is freed: sooner than usual here.
     config.write_text(
-        f"[limits]\nwedged-workers = 0\n[stall]\nlate = '300ms'\nthreshold = '600ms'\n[workload]\n{CALM}"
+        "[limits]\nwedged-workers = 0\n[stall]\nlate = '300ms'\nthreshold = '600ms'\n"
+        f"[workload]\n{STEADY}"
     )
     # Of the first sixty trials of this seed, no more than ten lie between two that unlink.
     arguments = (

@@ -32,7 +32,7 @@ PROGRAM: Final = Path("/usr/lib/dax-soak")
 # Of the processors of a guest the soak has most.
 _POLL_SECONDS: Final = 0.3
 # Operations a second of a worker: where programs start and end, the processors are for them.
-_RATE: Final = 20
+_RATE: Final = 5
 # With this rate a hundred operations of each kind, which a pass needs, soon have come together.
 COVERING: Final = 200
 _LISTEN: Final = "127.0.0.1:9823"
@@ -137,7 +137,7 @@ class Newest(RunView):
     def __init__(self) -> None:
         super().__init__()
         self._reader: LedgerReader | None = None
-        self._reader_file: tuple[Path, int] | None = None
+        self._reader_file: tuple[Path, int, int] | None = None
 
     @property
     def directory(self) -> Path:
@@ -152,7 +152,9 @@ class Newest(RunView):
         """
         path = self.directory / "ledger"
         try:
-            file = (path, path.stat().st_ino)
+            status = path.stat()
+            # It moves between disk and memory, where the numbers of files are alike.
+            file = (path, status.st_dev, status.st_ino)
             if self._reader is None or self._reader_file != file:
                 if self._reader is not None:
                     self._reader.close()
@@ -170,6 +172,12 @@ class Newest(RunView):
         reader = self.ledger()
         blocks = [] if reader is None else reader.blocks("worker")
         return {block.block.name: block.get("pid") for block in blocks}
+
+    def begun(self) -> dict[str, int]:
+        """Return how many operations each worker has begun."""
+        reader = self.ledger()
+        blocks = [] if reader is None else reader.blocks("worker")
+        return {block.block.name: block.get("begun") for block in blocks}
 
     def samples(self) -> int:
         reader = self.ledger()
@@ -211,11 +219,8 @@ class Newest(RunView):
 class Run(Newest):
     """`dax-soak run`, started here."""
 
-    def __init__(self, config: Path, *words: str, directory: Path | None = None) -> None:
+    def __init__(self, config: Path, *words: str) -> None:
         super().__init__()
-        self._directory = directory
-        if directory is not None:
-            words = (*words, "--run-dir", str(directory))
         with _LOG.open("ab") as log:
             self.process = subprocess.Popen(
                 [*_COMMAND, "run", "-c", str(config), *words],
@@ -224,10 +229,6 @@ class Run(Newest):
                 stdin=subprocess.DEVNULL,
                 env=_ENVIRONMENT,
             )
-
-    @property
-    def directory(self) -> Path:
-        return super().directory if self._directory is None else self._directory
 
     def is_there(self) -> bool:
         reader = self.ledger()

@@ -24,8 +24,10 @@ if TYPE_CHECKING:
     from tests.boots.harness.scrape import Scrape
 
 # What a configuration has under [workload]. Processors are for what a test is about, and for the tests
-# beside it.
-CALM: Final = "rate = 20\ntrials = 1\n"
+# beside it: under emulation 20 operations a second of each worker take most of one.
+CALM: Final = "rate = 5\ntrials = 1\n"
+# Where a test waits for something that few trials show.
+STEADY: Final = "rate = 20\ntrials = 1\n"
 # With this a hundred operations of each kind, which a pass needs, soon have come together.
 COVERING: Final = "rate = 200\n"
 # Where each operation against a transfer sleeps until it is freed, more workers are no more work.
