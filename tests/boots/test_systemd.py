@@ -12,6 +12,7 @@ from tests.boots.harness.script import guest_program, seen_in_guest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from tests.boots.harness.shared_setups import SharedSetUps
 
@@ -26,11 +27,11 @@ RUNNING = {"ActiveState": "active", "SubState": "running"}
 @pytest.fixture
 def seen(request: pytest.FixtureRequest, shared: SharedSetUps) -> Mapping[str, Any]:
     """Boot once, and have everything tried that this file is about."""
-    return shared.get(
-        request,
-        "systemd",
-        lambda place, _: seen_in_guest(place, SCRIPT, "--package", "systemd", kernel=KERNEL),
-    )
+    return shared.get(request, "systemd", lambda place, _: look(place, SCRIPT))
+
+
+def look(place: Path, script: str) -> Mapping[str, Any]:
+    return seen_in_guest(place, script, "--package", "systemd", kernel=KERNEL)
 
 
 def test_the_printed_commands_start_both_units(seen: Mapping[str, Any]) -> None:
@@ -61,7 +62,10 @@ def test_a_stopped_exporter_is_replaced_alone(seen: Mapping[str, Any]) -> None:
     assert seen["exporter_stands_still"] == {"soak": 0, "active": True}
 
 
-def test_a_stopped_supervisor_is_replaced(seen: Mapping[str, Any]) -> None:
+@pytest.mark.long
+def test_a_stopped_supervisor_is_replaced(tmp_path: Path) -> None:
+    """Its watchdog does what the exporter's does, and takes a minute."""
+    seen = look(tmp_path, SCRIPT.replace("THOROUGH: Final = False\n", "THOROUGH: Final = True\n"))
     assert seen["supervisor_stands_still"] == {"restarts": 1, "resumed": 1}
 
 
