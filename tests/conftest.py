@@ -61,7 +61,7 @@ def pytest_xdist_auto_num_workers() -> int:
 # Before the nodes' own, which reads the groups.
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the longest guests first, and tests of one set-up into one process, in their order."""
+    """Put what takes longest first, and tests of one set-up into one process, in their order."""
     costs: dict[str, float] = defaultdict(float)
     places: dict[pytest.Item, str] = {}
     for item in items:
@@ -73,7 +73,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if lab is not None:
             # A loaded machine may do to a guest what it does once. Unit tests have no such excuse.
             item.add_marker(pytest.mark.flaky(reruns=1))
-            costs[places[item]] = max(costs[places[item]], lab.kwargs.get("seconds", 30))
+        cost = lab or item.get_closest_marker("takes")
+        if cost is not None:
+            costs[places[item]] = max(costs[places[item]], cost.kwargs.get("seconds", 30))
     items.sort(key=lambda item: -costs[places[item]])
 
 

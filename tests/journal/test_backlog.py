@@ -330,4 +330,4 @@ class JournalMachine(RuleBasedStateMachine):
 JournalMachine.TestCase.settings = settings(
     derandomize=True, database=None, deadline=None, max_examples=100, stateful_step_count=40
 )
-TestJournal = JournalMachine.TestCase
+TestJournal = pytest.mark.takes(seconds=20)(JournalMachine.TestCase)

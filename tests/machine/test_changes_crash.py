@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -15,7 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from soak.machine.changes import FAILED, restore_only
+from tests.machine import kill_each
+from tests.machine.kill_each import CHANGES
 from tests.machine.support import LATER_BOOT, SETTINGS, Place, killed_at, perform
+from tests.support.program import ROOT
 from tests.support.soak import deterministic
 
 if TYPE_CHECKING:
@@ -50,17 +55,18 @@ def test_a_kill_at_any_call_is_undone(steps: list[tuple[str, Any]], call: int, a
             assert changes.held == ()
 
 
-@pytest.mark.parametrize("kind", ["set", "make"])
+@pytest.mark.takes(seconds=20)
+@pytest.mark.parametrize("kind", CHANGES)
 def test_a_kill_within_one_change_is_undone(tmp_path: Path, kind: str) -> None:
-    argument = (SETTINGS[0], 2000) if kind == "set" else "scratch"
-    place = Place.make(tmp_path)
-    before, call, killed = place.snapshot(), 1, 0
-    while killed_at(call, lambda: perform(place, [(kind, argument)])):
-        restore_only(place.state, place.machine())
-        assert place.snapshot() == before, f"killed at call {call}"
-        killed, call = killed + 1, call + 29
-    assert killed > 20
-    assert place.snapshot() == before
+    done = subprocess.run(
+        [sys.executable, "-m", kill_each.__name__, str(tmp_path), kind],
+        check=False,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 20
 
 
 @given(steps=_steps, call=st.integers(1, _MOST_CALLS))

@@ -21,7 +21,13 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-many_inputs = pytest.mark.parametrize("count", [2_000, pytest.param(20_000, marks=pytest.mark.long)])
+many_inputs = pytest.mark.parametrize(
+    "count",
+    [
+        pytest.param(2_000, marks=pytest.mark.takes(seconds=20)),
+        pytest.param(20_000, marks=pytest.mark.long),
+    ],
+)
 
 # An input takes some milliseconds. This one bounds what waits for something that never comes, too.
 _INPUT_SECONDS: Final = 120
