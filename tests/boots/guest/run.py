@@ -33,6 +33,7 @@ MAPPING_LIMIT: Final = Path("/sys/module/vfio_iommu_type1/parameters/dma_entry_l
 KNOWN_LEAK: Final = "type1-device-dax-leak"
 # Where runs are kept: a file system of their own, which gets full.
 RUNS: Final = STATE / "runs"
+# Bytes that hold what the end of a run writes, and not its ledger.
 LEFT: Final = 256 << 10
 NO_CANARIES: Final = "[canaries]\nevery = 0"
 # More of them in 'make soak-long', which changes this line.
@@ -42,8 +43,8 @@ SUPERVISOR_EVERY: Final = 60
 EXPORTER_EVERY: Final = 33
 # Operations a second: what a pass needs has come together when all are killed.
 RATE: Final = 60
-# A worker may die so often in a row before it has begun an operation: with the next death the soak
-# takes it for one that dies of itself.
+# A worker is killed at most so often in a row before it has begun an operation: after five such deaths
+# the soak does not restart it, because it seems to die of itself.
 IDLE_DEATHS: Final = 3
 
 
