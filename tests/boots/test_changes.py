@@ -26,7 +26,7 @@ KERNELS = ("debian:6.1", pytest.param(QUICK_KERNEL, marks=pytest.mark.long))
 def seen(request: pytest.FixtureRequest, shared: SharedSetUps) -> Mapping[str, Any]:
     """Boot once for each kernel, and have everything tried that this file is about."""
     kernel = request.param
-    script = SCRIPT.replace("ROUNDS = 3\n", "ROUNDS = 20\n") if kernel == QUICK_KERNEL else SCRIPT
+    script = guest_program("changes", ROUNDS=20) if kernel == QUICK_KERNEL else SCRIPT
     return shared.get(
         request,
         f"changes-{kernel.replace('/', '_')}",

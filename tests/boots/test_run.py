@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.lab(seconds=200)
 
-SCRIPT = guest_program("run")
 KNOWN_LEAK = "type1-device-dax-leak"
 
 
@@ -25,7 +24,7 @@ KNOWN_LEAK = "type1-device-dax-leak"
 def seen(request: pytest.FixtureRequest, shared: SharedSetUps) -> Mapping[str, Any]:
     """Boot once, and have everything tried that this file is about."""
     kills = request.param
-    script = SCRIPT.replace("KILLS: Final = 100\n", f"KILLS: Final = {kills}\n")
+    script = guest_program("run", KILLS=kills)
     return shared.get(request, f"run-{kills}", lambda place, _: seen_in_guest(place, script))
 
 

@@ -65,7 +65,7 @@ def test_a_stopped_exporter_is_replaced_alone(seen: Mapping[str, Any]) -> None:
 @pytest.mark.long
 def test_a_stopped_supervisor_is_replaced(tmp_path: Path) -> None:
     """Its watchdog does what the exporter's does, and takes a minute."""
-    seen = look(tmp_path, SCRIPT.replace("THOROUGH: Final = False\n", "THOROUGH: Final = True\n"))
+    seen = look(tmp_path, guest_program("systemd", THOROUGH=True))
     assert seen["supervisor_stands_still"] == {"restarts": 1, "resumed": 1}
 
 

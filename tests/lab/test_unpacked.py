@@ -16,7 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from soak.lab.cache import Cache
+from soak.lab.host.machine import Machine
+from soak.lab.host.scratch import Scratch
+from soak.lab.kernels.store import Kernel
 from soak.lab.kernels.unpacked import unpacked_image
+from soak.lab.protocol import Order
+from tests.lab.support import lab_request
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -125,6 +130,15 @@ def test_an_image_is_unpacked_once(tmp_path: Path) -> None:
     before = first.stat().st_mtime_ns
     assert unpacked_image(cache, image) == first
     assert first.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(("accelerator", "booted"), [("tcg", "unpacked"), ("kvm", "bzImage")])
+def test_only_emulated_machines_boot_it(tmp_path: Path, accelerator: str, booted: str) -> None:
+    kernel = Kernel("stand-in", "6.1.0", tmp_path / "bzImage", None, tmp_path / "unpacked")
+    request = lab_request(tmp_path, kernel=kernel)
+    with Scratch(tmp_path, (), Order("run-1", {}, "ext4", [], 1.0)) as scratch:
+        machine = Machine.of_boot(request, accelerator, scratch, 4096)
+        assert machine.kernel == tmp_path / booted
 
 
 @given(st.data())

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -92,9 +93,14 @@ class GuestScript(Boot):
         return Signs(0, self._sizes())
 
 
-def guest_program(name: str) -> str:
-    """Return the text of a program of `tests/boots/guest`."""
-    return (_PROGRAMS / f"{name}.py").read_text()
+def guest_program(name: str, **constants: object) -> str:
+    """Return the text of a program of `tests/boots/guest`, some constants of which have other values."""
+    text = (_PROGRAMS / f"{name}.py").read_text()
+    for constant, value in constants.items():
+        line = re.compile(rf"^({constant}(?:: Final)? = ).*$", re.MULTILINE)
+        text, changed = line.subn(rf"\g<1>{value!r}", text)
+        assert changed == 1, f"{name}.py has {changed} lines that set {constant}"
+    return text
 
 
 def run_script(place: Path, script: str, *arguments: str, kernel: str = QUICK_KERNEL) -> GuestScript:
